@@ -1,0 +1,1 @@
+"""What everyone may import: configs, plain data between the layers, errors, metrics."""

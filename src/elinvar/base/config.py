@@ -1,0 +1,93 @@
+"""Frozen configuration: what a model is (ModelConfig) and how it is run (EngineConfig)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+LayerKind = Literal["full", "sliding"]
+KVDtype = Literal["f16", "bf16", "f32"]
+
+BLOCK_SIZE = 32
+"""Tokens a KV block. Part of `attention`'s definition: block borders are absolute positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary embedding of one layer kind.
+
+    inv_freq_i = base ** (-2 i / dim) / factor; with `llama3` set, frequencies are scaled by
+    wavelength as in Llama 3.1: (factor, low_freq_factor, high_freq_factor, original_context).
+    """
+
+    base: float
+    dim: int
+    factor: float = 1.0
+    llama3: tuple[float, float, float, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The shape of a text decoder, the same whether it came from GGUF or from config.json."""
+
+    family: str
+    vocab_size: int
+    dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ff_dim: int
+    max_context: int
+    norm_eps: float
+    layer_kinds: tuple[LayerKind, ...]
+    """One entry a layer."""
+    rope: dict[LayerKind, RopeConfig]
+    attn_scale: float
+    """Factor on q·k, usually head_dim ** -0.5."""
+    window: int | None = None
+    """Sliding layers: a query at position p sees keys p - window + 1 .. p."""
+    embed_scale: float = 1.0
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    tied_head: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KVSpec:
+    """KV cache of one layer kind: its layers share block ids, each has its own arrays."""
+
+    kind: LayerKind
+    layers: tuple[int, ...]
+    num_kv_heads: int
+    head_dim: int
+    dtype: KVDtype = "f16"
+    window: int | None = None
+    block_size: int = BLOCK_SIZE
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all the layers of this kind."""
+        size = {"f16": 2, "bf16": 2, "f32": 4}[self.dtype]
+        return len(self.layers) * 2 * self.block_size * self.num_kv_heads * self.head_dim * size
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How a model is run. None of these may change a token or a log-prob, but `provider`,
+    `weight_format` and `kv_dtype`."""
+
+    provider: str = "cpu"
+    num_threads: int | None = None
+    """Compute threads; None: the CPUs this process may use."""
+    kv_dtype: KVDtype = "f16"
+    weight_format: Literal["auto", "f32"] = "auto"
+    """`auto` keeps the file's precision; `f32` dequantises everything."""
+    kv_memory: int | None = None
+    """Bytes for the KV cache; None: a share of the free memory (see engine.plan_kv)."""
+    max_context: int | None = None
+    """Longest sequence, prompt and answer; None: the model's own."""
+    max_rows: int = 256
+    """Requests running at once."""
+    max_step_tokens: int = 512
+    """Token budget of one step: decode rows first, the rest goes to prompts."""
+    prefix_cache: bool = True

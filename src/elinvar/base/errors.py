@@ -1,0 +1,17 @@
+"""Errors that reach a user. Each message is one sentence that names the thing and the remedy."""
+
+
+class ElinvarError(Exception):
+    """Anything a user can cause; the CLI prints it and exits 1, the server answers 4xx or 5xx."""
+
+
+class ModelError(ElinvarError):
+    """A model that cannot be found, read or run: bad file, unknown architecture, no tokenizer."""
+
+
+class InputError(ElinvarError):
+    """A bad request. `field` is the name the user wrote (for example `max_tokens`)."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field

@@ -1,0 +1,71 @@
+"""The plain data between scheduler and runner: ints, lists and strings, no arrays.
+
+Plan: which rows compute which token spans and which blocks are new. Output: what was sampled.
+A simulator can stand behind the same scheduler.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from elinvar.base.sampling import SamplingParams
+
+
+@dataclass(slots=True)
+class RowStart:
+    """A request takes a row (for the first time, or again after preemption)."""
+
+    request_id: str
+    row: int
+    token_ids: list[int]
+    """All tokens known so far: the prompt, and after preemption what was sampled."""
+    params: SamplingParams
+    """`seed` is set: the engine drew one where the user gave none."""
+    blocks: list[list[int]]
+    """Per KV group: block ids from the start of the sequence, from the prefix cache; -1 where a
+    sliding group needs none (it lies outside the window). Empty lists when nothing was found."""
+
+
+@dataclass(slots=True)
+class PlanItem:
+    """Row `row` computes the tokens at positions start .. start + num_tokens - 1."""
+
+    request_id: str
+    row: int
+    start: int
+    num_tokens: int
+    sample: bool
+    """Whether the span ends at the last known token, so that the next one is sampled."""
+    new_blocks: list[list[int]]
+    """Per KV group: block ids appended to the row's table before this step."""
+    num_drafts: int = 0
+
+
+@dataclass(slots=True)
+class StepPlan:
+    started: list[RowStart] = field(default_factory=list)
+    items: list[PlanItem] = field(default_factory=list)
+    released_rows: list[int] = field(default_factory=list)
+    """Rows of requests that finished, were cancelled or preempted since the last plan."""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(item.num_tokens for item in self.items)
+
+
+@dataclass(slots=True)
+class TokenLogprobs:
+    """Log-probs of one sampled token, of the softmax over the raw logits (temperature 1)."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+    """The likeliest tokens, most likely first; equal ones by token id."""
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """Parallel to StepPlan.items; entries of items that sample nothing are empty."""
+
+    sampled: list[list[int]]
+    logprobs: list[list[TokenLogprobs]]
+    """Empty lists for requests that asked for none."""

@@ -1,0 +1,79 @@
+"""Sampling parameters: validated once, here, at the door."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from elinvar.base.errors import InputError
+
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """What decides a request's tokens, together with its prompt.
+
+    Nothing is taken from the model's generation_config: what is not said has the default below.
+    Raises InputError naming the field when a value is out of range.
+    """
+
+    max_tokens: int = 256
+    """Most tokens to generate."""
+    temperature: float = 1.0
+    """0 is greedy; otherwise logits are divided by it."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of most likely tokens whose probability reaches p."""
+    min_p: float = 0.0
+    """Keep tokens at least min_p times as likely as the likeliest."""
+    seed: int | None = None
+    """64-bit seed of the sampling noise; None: drawn at random (the result tells which)."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; they are not part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the answer, besides the model's own end tokens."""
+    ignore_eos: bool = False
+    """Go on after the model's end token (for benchmarks)."""
+    logprobs: int | None = None
+    """None: none; k: the sampled token's log-prob and those of the k likeliest tokens."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        _integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        _number("temperature", self.temperature, 0.0, 100.0)
+        _integer("top_k", self.top_k, 0, 2**31 - 1)
+        _number("top_p", self.top_p, 0.0, 1.0)
+        if self.top_p == 0.0:
+            raise InputError("top_p", "top_p must be above 0 and at most 1, got 0.")
+        _number("min_p", self.min_p, 0.0, 1.0)
+        if self.seed is not None:
+            _integer("seed", self.seed, -(2**63), 2**64 - 1)
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if len(self.stop) > MAX_STOPS:
+            raise InputError("stop", f"stop takes at most {MAX_STOPS} texts, got {len(self.stop)}.")
+        if any(not isinstance(s, str) or not s for s in self.stop):
+            raise InputError("stop", "stop must hold non-empty texts.")
+        for t in self.stop_token_ids:
+            _integer("stop_token_ids", t, 0, 2**31 - 1)
+
+
+def _integer(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InputError(
+            name, f"{name} must be an integer between {low} and {high}, got {value!r}."
+        )
+
+
+def _number(name: str, value: object, low: float, high: float) -> None:
+    ok = isinstance(value, int | float) and not isinstance(value, bool)
+    if not ok or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type, operator]
+        raise InputError(
+            name, f"{name} must be a number between {low:g} and {high:g}, got {value!r}."
+        )

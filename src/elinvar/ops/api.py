@@ -1,0 +1,150 @@
+"""Every op: its signature, shapes and meaning. A provider implements them; `ref` is the oracle.
+
+Arrays are numpy, float32 unless said, C-contiguous. Legend: T tokens, D model or head dim,
+K inputs, N outputs, H heads, R sequences, L logit rows, V vocabulary, P positions, B blocks.
+
+Each output element has one reduction order, fixed here (the contract, docs/design/001):
+sums over k in `linear` are one ascending chain of FMAs; sums that cross lanes (norms, softmax)
+are 16 partial sums, element i going to partial i mod 16, joined by the tree 8, 4, 2, 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elinvar.base.config import KVDtype, KVSpec
+from elinvar.ops.layout import PANEL, Weight
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+Activation = Literal["silu", "gelu_tanh"]
+
+ATTENTION_SPLIT = 1024
+"""Keys (absolute positions) whose softmax is accumulated before it is merged, in ascending
+order, into the row's result. Part of attention's definition."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KVLayer:
+    """Keys and values of one layer. Keys lie transposed in a block, so that a kernel holds 32
+    keys in lanes; the last dim of values is padded to 16. bf16 is stored as uint16 bits."""
+
+    dtype: KVDtype
+    k: NDArray[Any]
+    """[B, H, D, 32]"""
+    v: NDArray[Any]
+    """[B, H, 32, D padded to a multiple of 16]"""
+
+
+def new_kv_layer(spec: KVSpec, num_blocks: int) -> KVLayer:
+    """Zeroed arrays of one layer (the memory is touched only when written)."""
+    dtype: Any = {"f16": np.float16, "bf16": np.uint16, "f32": np.float32}[spec.dtype]
+    padded = -(-spec.head_dim // PANEL) * PANEL
+    k = np.zeros((num_blocks, spec.num_kv_heads, spec.head_dim, spec.block_size), dtype)
+    v = np.zeros((num_blocks, spec.num_kv_heads, spec.block_size, padded), dtype)
+    return KVLayer(spec.dtype, k, v)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampleArgs:
+    """Per logit row. Noise is Philox4x32-10 (Salmon et al., 2011) of (seed, position, token id)."""
+
+    seeds: NDArray[np.uint64]
+    positions: I32
+    """Index in the sequence that the sampled token will have."""
+    temperature: F32
+    """0: greedy (the lowest id among equals)."""
+    top_k: I32
+    """0: off."""
+    top_p: F32
+    min_p: F32
+    num_logprobs: int
+    """Top log-probs to return for every row; 0 for none."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampleResult:
+    ids: I32
+    """[L]"""
+    logprobs: F32
+    """[L] of the sampled token, softmax of the raw logits."""
+    top_ids: I32
+    """[L, num_logprobs] likeliest first, equal ones by id."""
+    top_logprobs: F32
+
+
+class Ops(Protocol):
+    """What a provider offers. Inputs are never changed, but the KV cache by rope_write."""
+
+    name: str
+
+    def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:
+        """Rows of w times scale -> [T, D]."""
+        ...
+
+    def rms_norm(self, x_TD: F32, gain_D: F32, eps: float) -> F32:
+        """x / sqrt(mean(x^2) + eps) * gain (Zhang and Sennrich, 2019)."""
+        ...
+
+    def add(self, x_TD: F32, y_TD: F32) -> F32: ...
+
+    def add_rms_norm(self, x_TD: F32, y_TD: F32, gain_D: F32, eps: float) -> tuple[F32, F32]:
+        """(s, rms_norm(s)) with s = x + y."""
+        ...
+
+    def linear(self, x_TK: F32, weights: Sequence[Weight]) -> F32:
+        """x w^T of several matrices with one K, side by side -> [T, sum of N].
+
+        Quantised weights: x is rounded to int8 per token and group of 32
+        (scale = max|x| / 127); a group's integer dot is exact, then
+        y = fma(dot, w_scale * x_scale, y), and with mins y = fma(min, x_scale * sum(codes), y).
+        """
+        ...
+
+    def gated_linear(self, x_TK: F32, gate: Weight, up: Weight, activation: Activation) -> F32:
+        """act(x gate^T) * (x up^T) -> [T, N]."""
+        ...
+
+    def rope_write(
+        self,
+        qkv_TN: F32,
+        positions_T: I32,
+        rope_PD: F32,
+        kv: KVLayer,
+        slots_T: I32,
+        num_heads: int,
+        q_gain_D: F32 | None,
+        k_gain_D: F32 | None,
+        eps: float,
+    ) -> F32:
+        """Split qkv [T, (H + 2 Hkv) D]; RMS norm per head of q and k where gains are given; rotate
+        pairs (i, i + D/2) of q and k by rope_PD[position] = cos in the first half, sin in the
+        second; write k and v to their slots (f16 saturates at 65504). Returns q [T, H, D]."""
+        ...
+
+    def attention(
+        self,
+        q_THD: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        seq_lens: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        scale: float,
+        window: int | None,
+    ) -> F32:
+        """Causal attention over the cache -> [T, H * D]. A query at position p sees keys
+        max(0, p - window + 1) .. p. Keys are walked in blocks of 32 at absolute positions with a
+        running softmax (Milakov and Gimelshein, 2018), restarted every ATTENTION_SPLIT keys and
+        merged in ascending order (Dao et al., 2023)."""
+        ...
+
+    def sample(self, logits_LV: F32, args: SampleArgs) -> SampleResult:
+        """Temperature, then top-k, top-p over what top-k kept, min-p; then the Gumbel-max rule
+        (Gumbel, 1954) over the kept tokens; equal scores go to the lower id."""
+        ...

@@ -1,0 +1,167 @@
+"""How a matrix is stored for the kernels: packed panels of 16 output columns.
+
+A Weight is a logical matrix w[N, K] (out, in) that `linear` multiplies by: y = x w^T. It is cut
+into panels of PANEL rows of w (output columns), so that a kernel keeps 16 outputs in SIMD lanes
+and walks k in ascending order; no horizontal sum exists. The layout is the same for every
+instruction set: a packed file moves between machines.
+
+One panel, padded to 64 bytes (G = K / 32 groups):
+
+    q4   codes [G][4][16][4] bytes; byte (g, c, n, j) holds code k = 32g + 8c + j in its low and
+         k + 4 in its high nibble; then scales f16 [G][16], then mins f16 [G][16];
+         w = scale * code + min, code 0..15
+    q8   codes int8 [G][8][16][4]; byte (g, c, n, j) is k = 32g + 4c + j; then scales f16 [G][16];
+         w = scale * code, code -127..127
+    f16, bf16, f32   [K][16] values
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+GROUP = 32
+PANEL = 16
+ALIGN = 64
+
+WeightKind = Literal["q4", "q8", "f16", "bf16", "f32"]
+_FLOATS: dict[str, Any] = {"f16": np.float16, "bf16": np.uint16, "f32": np.float32}
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A packed matrix. `data` is 1-D uint8, 64-byte aligned panels one after the other; it may
+    be a read-only view of a mapped file."""
+
+    kind: WeightKind
+    shape: tuple[int, int]
+    """(N, K): outputs, inputs."""
+    data: NDArray[np.uint8]
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+
+def num_panels(n: int) -> int:
+    return -(-n // PANEL)
+
+
+def panel_bytes(kind: WeightKind, k: int) -> int:
+    """Bytes of one panel of 16 columns, padding included."""
+    if kind == "q4":
+        size = k // GROUP * (PANEL * GROUP // 2 + 2 * PANEL * 2)
+    elif kind == "q8":
+        size = k // GROUP * (PANEL * GROUP + PANEL * 2)
+    else:
+        size = k * PANEL * np.dtype(_FLOATS[kind]).itemsize
+    return -(-size // ALIGN) * ALIGN
+
+
+def packed_bytes(kind: WeightKind, shape: tuple[int, int]) -> int:
+    return num_panels(shape[0]) * panel_bytes(kind, shape[1])
+
+
+def aligned_empty(nbytes: int) -> NDArray[np.uint8]:
+    """Uninitialised bytes at a 64-byte aligned address."""
+    raw = np.empty(nbytes + ALIGN, np.uint8)
+    start = -raw.ctypes.data % ALIGN
+    return raw[start : start + nbytes]
+
+
+def pack_q4(
+    codes: NDArray[np.uint8], scales: NDArray[np.float16], mins: NDArray[np.float16]
+) -> Weight:
+    """codes [N, K] in 0..15, scales and mins [N, K/32]: w = scale * code + min."""
+    n, k = codes.shape
+    p, g = num_panels(n), k // GROUP
+    c = _panels(codes).reshape(p, PANEL, g, 4, 2, 4)  # panel, n, g, c, half, j
+    nibbles = (c[:, :, :, :, 0] | (c[:, :, :, :, 1] << 4)).transpose(0, 2, 3, 1, 4)
+    return _assemble("q4", (n, k), nibbles, _group_columns(scales), _group_columns(mins))
+
+
+def pack_q8(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> Weight:
+    """codes [N, K] in -127..127, scales [N, K/32]: w = scale * code."""
+    n, k = codes.shape
+    c = _panels(codes).reshape(num_panels(n), PANEL, k // GROUP, 8, 4).transpose(0, 2, 3, 1, 4)
+    return _assemble("q8", (n, k), c, _group_columns(scales))
+
+
+def pack_float(kind: WeightKind, w: NDArray[Any]) -> Weight:
+    """w [N, K]: float16 for f16, uint16 (the bits) for bf16, float32 for f32."""
+    n, k = w.shape
+    values = _panels(np.asarray(w, dtype=_FLOATS[kind])).reshape(num_panels(n), PANEL, k)
+    return _assemble(kind, (n, k), values.transpose(0, 2, 1))
+
+
+def unpack(w: Weight) -> NDArray[np.float32]:
+    """The matrix [N, K] that a Weight stands for, in float32."""
+    n, k = w.shape
+    p, g = num_panels(n), k // GROUP
+    raw = w.data.reshape(p, panel_bytes(w.kind, k))
+    if w.kind in ("q4", "q8"):
+        codes, scales, mins = unpack_codes(w)
+        full = codes.reshape(n, g, GROUP).astype(np.float32) * scales[:, :, None]
+        if mins is not None:
+            full += mins[:, :, None]
+        return full.reshape(n, k)
+    size = k * PANEL * np.dtype(_FLOATS[w.kind]).itemsize
+    values = np.ascontiguousarray(raw[:, :size]).view(_FLOATS[w.kind]).reshape(p, k, PANEL)
+    flat = values.transpose(0, 2, 1).reshape(p * PANEL, k)[:n]
+    if w.kind == "bf16":
+        return (flat.astype(np.uint32) << 16).view(np.float32)
+    return flat.astype(np.float32)
+
+
+def unpack_codes(
+    w: Weight,
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32] | None]:
+    """Codes [N, K], scales [N, K/32] and (q4) mins [N, K/32] of a quantised Weight."""
+    n, k = w.shape
+    p, g = num_panels(n), k // GROUP
+    raw = w.data.reshape(p, panel_bytes(w.kind, k))
+    code_bytes = PANEL * (k // 2 if w.kind == "q4" else k)
+    body = raw[:, :code_bytes]
+    if w.kind == "q4":
+        b = body.reshape(p, g, 4, 1, PANEL, 4)
+        halves = np.concatenate([b & 15, b >> 4], axis=3)  # panel, g, c, half, n, j
+        codes = halves.transpose(0, 4, 1, 2, 3, 5)
+    else:
+        codes = body.reshape(p, g, 8, PANEL, 4).transpose(0, 3, 1, 2, 4)
+    codes8 = np.ascontiguousarray(codes).reshape(p * PANEL, k)[:n].view(np.int8)
+
+    def column_values(at: int) -> NDArray[np.float32]:
+        part = np.ascontiguousarray(raw[:, at : at + g * PANEL * 2]).view(np.float16)
+        flat = part.reshape(p, g, PANEL).transpose(0, 2, 1).reshape(p * PANEL, g)
+        return flat[:n].astype(np.float32)
+
+    mins = column_values(code_bytes + g * PANEL * 2) if w.kind == "q4" else None
+    return codes8, column_values(code_bytes), mins
+
+
+def _panels(a: NDArray[Any]) -> NDArray[Any]:
+    """Rows padded with zeros to a multiple of PANEL."""
+    pad = -a.shape[0] % PANEL
+    return np.concatenate([a, np.zeros((pad, a.shape[1]), a.dtype)]) if pad else a
+
+
+def _group_columns(values: NDArray[np.float16]) -> NDArray[np.float16]:
+    """[N, G] -> [P, G, 16]"""
+    v = _panels(np.asarray(values, np.float16))
+    return v.reshape(-1, PANEL, v.shape[1]).transpose(0, 2, 1)
+
+
+def _assemble(kind: WeightKind, shape: tuple[int, int], *parts: NDArray[Any]) -> Weight:
+    p, size = num_panels(shape[0]), panel_bytes(kind, shape[1])
+    data = aligned_empty(p * size)
+    panels = data.reshape(p, size)
+    at = 0
+    for part in parts:
+        flat = np.ascontiguousarray(part).reshape(p, -1).view(np.uint8)
+        panels[:, at : at + flat.shape[1]] = flat
+        at += flat.shape[1]
+    panels[:, at:] = 0
+    return Weight(kind, shape, data)

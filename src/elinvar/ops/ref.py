@@ -1,0 +1,238 @@
+"""The `ref` provider: numpy in float64, obviously right, slow. Every other provider is swept
+against it. It rounds where the definition of an op rounds by design (int8 activations, the
+cache's dtype), and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elinvar.base.config import BLOCK_SIZE
+from elinvar.ops.api import F32, I32, Activation, KVLayer, SampleArgs, SampleResult
+from elinvar.ops.layout import GROUP, Weight, unpack, unpack_codes
+
+F64 = NDArray[np.float64]
+
+
+class RefOps:
+    name = "ref"
+
+    def __init__(self) -> None:
+        self._dense: WeakKeyDictionary[Weight, F32] = WeakKeyDictionary()
+
+    def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:
+        return (self._matrix(w_VD)[ids_T] * np.float32(scale)).astype(np.float32)
+
+    def rms_norm(self, x_TD: F32, gain_D: F32, eps: float) -> F32:
+        x = x_TD.astype(np.float64)
+        return (x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * gain_D).astype(np.float32)
+
+    def add(self, x_TD: F32, y_TD: F32) -> F32:
+        return x_TD + y_TD
+
+    def add_rms_norm(self, x_TD: F32, y_TD: F32, gain_D: F32, eps: float) -> tuple[F32, F32]:
+        s = x_TD + y_TD
+        return s, self.rms_norm(s, gain_D, eps)
+
+    def linear(self, x_TK: F32, weights: Sequence[Weight]) -> F32:
+        return np.concatenate([self._linear(x_TK, w) for w in weights], axis=1)
+
+    def gated_linear(self, x_TK: F32, gate: Weight, up: Weight, activation: Activation) -> F32:
+        g = self._linear(x_TK, gate).astype(np.float64)
+        u = self._linear(x_TK, up).astype(np.float64)
+        with np.errstate(over="ignore"):
+            if activation == "silu":
+                act = g / (1 + np.exp(-g))
+            else:
+                inner = np.sqrt(2 / np.pi) * (g + 0.044715 * g**3)
+                act = 0.5 * g * (1 + np.tanh(inner))
+        return (act * u).astype(np.float32)
+
+    def rope_write(
+        self,
+        qkv_TN: F32,
+        positions_T: I32,
+        rope_PD: F32,
+        kv: KVLayer,
+        slots_T: I32,
+        num_heads: int,
+        q_gain_D: F32 | None,
+        k_gain_D: F32 | None,
+        eps: float,
+    ) -> F32:
+        t = qkv_TN.shape[0]
+        num_kv, dim = kv.k.shape[1:3]
+        qkv = qkv_TN.reshape(t, num_heads + 2 * num_kv, dim)
+        q, k, v = np.split(qkv, [num_heads, num_heads + num_kv], axis=1)
+        if q_gain_D is not None:
+            q = self.rms_norm(q, q_gain_D, eps)
+        if k_gain_D is not None:
+            k = self.rms_norm(k, k_gain_D, eps)
+        table = rope_PD[positions_T].astype(np.float64)
+        q, k = _rotate(q, table), _rotate(k, table)
+        block, offset = slots_T // BLOCK_SIZE, slots_T % BLOCK_SIZE
+        kv.k[block, :, :, offset] = to_kv(k, kv.dtype)
+        kv.v[block, :, offset, :dim] = to_kv(v, kv.dtype)
+        return np.ascontiguousarray(q)
+
+    def attention(
+        self,
+        q_THD: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        seq_lens: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        scale: float,
+        window: int | None,
+    ) -> F32:
+        t, heads, dim = q_THD.shape
+        num_kv = kv.k.shape[1]
+        out = np.zeros((t, heads, dim), np.float32)
+        for r, length in enumerate(seq_lens):
+            blocks = block_table_RB[r, : -(-int(length) // BLOCK_SIZE)]
+            k = from_kv(kv.k[blocks], kv.dtype).transpose(1, 0, 3, 2).reshape(num_kv, -1, dim)
+            v = from_kv(kv.v[blocks], kv.dtype)[..., :dim]
+            v = v.transpose(1, 0, 2, 3).reshape(num_kv, -1, dim)
+            for i in range(query_start_loc[r], query_start_loc[r + 1]):
+                last = int(positions_T[i])
+                first = 0 if window is None else max(0, last - window + 1)
+                for h in range(heads):
+                    keys = k[h // (heads // num_kv), first : last + 1].astype(np.float64)
+                    values = v[h // (heads // num_kv), first : last + 1].astype(np.float64)
+                    s = keys @ q_THD[i, h].astype(np.float64) * scale
+                    p = np.exp(s - s.max())
+                    out[i, h] = (p / p.sum()) @ values
+        return out.reshape(t, heads * dim)
+
+    def sample(self, logits_LV: F32, args: SampleArgs) -> SampleResult:
+        num_rows, vocab = logits_LV.shape
+        ids = np.empty(num_rows, np.int32)
+        logprobs = np.empty(num_rows, np.float32)
+        top_ids = np.empty((num_rows, args.num_logprobs), np.int32)
+        top = np.empty((num_rows, args.num_logprobs), np.float32)
+        for i, row in enumerate(logits_LV.astype(np.float64)):
+            z = row - row.max()
+            lse = np.log(np.exp(z).sum())
+            order = np.lexsort((np.arange(vocab), -row))
+            if args.temperature[i] == 0:
+                ids[i] = order[0]
+            else:
+                kept = _kept(
+                    z / args.temperature[i], order, args.top_k[i], args.top_p[i], args.min_p[i]
+                )
+                noise = gumbel(int(args.seeds[i]), int(args.positions[i]), kept)
+                scores = z[kept] / args.temperature[i] + noise
+                ids[i] = kept[np.lexsort((kept, -scores))[0]]
+            logprobs[i] = z[ids[i]] - lse
+            top_ids[i] = order[: args.num_logprobs]
+            top[i] = z[top_ids[i]] - lse
+        return SampleResult(ids, logprobs, top_ids, top)
+
+    def _matrix(self, w: Weight) -> F32:
+        dense = self._dense.get(w)
+        if dense is None:
+            dense = self._dense[w] = unpack(w)
+        return dense
+
+    def _linear(self, x_TK: F32, w: Weight) -> F32:
+        if w.kind not in ("q4", "q8"):
+            return (x_TK.astype(np.float64) @ self._matrix(w).T.astype(np.float64)).astype(
+                np.float32
+            )
+        x_codes, x_scales = quantize_rows(x_TK)
+        codes, scales, mins = unpack_codes(w)
+        t, k = x_TK.shape
+        xg = x_codes.reshape(t, k // GROUP, GROUP).astype(np.float64)
+        wg = codes.reshape(w.shape[0], k // GROUP, GROUP).astype(np.float64)
+        y = np.zeros((t, w.shape[0]))
+        for g in range(k // GROUP):
+            factor = (x_scales[:, g, None] * scales[None, :, g]).astype(np.float64)
+            y += xg[:, g] @ wg[:, g].T * factor
+            if mins is not None:
+                sums = x_scales[:, g] * xg[:, g].sum(-1).astype(np.float32)
+                y += sums[:, None].astype(np.float64) * mins[None, :, g]
+        return y.astype(np.float32)
+
+
+def quantize_rows(x_TK: F32) -> tuple[NDArray[np.int8], F32]:
+    """int8 codes [T, K] and scales [T, K/32]; groups whose largest |x| is below 1e-30 are zero."""
+    t, k = x_TK.shape
+    groups = x_TK.reshape(t, k // GROUP, GROUP)
+    largest = np.abs(groups).max(-1)
+    live = largest >= np.float32(1e-30)
+    safe = np.where(live, largest, np.float32(1))
+    scales = np.where(live, safe / np.float32(127), np.float32(0))
+    inverse = np.where(live, np.float32(127) / safe, np.float32(0))
+    codes = np.rint(groups * inverse[..., None]).astype(np.int8)
+    return codes.reshape(t, k), scales
+
+
+def gumbel(seed: int, position: int, token_ids: NDArray[Any]) -> F64:
+    """Gumbel noise of (seed, position, token id): word id % 4 of Philox4x32-10 with counter
+    (id // 4, position, 0, 0) and the seed's two halves as key; 23 bits of it are uniform."""
+    ids = np.asarray(token_ids, np.uint64)
+    words = philox(ids >> np.uint64(2), position, seed)
+    bits = words[(ids & np.uint64(3)).astype(np.int64), np.arange(len(ids))]
+    uniform = ((bits >> np.uint64(9)).astype(np.float64) + 0.5) * 2.0**-23
+    return -np.log(-np.log(uniform))
+
+
+def philox(counter: NDArray[np.uint64], position: int, seed: int) -> NDArray[np.uint64]:
+    """Philox4x32-10 (Salmon et al., 2011) -> [4, n] words."""
+    low = np.uint64(0xFFFFFFFF)
+    shift = np.uint64(32)
+    c0 = counter & low
+    c1 = np.full_like(c0, position)
+    c2, c3 = np.zeros_like(c0), np.zeros_like(c0)
+    k0, k1 = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (
+            (p1 >> shift) ^ c1 ^ np.uint64(k0),
+            p1 & low,
+            (p0 >> shift) ^ c3 ^ np.uint64(k1),
+            p0 & low,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3])
+
+
+def to_kv(x: F32, dtype: str) -> NDArray[Any]:
+    """Round to the cache's dtype, to nearest even; f16 saturates, bf16 is returned as bits."""
+    if dtype == "f16":
+        return np.clip(x, -65504, 65504).astype(np.float16)
+    if dtype == "bf16":
+        bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return x
+
+
+def from_kv(x: NDArray[Any], dtype: str) -> F32:
+    if dtype == "bf16":
+        return (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(np.float32)
+
+
+def _rotate(x: F32, table_TD: F64) -> F32:
+    half = x.shape[-1] // 2
+    cos, sin = table_TD[:, None, :half], table_TD[:, None, half:]
+    a, b = x[..., :half].astype(np.float64), x[..., half:].astype(np.float64)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(np.float32)
+
+
+def _kept(z: F64, order: NDArray[Any], top_k: int, top_p: float, min_p: float) -> NDArray[Any]:
+    """Token ids that the filters leave, likeliest first."""
+    if 0 < top_k < len(order):
+        order = order[:top_k]
+    if top_p < 1:
+        p = np.exp(z[order])
+        reached = np.cumsum(p) >= np.float64(np.float32(top_p)) * p.sum()
+        order = order[: int(np.argmax(reached)) + 1] if reached.any() else order
+    if min_p > 0:
+        order = order[z[order] >= np.log(np.float64(min_p))]
+    return order

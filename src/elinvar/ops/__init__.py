@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from elinvar.base.errors import ElinvarError
-from elinvar.ops.api import KVLayer, Ops, SampleArgs, SampleResult, new_kv_layer
+from elinvar.ops.api import KVLayer, Ops, SampleArgs, SampleResult
 from elinvar.ops.layout import Weight
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "SampleResult",
     "Weight",
     "load_provider",
-    "new_kv_layer",
 ]
 
 PROVIDERS = ("cpu", "ref")

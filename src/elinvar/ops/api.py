@@ -83,6 +83,10 @@ class Ops(Protocol):
 
     name: str
 
+    def kv_layer(self, spec: KVSpec, num_blocks: int) -> KVLayer:
+        """The zeroed cache of one layer."""
+        ...
+
     def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:
         """Rows of w times scale -> [T, D]."""
         ...

@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from elinvar.base.config import BLOCK_SIZE
-from elinvar.ops.api import F32, I32, Activation, KVLayer, SampleArgs, SampleResult
+from elinvar.base.config import BLOCK_SIZE, KVSpec
+from elinvar.ops.api import F32, I32, Activation, KVLayer, SampleArgs, SampleResult, new_kv_layer
 from elinvar.ops.layout import GROUP, Weight, unpack, unpack_codes
 
 F64 = NDArray[np.float64]
@@ -23,6 +23,9 @@ class RefOps:
 
     def __init__(self) -> None:
         self._dense: WeakKeyDictionary[Weight, F32] = WeakKeyDictionary()
+
+    def kv_layer(self, spec: KVSpec, num_blocks: int) -> KVLayer:
+        return new_kv_layer(spec, num_blocks)
 
     def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:
         return (self._matrix(w_VD)[ids_T] * np.float32(scale)).astype(np.float32)

@@ -1,0 +1,302 @@
+"""KVManager: which blocks every sequence holds, in each layer-kind group.
+
+Owns the pools, the keys of block contents, prefix matching, and the rule by which sliding groups
+give blocks back. It must not know requests, rows or budgets (the scheduler's) nor arrays (the
+runner's). All groups have the same block size, so the tables of a sequence have one length; a
+sliding group has -1 where it holds nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from elinvar.base.config import KVSpec
+from elinvar.kv.pool import BlockPool
+
+NEVER = sys.maxsize
+
+
+@dataclass(slots=True, eq=False)
+class SequenceKV:
+    """What one sequence holds. Written by the manager only."""
+
+    tables: list[list[int]]
+    """Per group: block ids from the start of the sequence; -1 where none is held."""
+    first_held: list[int]
+    """Per group: index of the first entry of the table that is not -1."""
+    capacity: int = 0
+    """Positions that the tables reach."""
+    num_published: int = 0
+    """Leading blocks that are findable by content (or whose twin is)."""
+    next_event: int = 0
+    """`advance` has something to do once this many tokens are computed."""
+    keys: list[bytes] = field(default_factory=list)
+    """Keys of the leading full blocks; outlive preemption, since the tokens stay the same."""
+
+
+@dataclass(slots=True)
+class Prefix:
+    """Cached blocks that a sequence could start with. Nothing is held yet."""
+
+    num_tokens: int
+    blocks: list[list[int]]
+    """Per group, -1 in sliding groups before the window."""
+    num_revived: list[int]
+    """Per group: how many of the blocks are free now, so that taking them costs a free block."""
+
+
+@dataclass(slots=True)
+class Allocation:
+    """A promise of `prepare`, good until anything else changes the manager."""
+
+    seq: SequenceKV
+    end: int
+    """Positions below this one will have a place."""
+    num_blocks: int
+    """New blocks in each group."""
+    prefix: Prefix | None
+
+
+class KVManager:
+    """Block accounting over groups `specs` with `num_blocks[g]` blocks each.
+
+    namespace: whatever the cached contents depend on besides the tokens (the weights' version);
+    equal tokens in different namespaces never share.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[KVSpec],
+        num_blocks: Sequence[int],
+        prefix_cache: bool = True,
+        namespace: str = "",
+    ) -> None:
+        self.block_size = specs[0].block_size
+        self.prefix_cache = prefix_cache
+        self.pools = [BlockPool(n) for n in num_blocks]
+        self.windows = [spec.window for spec in specs]
+        self._full = [pool for pool, w in zip(self.pools, self.windows, strict=True) if w is None]
+        self._sliding = [(g, w) for g, w in enumerate(self.windows) if w is not None]
+        self._root = blake2b(namespace.encode(), digest_size=32).digest()
+        self._pack = struct.Struct(f"<{self.block_size}I").pack
+        self.max_sequence = min(self._alone(g) for g in range(len(specs)))
+        """Most tokens that one sequence, alone, can have in blocks."""
+
+    def new_sequence(self) -> SequenceKV:
+        seq = SequenceKV([[] for _ in self.pools], [0] * len(self.pools))
+        self._set_next_event(seq)
+        return seq
+
+    # ---- prefix reuse -----------------------------------------------------------------------
+
+    def find_prefix(self, seq: SequenceKV, token_ids: Sequence[int]) -> Prefix:
+        """The longest cached prefix of `token_ids` that every group can serve.
+
+        It ends on a block border and leaves at least one token to compute. A full group needs all
+        its blocks, a sliding one those that the first query after the prefix sees. Changes
+        nothing but the memo of keys in `seq`.
+        """
+        count = (len(token_ids) - 1) // self.block_size if self.prefix_cache else 0
+        for pool in self._full:
+            hits = 0
+            while hits < count and pool.find(self._key(seq, token_ids, hits)) is not None:
+                hits += 1
+            count = hits
+        if count and self._sliding:
+            self._key(seq, token_ids, count - 1)
+            before = -1
+            # A prefix shortened for one group may end where another has a gap: until it settles.
+            while count != before:
+                before = count
+                for group, window in self._sliding:
+                    count = self._sliding_hits(self.pools[group], window, seq.keys, count)
+        blocks = [self._hit_blocks(group, seq.keys, count) for group in range(len(self.pools))]
+        revived = [
+            sum(block >= 0 and pool.ref_count(block) == 0 for block in row)
+            for pool, row in zip(self.pools, blocks, strict=True)
+        ]
+        return Prefix(count * self.block_size, blocks, revived)
+
+    def _sliding_hits(self, pool: BlockPool, window: int, keys: list[bytes], count: int) -> int:
+        # Walks down from the end; a gap at block i means that the prefix can only end at i, so
+        # each block is looked up once.
+        while count:
+            first = self._first_seen(count * self.block_size, window)
+            gap = next(
+                (i for i in range(count - 1, first - 1, -1) if pool.find(keys[i]) is None), -1
+            )
+            if gap < 0:
+                return count
+            count = gap
+        return 0
+
+    def _hit_blocks(self, group: int, keys: list[bytes], count: int) -> list[int]:
+        window = self.windows[group]
+        first = 0 if window is None else self._first_seen(count * self.block_size, window)
+        find = self.pools[group].find
+        found = [find(key) for key in keys[first:count]]
+        return [-1] * first + [block for block in found if block is not None]
+
+    def _key(self, seq: SequenceKV, token_ids: Sequence[int], index: int) -> bytes:
+        """Key of block `index`: 256-bit BLAKE2b over the previous block's key and the tokens, so
+        that equal keys mean equal sequences up to the block's end."""
+        keys, size = seq.keys, self.block_size
+        while len(keys) <= index:
+            at = len(keys) * size
+            parent = keys[-1] if keys else self._root
+            data = parent + self._pack(*token_ids[at : at + size])
+            keys.append(blake2b(data, digest_size=32).digest())
+        return keys[index]
+
+    # ---- allocation: prepare changes nothing, apply cannot fail -----------------------------
+
+    def prepare(
+        self, seq: SequenceKV, start: int, end: int, prefix: Prefix | None = None
+    ) -> Allocation | None:
+        """Find room for positions start .. end - 1, or as many of them as blocks are free for.
+
+        None when there is none for `start` itself. `prefix` is given for a sequence that holds
+        nothing and starts with it.
+        """
+        if prefix is None:
+            held = len(seq.tables[0])
+            free = min([pool.num_free for pool in self.pools])
+        else:
+            held = prefix.num_tokens // self.block_size
+            free = min(
+                pool.num_free - revived
+                for pool, revived in zip(self.pools, prefix.num_revived, strict=True)
+            )
+        end = min(end, (held + free) * self.block_size)
+        if end <= start:
+            return None
+        return Allocation(seq, end, max(0, -(-end // self.block_size) - held), prefix)
+
+    def apply(self, allocation: Allocation) -> list[list[int]]:
+        """Take what `prepare` found; returns the new blocks of each group."""
+        seq = allocation.seq
+        if allocation.prefix is not None:
+            self._take_prefix(seq, allocation.prefix)
+        new = []
+        for pool, table in zip(self.pools, seq.tables, strict=True):
+            blocks = pool.allocate(allocation.num_blocks)
+            table += blocks
+            new.append(blocks)
+        seq.capacity = len(seq.tables[0]) * self.block_size
+        return new
+
+    def _take_prefix(self, seq: SequenceKV, prefix: Prefix) -> None:
+        seq.num_published = prefix.num_tokens // self.block_size
+        for group, (pool, blocks) in enumerate(zip(self.pools, prefix.blocks, strict=True)):
+            seq.tables[group] = list(blocks)
+            seq.first_held[group] = first = blocks.count(-1)
+            for block in blocks[first:]:
+                pool.share(block)
+        self._set_next_event(seq)
+
+    def advance(self, seq: SequenceKV, token_ids: Sequence[int], num_computed: int) -> None:
+        """A step was committed: publish the blocks it filled, free those no query sees any more.
+
+        Needed only when num_computed reached seq.next_event.
+        """
+        if self.prefix_cache:
+            for index in range(seq.num_published, num_computed // self.block_size):
+                key = self._key(seq, token_ids, index)
+                for pool, table in zip(self.pools, seq.tables, strict=True):
+                    pool.publish(table[index], key)
+                seq.num_published = index + 1
+        for group, window in self._sliding:
+            table, pool = seq.tables[group], self.pools[group]
+            first = min(self._first_seen(num_computed, window), len(table))
+            for index in range(seq.first_held[group], first):
+                pool.free(table[index])
+                table[index] = -1
+            seq.first_held[group] = max(first, seq.first_held[group])
+        self._set_next_event(seq)
+
+    def free(self, seq: SequenceKV) -> None:
+        """Give everything back. Ends first: they are then evicted first, so that what stays
+        cached are the beginnings, which other sequences are likelier to share."""
+        for group, pool in enumerate(self.pools):
+            for block in reversed(seq.tables[group][seq.first_held[group] :]):
+                pool.free(block)
+            seq.tables[group] = []
+            seq.first_held[group] = 0
+        seq.capacity = seq.num_published = 0
+        self._set_next_event(seq)
+
+    def _set_next_event(self, seq: SequenceKV) -> None:
+        size = self.block_size
+        event = (seq.num_published + 1) * size if self.prefix_cache else NEVER
+        for group, window in self._sliding:
+            # The first held block is out of sight once the query after it sees only later ones.
+            event = min(event, (seq.first_held[group] + 1) * size + window - 1)
+        seq.next_event = event
+
+    def _first_seen(self, position: int, window: int) -> int:
+        """Index of the first block that a query at `position` sees."""
+        return max(0, position - window + 1) // self.block_size
+
+    # ---- admission --------------------------------------------------------------------------
+
+    def _span(self, num_tokens: int) -> int:
+        """Most blocks that `num_tokens` successive positions can touch."""
+        return (num_tokens - 2) // self.block_size + 2
+
+    def _alone(self, group: int) -> int:
+        window, num_blocks = self.windows[group], self.pools[group].num_blocks
+        if window is not None and num_blocks >= self._span(window):
+            return NEVER
+        return num_blocks * self.block_size
+
+    def to_come(self, held: Sequence[int], reach: int, num_tokens: int, chunk: int) -> list[int]:
+        """Per group: blocks that a sequence will still take until `num_tokens` are computed in
+        steps of at most `chunk`, when it holds `held` and its tables have `reach` entries."""
+        left = max(0, -(-num_tokens // self.block_size) - reach)
+        return [
+            left if window is None else min(left, max(0, self._span(window - 1 + chunk) - have))
+            for window, have in zip(self.windows, held, strict=True)
+        ]
+
+    def to_come_for(self, seq: SequenceKV, num_tokens: int, chunk: int) -> list[int]:
+        """`to_come` of a sequence that has begun."""
+        reach = len(seq.tables[0])
+        return self.to_come([reach - first for first in seq.first_held], reach, num_tokens, chunk)
+
+    def can_admit(self, prefix: Prefix, num_tokens: int, chunk: int, reserve: list[int]) -> bool:
+        """Whether a sequence that starts with `prefix` can compute all its `num_tokens` and leave
+        `reserve` blocks of each group to those already running."""
+        held = [len(blocks) - blocks.count(-1) for blocks in prefix.blocks]
+        need = self.to_come(held, len(prefix.blocks[0]), num_tokens, chunk)
+        return all(
+            more + revived + kept <= pool.num_free
+            for pool, more, revived, kept in zip(
+                self.pools, need, prefix.num_revived, reserve, strict=True
+            )
+        )
+
+    @property
+    def usage(self) -> float:
+        """Share of blocks held by running sequences, of the group that is fullest."""
+        return max(1.0 - pool.num_free / pool.num_blocks for pool in self.pools)
+
+    def check(self, sequences: Iterable[SequenceKV]) -> None:
+        """Assert all invariants, given every sequence that holds blocks."""
+        counts = [[0] * pool.num_blocks for pool in self.pools]
+        for seq in sequences:
+            assert {len(table) * self.block_size for table in seq.tables} == {seq.capacity}
+            assert seq.num_published * self.block_size <= seq.capacity
+            for group, table in enumerate(seq.tables):
+                first = seq.first_held[group]
+                assert all(block == -1 for block in table[:first]), "holds blocks out of sight"
+                assert self.windows[group] is not None or first == 0, "a full group lost blocks"
+                for block in table[first:]:
+                    counts[group][block] += 1
+        for pool, expected in zip(self.pools, counts, strict=True):
+            pool.check()
+            actual = [pool.ref_count(block) for block in range(pool.num_blocks)]
+            assert actual == expected, "reference counts and tables disagree"

@@ -1,0 +1,1 @@
+"""Which request computes which tokens in the next step. Knows ids and counts, never arrays."""

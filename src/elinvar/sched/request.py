@@ -1,0 +1,78 @@
+"""Request: what the scheduler knows of one sequence. There are no phases, only the difference
+between the tokens that are known and those that are computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+from elinvar.base.plan import TokenLogprobs
+from elinvar.base.sampling import SamplingParams
+from elinvar.kv.manager import SequenceKV
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class Status(Enum):
+    WAITING = "waiting"
+    """Holds no row and no block: new, or preempted."""
+    RUNNING = "running"
+    """Holds a row."""
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence to continue. The caller gives the first three fields; the scheduler writes
+    the rest. Times are seconds of the scheduler's clock."""
+
+    id: str
+    token_ids: list[int]
+    """All known tokens: the prompt, then what was sampled."""
+    params: SamplingParams
+
+    num_prompt_tokens: int = field(init=False)
+    num_computed_tokens: int = 0
+    """Leading tokens whose K and V are in the cache."""
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache when the request first got a row."""
+    max_total_tokens: int = 0
+    """The request ends when it has this many tokens."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end it."""
+    status: Status = Status.WAITING
+    row: int = -1
+    kv: SequenceKV = field(init=False)
+    finish_reason: FinishReason | None = None
+    num_preemptions: int = 0
+
+    order: int = -1
+    """Number of arrival: lower ones go first."""
+    arrival: float = 0.0
+    first_scheduled: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+
+@dataclass(slots=True)
+class RequestUpdate:
+    """What a committed step brought to one request."""
+
+    request: Request
+    new_token_ids: list[int]
+    """Includes the token that ended the request, if one did."""
+    logprobs: list[TokenLogprobs]
+    """One entry a new token, or none when the request asked for none."""
+    finished: bool

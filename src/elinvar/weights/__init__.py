@@ -1,0 +1,1 @@
+"""Where models come from: files and their parsers, quantised blocks, name rules, packing."""

@@ -1,0 +1,138 @@
+"""open_checkpoint: one view of a model's files, whatever their format.
+
+Owns the choice of format and the fingerprint. Never unpickles anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from elinvar.base.errors import ModelError
+from elinvar.weights.gguf import MAGIC, read_gguf
+from elinvar.weights.safetensors import read_json, read_safetensors
+from elinvar.weights.tensor import HostTensor, MappedFile
+
+Format = Literal["gguf", "safetensors"]
+
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+
+@dataclass(slots=True, eq=False)
+class Checkpoint:
+    """A model's description and its tensors as stored, mapped from disk."""
+
+    path: Path
+    """The GGUF file, or the Hugging Face folder."""
+    format: Format
+    architecture: str
+    """GGUF general.architecture ("llama") or config.json architectures[0]
+    ("LlamaForCausalLM")."""
+    metadata: dict[str, Any]
+    """GGUF key-values (see gguf.GGUFFile for their types), or config.json."""
+    tensors: dict[str, HostTensor]
+    fingerprint: str
+    """64 hex digits; changes when the model changes. Cheap: sizes, times and headers."""
+    _files: Sequence[MappedFile] = field(default=(), repr=False)
+
+    def release(self) -> None:
+        """Gives the memory of the tensors read so far back to the system."""
+        for file in self._files:
+            file.release()
+
+    def close(self) -> None:
+        """Unmaps the files. Tensors that are still held elsewhere keep theirs mapped."""
+        self.tensors.clear()
+        for file in self._files:
+            file.close()
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens a *.gguf file, a Hugging Face folder, or a folder that holds a single GGUF file.
+
+    Raises ModelError, with the remedy, for anything else and for damaged files.
+    """
+    try:
+        return _open(path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _open(path: Path) -> Checkpoint:
+    if path.is_dir():
+        if (path / "config.json").exists() and any(path.glob("*.safetensors*")):
+            return _open_folder(path)
+        return _open_gguf(_only_gguf(path))
+    if not path.exists():
+        raise ModelError(f"{path} does not exist; give a *.gguf file or a Hugging Face folder.")
+    if path.suffix in _PICKLES:
+        raise ModelError(_pickle_message(path))
+    if path.suffix == ".safetensors":
+        raise ModelError(f"{path} is one file of a model; give the folder that holds config.json.")
+    if path.suffix != ".gguf":
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise ModelError(
+                    f"{path} is not a model file; give a *.gguf file or a Hugging Face folder."
+                )
+    return _open_gguf(path)
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    gguf = read_gguf(path)
+    architecture = gguf.metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        gguf.file.close()
+        raise ModelError(f"{path} has no general.architecture; convert the model again.")
+    fingerprint = _hash(["gguf", gguf.file.size, gguf.file.mtime_ns, gguf.header_hash])
+    return Checkpoint(
+        path, "gguf", architecture, gguf.metadata, gguf.tensors, fingerprint, (gguf.file,)
+    )
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    config_path = folder / "config.json"
+    config = read_json(config_path)
+    architectures = config.get("architectures")
+    named = isinstance(architectures, list) and architectures and architectures[0]
+    if not isinstance(named, str):
+        raise ModelError(f"{config_path} names no architecture under 'architectures'.")
+    files, tensors = read_safetensors(folder)
+    parts = [part for file in files for part in (file.path.name, file.size, file.mtime_ns)]
+    fingerprint = _hash(["safetensors", config_path.read_bytes(), *parts])
+    return Checkpoint(folder, "safetensors", named, config, tensors, fingerprint, files)
+
+
+def _only_gguf(folder: Path) -> Path:
+    found = sorted(folder.glob("*.gguf"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(path.name for path in found[:5])
+        raise ModelError(f"{folder} holds {len(found)} GGUF files ({names}); name one of them.")
+    pickles = sorted(path for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles:
+        raise ModelError(_pickle_message(pickles[0]))
+    missing = "*.safetensors" if (folder / "config.json").exists() else "config.json"
+    raise ModelError(
+        f"{folder} is not a model: it holds no {missing} and no *.gguf; give a *.gguf file or a "
+        "Hugging Face folder."
+    )
+
+
+def _pickle_message(path: Path) -> str:
+    return (
+        f"{path} is a pickle, which can run code when opened; convert the model to safetensors "
+        "or GGUF."
+    )
+
+
+def _hash(parts: Sequence[object]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        raw = part if isinstance(part, bytes) else str(part).encode()
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()

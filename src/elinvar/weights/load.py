@@ -1,0 +1,209 @@
+"""load_weights: a checkpoint and a family's rules to packed weights, through the pack cache.
+
+The first load packs row chunk by row chunk, so that its memory stays small, and writes one file;
+later loads map it. Where no cache folder can be written the weights are packed in memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elinvar.base.config import ModelConfig
+from elinvar.base.errors import ModelError
+from elinvar.ops.layout import PANEL, aligned_empty, pack_float, pack_q4, pack_q8
+from elinvar.weights.checkpoint import Checkpoint
+from elinvar.weights.packfile import (
+    PACK_VERSION,
+    Entry,
+    StalePack,
+    as_value,
+    pack_key,
+    read_pack,
+    write_pack,
+)
+from elinvar.weights.quants import dequantize, kind_of, to_codes
+from elinvar.weights.rules import Binding, Rule, State, bind
+from elinvar.weights.tensor import HostTensor
+
+Log = Callable[[str], None]
+Progress = Callable[[int, int], None]
+"""(bytes packed, bytes in all)"""
+
+_CHUNK_ELEMENTS = 1 << 20
+"""Matrix elements converted at once: about 30 MB of temporaries."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A weight to be packed: what it becomes, and from which stored tensor."""
+
+    entry: Entry
+    binding: Binding
+    note: str
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    rules: Sequence[Rule],
+    config: ModelConfig,
+    weight_format: Literal["auto", "f32"] = "auto",
+    cache_dir: Path | None = None,
+    log: Log | None = None,
+    progress: Progress | None = None,
+) -> State:
+    """All the weights of a model: matrices as Weight, vectors as float32 arrays, read-only.
+
+    `auto` keeps the stored precision (see quants.to_codes), `f32` dequantises everything. With
+    a cache_dir the packed weights are kept under cache_dir/packed and mapped the next time.
+    Raises ModelError for missing or misshapen tensors, stored types that cannot be loaded,
+    corrupt scales, and a full disk.
+    """
+    log = log or (lambda _: None)
+    bindings = bind(rules, checkpoint.format, config.num_layers)
+    key = pack_key(checkpoint.fingerprint, weight_format, bindings)
+    path = _pack_path(checkpoint, weight_format, cache_dir) if cache_dir else None
+    if path is not None:
+        try:
+            pack = read_pack(path, key)
+        except StalePack as reason:
+            log(f"Packing the weights, for of the packed file {path}: {reason}.")
+        else:
+            for note in pack.notes:
+                log(note)
+            log(f"Mapped the packed weights {path}.")
+            return pack.state
+    items = {item.entry.name: item for item in _plan(checkpoint, bindings, weight_format)}
+    entries = [item.entry for item in items.values()]
+    counts = Counter(item.note for item in items.values() if item.entry.kind != "vector")
+    notes = [f"{note}: {count} matrices" for note, count in counts.items()]
+    for note in notes:
+        log(note)
+    chunks = _Packer(checkpoint, items, progress).chunks
+    if path is not None and _can_write(path.parent):
+        write_pack(path, key, entries, notes, chunks)
+        log(f"Wrote the packed weights {path}.")
+        return read_pack(path, key).state
+    if path is not None:
+        log(f"The folder {path.parent} cannot be written; the packed weights stay in memory.")
+    return {entry.name: as_value(entry, _gather(entry, chunks(entry))) for entry in entries}
+
+
+class _Packer:
+    """Turns stored tensors into packed bytes and counts them."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, items: dict[str, _Item], progress: Progress | None
+    ) -> None:
+        self._checkpoint, self._items = checkpoint, items
+        self._progress = progress or (lambda done, total: None)
+        self._total = sum(item.entry.nbytes for item in items.values())
+        self._done = 0
+
+    def chunks(self, entry: Entry) -> Iterator[NDArray[np.uint8]]:
+        """The entry's packed bytes, a few panels at a time."""
+        binding = self._items[entry.name].binding
+        tensor = self._checkpoint.tensors[binding.source]
+        if binding.fix is not None:
+            tensor = binding.fix.apply(tensor)
+        if entry.kind == "vector":
+            yield self._counted(dequantize(tensor).view(np.uint8))
+        else:
+            rows, k = tensor.shape
+            step = max(1, _CHUNK_ELEMENTS // (k * PANEL)) * PANEL
+            for start in range(0, rows, step):
+                yield self._counted(_pack_rows(tensor, entry, start, min(start + step, rows)))
+        self._checkpoint.release()
+
+    def _counted(self, chunk: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        self._done += chunk.nbytes
+        self._progress(self._done, self._total)
+        return chunk
+
+
+def _pack_rows(tensor: HostTensor, entry: Entry, start: int, stop: int) -> NDArray[np.uint8]:
+    """Rows start .. stop, start a multiple of PANEL; panels of chunks follow one another."""
+    kind = kind_of(tensor)[0]
+    if entry.kind == "f32" and kind != "f32":
+        return pack_float("f32", dequantize(tensor, start, stop)).data
+    codes = to_codes(tensor, start, stop)
+    if codes.scales is None:
+        return pack_float(codes.kind, codes.values).data
+    if codes.mins is None:
+        return pack_q8(codes.values, codes.scales).data
+    return pack_q4(codes.values, codes.scales, codes.mins).data
+
+
+def _gather(entry: Entry, chunks: Iterator[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    data = aligned_empty(entry.nbytes)
+    at = 0
+    for chunk in chunks:
+        data[at : at + chunk.nbytes] = chunk
+        at += chunk.nbytes
+    data.flags.writeable = False
+    return data
+
+
+def _plan(
+    checkpoint: Checkpoint, bindings: Sequence[Binding], weight_format: str
+) -> Iterator[_Item]:
+    """Checks the tensors against the rules and says what each becomes."""
+    tensors = checkpoint.tensors
+    missing = [b.source for b in bindings if b.source not in tensors and not b.optional]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"{checkpoint.path} lacks the tensor {missing[0]}{more}; it is not a complete "
+            f"{checkpoint.architecture} model."
+        )
+    _check_biases(checkpoint, {b.source for b in bindings})
+    for binding in bindings:
+        tensor = tensors.get(binding.source)
+        if tensor is None:
+            continue
+        expected = binding.shape
+        if len(tensor.shape) not in (1, 2) or (expected and expected != tensor.shape):
+            wanted = list(expected) if expected else "a vector or a matrix"
+            raise ModelError(
+                f"Tensor {tensor.name} of {checkpoint.path} has shape {list(tensor.shape)}, and "
+                f"its configuration says {wanted}."
+            )
+        kind, note = kind_of(tensor)
+        if len(tensor.shape) == 1:
+            yield _Item(Entry(binding.name, "vector", tensor.shape), binding, "")
+        elif weight_format == "f32":
+            yield _Item(Entry(binding.name, "f32", tensor.shape), binding, f"{tensor.dtype} -> f32")
+        else:
+            yield _Item(Entry(binding.name, kind, tensor.shape), binding, note)
+
+
+def _check_biases(checkpoint: Checkpoint, used: set[str]) -> None:
+    """A bias beside a matrix that is used would be dropped in silence, and the answers wrong."""
+    for name in checkpoint.tensors:
+        stem, _, last = name.rpartition(".")
+        if last == "bias" and name not in used and f"{stem}.weight" in used:
+            raise ModelError(
+                f"{checkpoint.path} holds the bias {name}, and {checkpoint.architecture} models "
+                "with biases are not supported."
+            )
+
+
+def _pack_path(checkpoint: Checkpoint, weight_format: str, cache_dir: Path) -> Path:
+    stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in checkpoint.path.stem)[:60]
+    name = f"{stem}-{checkpoint.fingerprint[:16]}-{weight_format}-v{PACK_VERSION}.pack"
+    return cache_dir / "packed" / name
+
+
+def _can_write(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)

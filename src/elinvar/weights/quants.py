@@ -1,0 +1,313 @@
+"""GGML blocks: dequantised to float32, and turned into the codes that the kernels pack.
+
+Block formats as in ggml's ggml-common.h and ggml-quants.c. Everything works on a range of rows,
+so that callers bound their memory. Legend: B blocks, N rows, K columns, G groups of 32 (K / 32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elinvar.base.errors import ModelError
+from elinvar.ops.layout import GROUP, WeightKind
+from elinvar.weights.tensor import BLOCKS, HostTensor
+
+U8 = NDArray[np.uint8]
+F16 = NDArray[np.float16]
+F32 = NDArray[np.float32]
+
+_FLOAT_KINDS: dict[str, WeightKind] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+_IQ4_NL_VALUES = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codes:
+    """Rows of a matrix in the form that ops.layout packs."""
+
+    kind: WeightKind
+    values: NDArray[Any]
+    """[N, K]: uint8 codes 0..15 (q4), int8 codes -127..127 (q8), float16, uint16 (bf16 bits)
+    or float32."""
+    scales: F16 | None = None
+    """[N, G]: w = scale * code (+ min)."""
+    mins: F16 | None = None
+    """[N, G], q4 only."""
+
+
+def dequantize(tensor: HostTensor, start: int = 0, stop: int | None = None) -> F32:
+    """Rows start .. stop as float32 [N, K]; all of a vector comes as [K].
+
+    Raises ModelError for a stored type that cannot be loaded.
+    """
+    _check_supported(tensor)
+    rows = tensor.data[start:stop]
+    if tensor.dtype == "F32":
+        out: F32 = rows.view("<f4").astype(np.float32)
+    elif tensor.dtype == "F16":
+        out = rows.view("<f2").astype(np.float32)
+    elif tensor.dtype == "BF16":
+        out = (rows.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            out = _DEQUANTIZERS[tensor.dtype](_blocks(tensor, rows)).reshape(len(rows), -1)
+    return out.reshape(-1) if len(tensor.shape) < 2 else out
+
+
+def kind_of(tensor: HostTensor) -> tuple[WeightKind, str]:
+    """The kind that `to_codes` gives, and a note such as "Q6_K -> q8 g32 (requantised)".
+
+    Raises ModelError for a stored type that cannot be loaded.
+    """
+    _check_supported(tensor)
+    dtype = tensor.dtype
+    if dtype in _FLOAT_KINDS:
+        return _FLOAT_KINDS[dtype], f"{dtype} -> {_FLOAT_KINDS[dtype]}"
+    if dtype in _Q4_CODES:
+        rounded = " (scales and mins rounded to f16)" if dtype == "Q4_K" else ""
+        return "q4", f"{dtype} -> q4 g32{rounded}"
+    return "q8", f"{dtype} -> q8 g32" + ("" if dtype in _Q8_CODES else " (requantised)")
+
+
+def to_codes(tensor: HostTensor, start: int = 0, stop: int | None = None) -> Codes:
+    """Rows start .. stop in the kind of `kind_of`.
+
+    Q4_0, Q4_1, Q5_0, Q8_0, IQ4_NL and floats keep their values exactly; Q4_K rounds each group's
+    scale and min to f16; the others are quantised again to 8 bits over groups of 32. Raises
+    ModelError when a scale is not finite, which only a corrupt file has.
+    """
+    kind, _ = kind_of(tensor)
+    rows = tensor.data[start:stop]
+    n = len(rows)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if kind == "f32":
+            return Codes(kind, rows.view("<f4"))
+        if kind in ("f16", "bf16"):
+            return Codes(kind, rows.view("<f2" if kind == "f16" else "<u2"))
+        if kind == "q4":
+            codes, scales, mins = _Q4_CODES[tensor.dtype](_blocks(tensor, rows))
+            _check_finite(tensor, scales, mins)
+            return Codes(kind, codes.reshape(n, -1), scales.reshape(n, -1), mins.reshape(n, -1))
+        if tensor.dtype in _Q8_CODES:
+            codes8, scales = _Q8_CODES[tensor.dtype](_blocks(tensor, rows))
+        else:
+            groups = _DEQUANTIZERS[tensor.dtype](_blocks(tensor, rows)).reshape(-1, GROUP)
+            codes8, scales = requantize(groups)
+    _check_finite(tensor, scales)
+    return Codes(kind, codes8.reshape(n, -1), scales.reshape(n, -1))
+
+
+def requantize(groups: F32) -> tuple[NDArray[np.int8], F16]:
+    """Groups [*, 32] -> int8 codes -127..127 [*, 32] and their f16 scales [*].
+
+    The scale is amax / 127 rounded up to f16, so that no code leaves the range; codes are
+    rounded (half to even) against the scale as stored.
+    """
+    exact = np.abs(groups).max(axis=1) / np.float32(127)
+    scales = exact.astype(np.float16)
+    up = scales.astype(np.float32) < exact
+    scales[up] = np.nextafter(scales[up], np.float16(np.inf))
+    divisor = np.where(scales == 0, np.float32(1), scales.astype(np.float32))
+    return np.rint(groups / divisor[:, None]).astype(np.int8), scales
+
+
+def _check_supported(tensor: HostTensor) -> None:
+    if tensor.dtype not in _FLOAT_KINDS and tensor.dtype not in _DEQUANTIZERS:
+        raise ModelError(
+            f"Tensor {tensor.name} has type {tensor.dtype}, which is not supported; use a file "
+            f"with {', '.join(SUPPORTED)}."
+        )
+
+
+def _check_finite(tensor: HostTensor, *values: F16) -> None:
+    if not all(np.isfinite(v).all() for v in values):
+        raise ModelError(
+            f"Tensor {tensor.name} holds scales that are not finite: the file is corrupt, "
+            "download it again."
+        )
+
+
+def _blocks(tensor: HostTensor, rows: U8) -> U8:
+    return rows.reshape(-1, BLOCKS[tensor.dtype][1])
+
+
+def _half(blocks: U8, at: int) -> F16:
+    """The f16 at byte `at` of each block: [B]."""
+    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2")[:, 0]
+
+
+def _f32(values: NDArray[Any]) -> F32:
+    """[B] -> [B, 1] float32, to be multiplied with a block's codes."""
+    return values.astype(np.float32)[..., None]
+
+
+def _nibbles(packed: U8) -> U8:
+    """[..., n] -> [..., 2n]: all the low halves, then all the high ones."""
+    return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
+
+
+def _crumbs(packed: U8) -> U8:
+    """[..., n] -> [..., 4, n] two bits each, the lowest first."""
+    return (packed[..., None, :] >> np.array([[0], [2], [4], [6]], np.uint8)) & np.uint8(3)
+
+
+# Blocks of 32: code = nibble (+ a fifth bit), one f16 scale, perhaps one f16 min.
+
+
+def _fifth_bits(blocks: U8, at: int) -> U8:
+    """The 32 bits at byte `at`, as 0 or 16: [B, 32]."""
+    return np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little") << np.uint8(4)
+
+
+def _q4_0_codes(blocks: U8) -> tuple[U8, F16, F16]:
+    scales = _half(blocks, 0)
+    return _nibbles(blocks[:, 2:]), scales, scales * np.float16(-8)
+
+
+def _q4_1_codes(blocks: U8) -> tuple[U8, F16, F16]:
+    return _nibbles(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2)
+
+
+def _q5_0_codes(blocks: U8) -> tuple[NDArray[np.int8], F16]:
+    codes = (_nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)).view(np.int8)
+    return codes - np.int8(16), _half(blocks, 0)
+
+
+def _q8_0_codes(blocks: U8) -> tuple[NDArray[np.int8], F16]:
+    codes, scales = blocks[:, 2:].view(np.int8), _half(blocks, 0)
+    # No quantiser writes -128, but the format can hold it and the kernels cannot.
+    low = (codes == -128).any(axis=1)
+    if low.any():
+        codes, scales = codes.copy(), scales.copy()
+        codes[low], scales[low] = requantize(_f32(scales[low]) * codes[low].astype(np.float32))
+    return codes, scales
+
+
+def _iq4_nl_codes(blocks: U8) -> tuple[NDArray[np.int8], F16]:
+    return _IQ4_NL_VALUES[_nibbles(blocks[:, 2:])], _half(blocks, 0)
+
+
+def _q4_0(blocks: U8) -> F32:
+    codes = _nibbles(blocks[:, 2:]).view(np.int8) - np.int8(8)
+    return _f32(_half(blocks, 0)) * codes.astype(np.float32)
+
+
+def _q4_1(blocks: U8) -> F32:
+    codes, scales, mins = _q4_1_codes(blocks)
+    return _f32(scales) * codes.astype(np.float32) + _f32(mins)
+
+
+def _q5_1(blocks: U8) -> F32:
+    codes = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4)
+    return _f32(_half(blocks, 0)) * codes.astype(np.float32) + _f32(_half(blocks, 2))
+
+
+def _q8_0(blocks: U8) -> F32:
+    return _f32(_half(blocks, 0)) * blocks[:, 2:].view(np.int8).astype(np.float32)
+
+
+def _scaled(codes: Callable[[U8], tuple[NDArray[np.int8], F16]]) -> Callable[[U8], F32]:
+    def dequantized(blocks: U8) -> F32:
+        values, scales = codes(blocks)
+        return _f32(scales) * values.astype(np.float32)
+
+    return dequantized
+
+
+# K-quants: super-blocks of 256 with small integer scales (and mins) of their sub-blocks.
+
+
+def _k_scales_mins(packed: U8) -> tuple[U8, U8]:
+    """12 bytes -> eight 6-bit scales and eight 6-bit mins: [B, 8] each."""
+    a, b, c = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    scales = np.concatenate([a & 63, (c & 15) | ((a >> 6) << 4)], axis=1)
+    mins = np.concatenate([b & 63, (c >> 4) | ((b >> 6) << 4)], axis=1)
+    return scales, mins
+
+
+def _k_factors(blocks: U8) -> tuple[F32, F32]:
+    """Q4_K and Q5_K: scale and min of each sub-block of 32, exact in f32: [B, 8, 1] each."""
+    scales, mins = _k_scales_mins(blocks[:, 4:16])
+    d, dmin = _f32(_half(blocks, 0)), _f32(_half(blocks, 2))
+    return (d * scales.astype(np.float32))[..., None], (dmin * mins.astype(np.float32))[..., None]
+
+
+def _q4_k_nibbles(packed: U8) -> U8:
+    """[B, 128] -> [B, 8, 32]"""
+    return _nibbles(packed.reshape(-1, 4, 32)).reshape(-1, 8, 32)
+
+
+def _q4_k_codes(blocks: U8) -> tuple[U8, F16, F16]:
+    scales, mins = _k_factors(blocks)
+    return _q4_k_nibbles(blocks[:, 16:]), scales.astype(np.float16), -mins.astype(np.float16)
+
+
+def _q4_k(blocks: U8) -> F32:
+    scales, mins = _k_factors(blocks)
+    return scales * _q4_k_nibbles(blocks[:, 16:]).astype(np.float32) - mins
+
+
+def _q5_k(blocks: U8) -> F32:
+    scales, mins = _k_factors(blocks)
+    high = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
+    codes = _q4_k_nibbles(blocks[:, 48:]) | (high << 4)
+    return scales * codes.astype(np.float32) - mins
+
+
+def _q2_k(blocks: U8) -> F32:
+    d, dmin = _f32(_half(blocks, 80)), _f32(_half(blocks, 82))
+    packed = blocks[:, :16]
+    scales, mins = d * (packed & 15).astype(np.float32), dmin * (packed >> 4).astype(np.float32)
+    codes = _crumbs(blocks[:, 16:80].reshape(-1, 2, 32)).reshape(-1, 16, 16)
+    return scales[..., None] * codes.astype(np.float32) - mins[..., None]
+
+
+def _q3_k(blocks: U8) -> F32:
+    low, high = _nibbles(blocks[:, 96:104]), _crumbs(blocks[:, 104:108]).reshape(-1, 16)
+    scales = (low | (high << 4)).view(np.int8) - np.int8(32)
+    factors = _f32(_half(blocks, 108)) * scales.astype(np.float32)
+    crumbs = _crumbs(blocks[:, 32:96].reshape(-1, 2, 32)).reshape(-1, 8, 32)
+    unset = 1 - ((blocks[:, None, :32] >> np.arange(8, dtype=np.uint8)[:, None]) & 1)
+    codes = crumbs.view(np.int8) - (unset << 2).view(np.int8)
+    return factors[..., None] * codes.reshape(-1, 16, 16).astype(np.float32)
+
+
+def _q6_k(blocks: U8) -> F32:
+    low = _nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
+    high = _crumbs(blocks[:, 128:192].reshape(-1, 2, 32))
+    codes = (low | (high << 4)).view(np.int8) - np.int8(32)
+    factors = _f32(_half(blocks, 208)) * blocks[:, 192:208].view(np.int8).astype(np.float32)
+    return factors[..., None] * codes.reshape(-1, 16, 16).astype(np.float32)
+
+
+_Q4_CODES: dict[str, Callable[[U8], tuple[U8, F16, F16]]] = {
+    "Q4_0": _q4_0_codes,
+    "Q4_1": _q4_1_codes,
+    "Q4_K": _q4_k_codes,
+}
+_Q8_CODES: dict[str, Callable[[U8], tuple[NDArray[np.int8], F16]]] = {
+    "Q8_0": _q8_0_codes,
+    "Q5_0": _q5_0_codes,
+    "IQ4_NL": _iq4_nl_codes,
+}
+_DEQUANTIZERS: dict[str, Callable[[U8], F32]] = {
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _scaled(_q5_0_codes),
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "IQ4_NL": _scaled(_iq4_nl_codes),
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+}
+SUPPORTED = (*_FLOAT_KINDS, *_DEQUANTIZERS)
+"""Stored types that can be loaded."""

@@ -1,0 +1,1 @@
+"""The HTTP door: the OpenAI-compatible API over an AsyncEngine."""

@@ -1,0 +1,175 @@
+"""The HTTP application and the process that serves it.
+
+Owns what every request passes through (request id, errors, counting), /health, /metrics, and the
+start and end of the engine's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from elinvar.base.errors import EngineError
+from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
+from elinvar.server.metrics import CONTENT_TYPE, Metrics
+from elinvar.server.openai import OpenAIRoutes
+from elinvar.server.service import Service
+
+if TYPE_CHECKING:
+    from elinvar.engine.aio import AsyncEngine
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 1024
+MAX_BODY_BYTES = 16 * 2**20
+GRACE_SECONDS = 30
+"""How long open answers may go on after SIGTERM or SIGINT."""
+
+
+class Door:
+    """The outermost layer: every answer gets a request id, every error the API's shape."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        status = 499  # until something is sent: the client left first (nginx's number)
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientGoneError:
+            pass
+        except Exception as error:
+            answer = as_api_error(error)
+            if answer is None:
+                log.exception("Unexpected error in request %s.", request_id.decode())
+                answer = INTERNAL
+            if status == 499:
+                await _error_response(answer)(scope, receive, send_with_id)
+        finally:
+            endpoint = scope.get("endpoint")
+            route = getattr(endpoint, "__name__", "unknown")
+            self._metrics.http.labels(route, str(status)).inc()
+
+
+def _request_id(scope: Scope) -> bytes:
+    """The client's x-request-id, if it can be repeated in a header and a log; a new one if not."""
+    for name, value in scope["headers"]:
+        printable = all(0x21 <= byte <= 0x7E for byte in value)
+        if name == b"x-request-id" and printable and 0 < len(value) <= 128:
+            return bytes(value)
+    return f"req_{uuid.uuid4().hex}".encode()
+
+
+def _error_response(error: ApiError) -> Response:
+    return Response(error.body(), error.status, error.headers, "application/json")
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own: unknown path, wrong method."""
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        error = HTTPException(404, f"{request.method} {request.url.path}")
+    return _error_response(as_api_error(error) or INTERNAL)
+
+
+def create_app(
+    engine: AsyncEngine,
+    model_name: str,
+    *,
+    max_waiting: int = MAX_WAITING,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    grace_seconds: float = GRACE_SECONDS,
+) -> Starlette:
+    """The application that serves `engine` under the name `model_name`.
+
+    Its lifespan starts the engine's thread and, at the end, lets what runs finish for
+    `grace_seconds`. Beyond the rows that run, `max_waiting` answers may wait; more get a 429.
+    """
+    core = engine.engine
+    metrics = Metrics()
+    service = Service(engine, metrics, core.config.max_rows + max_waiting)
+    ready = False
+
+    async def health(request: Request) -> Response:
+        if not ready:
+            raise unavailable("The server is not ready.")
+        try:
+            engine.check_alive()
+        except EngineError as error:
+            raise unavailable(str(error)) from error
+        return Response(b'{"status":"ok"}', media_type="application/json")
+
+    async def show_metrics(request: Request) -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        nonlocal ready
+        engine.start()
+        ready = True
+        try:
+            yield
+        finally:
+            ready = False
+            await engine.shutdown(grace_seconds)
+
+    api = OpenAIRoutes(
+        service, model_name, core.tokenizer, core.max_context, core.fingerprint, max_body_bytes
+    )
+    app = Starlette(
+        routes=[
+            *api.routes(),
+            Route("/health", health, methods=["GET"]),
+            Route("/metrics", show_metrics, methods=["GET"], name="metrics"),
+        ],
+        middleware=[Middleware(Door, metrics=metrics)],
+        exception_handlers={HTTPException: _http_exception},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def serve(
+    app: Starlette,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    log_level: str = "info",
+    grace_seconds: int = GRACE_SECONDS,
+) -> None:
+    """Serve until SIGTERM or SIGINT; then open answers get `grace_seconds` to finish."""
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level=log_level,
+        lifespan="on",
+        ws="none",
+        access_log=False,
+        timeout_graceful_shutdown=grace_seconds,
+    )

@@ -1,0 +1,109 @@
+"""Errors as the OpenAI API spells them: one JSON shape for everything that goes wrong.
+
+Owns the mapping from exceptions to (HTTP status, body). Nothing here knows the engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+from starlette.exceptions import HTTPException
+
+from elinvar.base.errors import EngineError, InputError, ModelError
+
+
+@dataclass(eq=False)
+class ApiError(Exception):
+    """An answer that is an error. `param` is the path of the field as the client wrote it."""
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    type: str = "invalid_request_error"
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def body(self) -> bytes:
+        """The JSON object `{"error": {message, type, param, code}}`."""
+        error = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+        return msgspec.json.encode({"error": error})
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection; nobody is there to be told anything."""
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(400, message, param, code)
+
+
+def invalid_value(param: str, message: str) -> ApiError:
+    return ApiError(400, message, param, "invalid_value")
+
+
+def not_supported(param: str, what: str | None = None) -> ApiError:
+    """A parameter OpenAI knows and this server does not serve yet."""
+    return ApiError(
+        400,
+        f"{what or param} is not supported yet; leave {param} out.",
+        param,
+        "unsupported_parameter",
+    )
+
+
+def too_long(max_context: int, num_prompt: int, max_tokens: int | None, param: str) -> ApiError:
+    """`max_tokens` None: the prompt alone leaves no room for one token."""
+    wants = (
+        f"your {param} has {num_prompt} tokens, which leaves no room for an answer"
+        if max_tokens is None
+        else f"you requested {num_prompt + max_tokens} tokens ({num_prompt} in the {param}, "
+        f"{max_tokens} in the completion)"
+    )
+    return ApiError(
+        400,
+        f"This model's maximum context length is {max_context} tokens. However, {wants}. "
+        f"Please reduce the length of the {param} or of the completion.",
+        param,
+        "context_length_exceeded",
+    )
+
+
+def unavailable(message: str) -> ApiError:
+    return ApiError(503, message, None, "service_unavailable", "server_error")
+
+
+def as_api_error(error: Exception) -> ApiError | None:
+    """What the client is told; None for a bug, which the caller logs and answers with a 500."""
+    match error:
+        case ApiError():
+            return error
+        case InputError():
+            return invalid_value(error.field, str(error))
+        case EngineError():
+            return unavailable(str(error))
+        case ModelError():
+            return bad_request(str(error), "model")
+        case HTTPException(status_code=404):
+            return ApiError(404, f"Unknown URL: {error.detail}.", None, "unknown_url")
+        case HTTPException(status_code=405):
+            headers = dict(error.headers or {})
+            message = f"Method not allowed; this URL takes {headers.get('Allow', 'others')}."
+            return ApiError(405, message, None, "method_not_allowed", headers=headers)
+        case HTTPException():
+            return ApiError(error.status_code, str(error.detail))
+    return None
+
+
+INTERNAL = ApiError(
+    500,
+    "The server had an error while processing your request; its log says more.",
+    None,
+    "internal_error",
+    "server_error",
+)

@@ -1,0 +1,148 @@
+"""The OpenAI endpoints: models, chat completions, completions.
+
+Owns the order of the checks: body, schema, model, parameters, prompt, room. All of them come
+before the first byte of the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from elinvar.engine.seeds import choice_seed
+from elinvar.server import prepare
+from elinvar.server.answer import Answer
+from elinvar.server.body import read_body
+from elinvar.server.errors import ApiError, invalid_value
+from elinvar.server.schema import ChatRequest, CompletionRequest, decode
+from elinvar.server.service import Choice, Service
+from elinvar.server.tokens import TokenNames
+from elinvar.server.wire import ChatWire, CompletionWire, Wire, encode
+
+if TYPE_CHECKING:
+    from elinvar.engine.tokenizer import Tokenizer
+
+_INLINE_CHARS = 4096
+"""Longer texts are tokenised in a thread, so that the streams of others go on."""
+
+
+class OpenAIRoutes:
+    """One model under the OpenAI API."""
+
+    def __init__(
+        self,
+        service: Service,
+        model_name: str,
+        tokenizer: Tokenizer,
+        max_context: int,
+        fingerprint: str,
+        max_body_bytes: int,
+    ) -> None:
+        self._service = service
+        self._model_name = model_name
+        self._tokenizer = tokenizer
+        self._names = TokenNames(tokenizer)
+        self._max_context = max_context
+        self._fingerprint = fingerprint
+        self._max_body_bytes = max_body_bytes
+        self._created = int(time.time())
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/models", self.list_models, methods=["GET"]),
+            Route("/v1/models/{model:path}", self.get_model, methods=["GET"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", self.completions, methods=["POST"]),
+        ]
+
+    async def list_models(self, request: Request) -> Response:
+        return _json({"object": "list", "data": [self._model()]})
+
+    async def get_model(self, request: Request) -> Response:
+        self._check_model(request.path_params["model"])
+        return _json(self._model())
+
+    async def chat(self, request: Request) -> Any:
+        body = await read_body(request.scope, request.receive, self._max_body_bytes)
+        parsed = decode(body, ChatRequest)
+        self._check_model(parsed.model)
+        prepare.check_supported(parsed)
+        messages = prepare.chat_messages(parsed)
+        prompt = await self._encode_chat(messages)
+        return self._answer(parsed, ChatWire, [prompt], "messages", None)
+
+    async def completions(self, request: Request) -> Any:
+        body = await read_body(request.scope, request.receive, self._max_body_bytes)
+        parsed = decode(body, CompletionRequest)
+        self._check_model(parsed.model)
+        prepare.check_supported(parsed)
+        prompts = prepare.completion_prompts(parsed, self._tokenizer.vocab_size)
+        ids = [await self._encode(p) if isinstance(p, str) else p for p in prompts]
+        default = prepare.DEFAULT_COMPLETION_TOKENS
+        return self._answer(parsed, CompletionWire, ids, "prompt", default)
+
+    def _answer(
+        self,
+        parsed: ChatRequest | CompletionRequest,
+        kind: type[ChatWire] | type[CompletionWire],
+        prompts: Sequence[list[int]],
+        prompt_field: str,
+        default_tokens: int | None,
+    ) -> Answer:
+        """`default_tokens`: max_tokens where the client said nothing; None: as many as fit."""
+        n = prepare.num_choices(parsed)
+        limit = prepare.token_limit(parsed)
+        logprobs = prepare.num_logprobs(parsed)
+        with_usage = prepare.stream_usage(parsed)
+        choices = []
+        for p, ids in enumerate(prompts):
+            if not ids:
+                raise invalid_value(prompt_field, f"{prompt_field} must hold at least one token.")
+            room = prepare.fit(limit, default_tokens, len(ids), self._max_context, prompt_field)
+            params = prepare.sampling_params(parsed, room, logprobs)
+            for k in range(n):
+                seed = None if params.seed is None else choice_seed(params.seed, k)
+                choices.append(Choice(p * n + k, p, ids, replace(params, seed=seed)))
+        wire: Wire = kind(self._model_name, self._fingerprint, self._names, with_usage)
+        return Answer(
+            service=self._service,
+            wire=wire,
+            choices=choices,
+            end_ids=self._tokenizer.eos_ids,
+            stream=bool(parsed.stream),
+            with_usage=with_usage,
+        )
+
+    async def _encode(self, text: str) -> list[int]:
+        if len(text) <= _INLINE_CHARS:
+            return self._tokenizer.encode(text)
+        return await asyncio.to_thread(self._tokenizer.encode, text)
+
+    def _check_model(self, name: str) -> None:
+        if name != self._model_name:
+            raise ApiError(
+                404,
+                f"The model '{name[:200]}' does not exist; this server has '{self._model_name}'.",
+                "model",
+                "model_not_found",
+            )
+
+    def _model(self) -> dict[str, Any]:
+        return {
+            "id": self._model_name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "elinvar",
+            "max_context": self._max_context,
+        }
+
+
+def _json(value: object) -> Response:
+    return Response(encode(value), media_type="application/json")

@@ -1,0 +1,186 @@
+"""From a decoded request to what the engine is asked: messages, prompts, sampling parameters.
+
+Owns the meaning of the fields: OpenAI's defaults, ranges, and which parameters are refused because
+they are not served yet. No engine and no HTTP here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from elinvar.base.sampling import MAX_LOGPROBS, SamplingParams
+from elinvar.server.errors import bad_request, invalid_value, not_supported, too_long
+from elinvar.server.schema import DEFAULTS, ChatRequest, CompletionRequest, Message
+
+MAX_CHOICES = 128
+"""OpenAI's own limit of `n`."""
+DEFAULT_COMPLETION_TOKENS = 16
+"""What /v1/completions generates when max_tokens is not given."""
+
+Prompt = str | list[int]
+
+
+def check_supported(request: ChatRequest | CompletionRequest) -> None:
+    """Raises for parameters that are known, but not served yet."""
+    for name, harmless in DEFAULTS.items():
+        value = getattr(request, name, None)
+        if value is not None and value not in harmless:
+            what = name
+            if name == "response_format" and isinstance(value, dict):
+                what = f"{name} of type {value.get('type')!r}"
+            raise not_supported(name, what)
+
+
+def chat_messages(request: ChatRequest) -> list[dict[str, Any]]:
+    """Messages as chat templates take them: role, content (one text) and perhaps a name."""
+    if not request.messages:
+        raise invalid_value("messages", "messages must hold at least one message, got none.")
+    return [_message(m, f"messages[{i}]") for i, m in enumerate(request.messages)]
+
+
+def _message(message: Message, path: str) -> dict[str, Any]:
+    if message.role in ("tool", "function"):
+        raise not_supported(f"{path}.role", f"The role {message.role!r}")
+    for name in ("tool_calls", "tool_call_id", "function_call", "audio"):
+        if getattr(message, name):
+            raise not_supported(f"{path}.{name}")
+    # Templates know the older word for OpenAI's `developer`.
+    role = "system" if message.role == "developer" else message.role
+    result = {"role": role, "content": _content(message, f"{path}.content")}
+    if message.name is not None:
+        result["name"] = message.name
+    return result
+
+
+def _content(message: Message, path: str) -> str:
+    content = message.content
+    if content is None and message.refusal is not None:
+        return message.refusal
+    if content is None:
+        raise bad_request(f"Missing required parameter: '{path}'.", path, "invalid_type")
+    if isinstance(content, str):
+        return content
+    if not content:
+        raise invalid_value(path, f"{path} must hold at least one part, got none.")
+    texts = []
+    for i, part in enumerate(content):
+        if part.type != "text":
+            raise not_supported(f"{path}[{i}]", f"Content of type {part.type[:100]!r}")
+        if part.text is None:
+            name = f"{path}[{i}].text"
+            message_ = f"Missing required parameter: '{name}'."
+            raise bad_request(message_, name, "missing_required_parameter")
+        texts.append(part.text)
+    return "\n".join(texts)
+
+
+def completion_prompts(request: CompletionRequest, vocab_size: int) -> list[Prompt]:
+    """The prompts in order: texts as given, token ids checked against the vocabulary."""
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise invalid_value("prompt", "prompt must not be an empty list.")
+    if all(isinstance(p, str) for p in prompt):
+        return list(prompt)  # type: ignore[arg-type]
+    if all(isinstance(p, int) for p in prompt):
+        return [_ids(prompt, "prompt", vocab_size)]
+    if all(isinstance(p, list) for p in prompt):
+        return [_ids(p, f"prompt[{i}]", vocab_size) for i, p in enumerate(prompt)]
+    raise bad_request(
+        "Invalid type for 'prompt': expected a string, a list of strings, a list of token ids "
+        "or a list of lists of token ids, got a mixture.",
+        "prompt",
+        "invalid_type",
+    )
+
+
+def _ids(ids: Any, path: str, vocab_size: int) -> list[int]:
+    if not ids:
+        raise invalid_value(path, f"{path} must not be empty.")
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        i = next(i for i, t in enumerate(ids) if not 0 <= t < vocab_size)
+        message = f"{path}[{i}] must be a token id from 0 to {vocab_size - 1}, got {ids[i]}."
+        raise invalid_value(f"{path}[{i}]", message)
+    return list(ids)
+
+
+def num_choices(request: ChatRequest | CompletionRequest) -> int:
+    n = 1 if request.n is None else request.n
+    if not 1 <= n <= MAX_CHOICES:
+        raise invalid_value("n", f"n must be an integer from 1 to {MAX_CHOICES}, got {n}.")
+    return n
+
+
+def num_logprobs(request: ChatRequest | CompletionRequest) -> int | None:
+    """How many alternatives a token gets; None: no log-probs at all."""
+    if isinstance(request, CompletionRequest):
+        k, name = request.logprobs, "logprobs"
+    elif request.top_logprobs is None:
+        return 0 if request.logprobs else None
+    else:
+        k, name = request.top_logprobs, "top_logprobs"
+        if not request.logprobs:
+            raise invalid_value(name, "top_logprobs needs logprobs to be true.")
+    if k is not None and not 0 <= k <= MAX_LOGPROBS:
+        raise invalid_value(name, f"{name} must be an integer from 0 to {MAX_LOGPROBS}, got {k}.")
+    return k
+
+
+def token_limit(request: ChatRequest | CompletionRequest) -> int | None:
+    """What the client allows in one answer; None where it did not say."""
+    name, limit = "max_tokens", request.max_tokens
+    if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
+        name, limit = "max_completion_tokens", request.max_completion_tokens
+        if request.max_tokens is not None:
+            raise invalid_value("max_tokens", "Give max_tokens or max_completion_tokens, not both.")
+    if limit is not None and limit < 1:
+        raise invalid_value(name, f"{name} must be at least 1, got {limit}.")
+    return limit
+
+
+def fit(limit: int | None, default: int | None, num_prompt: int, context: int, param: str) -> int:
+    """max_tokens of one prompt of `num_prompt` tokens in a context of `context` tokens.
+
+    What the client asked for must fit; a default (None: as much as there is) is cut to what does.
+    """
+    room = context - num_prompt
+    if room < 1:
+        raise too_long(context, num_prompt, limit, param)
+    if limit is None:
+        return room if default is None else min(default, room)
+    if limit > room:
+        raise too_long(context, num_prompt, limit, param)
+    return limit
+
+
+def sampling_params(
+    request: ChatRequest | CompletionRequest, max_tokens: int, logprobs: int | None
+) -> SamplingParams:
+    """Raises InputError naming the field when a value is out of range."""
+    stop = request.stop or ()
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    given = {
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "min_p": request.min_p,
+        "ignore_eos": request.ignore_eos,
+    }
+    return SamplingParams(
+        max_tokens=max_tokens,
+        seed=request.seed,
+        stop=stops,
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        logprobs=logprobs,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def stream_usage(request: ChatRequest | CompletionRequest) -> bool:
+    """Whether a stream ends with a usage chunk."""
+    if request.stream_options is None:
+        return False
+    if not request.stream:
+        raise invalid_value("stream_options", "stream_options needs stream to be true.")
+    return bool(request.stream_options.include_usage)

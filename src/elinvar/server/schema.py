@@ -1,0 +1,223 @@
+"""The request bodies the server reads, and the one way they are decoded.
+
+Types are checked by msgspec while it parses; every complaint names the field by its path
+(`messages[1].content`). A JSON null counts as "not given". What a value means, and whether this
+server can serve it, is decided in prepare.py.
+
+Unknown fields are refused, as OpenAI does: a misspelt parameter that is silently ignored gives
+wrong answers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from elinvar.server.errors import ApiError, bad_request
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class ContentPart(msgspec.Struct):
+    """One part of a message. Only `text` is served; the others keep their type for the refusal."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    # What a client sends back of an earlier answer; anything but "empty" is refused.
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    audio: Any = None
+    tool_calls: list[Any] | None = None
+    tool_call_id: str | None = None
+    function_call: Any = None
+
+
+class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Fields of both endpoints."""
+
+    model: str
+    n: int | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    # Extensions.
+    top_k: int | None = None
+    min_p: float | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+    # Not served yet.
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+
+
+class ChatRequest(Common, kw_only=True):
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    # Accepted; they change nothing here.
+    metadata: dict[str, str] | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    # Not served yet.
+    audio: Any = None
+    function_call: Any = None
+    functions: list[Any] | None = None
+    modalities: list[str] | None = None
+    moderation: Any = None
+    parallel_tool_calls: bool | None = None
+    prediction: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: str | None = None
+    reasoning_effort: str | None = None
+    response_format: Any = None
+    service_tier: str | None = None
+    store: bool | None = None
+    tool_choice: Any = None
+    tools: list[Any] | None = None
+    verbosity: str | None = None
+    web_search_options: Any = None
+
+
+class CompletionRequest(Common, kw_only=True):
+    prompt: str | list[str | int | list[int]]
+    logprobs: int | None = None
+    # Accepted; it changes nothing here.
+    metadata: dict[str, str] | None = None
+    # Not served yet.
+    best_of: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+
+
+DEFAULTS: dict[str, tuple[object, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0.0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "moderation": (),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0.0,),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": ("in_memory",),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+"""Parameters that are not served yet, with the values that ask for nothing."""
+
+Request = TypeVar("Request", ChatRequest, CompletionRequest)
+
+_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (ChatRequest, CompletionRequest)
+}
+
+
+def decode(body: bytes, kind: type[Request]) -> Request:
+    """A request body, or ApiError 400 naming what is wrong with it."""
+    try:
+        return _DECODERS[kind].decode(body)
+    except msgspec.ValidationError as error:
+        raise _validation_error(str(error), kind) from None
+    except msgspec.DecodeError as error:
+        raise _syntax_error(body, str(error)) from None
+    except UnicodeDecodeError:
+        raise bad_request("The request body is not valid UTF-8.", code="invalid_json") from None
+    except RecursionError:
+        raise bad_request("The request body is nested too deeply.", code="invalid_json") from None
+
+
+_AT = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?(.*)`)?$", re.DOTALL)
+_EXPECTED = re.compile(r"Expected `(.*)`, got `(.*)`")
+_FIELD = re.compile(r"field `(.*)`", re.DOTALL)
+_NAMES = {"str": "a string", "int": "an integer", "float": "a number", "bool": "a boolean"}
+_NAMES |= {"array": "an array", "object": "an object"}
+
+
+def _validation_error(text: str, kind: type[msgspec.Struct]) -> ApiError:
+    """msgspec's sentence about a wrong value, in the API's words."""
+    match = _AT.match(text)
+    assert match is not None  # every part of the pattern is optional
+    what, path = match[1], match[2] or ""
+    if expected := _EXPECTED.match(what):
+        wanted, got = (_type_names(group) for group in expected.groups())
+        if not path:
+            return bad_request(
+                f"The request body must be {wanted}, got {got}.", code="invalid_type"
+            )
+        message = f"Invalid type for '{path}': expected {wanted}, got {got}."
+        return bad_request(message, path, "invalid_type")
+    if field := _FIELD.search(what):
+        name = f"{path}.{field[1]}" if path else field[1]
+        name = name[:200]
+        if "missing" in what:
+            message = f"Missing required parameter: '{name}'."
+            return bad_request(message, name, "missing_required_parameter")
+        near = [] if path else difflib.get_close_matches(name, kind.__struct_fields__, n=1)
+        hint = f". Did you mean {near[0]}?" if near else ""
+        message = f"Unrecognized request argument supplied: {name}{hint}"
+        return bad_request(message, name, "unknown_parameter")
+    return bad_request(f"Invalid value for '{path}': {what[:200]}.", path or None, "invalid_value")
+
+
+def _type_names(types: str) -> str:
+    return " or ".join(_NAMES.get(name, name) for name in types.split(" | "))
+
+
+def _syntax_error(body: bytes, text: str) -> ApiError:
+    """Malformed JSON. NaN and Infinity are not JSON, but clients write them: name the field."""
+    if "surrogate" in text:
+        text += "; a string holds half of a surrogate pair, which is not a character"
+    elif (path := _non_finite(body)) is not None:
+        message = f"Invalid value for '{path}': expected a finite number."
+        return bad_request(message, path, "invalid_value")
+    return bad_request(f"The request body is not valid JSON: {text}.", code="invalid_json")
+
+
+def _non_finite(body: bytes) -> str | None:
+    """Path of the first NaN or Infinity in a body that is JSON otherwise; None without one."""
+    marker = object()
+    try:
+        stack = [("", json.loads(body, parse_constant=lambda _: marker))]
+    except (ValueError, RecursionError):
+        return None
+    while stack:
+        path, value = stack.pop()
+        if value is marker:
+            return path
+        if isinstance(value, dict):
+            inner = [(f"{path}.{key}" if path else key, item) for key, item in value.items()]
+            stack += reversed(inner)
+        elif isinstance(value, list):
+            stack += [(f"{path}[{i}]", item) for i, item in reversed(list(enumerate(value)))]
+    return None

@@ -29,7 +29,7 @@ ATTENTION_SPLIT = 1024
 order, into the row's result. Part of attention's definition."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class KVLayer:
     """Keys and values of one layer. Keys lie transposed in a block, so that a kernel holds 32
     keys in lanes; the last dim of values is padded to 16. bf16 is stored as uint16 bits."""

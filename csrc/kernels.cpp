@@ -1,0 +1,43 @@
+// Compiled once per instruction set (CMakeLists.txt sets ELINVAR_ISA and the flags). All code
+// lives in that namespace: nothing compiled for a wide machine can be linked into a narrow path.
+#include "kernels.h"
+
+#include "simd.h"
+
+namespace ELINVAR_ISA {
+
+using elinvar::Attention;
+using elinvar::Kernels;
+using elinvar::Kind;
+using elinvar::QuantRows;
+using elinvar::Rope;
+using elinvar::RowStats;
+
+#include "attention.h"
+#include "linear.h"
+#include "rows.h"
+#include "sample.h"
+
+#define EL_TEXT(x) #x
+#define EL_NAME(x) EL_TEXT(x)
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    EL_NAME(ELINVAR_LEVEL),
+    quantize_rows,
+    linear_quant,
+    linear_float,
+    activate,
+    rms_norm,
+    add,
+    rope_write,
+    attention_scratch,
+    attention,
+    row_stats,
+    scale_logits,
+    exp_all,
+    log_one,
+    gumbel_argmax,
+};
+
+}  // namespace ELINVAR_ISA

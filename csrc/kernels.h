@@ -1,0 +1,88 @@
+// The kernels of one instruction set, behind one table. Kernels know no threads: the provider
+// cuts work into ranges of outputs and calls them. No range changes the bits of an output.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace elinvar {
+
+// Activations rounded to int8 per row and group of 32: x ~ scale * code.
+// Row m: codes + m * k, scale/sum/isum + m * groups.
+struct QuantRows {
+    int8_t* codes;
+    float* scale;
+    float* sum;     // scale * (sum of the group's codes)
+    int32_t* isum;  // sum of the group's codes
+    std::ptrdiff_t k, groups;
+};
+
+enum class Kind : int { q4, q8, f16, bf16, f32 };  // of weights; the cache uses the last three
+
+struct Rope {
+    const float* qkv;  // [T, (heads + 2 kv_heads) dim]
+    const int32_t* positions;
+    const float* table;  // [P, dim] cos | sin
+    const int32_t* slots;
+    const float *q_gain, *k_gain;  // [dim] or null
+    float eps;
+    int heads, kv_heads, dim, padded_dim;
+    Kind kv_kind;
+    void *k, *v;  // [B, kv_heads, dim, 32], [B, kv_heads, 32, padded_dim]
+    float* q;     // [T, heads, dim]
+};
+
+struct Attention {
+    const float* q;  // [T, heads, dim]
+    const void *k, *v;
+    Kind kv_kind;
+    int heads, kv_heads, dim, padded_dim;
+    const int32_t* tables;  // [R, table_stride]
+    std::ptrdiff_t table_stride;
+    const int32_t* positions;
+    float scale;
+    int window;  // 0: none
+    float* out;  // [T, heads, dim]
+};
+
+struct RowStats {
+    float max;
+    int32_t argmax;  // the lowest id among equals
+    float log_sum;   // ln of the sum of e^(x - max)
+};
+
+// Panels are packed as ops/layout.py says. `num_cols` counts the real columns from the first panel.
+struct Kernels {
+    const char* name;
+    void (*quantize_rows)(const float* x, int rows, const QuantRows& out, int first_row);
+    void (*linear_quant)(Kind kind, const uint8_t* panels, std::size_t stride, int num_panels,
+                         const QuantRows& x, int first_row, int rows, float* out,
+                         std::ptrdiff_t ld_out, int num_cols);
+    void (*linear_float)(Kind kind, const uint8_t* panels, std::size_t stride, int num_panels,
+                         const float* x, int k, int rows, float* out, std::ptrdiff_t ld_out,
+                         int num_cols);
+    // gate[i] = act(gate[i]) * up[i] over rows of `cols` values; activation 0 silu, 1 gelu_tanh
+    void (*activate)(int activation, float* gate, std::ptrdiff_t ld_gate, const float* up,
+                     std::ptrdiff_t ld_up, int rows, int cols);
+    // y == nullptr: plain norm; otherwise sum = x + y is stored and normalised
+    void (*rms_norm)(const float* x, const float* y, const float* gain, float eps, int rows,
+                     int dim, float* sum, float* out);
+    void (*add)(const float* x, const float* y, std::size_t n, float* out);
+    void (*rope_write)(const Rope& a, int first_token, int num_tokens);
+    std::size_t (*attention_scratch)(int rows, int padded_dim);  // floats
+    void (*attention)(const Attention& a, int seq, int first_token, int num_tokens, int kv_head,
+                      float* scratch);
+    RowStats (*row_stats)(const float* x, int n);
+    // z[i] = (x[i] - max) / temperature; returns the sum of e^z when asked
+    float (*scale_logits)(const float* x, int n, float max, float temperature, bool sum, float* z);
+    void (*exp_all)(const float* z, int n, float* out);
+    float (*log_one)(float x);
+    // index of the largest z + Gumbel noise of (seed, position, id); equal ones: the lowest id
+    int (*gumbel_argmax)(const float* z, const int32_t* ids, int n, uint64_t seed,
+                         uint32_t position);
+};
+
+// Instruction sets of this machine, widest first; always ends with "scalar".
+const Kernels* const* available_kernels(int* count);
+
+}  // namespace elinvar

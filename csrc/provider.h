@@ -1,0 +1,66 @@
+// The cpu provider: cuts each op into independent outputs and gives them to the pool. Threads
+// split outputs, never a reduction.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+
+namespace elinvar {
+
+struct Matrix {  // a packed weight; the bytes belong to the caller
+    Kind kind;
+    int n, k;
+    const uint8_t* data;
+    std::size_t panel_bytes;
+
+    Matrix(Kind kind, int n, int k, const uint8_t* data, std::size_t bytes);
+    int num_panels() const { return (n + 15) / 16; }
+    const uint8_t* panel(int p) const { return data + panel_bytes * static_cast<std::size_t>(p); }
+    bool quantised() const { return kind == Kind::q4 || kind == Kind::q8; }
+};
+
+struct SampleRow {
+    uint64_t seed;
+    int position;
+    float temperature;
+    int top_k;
+    float top_p, min_p;
+};
+
+class Provider {
+  public:
+    Provider(int num_threads, const std::string& simd);  // "" = the widest
+
+    const char* simd() const { return kernels_->name; }
+    int num_threads() const { return pool_.size(); }
+
+    void embed(const int32_t* ids, int rows, const Matrix& w, float scale, float* out);
+    void rms_norm(const float* x, const float* y, const float* gain, float eps, int rows, int dim,
+                  float* sum, float* out);
+    void add(const float* x, const float* y, std::size_t n, float* out);
+    void linear(const float* x, int rows, const std::vector<const Matrix*>& ws, float* out);
+    void gated_linear(const float* x, int rows, const Matrix& gate, const Matrix& up,
+                      int activation, float* out);
+    void rope_write(const Rope& a, int num_tokens);
+    void attention(const Attention& a, int num_seqs, const int32_t* query_start);
+    void sample(const float* logits, int rows, int vocab, const SampleRow* args, int num_top,
+                int32_t* ids, float* logprobs, int32_t* top_ids, float* top_logprobs);
+
+  private:
+    const QuantRows& quantize(const float* x, int rows, int k);
+    float* scratch(int thread, std::size_t floats);
+
+    const Kernels* kernels_;
+    Pool pool_;
+    std::vector<std::vector<float>> scratch_;
+    std::vector<int8_t> codes_;
+    std::vector<float> scales_, sums_;
+    std::vector<int32_t> isums_;
+    QuantRows quant_{};
+};
+
+}  // namespace elinvar

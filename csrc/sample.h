@@ -1,0 +1,91 @@
+// sample's vector parts: row statistics, temperature, and the Gumbel-max rule with noise from
+// Philox4x32-10 (Salmon et al., 2011). Included inside namespace ELINVAR_ISA.
+
+RowStats row_stats(const float* x, int n) {
+    V top = set1(kMinusInfinity);
+    int i = 0;
+    for (; i + 16 <= n; i += 16) top = max(load(x + i), top);
+    float largest = tree_max(top);
+    for (; i < n; ++i) largest = max_of(x[i], largest);
+    int32_t argmax = 0;
+    while (argmax < n - 1 && x[argmax] != largest) ++argmax;
+    const V m = set1(largest);
+    V acc = zero();
+    for (i = 0; i + 16 <= n; i += 16) acc = acc + exp(load(x + i) - m);
+    if (i < n) {
+        float tail[16];
+        store(tail, exp(load_n(x + i, n - i) - m));
+        acc = acc + load_n(tail, n - i);
+    }
+    float sums[16];
+    store(sums, log(set1(tree_sum(acc))));
+    return {largest, argmax, sums[0]};
+}
+
+float scale_logits(const float* x, int n, float max, float temperature, bool sum, float* z) {
+    const V m = set1(max), t = set1(temperature);
+    V acc = zero();
+    for (int i = 0; i < n; i += 16) {
+        const int count = min_of(16, n - i);
+        const V scaled = (load_n(x + i, count) - m) / t;
+        store_n(z + i, scaled, count);
+        if (!sum) continue;
+        float e[16];
+        store(e, exp(scaled));
+        acc = acc + load_n(e, count);
+    }
+    return sum ? tree_sum(acc) : 0.0f;
+}
+
+void exp_all(const float* z, int n, float* out) {
+    for (int i = 0; i < n; i += 16) {
+        const int count = min_of(16, n - i);
+        store_n(out + i, exp(load_n(z + i, count)), count);
+    }
+}
+
+float log_one(float x) {
+    float r[16];
+    store(r, log(set1(x)));
+    return r[0];
+}
+
+EL_INLINE uint32_t philox_word(uint32_t id, uint32_t position, uint64_t seed) {
+    uint32_t c0 = id >> 2, c1 = position, c2 = 0, c3 = 0;
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+        const uint64_t p0 = static_cast<uint64_t>(c0) * 0xD2511F53u;
+        const uint64_t p1 = static_cast<uint64_t>(c2) * 0xCD9E8D57u;
+        c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+        c1 = static_cast<uint32_t>(p1);
+        c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+        c3 = static_cast<uint32_t>(p0);
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    const uint32_t words[4] = {c0, c1, c2, c3};
+    return words[id & 3];
+}
+
+int gumbel_argmax(const float* z, const int32_t* ids, int n, uint64_t seed, uint32_t position) {
+    int best = 0;
+    float best_score = kMinusInfinity;
+    for (int i = 0; i < n; i += 16) {
+        const int count = min_of(16, n - i);
+        float u[16];
+        for (int j = 0; j < 16; ++j) {
+            const auto id = static_cast<uint32_t>(ids[j < count ? i + j : i]);
+            const uint32_t bits = philox_word(id, position, seed) >> 9;
+            u[j] = (static_cast<float>(bits) + 0.5f) * 0x1p-23f;  // exact, inside (0, 1)
+        }
+        const V noise = zero() - log(zero() - log(load(u)));
+        float scores[16];
+        store(scores, load_n(z + i, count) + noise);
+        for (int j = 0; j < count; ++j)
+            if (scores[j] > best_score || (scores[j] == best_score && ids[i + j] < ids[best])) {
+                best_score = scores[j];
+                best = i + j;
+            }
+    }
+    return best;
+}

@@ -1,0 +1,133 @@
+"""The `cpu` provider: binds weights and caches once, then calls the C++ kernels (csrc/)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from elinvar import _cpu
+from elinvar.base.config import KVSpec
+from elinvar.base.errors import ElinvarError
+from elinvar.ops.api import (
+    F32,
+    I32,
+    Activation,
+    KVLayer,
+    SampleArgs,
+    SampleResult,
+    new_kv_layer,
+)
+from elinvar.ops.layout import Weight
+
+
+class CpuOps:
+    name = "cpu"
+
+    def __init__(self, num_threads: int | None = None, simd: str | None = None) -> None:
+        available = _cpu.available()
+        if simd is not None and simd not in available:
+            raise ElinvarError(
+                f"This machine has no instruction set {simd!r}; it has {', '.join(available)}."
+            )
+        self._provider = _cpu.Provider(num_threads or len(_cpu.usable_cpus()), simd or "")
+        self._bound: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+    @property
+    def simd(self) -> str:
+        return self._provider.simd
+
+    @property
+    def num_threads(self) -> int:
+        return self._provider.num_threads
+
+    def kv_layer(self, spec: KVSpec, num_blocks: int) -> KVLayer:
+        return new_kv_layer(spec, num_blocks)
+
+    def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:
+        return self._provider.embed(ids_T, self._matrix(w_VD), scale)
+
+    def rms_norm(self, x_TD: F32, gain_D: F32, eps: float) -> F32:
+        return self._provider.rms_norm(x_TD, gain_D, eps)
+
+    def add(self, x_TD: F32, y_TD: F32) -> F32:
+        return self._provider.add(x_TD, y_TD)
+
+    def add_rms_norm(self, x_TD: F32, y_TD: F32, gain_D: F32, eps: float) -> tuple[F32, F32]:
+        return self._provider.add_rms_norm(x_TD, y_TD, gain_D, eps)
+
+    def linear(self, x_TK: F32, weights: Sequence[Weight]) -> F32:
+        return self._provider.linear(x_TK, [self._matrix(w) for w in weights])
+
+    def gated_linear(self, x_TK: F32, gate: Weight, up: Weight, activation: Activation) -> F32:
+        return self._provider.gated_linear(
+            x_TK, self._matrix(gate), self._matrix(up), int(activation == "gelu_tanh")
+        )
+
+    def rope_write(
+        self,
+        qkv_TN: F32,
+        positions_T: I32,
+        rope_PD: F32,
+        kv: KVLayer,
+        slots_T: I32,
+        num_heads: int,
+        q_gain_D: F32 | None,
+        k_gain_D: F32 | None,
+        eps: float,
+    ) -> F32:
+        return self._provider.rope_write(
+            qkv_TN,
+            positions_T,
+            rope_PD,
+            self._cache(kv),
+            slots_T,
+            num_heads,
+            q_gain_D,
+            k_gain_D,
+            eps,
+        )
+
+    def attention(
+        self,
+        q_THD: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        seq_lens: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        scale: float,
+        window: int | None,
+    ) -> F32:
+        return self._provider.attention(
+            q_THD, self._cache(kv), query_start_loc, block_table_RB, positions_T, scale, window or 0
+        )
+
+    def sample(self, logits_LV: F32, args: SampleArgs) -> SampleResult:
+        return SampleResult(
+            *self._provider.sample(
+                logits_LV,
+                args.seeds,
+                args.positions,
+                args.temperature,
+                args.top_k,
+                args.top_p,
+                args.min_p,
+                args.num_logprobs,
+            )
+        )
+
+    def _matrix(self, w: Weight) -> Any:
+        bound = self._bound.get(w)
+        if bound is None:
+            bound = self._bound[w] = _cpu.Matrix(w.kind, *w.shape, w.data)
+        return bound
+
+    def _cache(self, kv: KVLayer) -> Any:
+        bound = self._bound.get(kv)
+        if bound is None:
+            as_bits = (a.view(np.uint16) if a.dtype == np.float16 else a for a in (kv.k, kv.v))
+            bound = self._bound[kv] = _cpu.Cache(*as_bits, kv.dtype)
+        return bound

@@ -1,0 +1,295 @@
+"""Every op of the cpu provider, on every instruction set of this machine: close to `ref`, and
+equal to the bit across instruction sets, threads, and the rows that share a call."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from elinvar import _cpu
+from elinvar.base.config import KVSpec
+from elinvar.ops import SampleArgs, load_provider
+from elinvar.ops.layout import (
+    Weight,
+    WeightKind,
+    pack_float,
+    pack_q4,
+    pack_q8,
+    packed_bytes,
+    unpack,
+)
+
+LEVELS = _cpu.available()
+REF = load_provider("ref")
+CPUS = {
+    (level, n): load_provider("cpu", n, level)
+    for level, n in [(level, 1) for level in LEVELS] + [(LEVELS[0], 2), (LEVELS[0], 4)]
+}
+BASE = CPUS[LEVELS[0], 1]
+ROWS = [1, 2, 3, 17, 97]
+KINDS: list[WeightKind] = ["q4", "q8", "f16", "bf16", "f32"]
+
+
+def weight(rng: np.random.Generator, kind: WeightKind, n: int, k: int) -> Weight:
+    if kind in ("q4", "q8"):
+        scales = rng.uniform(0.001, 0.02, (n, k // 32)).astype(np.float16)
+        if kind == "q8":
+            return pack_q8(rng.integers(-127, 128, (n, k)).astype(np.int8), scales)
+        mins = rng.normal(0, 0.05, (n, k // 32)).astype(np.float16)
+        return pack_q4(rng.integers(0, 16, (n, k)).astype(np.uint8), scales, mins)
+    w = rng.normal(0, 0.05, (n, k)).astype(np.float32)
+    if kind == "bf16":
+        return pack_float(kind, (w.view(np.uint32) >> 16).astype(np.uint16))
+    return pack_float(kind, w.astype(np.float16) if kind == "f16" else w)
+
+
+def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.normal(0, 1, shape).astype(np.float32)
+
+
+def close(a: np.ndarray, b: np.ndarray, tolerance: float = 2e-6) -> None:
+    scale = np.abs(b).max() + 1e-6
+    assert np.abs(a - b).max() <= tolerance * scale
+
+
+def same(outputs: list[np.ndarray]) -> None:
+    for other in outputs[1:]:
+        assert outputs[0].tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "k"), [(16, 32), (1, 32), (40, 96), (131, 576), (257, 160)])
+def test_linear(kind: WeightKind, n: int, k: int) -> None:
+    rng = np.random.default_rng(n * k)
+    ws = [weight(rng, kind, n, k), weight(rng, kind, 24, k)]
+    x = normal(rng, max(ROWS), k)
+    x[3, :32] = 0
+    whole = BASE.linear(x, ws)
+    close(whole, REF.linear(x, ws), 3e-6)
+    for rows in ROWS:
+        outputs = [ops.linear(x[:rows].copy(), ws) for ops in CPUS.values()]
+        same([np.ascontiguousarray(whole[:rows]), *outputs])
+    alone = np.concatenate([BASE.linear(x[i : i + 1], ws) for i in range(len(x))])
+    same([whole, alone])
+
+
+@pytest.mark.parametrize("k", [1, 7, 33, 100])
+def test_linear_float_takes_any_k(k: int) -> None:
+    rng = np.random.default_rng(k)
+    w, x = weight(rng, "f32", 35, k), normal(rng, 5, k)
+    outputs = [ops.linear(x, [w]) for ops in CPUS.values()]
+    close(outputs[0], REF.linear(x, [w]))
+    same(outputs)
+
+
+def test_linear_mixes_kinds() -> None:
+    rng = np.random.default_rng(5)
+    ws = [weight(rng, kind, 33, 64) for kind in KINDS]
+    x = normal(rng, 9, 64)
+    outputs = [ops.linear(x, ws) for ops in CPUS.values()]
+    close(outputs[0], REF.linear(x, ws), 3e-6)
+    same(outputs)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("kind", ["q4", "q8", "f32"])
+def test_gated_linear(kind: WeightKind, activation: str) -> None:
+    rng = np.random.default_rng(7)
+    gate, up = weight(rng, kind, 83, 96), weight(rng, kind, 83, 96)
+    x = normal(rng, 97, 96) * 4
+    whole = BASE.gated_linear(x, gate, up, activation)
+    close(whole, REF.gated_linear(x, gate, up, activation), 5e-6)
+    for rows in ROWS:
+        outputs = [ops.gated_linear(x[:rows].copy(), gate, up, activation) for ops in CPUS.values()]
+        same([np.ascontiguousarray(whole[:rows]), *outputs])
+
+
+def test_activations_at_the_ends_of_the_range() -> None:
+    eye = pack_float("f32", np.ones((1, 1), np.float32))
+    x = np.array([[-1e30], [-200], [-20], [-0.0], [1e-30], [20], [1e4]], np.float32)
+    for activation in ("silu", "gelu_tanh"):
+        outputs = [ops.gated_linear(x, eye, eye, activation) for ops in CPUS.values()]
+        same(outputs)
+        assert np.isfinite(outputs[0][1:]).all()
+        close(outputs[0][1:], REF.gated_linear(x, eye, eye, activation)[1:])
+
+
+@pytest.mark.parametrize("dim", [1, 16, 17, 64, 100, 576])
+def test_norms(dim: int) -> None:
+    rng = np.random.default_rng(dim)
+    x, y, gain = normal(rng, 97, dim), normal(rng, 97, dim), normal(rng, dim)
+    close(BASE.rms_norm(x, gain, 1e-5), REF.rms_norm(x, gain, 1e-5))
+    close(BASE.add_rms_norm(x, y, gain, 1e-5)[1], REF.add_rms_norm(x, y, gain, 1e-5)[1])
+    same([ops.rms_norm(x, gain, 1e-5) for ops in CPUS.values()])
+    same([ops.add_rms_norm(x, y, gain, 1e-5)[1] for ops in CPUS.values()])
+    same([x + y, *(ops.add_rms_norm(x, y, gain, 1e-5)[0] for ops in CPUS.values())])
+    same([x + y, *(ops.add(x, y) for ops in CPUS.values())])
+    same([BASE.rms_norm(x, gain, 1e-5)[5:6], BASE.rms_norm(x[5:6], gain, 1e-5)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_embed(kind: WeightKind) -> None:
+    rng = np.random.default_rng(3)
+    w = weight(rng, kind, 75, 96)
+    ids = rng.integers(0, 75, 97).astype(np.int32)
+    expected = unpack(w)[ids] * np.float32(1.5)
+    same([expected, *(ops.embed(ids, w, 1.5) for ops in CPUS.values())])
+
+
+def spec(dim: int, dtype: str, kv_heads: int = 2, window: int | None = None) -> KVSpec:
+    return KVSpec("full", (0,), kv_heads, dim, dtype, window)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("dim", [8, 64, 80])
+@pytest.mark.parametrize("gains", [False, True])
+def test_rope_write(dtype: str, dim: int, gains: bool) -> None:
+    rng = np.random.default_rng(dim)
+    rows, heads, s = 17, 6, spec(dim, dtype)
+    qkv = normal(rng, rows, (heads + 4) * dim)
+    qkv[0, -3] = 1e9  # f16 saturates
+    positions = rng.permutation(64)[:rows].astype(np.int32)
+    slots = rng.permutation(96)[:rows].astype(np.int32)
+    angles = np.arange(64)[:, None] * np.geomspace(1, 0.01, dim // 2)
+    table = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    q_gain, k_gain = (normal(rng, dim), normal(rng, dim)) if gains else (None, None)
+
+    def run(ops: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        kv = ops.kv_layer(s, 3)  # type: ignore[attr-defined]
+        q = ops.rope_write(qkv, positions, table, kv, slots, heads, q_gain, k_gain, 1e-6)  # type: ignore[attr-defined]
+        return q, kv.k, kv.v
+
+    expected, results = run(REF), [run(ops) for ops in CPUS.values()]
+    close(results[0][0], expected[0])
+    for i in range(3):
+        same([r[i] for r in results])
+    for got, want in zip(results[0][1:], expected[1:], strict=True):
+        if dtype == "bf16":
+            got, want = ((a.astype(np.uint32) << 16).view(np.float32) for a in (got, want))
+        assert np.isfinite(got).all()
+        close(got.astype(np.float32), want.astype(np.float32), 8e-3 if dtype == "bf16" else 1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "window", "length"),
+    [
+        (9, 3, 64, None, 100),
+        (4, 1, 256, 40, 100),
+        (2, 2, 8, None, 33),
+        (4, 2, 24, 7, 65),
+        (3, 1, 16, None, 2100),
+        (2, 1, 16, 1000, 2100),
+        (2, 1, 16, 100, 1060),
+    ],
+)
+def test_attention(
+    dtype: str, heads: int, kv_heads: int, dim: int, window: int | None, length: int
+) -> None:
+    rng = np.random.default_rng(length + dim)
+    lengths = [length, 1, 37]
+    counts = [min(97, length), 1, 17]
+    s = spec(dim, dtype, kv_heads, window)
+    blocks = [-(-n // 32) for n in lengths]
+    kv = BASE.kv_layer(s, sum(blocks) + 1)
+    table = np.full((3, max(blocks)), -1, np.int32)
+    ids = rng.permutation(sum(blocks) + 1)
+    for r, count in enumerate(blocks):
+        table[r, :count] = ids[sum(blocks[:r]) : sum(blocks[:r]) + count]
+    qkv = normal(rng, 96, (heads + 2 * kv_heads) * dim)
+    flat = np.ones((length + 1, dim), np.float32) * np.float32(0.7)
+    for block in ids:
+        slots = np.arange(block * 32, block * 32 + 32, dtype=np.int32)
+        part = qkv[rng.integers(0, 96, 32)]
+        BASE.rope_write(part, np.zeros(32, np.int32), flat, kv, slots, heads, None, None, 1e-6)
+    starts = np.cumsum([0, *counts]).astype(np.int32)
+    positions = np.concatenate(
+        [np.arange(n - c, n) for n, c in zip(lengths, counts, strict=True)]
+    ).astype(np.int32)
+    seq_lens = np.array(lengths, np.int32)
+    q = normal(rng, int(starts[-1]), heads, dim)
+    args = (kv, starts, seq_lens, table, positions, dim**-0.5, window)
+    outputs = [ops.attention(q, *args) for ops in CPUS.values()]
+    close(outputs[0], REF.attention(q, *args), 3e-6)
+    same(outputs)
+    for row in (0, counts[0] - 1, counts[0], len(q) - 1):  # each row alone, as in decode
+        r = int(np.searchsorted(starts, row, side="right")) - 1
+        p = positions[row : row + 1]
+        alone = BASE.attention(
+            q[row : row + 1], kv, np.array([0, 1], np.int32), p + 1, table[r : r + 1], p,
+            dim**-0.5, window,
+        )  # fmt: skip
+        same([outputs[0][row : row + 1], alone])
+    # Keys that a row must not see may hold anything.
+    wild = kv.v.copy()
+    if window is None:
+        kv.v[table[0, -1], :, (length - 1) % 32 + 1 :] = 0x7BFF if dtype != "f32" else 1e30
+        same([outputs[0], BASE.attention(q, *args)])
+        kv.v[...] = wild
+
+
+def sample_args(rows: int, **over: object) -> SampleArgs:
+    values = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | over
+    return SampleArgs(
+        seeds=np.arange(rows, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15),
+        positions=np.arange(5, rows + 5, dtype=np.int32),
+        temperature=np.full(rows, values["temperature"], np.float32),
+        top_k=np.full(rows, values["top_k"], np.int32),
+        top_p=np.full(rows, values["top_p"], np.float32),
+        min_p=np.full(rows, values["min_p"], np.float32),
+        num_logprobs=5,
+    )
+
+
+@pytest.mark.parametrize("vocab", [17, 1000, 49152])
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"temperature": 0.0},
+        {},
+        {"temperature": 3.0},
+        {"temperature": 0.7, "top_p": 0.9},
+        {"top_k": 4},
+        {"top_k": 40, "top_p": 0.5},
+        {"min_p": 0.1},
+        {"temperature": 1.2, "top_k": 50, "top_p": 0.95, "min_p": 0.02},
+    ],
+)
+def test_sample(vocab: int, over: dict[str, float]) -> None:
+    rows = 17 if vocab > 2000 else 97
+    logits = normal(np.random.default_rng(vocab), rows, vocab) * 3
+    args = sample_args(rows, **over)
+    expected, results = REF.sample(logits, args), [o.sample(logits, args) for o in CPUS.values()]
+    for field in ("ids", "logprobs", "top_ids", "top_logprobs"):
+        same([getattr(r, field) for r in results])
+    assert (results[0].ids == expected.ids).all()
+    assert (results[0].top_ids == expected.top_ids).all()
+    assert np.abs(results[0].logprobs - expected.logprobs).max() < 2e-5
+    assert np.abs(results[0].top_logprobs - expected.top_logprobs).max() < 2e-5
+
+
+def test_sample_ties_go_to_the_lower_id() -> None:
+    logits = np.zeros((2, 100), np.float32)
+    logits[1, [40, 7]] = 5
+    args = sample_args(2, temperature=0.0)
+    for ops in (REF, *CPUS.values()):
+        result = ops.sample(logits, args)
+        assert result.ids.tolist() == [0, 7]
+        assert result.top_ids.tolist() == [[0, 1, 2, 3, 4], [7, 40, 0, 1, 2]]
+
+
+def test_sampling_follows_the_distribution() -> None:
+    """20,000 draws of one distribution: counts within five standard deviations."""
+    p = np.array([0.5, 0.25, 0.15, 0.07, 0.03])
+    n = 20_000
+    logits = np.tile(np.log(p).astype(np.float32), (n, 1))
+    args = sample_args(n)
+    counts = np.bincount(BASE.sample(logits, args).ids, minlength=5)
+    assert (np.abs(counts - n * p) < 5 * np.sqrt(n * p * (1 - p))).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_size(kind: WeightKind) -> None:
+    w = weight(np.random.default_rng(0), kind, 21, 96)
+    assert w.nbytes == packed_bytes(kind, (21, 96))
+    assert w.data.ctypes.data % 64 == 0

@@ -1,0 +1,253 @@
+"""KVManager: prefix matching, sliding windows, eviction; and a state machine over sequences."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from elinvar.base.config import KVSpec
+from elinvar.kv.manager import KVManager, Prefix, SequenceKV
+
+SIZE = 4
+
+
+def spec(window: int | None = None) -> KVSpec:
+    kind = "full" if window is None else "sliding"
+    return KVSpec(kind, (0,), 1, 8, window=window, block_size=SIZE)  # type: ignore[arg-type]
+
+
+def manager(*windows: int | None, blocks: int = 32, **options: object) -> KVManager:
+    return KVManager([spec(w) for w in windows], [blocks] * len(windows), **options)  # type: ignore[arg-type]
+
+
+def compute(kv: KVManager, tokens: list[int], step: int = 1000) -> tuple[SequenceKV, Prefix]:
+    """Run a sequence over `tokens` in steps of `step`."""
+    seq = kv.new_sequence()
+    prefix: Prefix | None = kv.find_prefix(seq, tokens)
+    assert prefix is not None
+    found, done = prefix, prefix.num_tokens
+    while done < len(tokens):
+        allocation = kv.prepare(seq, done, min(len(tokens), done + step), prefix)
+        assert allocation is not None
+        kv.apply(allocation)
+        prefix, done = None, allocation.end
+        kv.advance(seq, tokens, done)
+    return seq, found
+
+
+def test_a_prefix_is_found_whole_blocks_only_and_leaves_a_token() -> None:
+    kv = manager(None)
+    tokens = list(range(12))
+    compute(kv, tokens)
+    hit = lambda ids: kv.find_prefix(kv.new_sequence(), ids).num_tokens  # noqa: E731
+    assert hit(tokens) == 8
+    assert hit([*tokens, 99]) == 12
+    assert hit([*tokens[:7], 99, 98]) == 4
+    assert hit([99, *tokens[1:]]) == 0
+    assert hit(tokens[:3]) == 0
+
+
+def test_blocks_are_visible_after_commit_only() -> None:
+    kv = manager(None)
+    seq = kv.new_sequence()
+    tokens = list(range(9))
+    allocation = kv.prepare(seq, 0, 9, kv.find_prefix(seq, tokens))
+    assert allocation is not None
+    kv.apply(allocation)
+    assert kv.find_prefix(kv.new_sequence(), tokens).num_tokens == 0
+    kv.advance(seq, tokens, 5)
+    assert kv.find_prefix(kv.new_sequence(), tokens).num_tokens == 4
+
+
+def test_equal_blocks_after_different_beginnings_are_not_shared() -> None:
+    kv = manager(None)
+    compute(kv, [1, 1, 1, 1, 2, 2, 2, 2])
+    assert kv.find_prefix(kv.new_sequence(), [3, 3, 3, 3, 2, 2, 2, 2, 9]).num_tokens == 0
+    assert kv.find_prefix(kv.new_sequence(), [2, 2, 2, 2, 9]).num_tokens == 0
+
+
+def test_namespaces_and_the_switch() -> None:
+    tokens = list(range(9))
+    keys = []
+    for namespace in ("one", "two"):
+        seq, _ = compute(manager(None, namespace=namespace), tokens)
+        keys.append(seq.keys)
+    assert keys[0] != keys[1]
+    kv = manager(None, prefix_cache=False)
+    seq, _ = compute(kv, tokens)
+    kv.free(seq)
+    assert compute(kv, tokens)[1].num_tokens == 0
+
+
+def test_the_beginning_survives_longest() -> None:
+    kv = manager(None, blocks=4)
+    tokens = list(range(16))
+    seq, _ = compute(kv, tokens)
+    kv.free(seq)
+    other, _ = compute(kv, list(range(100, 108)))
+    assert kv.find_prefix(kv.new_sequence(), [*tokens, 1]).num_tokens == 8
+    kv.check([other])
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 5, 6, 8, 13])
+@pytest.mark.parametrize("step", [1, 3, 50])
+def test_sliding_holds_the_window_and_no_more(window: int, step: int) -> None:
+    kv = manager(None, window)
+    tokens = list(range(45))
+    seq = kv.new_sequence()
+    done = 0
+    while done < len(tokens):
+        allocation = kv.prepare(seq, done, min(done + step, len(tokens)))
+        assert allocation is not None
+        kv.apply(allocation)
+        for index, block in enumerate(seq.tables[1]):
+            needed = (index + 1) * SIZE - 1 >= done - window + 1
+            assert (block >= 0) == needed
+        done = allocation.end
+        if done >= seq.next_event:
+            kv.advance(seq, tokens, done)
+        assert done < seq.next_event
+        kv.check([seq])
+    assert -1 not in seq.tables[0]
+
+
+def test_a_hit_needs_only_the_window_of_a_sliding_group() -> None:
+    kv = manager(None, 8, blocks=16)
+    tokens = list(range(32))
+    seq, _ = compute(kv, tokens, step=4)
+    kv.free(seq)
+    # Eight plain blocks of the sliding group and two cached ones, of positions 0..7, are reused.
+    kv.pools[1].allocate(10)
+    prefix = kv.find_prefix(kv.new_sequence(), [*tokens, 1])
+    assert prefix.num_tokens == 32
+    assert prefix.blocks[1][:6] == [-1] * 6 and min(prefix.blocks[1][6:]) >= 0
+    assert prefix.num_revived == [8, 2]
+    # The hit point 8 would need the blocks of 0..7, which are gone; of 16 those of 8..15.
+    assert kv.find_prefix(kv.new_sequence(), tokens[:9]).num_tokens == 0
+    assert kv.find_prefix(kv.new_sequence(), tokens[:17]).num_tokens == 16
+
+
+def test_a_gap_in_one_group_shortens_the_prefix_of_all() -> None:
+    kv = manager(None, 4, 9)
+    tokens = list(range(24))
+    seq, _ = compute(kv, tokens)
+    pool = kv.pools[2]
+    kv.free(seq)
+    lost = pool.find(seq.keys[4])
+    assert lost is not None
+    for key in seq.keys[:4] + seq.keys[5:]:
+        block = pool.find(key)
+        assert block is not None
+        pool.share(block)
+    pool.allocate(pool.num_free)
+    assert pool.find(seq.keys[4]) is None
+    assert kv.find_prefix(kv.new_sequence(), [*tokens, 1]).num_tokens == 16
+
+
+def test_prepare_changes_nothing_and_gives_what_there_is() -> None:
+    kv = manager(None, 8, blocks=4)
+    seq = kv.new_sequence()
+    kv.pools[1].allocate(1)
+    allocation = kv.prepare(seq, 0, 100)
+    assert allocation is not None and allocation.end == 12
+    assert [pool.num_free for pool in kv.pools] == [4, 3]
+    kv.apply(allocation)
+    assert kv.prepare(seq, 12, 13) is None
+    assert [pool.num_free for pool in kv.pools] == [1, 0]
+
+
+class ManagerMachine(RuleBasedStateMachine):
+    """Sequences of a two-token alphabet come, share, grow, end and push each other out.
+
+    `content` says for every published block which token prefix its key promised; a hit must give
+    blocks that hold exactly the sequence's own prefix.
+    """
+
+    @initialize(
+        windows=st.sampled_from([(None,), (5,), (None, 5), (None, 1), (4, None, 9), (3, 8)]),
+        blocks=st.integers(3, 14),
+    )
+    def start(self, windows: tuple[int | None, ...], blocks: int) -> None:
+        self.kv = manager(*windows, blocks=blocks)
+        self.live: list[tuple[SequenceKV, list[int], list[int]]] = []
+        self.written: list[dict[int, tuple[int, ...]]] = [{} for _ in windows]
+
+    def write(self, seq: SequenceKV, tokens: list[int], start: int, end: int) -> None:
+        for position in range(start, end):
+            index = position // SIZE
+            for group, table in enumerate(seq.tables):
+                block = table[index]
+                pool = self.kv.pools[group]
+                assert pool.ref_count(block) == 1 and not pool.is_published(block)
+                self.written[group][block] = tuple(tokens[: position + 1])
+
+    def read(self, seq: SequenceKV, tokens: list[int], start: int, end: int) -> None:
+        for group, (table, window) in enumerate(zip(seq.tables, self.kv.windows, strict=True)):
+            first = 0 if window is None else max(0, start - window + 1)
+            for index in range(first // SIZE, (end - 1) // SIZE + 1):
+                content = tuple(tokens[: min(end, (index + 1) * SIZE)])
+                assert self.written[group][table[index]] == content
+
+    def grow(
+        self, seq: SequenceKV, tokens: list[int], done: int, step: int, prefix: Prefix | None
+    ) -> int:
+        allocation = self.kv.prepare(seq, done, min(done + step, len(tokens)), prefix)
+        if allocation is None:
+            return done
+        self.kv.apply(allocation)
+        self.write(seq, tokens, done, allocation.end)
+        self.read(seq, tokens, done, allocation.end)
+        self.kv.advance(seq, tokens, allocation.end)
+        return allocation.end
+
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=30), step=st.integers(1, 30))
+    def arrive(self, tokens: list[int], step: int) -> None:
+        seq = self.kv.new_sequence()
+        prefix = self.kv.find_prefix(seq, tokens)
+        assert prefix.num_tokens < len(tokens)
+        done = self.grow(seq, tokens, prefix.num_tokens, step, prefix)
+        if seq.capacity:
+            self.live.append((seq, tokens, [done]))
+
+    @rule(data=st.data())
+    def arrive_again(self, data: st.DataObject) -> None:
+        if self.live:
+            _, tokens, _ = data.draw(st.sampled_from(self.live))
+            more = data.draw(st.lists(st.integers(0, 1), max_size=6))
+            self.arrive([*tokens, *more], data.draw(st.integers(1, 30)))
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), step=st.integers(1, 9), token=st.integers(0, 1))
+    def append(self, data: st.DataObject, step: int, token: int) -> None:
+        seq, tokens, done = data.draw(st.sampled_from(self.live))
+        tokens.append(token)
+        done[0] = self.grow(seq, tokens, done[0], step, None)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(self.live))
+        self.live.remove(entry)
+        self.kv.free(entry[0])
+
+    @invariant()
+    def consistent(self) -> None:
+        if hasattr(self, "kv"):
+            self.kv.check([seq for seq, _, _ in self.live])
+
+    def teardown(self) -> None:
+        if hasattr(self, "kv"):
+            for seq, _, _ in self.live:
+                self.kv.free(seq)
+            self.kv.check([])
+            assert all(pool.num_free == pool.num_blocks for pool in self.kv.pools)
+
+
+ManagerMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestManager = ManagerMachine.TestCase

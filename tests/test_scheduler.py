@@ -1,0 +1,535 @@
+"""Scheduler behind a fake executor that samples a pure function of the tokens so far.
+
+The executor is built from the plan alone, as the runner is, and keeps a model of the KV cache:
+what every slot holds, and, for each query, that every position it attends to holds exactly its own
+prefix. So wrong sharing, early frees and stale blocks fail at the step that makes them.
+"""
+
+import random
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from elinvar.base.config import KVSpec
+from elinvar.base.errors import InputError
+from elinvar.base.plan import PlanItem, StepOutput, StepPlan, TokenLogprobs
+from elinvar.base.sampling import SamplingParams
+from elinvar.sched.request import Request, RequestUpdate, Status
+from elinvar.sched.scheduler import Scheduler
+
+SIZE = 4
+VOCAB = 20
+EOS = 0
+
+
+def next_token(tokens: list[int], seed: int) -> int:
+    return (hash((seed, *tokens)) >> 17) % VOCAB
+
+
+def answer(prompt: list[int], params: SamplingParams, max_context: int) -> tuple[list[int], str]:
+    """What a request alone must bring."""
+    tokens, stops = list(prompt), set(params.stop_token_ids)
+    if not params.ignore_eos:
+        stops.add(EOS)
+    while True:
+        tokens.append(next_token(tokens, params.seed or 0))
+        if tokens[-1] in stops:
+            return tokens[len(prompt) :], "stop"
+        if len(tokens) == min(len(prompt) + params.max_tokens, max_context):
+            return tokens[len(prompt) :], "length"
+
+
+@dataclass
+class Row:
+    request_id: str
+    tokens: list[int]
+    seed: int
+    tables: list[list[int]]
+    computed: int
+
+
+class FakeExecutor:
+    def __init__(self, windows: tuple[int | None, ...]) -> None:
+        self.windows = windows
+        self.rows: dict[int, Row] = {}
+        self.lost_plan = False
+        # Per group, block and offset: a fingerprint of the tokens up to that position.
+        self.slots: list[dict[tuple[int, int], int]] = [{} for _ in windows]
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        for row in plan.released_rows:
+            self.release(row)
+        for start in plan.started:
+            assert start.row not in self.rows, "row in use"
+            tables = [list(blocks) for blocks in start.blocks]
+            assert len({len(table) for table in tables}) == 1
+            computed = len(tables[0]) * SIZE
+            self.rows[start.row] = Row(
+                start.request_id, list(start.token_ids), start.params.seed or 0, tables, computed
+            )
+        assert len({item.row for item in plan.items}) == len(plan.items)
+        for item in plan.items:
+            self._write(item)
+        for item in plan.items:
+            self._read(item)
+        output = StepOutput([], [])
+        for item in plan.items:
+            sampled = self._sample(item)
+            output.sampled.append(sampled)
+            output.logprobs.append([TokenLogprobs(float(-t), []) for t in sampled])
+        return output
+
+    def release(self, row: int) -> None:
+        # Only after a lost plan is a row released again, or released that was never started.
+        assert row in self.rows or self.lost_plan
+        self.rows.pop(row, None)
+
+    def _write(self, item: PlanItem) -> None:
+        row = self.rows[item.row]
+        assert row.request_id == item.request_id
+        assert item.num_tokens > 0 and item.start == row.computed
+        row.computed += item.num_tokens
+        assert row.computed <= len(row.tokens)
+        assert item.sample == (row.computed == len(row.tokens))
+        for table, blocks in zip(row.tables, item.new_blocks, strict=True):
+            table += blocks
+        for position in range(item.start, row.computed):
+            content = hash(tuple(row.tokens[: position + 1]))
+            for slots, table in zip(self.slots, row.tables, strict=True):
+                slots[table[position // SIZE], position % SIZE] = content
+
+    def _read(self, item: PlanItem) -> None:
+        row = self.rows[item.row]
+        for window, slots, table in zip(self.windows, self.slots, row.tables, strict=True):
+            # The union of what the queries of this span attend to.
+            first = 0 if window is None else max(0, item.start - window + 1)
+            for position in range(first, row.computed):
+                block = table[position // SIZE]
+                assert block >= 0, "attends to a block not held"
+                content = hash(tuple(row.tokens[: position + 1]))
+                assert slots[block, position % SIZE] == content, "attends to foreign content"
+
+    def _sample(self, item: PlanItem) -> list[int]:
+        if not item.sample:
+            return []
+        row = self.rows[item.row]
+        token = next_token(row.tokens, row.seed)
+        row.tokens.append(token)
+        return [token]
+
+
+class Bench:
+    """A scheduler, its executor, and the books of what was asked for."""
+
+    def __init__(
+        self,
+        windows: tuple[int | None, ...] = (None,),
+        blocks: int = 64,
+        rows: int = 8,
+        budget: int = 64,
+        context: int = 100,
+        prefix_cache: bool = True,
+    ) -> None:
+        specs = [
+            KVSpec("full" if w is None else "sliding", (0,), 1, 8, window=w, block_size=SIZE)
+            for w in windows
+        ]
+        self.context = context
+        self.scheduler = Scheduler(
+            specs,
+            [blocks] * len(windows),
+            rows,
+            budget,
+            context,
+            frozenset({EOS}),
+            prefix_cache,
+        )
+        self.executor = FakeExecutor(windows)
+        self.requests: dict[str, Request] = {}
+        self.alive: dict[str, Request] = {}
+        self.num_steps = 0
+
+    def add(self, prompt: list[int], params: SamplingParams) -> Request:
+        request = Request(str(len(self.requests)), list(prompt), params)
+        self.scheduler.add(request)
+        self.requests[request.id] = self.alive[request.id] = request
+        return request
+
+    def plan(self) -> StepPlan:
+        plan = self.scheduler.plan()
+        assert plan.num_tokens <= self.scheduler.max_step_tokens
+        assert bool(plan.items) == self.scheduler.has_work(), "work, but nothing planned"
+        if plan.items:
+            # The oldest that holds a row is never passed over.
+            oldest = min(
+                (r for r in self.alive.values() if r.status is Status.RUNNING),
+                key=lambda r: r.order,
+            )
+            assert oldest.id in {item.request_id for item in plan.items}
+        return plan
+
+    def commit(self, plan: StepPlan, output: StepOutput) -> list[RequestUpdate]:
+        updates = self.scheduler.commit(plan, output)
+        for update in updates:
+            assert update.new_token_ids
+            assert [-int(x.logprob) for x in update.logprobs] == update.new_token_ids
+            assert update.finished == (update.request.status is Status.FINISHED)
+            if update.finished:
+                self.settle(update.request)
+        return updates
+
+    def settle(self, request: Request) -> None:
+        del self.alive[request.id]
+        prompt = request.token_ids[: request.num_prompt_tokens]
+        expected, reason = answer(prompt, request.params, self.context)
+        assert request.output_token_ids == expected
+        assert request.finish_reason == reason
+
+    def abort(self, request: Request) -> None:
+        known = request.output_token_ids
+        assert self.scheduler.abort(request.id)
+        assert not self.scheduler.abort(request.id)
+        del self.alive[request.id]
+        assert request.finish_reason == "abort"
+        prompt = request.token_ids[: request.num_prompt_tokens]
+        assert answer(prompt, request.params, self.context)[0][: len(known)] == known
+
+    def step(self) -> list[RequestUpdate]:
+        plan = self.plan()
+        self.num_steps += 1
+        return self.commit(plan, self.executor.execute(plan))
+
+    def finish_all(self) -> None:
+        # Each step brings the oldest one token further, in the worst case nobody else.
+        bound = sum(len(r.token_ids) + r.params.max_tokens for r in self.alive.values())
+        for _ in range(bound):
+            if not self.scheduler.has_work():
+                break
+            self.step()
+        assert not self.alive and not self.scheduler.has_work(), "not done in the bounded time"
+        self.nothing_leaked()
+
+    def nothing_leaked(self) -> None:
+        self.scheduler.check()
+        assert self.scheduler.kv_usage == 0.0
+        for pool in self.scheduler.kv.pools:
+            assert pool.num_free == pool.num_blocks
+        assert self.scheduler.num_running == self.scheduler.num_waiting == 0
+
+
+def params(max_tokens: int = 10, seed: int = 1, **more: object) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, seed=seed, **more)  # type: ignore[arg-type]
+
+
+# ---- the door --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_prompt", "max_tokens", "blocks", "field", "numbers"),
+    [
+        (0, 5, 64, "prompt", []),
+        (100, 5, 64, "prompt", ["100", "99"]),
+        (41, 5, 10, "prompt", ["41", "40"]),
+        (40, 2, 10, "max_tokens", ["40", "1"]),
+        (30, 60, 10, "max_tokens", ["30", "60", "40", "11"]),
+    ],
+)
+def test_what_can_never_fit_is_refused(
+    num_prompt: int, max_tokens: int, blocks: int, field: str, numbers: list[str]
+) -> None:
+    bench = Bench(blocks=blocks)
+    with pytest.raises(InputError) as error:
+        bench.add([1] * num_prompt, params(max_tokens))
+    assert error.value.field == field
+    assert all(number in str(error.value) for number in numbers)
+    assert not bench.scheduler.has_work()
+
+
+@pytest.mark.parametrize(("windows", "blocks"), [((None,), 10), ((9,), 4), ((1,), 1)])
+def test_what_just_fits_runs(windows: tuple[int | None, ...], blocks: int) -> None:
+    bench = Bench(windows, blocks=blocks)
+    bench.add([1] * 30, params(11, ignore_eos=True))
+    bench.finish_all()
+
+
+def test_an_id_in_use_is_refused_and_free_afterwards() -> None:
+    bench = Bench()
+    bench.add([1], params())
+    with pytest.raises(InputError):
+        bench.scheduler.add(Request("0", [1], params()))
+    bench.finish_all()
+    bench.scheduler.add(Request("0", [1], params()))
+
+
+def test_the_context_ends_an_answer_but_a_cache_never_does() -> None:
+    bench = Bench(context=20)
+    request = bench.add([1] * 15, params(50, ignore_eos=True))
+    bench.finish_all()
+    assert request.num_tokens == 20 and request.finish_reason == "length"
+
+
+# ---- one rule at a time ----------------------------------------------------------------------
+
+
+def test_a_prompt_is_computed_in_chunks_beside_decoding_rows() -> None:
+    bench = Bench(budget=8)
+    for _ in range(3):
+        bench.add([1, 2], params(50, ignore_eos=True))
+    bench.step()
+    bench.add(list(range(1, 16)), params())
+    spans = []
+    for _ in range(3):
+        plan = bench.plan()
+        spans.append([(item.num_tokens, item.sample) for item in plan.items])
+        bench.commit(plan, bench.executor.execute(plan))
+    rows = [(1, True)] * 3
+    assert spans == [[*rows, (5, False)], [*rows, (5, False)], [*rows, (5, True)]]
+
+
+def test_an_old_prompt_goes_on_among_more_rows_than_budget() -> None:
+    bench = Bench(budget=4)
+    old = bench.add([1] * 12, params(20, ignore_eos=True))
+    for _ in range(6):
+        bench.add([1, 2], params(20, ignore_eos=True))
+    bench.finish_all()
+    finished = [r.finished for r in bench.requests.values()]
+    assert old.finished == min(t for t in finished if t is not None)
+
+
+def test_equal_prompts_share_and_report_it() -> None:
+    bench = Bench()
+    prompt = [1, 2, 3, 4, 5, 6, 1, 2, 3]
+    first = bench.add(prompt, params())
+    bench.step()
+    second = bench.add(prompt, params(seed=2))
+    plan = bench.plan()
+    assert [item.num_tokens for item in plan.items] == [1, 1]
+    assert plan.started[0].blocks[0] == first.kv.tables[0][:2]
+    bench.commit(plan, bench.executor.execute(plan))
+    assert (first.num_cached_tokens, second.num_cached_tokens) == (0, 8)
+    bench.finish_all()
+
+
+def test_a_preempted_request_keeps_its_tokens_and_its_place() -> None:
+    bench = Bench(rows=2)
+    requests = [bench.add([1, 2, 3, 4, 5], params(20, ignore_eos=True)) for _ in range(3)]
+    bench.step()
+    bench.step()
+    bench.scheduler.preempt("0")
+    assert requests[0].output_token_ids and requests[0].row == -1
+    plan = bench.plan()
+    assert [start.request_id for start in plan.started] == ["0"]
+    assert plan.started[0].token_ids == requests[0].token_ids
+    assert plan.released_rows == [plan.started[0].row]
+    assert requests[0].num_cached_tokens == 0
+    bench.commit(plan, bench.executor.execute(plan))
+    bench.finish_all()
+    assert requests[0].num_preemptions == 1
+
+
+def test_when_blocks_run_out_the_youngest_goes_and_nobody_overtakes() -> None:
+    bench = Bench(blocks=12)
+    for index in range(5):
+        bench.add([1 + index] * 5, params(30, seed=index, ignore_eos=True))
+    order = []
+    while bench.scheduler.has_work():
+        order += [u.request.order for u in bench.step() if u.finished]
+        bench.scheduler.check()
+    assert bench.scheduler.num_preemptions > 0
+    assert order == sorted(order)
+    bench.nothing_leaked()
+
+
+def test_abort_and_preempt_between_plan_and_commit() -> None:
+    bench = Bench()
+    gone, back, stays = [bench.add([1, 2, 3, 4, 5], params(seed=s)) for s in range(3)]
+    plan = bench.plan()
+    output = bench.executor.execute(plan)
+    bench.abort(gone)
+    bench.scheduler.preempt(back.id)
+    bench.scheduler.add(Request(gone.id, [9], params()))
+    updates = bench.commit(plan, output)
+    assert [update.request for update in updates] == [stays]
+    assert gone.output_token_ids == back.output_token_ids == []
+    bench.scheduler.check()
+    bench.scheduler.abort(gone.id)
+    bench.finish_all()
+
+
+def test_finish_from_outside() -> None:
+    bench = Bench()
+    request = bench.add([1, 2], params(50, ignore_eos=True))
+    bench.step()
+    assert bench.scheduler.finish(request.id)
+    assert not bench.scheduler.finish(request.id)
+    assert request.finish_reason == "stop" and request.status is Status.FINISHED
+    assert bench.scheduler.plan().released_rows == [0]
+    bench.nothing_leaked()
+
+
+def test_stop_ids_count_even_when_eos_is_ignored() -> None:
+    for seed in range(20):
+        bench = Bench(blocks=200, context=1000)
+        request = bench.add([1], params(400, seed=seed, ignore_eos=True, stop_token_ids=(3,)))
+        bench.finish_all()
+        assert request.token_ids[-1] == 3 and 3 not in request.output_token_ids[:-1]
+
+
+def test_several_tokens_a_row_are_booked_up_to_the_end() -> None:
+    """Drafts: a span of known tokens and drafts, of which a part was accepted."""
+    bench = Bench()
+    scheduler = bench.scheduler
+    request = bench.add([5, 5, 5, 5, 5], params(8, stop_token_ids=(6,)))
+    bench.step()
+    del request.token_ids[5:]
+    request.token_ids.append(4)
+    for sampled, computed, known in (([1, 2], 7, 8), ([1], 8, 9), ([1, 2, 6, 3], 12, 12)):
+        plan = scheduler.plan()
+        plan.items[0].num_tokens += 3
+        plan.items[0].num_drafts = 3
+        logprobs = [TokenLogprobs(0.0, []) for _ in sampled]
+        (update,) = scheduler.commit(plan, StepOutput([sampled], [logprobs]))
+        assert (request.num_computed_tokens, request.num_tokens) == (computed, known)
+    assert update.new_token_ids == [1, 2, 6] and len(update.logprobs) == 3
+    assert request.finish_reason == "stop"
+    bench.nothing_leaked()
+
+
+# ---- everything at once ----------------------------------------------------------------------
+
+WINDOWS = [(None,), (6,), (None, 6), (None, 1), (None, 4, 11)]
+BEGINNINGS = [[1, 2, 3, 4, 5, 6, 1, 2], [1, 2, 3, 4, 6, 5, 4, 3, 2, 1, 2, 3, 4, 5], [6] * 20]
+
+prompts = st.builds(
+    lambda beginning, length, end: beginning[:length] + end,
+    st.sampled_from(BEGINNINGS),
+    st.integers(0, 20),
+    st.lists(st.integers(0, 6), min_size=1, max_size=8),
+)
+sampling = st.builds(
+    params,
+    max_tokens=st.integers(1, 25),
+    seed=st.integers(1, 9),
+    ignore_eos=st.booleans(),
+    stop_token_ids=st.sampled_from([(), (3,)]),
+)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    @initialize(
+        windows=st.sampled_from(WINDOWS),
+        blocks=st.integers(9, 30),
+        rows=st.integers(1, 6),
+        budget=st.sampled_from([1, 2, 3, 7, 16, 64]),
+        prefix_cache=st.booleans(),
+    )
+    def start(
+        self,
+        windows: tuple[int | None, ...],
+        blocks: int,
+        rows: int,
+        budget: int,
+        prefix_cache: bool,
+    ) -> None:
+        self.bench = Bench(windows, blocks, rows, budget, 32, prefix_cache)
+
+    @rule(prompt=prompts, sampling=sampling)
+    def add(self, prompt: list[int], sampling: SamplingParams) -> None:
+        self.bench.add(prompt, sampling)
+
+    @rule()
+    def step(self) -> None:
+        self.bench.step()
+
+    @rule(data=st.data())
+    def step_disturbed(self, data: st.DataObject) -> None:
+        """Cancels and preemptions between plan and commit."""
+        plan = self.bench.plan()
+        output = self.bench.executor.execute(plan)
+        self._disturb(data)
+        self.bench.commit(plan, output)
+
+    @precondition(lambda self: self.bench.alive)
+    @rule(data=st.data())
+    def disturb(self, data: st.DataObject) -> None:
+        self._disturb(data)
+
+    def _disturb(self, data: st.DataObject) -> None:
+        bench = self.bench
+        for request in list(bench.alive.values()):
+            action = data.draw(st.sampled_from(["", "", "abort", "preempt"]))
+            if action == "abort":
+                bench.abort(request)
+            elif action == "preempt":
+                bench.scheduler.preempt(request.id)
+
+    @rule(executed=st.booleans())
+    def fail(self, executed: bool) -> None:
+        """The runner fails: the plan is never committed, perhaps not even seen."""
+        plan = self.bench.plan()
+        self.bench.executor.lost_plan = True
+        if executed:
+            self.bench.executor.execute(plan)
+
+    @invariant()
+    def consistent(self) -> None:
+        if hasattr(self, "bench"):
+            self.bench.scheduler.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "bench"):
+            self.bench.finish_all()
+
+
+SchedulerMachine.TestCase.settings = settings(
+    max_examples=300, stateful_step_count=40, deadline=None
+)
+TestScheduler = SchedulerMachine.TestCase
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    windows=st.sampled_from(WINDOWS),
+    blocks=st.integers(8, 40),
+    rows=st.integers(1, 8),
+    budget=st.integers(1, 40),
+)
+def test_the_oldest_always_holds_a_row(
+    seed: int, windows: tuple[int | None, ...], blocks: int, rows: int, budget: int
+) -> None:
+    """Without preemption by hand requests are served strictly in order: the oldest alive runs."""
+    rng = random.Random(seed)
+    bench = Bench(windows, blocks, rows, budget, 32)
+    for _ in range(40):
+        if rng.random() < 0.4:
+            prompt = [*rng.choice(BEGINNINGS)[: rng.randrange(20)], rng.randrange(VOCAB)]
+            bench.add(prompt, params(rng.randint(1, 20), rng.randint(1, 5)))
+        plan = bench.plan()
+        if bench.alive:
+            assert next(iter(bench.alive)) in {item.request_id for item in plan.items}
+        bench.commit(plan, bench.executor.execute(plan))
+    bench.finish_all()
+
+
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_a_thousand_requests_leak_nothing(windows: tuple[int | None, ...]) -> None:
+    rng = random.Random(7)
+    bench = Bench(windows, blocks=24 if None in windows else 12, rows=6, budget=12, context=32)
+    while len(bench.requests) < 1000 or bench.alive:
+        if len(bench.requests) < 1000 and len(bench.alive) < 12 and rng.random() < 0.7:
+            prompt = [*rng.choice(BEGINNINGS)[: rng.randrange(20)], rng.randrange(VOCAB)]
+            bench.add(prompt, params(rng.randint(1, 20), rng.randint(1, 5)))
+        plan = bench.plan()
+        output = bench.executor.execute(plan)
+        if bench.alive and rng.random() < 0.1:
+            bench.abort(rng.choice(list(bench.alive.values())))
+        bench.commit(plan, output)
+        if bench.alive and rng.random() < 0.1:
+            bench.abort(rng.choice(list(bench.alive.values())))
+    bench.nothing_leaked()
+    assert bench.scheduler.num_preemptions > 0
+    assert any(request.num_cached_tokens for request in bench.requests.values())

@@ -1,0 +1,175 @@
+"""`elinvar bench`: prompt and decode speed of a model, measured through the engine's real steps.
+
+Decode is measured as a server lives it: all rows of a batch are in, then a fixed number of steps
+is timed, scheduling, sampling and detokenising included. Prefix reuse is off.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from elinvar.base.sampling import SamplingParams
+from elinvar.cli import options as opt
+from elinvar.cli.terminal import bar
+
+if TYPE_CHECKING:
+    from elinvar.engine.core import Engine
+
+Rates = dict[int, list[float]]
+
+
+def bench(
+    model: opt.ModelArgument,
+    batch: Annotated[
+        str, typer.Option("--batch", "-b", help="Batch sizes of decode, with commas.")
+    ] = "1,4,16,32",
+    prefill: Annotated[str, typer.Option(help="Prompt lengths, with commas.")] = "512",
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of each prompt before decode.")
+    ] = 128,
+    decode_tokens: Annotated[int, typer.Option(min=1, help="Steps timed per batch size.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; median and range are told.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    threads: opt.Threads = None,
+    kv_dtype: opt.KVDtypeOption = "f16",
+    kv_memory: opt.KVMemory = None,
+    weight_format: opt.WeightFormat = "auto",
+    verbose: opt.Verbose = False,
+) -> None:
+    """Measure prompt and decode tokens/s."""
+    batches, prefills = _numbers(batch, "--batch"), _numbers(prefill, "--prefill")
+    config = opt.engine_config(
+        threads=threads,
+        kv_memory=kv_memory,
+        kv_dtype=kv_dtype,
+        weight_format=weight_format,
+        prefix_cache=False,
+        max_rows=max(batches, default=1),
+    )
+
+    from elinvar.cli.load import load
+
+    with load(model, config) as llm:
+        measured = _Bench(llm.engine, prompt_tokens, decode_tokens)
+        measured.check(prefills)
+        measured.run(prefills, batches, repeats)
+    about = {
+        "model": model,
+        "threads": llm.engine.ops.num_threads,
+        "simd": llm.engine.ops.simd,
+        "kv_dtype": kv_dtype,
+        "weight_format": weight_format,
+        "repeats": repeats,
+        "prompt_tokens": prompt_tokens,
+        "decode_tokens": decode_tokens,
+    }
+    if as_json:
+        print(json.dumps(_as_json(measured, about)))
+    else:
+        _print_table(measured, about)
+
+
+def _numbers(text: str, flag: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r} is not a list such as 1,4,16", param_hint=flag)
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
+@dataclass
+class _Bench:
+    """Tokens/s of each round, by prompt length and by batch size."""
+
+    engine: Engine
+    prompt_tokens: int
+    decode_tokens: int
+    prefill: Rates = field(default_factory=dict)
+    decode: Rates = field(default_factory=dict)
+
+    def check(self, prefills: list[int]) -> None:
+        """Raises InputError where the model's context is too short for what is asked."""
+        for length in prefills:
+            self.engine.check(self._prompt(0, length), SamplingParams(max_tokens=1))
+        self.engine.check(self._prompt(0, self.prompt_tokens), self._decode_params())
+
+    def run(self, prefills: list[int], batches: list[int], repeats: int) -> None:
+        """One warm-up round of the shortest kind, then `repeats` rounds over everything."""
+        jobs: list[tuple[str, Callable[[int], float], int, Rates]] = [
+            *(("prefill", self._prefill, n, self.prefill) for n in prefills),
+            *(("decode, batch", self._decode, n, self.decode) for n in batches),
+        ]
+        self._prefill(min(prefills, default=self.prompt_tokens))
+        with bar("bench", repeats * len(jobs)) as update:
+            for round_ in range(repeats):
+                for i, (name, job, size, rates) in enumerate(jobs):
+                    update(round_ * len(jobs) + i, f"{name} {size}")
+                    rates.setdefault(size, []).append(job(size))
+
+    def _prefill(self, length: int) -> float:
+        """Tokens/s of one prompt, to its first sampled token."""
+        self.engine.add(self._prompt(0, length), SamplingParams(max_tokens=1, temperature=0))
+        start = time.perf_counter()
+        while self.engine.has_work:
+            self.engine.step()
+        return length / (time.perf_counter() - start)
+
+    def _decode(self, size: int) -> float:
+        """Tokens/s over all rows, from the step after the last prompt was computed."""
+        engine, params = self.engine, self._decode_params()
+        ids = [engine.add(self._prompt(i, self.prompt_tokens), params) for i in range(size)]
+        begun: set[str] = set()
+        while len(begun) < size:
+            begun |= {delta.request_id for delta in engine.step() if delta.token_ids}
+        count = 0
+        start = time.perf_counter()
+        for _ in range(self.decode_tokens):
+            count += sum(len(delta.token_ids) for delta in engine.step())
+        seconds = time.perf_counter() - start
+        for request_id in ids:
+            engine.abort(request_id)
+        return count / seconds
+
+    def _decode_params(self) -> SamplingParams:
+        # Rows whose prompt came first decode while the others' prompts are computed, and none may
+        # end before the last timed step: twice the steps is more than enough.
+        return SamplingParams(max_tokens=2**20, temperature=0, ignore_eos=True)
+
+    def _prompt(self, row: int, length: int) -> list[int]:
+        """Token ids spread over the vocabulary, other ones for each row."""
+        size = self.engine.tokenizer.vocab_size
+        return [(7919 * (i + 131 * row) + 17) % size for i in range(length)]
+
+
+def _as_json(measured: _Bench, about: dict[str, Any]) -> dict[str, Any]:
+    def each(rates: Rates, value: Callable[[list[float]], Any]) -> dict[str, Any]:
+        return {str(size): value(found) for size, found in rates.items()}
+
+    def middle(found: list[float]) -> float:
+        return round(statistics.median(found), 2)
+
+    def spread(found: list[float]) -> list[float]:
+        return [round(min(found), 2), round(max(found), 2)]
+
+    return {
+        "prefill": each(measured.prefill, middle),
+        "decode": each(measured.decode, middle),
+        "prefill_range": each(measured.prefill, spread),
+        "decode_range": each(measured.decode, spread),
+        **about,
+    }
+
+
+def _print_table(measured: _Bench, about: dict[str, Any]) -> None:
+    print(f"{about['model']}: {about['threads']} threads, {about['simd']}, tokens/s over all rows")
+    rows = [(f"prefill {size}", rates) for size, rates in measured.prefill.items()]
+    rows += [(f"decode, batch {size}", rates) for size, rates in measured.decode.items()]
+    for name, rates in rows:
+        low, high = min(rates), max(rates)
+        print(f"  {name:<18}{statistics.median(rates):>9,.1f}   [{low:,.1f} - {high:,.1f}]")

@@ -1,0 +1,172 @@
+"""`elinvar chat`: a conversation at the terminal, or line by line through a pipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from elinvar.base.errors import InputError
+from elinvar.base.sampling import SamplingParams
+from elinvar.cli import options as opt
+from elinvar.cli.terminal import Interrupt, fail, note, styled
+
+if TYPE_CHECKING:
+    from elinvar.engine.llm import LLM
+
+D = opt.DEFAULTS
+MAX_TOKENS = 1024
+
+HELP = """\
+/system TEXT  set the system message (no TEXT: remove it)
+/reset        forget the conversation, keep the system message
+/save FILE    write the conversation as JSON
+/help         this list
+/quit         leave, as Ctrl-D does; Ctrl-C stops an answer"""
+
+
+def chat(
+    model: opt.ModelArgument,
+    system: Annotated[
+        str | None, typer.Option(help="System message.", show_default=False, metavar="TEXT")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens in an answer.")] = MAX_TOKENS,
+    temperature: opt.Temperature = D.temperature,
+    top_p: opt.TopP = D.top_p,
+    top_k: opt.TopK = D.top_k,
+    min_p: opt.MinP = D.min_p,
+    seed: opt.Seed = None,
+    threads: opt.Threads = None,
+    kv_dtype: opt.KVDtypeOption = "f16",
+    kv_memory: opt.KVMemory = None,
+    weight_format: opt.WeightFormat = "auto",
+    verbose: opt.Verbose = False,
+) -> None:
+    """Talk with a model."""
+    params = opt.sampling_params(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+    )
+    config = opt.engine_config(
+        threads=threads, kv_memory=kv_memory, kv_dtype=kv_dtype, weight_format=weight_format
+    )
+
+    from elinvar.cli.load import load
+
+    with load(model, config) as llm:
+        conversation = Conversation(llm, params, system)
+        conversation.check()
+        if sys.stdin.isatty():
+            _prepare_terminal()
+            note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.")
+        while (line := _read_line()) is not None:
+            if line.startswith("/"):
+                if not conversation.command(line):
+                    break
+            elif line:
+                conversation.answer(line)
+
+
+class Conversation:
+    """The messages so far and what the person does with them."""
+
+    def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
+        self.llm = llm
+        self.params = params
+        self.system = system
+        self.turns: list[dict[str, str]] = []
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        head = [{"role": "system", "content": self.system}] if self.system else []
+        return head + self.turns
+
+    def check(self) -> None:
+        """Raises ModelError where the model cannot chat, before the person has typed anything."""
+        self.llm.engine.encode_chat([{"role": "user", "content": "Hello"}])
+
+    def answer(self, text: str) -> None:
+        """Stream the answer to `text`. Ctrl-C ends it; what was said stays in the conversation."""
+        self.turns.append({"role": "user", "content": text})
+        said: list[str] = []
+        with Interrupt() as interrupt:
+            try:
+                with closing(self.llm.stream_chat(self.messages, self.params)) as deltas:
+                    for delta in deltas:
+                        said.append(delta.text)
+                        sys.stdout.write(delta.text)
+                        sys.stdout.flush()
+                        if interrupt.hit:
+                            break
+            except InputError as error:
+                self.turns.pop()
+                fail(f"{error} /reset begins a new conversation.")
+                return
+        self.turns.append({"role": "assistant", "content": "".join(said)})
+        print(styled(" [stopped]", "2", sys.stdout) if interrupt.hit else "", flush=True)
+
+    def command(self, line: str) -> bool:
+        """Do what a line with a slash says; False: leave."""
+        name, _, rest = line.partition(" ")
+        rest = rest.strip()
+        if name in ("/quit", "/exit"):
+            return False
+        if name == "/help":
+            print(HELP)
+        elif name == "/reset":
+            self.turns.clear()
+            note("A new conversation.")
+        elif name == "/system":
+            self.system = rest or None
+            note("System message set." if rest else "System message removed.")
+        elif name == "/save":
+            self._save(rest)
+        else:
+            fail(f"{name} is not a command; /help lists them.")
+        return True
+
+    def _save(self, name: str) -> None:
+        if not name:
+            fail("/save needs a file name.")
+            return
+        try:
+            text = json.dumps({"messages": self.messages}, ensure_ascii=False, indent=2)
+            Path(name).expanduser().write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            fail(f"{name} cannot be written: {error.strerror}.")
+        else:
+            note(f"Saved {len(self.messages)} messages to {name}.")
+
+
+def _prepare_terminal() -> None:
+    import importlib
+
+    # Its import gives input() line editing and history; builds of Python without it have neither.
+    try:
+        importlib.import_module("readline")
+    except ImportError:
+        note("This Python has no readline: lines cannot be edited.")
+
+
+def _read_line() -> str | None:
+    """The next line without its ends; None at the end of input. Ctrl-C drops what was typed."""
+    while True:
+        try:
+            if sys.stdin.isatty():
+                return input("> ").strip()
+            line = sys.stdin.readline()
+            return line.strip() if line else None
+        except KeyboardInterrupt:
+            print()
+            note("Ctrl-D or /quit leaves.")
+        except EOFError:
+            print()
+            return None

@@ -1,0 +1,171 @@
+"""`elinvar generate`: continues one prompt, or all prompts of a file in one continuous batch."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from elinvar.base.errors import InputError
+from elinvar.cli import options as opt
+from elinvar.cli.prompts import OrderedLines, Prompt, read_prompts, result, user_message
+from elinvar.cli.terminal import Interrupt, bar, note
+
+if TYPE_CHECKING:
+    from elinvar.engine.core import Engine
+    from elinvar.engine.llm import LLM
+
+D = opt.DEFAULTS
+
+
+def generate(
+    model: opt.ModelArgument,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", help="The text to continue; - reads it from stdin."),
+    ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSONL: a line holds a "prompt" or "messages", and "id" and sampling parameters as '
+            "you like; the results are JSONL on stdout, in the same order."
+        ),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is a user's message: apply the template.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object instead of text as it comes.")
+    ] = False,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = D.max_tokens,
+    temperature: opt.Temperature = D.temperature,
+    top_p: opt.TopP = D.top_p,
+    top_k: opt.TopK = D.top_k,
+    min_p: opt.MinP = D.min_p,
+    seed: opt.Seed = None,
+    stop: opt.Stop = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            help="Log-probs of each token and its K likeliest rivals (needs JSON output).",
+            show_default=False,
+        ),
+    ] = None,
+    threads: opt.Threads = None,
+    kv_dtype: opt.KVDtypeOption = "f16",
+    kv_memory: opt.KVMemory = None,
+    weight_format: opt.WeightFormat = "auto",
+    verbose: opt.Verbose = False,
+) -> None:
+    """Continue a prompt, or many at once."""
+    if (prompt is None) == (prompts_file is None):
+        raise typer.BadParameter("give either --prompt or --prompts-file")
+    if logprobs is not None and not as_json and prompts_file is None:
+        raise typer.BadParameter("--logprobs needs --json, the text alone cannot show them")
+    params = opt.sampling_params(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        stop=stop,
+        logprobs=logprobs,
+    )
+    config = opt.engine_config(
+        threads=threads, kv_memory=kv_memory, kv_dtype=kv_dtype, weight_format=weight_format
+    )
+    if prompts_file is not None:
+        prompts = read_prompts(prompts_file, params, chat)
+    else:
+        text = sys.stdin.read() if prompt == "-" else str(prompt)
+        prompts = [Prompt("--prompt", user_message(text) if chat else text, params)]
+
+    from elinvar.cli.load import load
+
+    with load(model, config) as llm:
+        if prompts_file is not None:
+            code = _batch(llm.engine, prompts)
+        else:
+            code = _single(llm, prompts[0], as_json)
+    raise typer.Exit(code)
+
+
+def _single(llm: LLM, prompt: Prompt, as_json: bool) -> int:
+    """Stream one answer to stdout, or print it as JSON; the exit code."""
+    from elinvar.engine.output import CompletionBuilder
+
+    ids = _encode(llm.engine, prompt)
+    builder = CompletionBuilder(ids)
+    completion = None
+    start = time.perf_counter()
+    with Interrupt() as interrupt, closing(llm.stream(ids, prompt.params)) as deltas:
+        for delta in deltas:
+            completion = builder.push(delta)
+            if not as_json:
+                sys.stdout.write(delta.text)
+                sys.stdout.flush()
+            if interrupt.hit:
+                break
+    if not as_json:
+        print()
+    elif completion is not None:
+        print(json.dumps(result(prompt, completion, llm.engine.tokenizer), ensure_ascii=False))
+    if completion is None:
+        return 130
+    if sys.stderr.isatty() and not as_json:
+        seconds = time.perf_counter() - start
+        count = len(completion.token_ids)
+        seed = f", seed {completion.seed}" if prompt.params.temperature else ""
+        note(f"{len(ids)} + {count} tokens in {seconds:.2f} s, {completion.finish_reason}{seed}")
+    return 0
+
+
+def _batch(engine: Engine, prompts: list[Prompt]) -> int:
+    """All prompts at once; what is finished is written even if Ctrl-C ends the run."""
+    from elinvar.engine.output import CompletionBuilder
+
+    indices: dict[str, int] = {}
+    builders: list[CompletionBuilder] = []
+    for index, prompt in enumerate(prompts):
+        try:
+            ids = _encode(engine, prompt)
+            indices[engine.add(ids, prompt.params)] = index
+        except InputError as error:
+            raise InputError(error.field, f"Bad {prompt.where}: {error}") from None
+        builders.append(CompletionBuilder(ids))
+    lines = OrderedLines(sys.stdout)
+    num_done = num_tokens = 0
+    start = time.perf_counter()
+    with Interrupt() as interrupt, bar("Generating", len(prompts)) as update:
+        try:
+            while engine.has_work and not interrupt.hit:
+                for delta in engine.step():
+                    index = indices[delta.request_id]
+                    num_tokens += len(delta.token_ids)
+                    completion = builders[index].push(delta)
+                    if completion is not None:
+                        num_done += 1
+                        lines.put(index, result(prompts[index], completion, engine.tokenizer))
+                rate = num_tokens / (time.perf_counter() - start)
+                update(num_done, f"{num_done}/{len(prompts)} · {rate:,.0f} tokens/s")
+        finally:
+            lines.close()
+    seconds = time.perf_counter() - start
+    note(
+        f"{num_done} of {len(prompts)} prompts, {num_tokens:,} tokens in {seconds:.1f} s, "
+        f"{num_tokens / seconds:,.0f} tokens/s"
+    )
+    return 130 if interrupt.hit else 0
+
+
+def _encode(engine: Engine, prompt: Prompt) -> list[int]:
+    if isinstance(prompt.prompt, str):
+        return engine.tokenizer.encode(prompt.prompt)
+    return engine.encode_chat(prompt.prompt)

@@ -1,0 +1,162 @@
+"""Prompts files: JSONL lines in, one result line out per prompt, in the order of the input."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from elinvar.base.errors import InputError
+from elinvar.base.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from elinvar.engine.output import Completion
+    from elinvar.engine.tokenizer import Tokenizer
+
+PARAMS = {f.name for f in fields(SamplingParams)}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One line of a prompts file, or the --prompt of a command line."""
+
+    where: str
+    """What an error message calls it: "line 3 of prompts.jsonl"."""
+    prompt: str | list[dict[str, Any]]
+    """A text to be continued, or the messages of a chat."""
+    params: SamplingParams
+    id: Any = None
+    """Whatever JSON value the user gave; repeated in the result."""
+
+
+def read_prompts(path: Path, defaults: SamplingParams, chat: bool) -> list[Prompt]:
+    """The prompts of a JSONL file; blank lines are skipped.
+
+    A line is an object with "prompt" (a text) or "messages" (a chat), optionally "id" and any
+    field of SamplingParams, which goes before `defaults`. With `chat`, a "prompt" is a user's
+    message. Raises InputError naming the first bad line.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise InputError("prompts_file", f"{path} is not UTF-8 text: {error.reason}.") from None
+    prompts = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            where = f"line {number} of {path}"
+            try:
+                prompts.append(_parse(line, where, defaults, chat))
+            except InputError as error:
+                raise InputError(error.field, f"Bad {where}: {error}") from None
+    if not prompts:
+        raise InputError("prompts_file", f"{path} holds no prompt; write one JSON object a line.")
+    return prompts
+
+
+def _parse(line: str, where: str, defaults: SamplingParams, chat: bool) -> Prompt:
+    try:
+        values = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        raise InputError("prompts_file", f"not JSON ({reason}).") from None
+    if not isinstance(values, dict):
+        raise InputError("prompts_file", 'must be a JSON object such as {"prompt": "Hello"}.')
+    unknown = values.keys() - PARAMS - {"prompt", "messages", "id"}
+    if unknown:
+        known = ", ".join(sorted(PARAMS))
+        raise InputError(
+            "prompts_file",
+            f"unknown key {min(unknown)!r}; besides prompt or messages and id it takes {known}.",
+        )
+    if ("prompt" in values) == ("messages" in values):
+        raise InputError("prompts_file", 'needs either "prompt" or "messages".')
+    given = {name: value for name, value in values.items() if name in PARAMS}
+    for name in ("stop", "stop_token_ids"):
+        if name in given and not isinstance(given[name], str | list):
+            raise InputError(name, f"{name} must be a list, got {json.dumps(given[name])}.")
+    params = replace(defaults, **given)
+    if "messages" in values:
+        return Prompt(where, _messages(values["messages"]), params, values.get("id"))
+    text = values["prompt"]
+    if not isinstance(text, str):
+        raise InputError("prompt", f'"prompt" must be a text, got {json.dumps(text)[:40]}.')
+    return Prompt(where, user_message(text) if chat else text, params, values.get("id"))
+
+
+def _messages(value: Any) -> list[dict[str, Any]]:
+    good = (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(m, dict)
+            and isinstance(m.get("role"), str)
+            and isinstance(m.get("content"), str)
+            for m in value
+        )
+    )
+    if not good:
+        raise InputError(
+            "messages", '"messages" must be a list of objects with the texts "role" and "content".'
+        )
+    return list(value)
+
+
+def user_message(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+def result(prompt: Prompt, completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A finished answer as JSON. The seed is there so that the answer can be had again."""
+    values: dict[str, Any] = {} if prompt.id is None else {"id": prompt.id}
+    values |= {
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "token_ids": completion.token_ids,
+        "seed": completion.seed,
+        "usage": {
+            "prompt_tokens": len(completion.prompt_token_ids),
+            "cached_tokens": completion.num_cached_tokens,
+            "completion_tokens": len(completion.token_ids),
+        },
+    }
+    if completion.logprobs:
+        values["logprobs"] = [
+            {
+                "id": token,
+                "token": tokenizer.token_text(token),
+                "logprob": step.logprob,
+                "top": [
+                    {"id": i, "token": tokenizer.token_text(i), "logprob": value}
+                    for i, value in step.top
+                ],
+            }
+            for token, step in zip(completion.token_ids, completion.logprobs, strict=True)
+        ]
+    return values
+
+
+class OrderedLines:
+    """Writes each JSON line as soon as all lines before it are written."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._next = 0
+        self._held: dict[int, dict[str, Any]] = {}
+
+    def put(self, index: int, values: dict[str, Any]) -> None:
+        self._held[index] = {"index": index, **values}
+        while self._next in self._held:
+            self._write(self._held.pop(self._next))
+            self._next += 1
+        self._stream.flush()
+
+    def close(self) -> None:
+        """After an interruption: what is finished but had to wait for a line before it."""
+        for index in sorted(self._held):
+            self._write(self._held[index])
+        self._held.clear()
+        self._stream.flush()
+
+    def _write(self, values: dict[str, Any]) -> None:
+        self._stream.write(json.dumps(values, ensure_ascii=False) + "\n")

@@ -1,0 +1,89 @@
+"""`elinvar serve`: the HTTP server over one model."""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated
+
+import typer
+
+from elinvar.base.errors import ElinvarError
+from elinvar.cli import options as opt
+from elinvar.cli.terminal import note
+
+D = opt.DEFAULTS
+
+
+def serve(
+    model: opt.ModelArgument,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    served_model_name: Annotated[
+        str | None,
+        typer.Option(help="Name clients ask for (default: MODEL).", show_default=False),
+    ] = None,
+    max_rows: Annotated[int, typer.Option(min=1, help="Requests running at once.")] = 256,
+    max_waiting: Annotated[
+        int, typer.Option(min=0, help="Requests waiting before new ones get 429.")
+    ] = 1024,
+    threads: opt.Threads = None,
+    kv_dtype: opt.KVDtypeOption = "f16",
+    kv_memory: opt.KVMemory = None,
+    weight_format: opt.WeightFormat = "auto",
+    verbose: opt.Verbose = False,
+) -> None:
+    """Serve a model over HTTP as OpenAI's API does."""
+    config = opt.engine_config(
+        threads=threads,
+        kv_memory=kv_memory,
+        kv_dtype=kv_dtype,
+        weight_format=weight_format,
+        max_rows=max_rows,
+    )
+    # Before the model is loaded: a port that is taken is told at once.
+    listener = _listen(host, port)
+
+    import uvicorn
+
+    from elinvar.cli.load import load
+    from elinvar.engine.aio import AsyncEngine
+    from elinvar.server.app import GRACE_SECONDS, create_app
+
+    name = served_model_name or model
+    engine = load(model, config).engine
+    app = create_app(AsyncEngine(engine), name, max_waiting=max_waiting)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                address = f"http://{_host_in_url(host)}:{listener.getsockname()[1]}"
+                note(f"Elinvar serves {name} at {address}/v1 (Ctrl-C stops it).")
+
+    settings = uvicorn.Config(
+        app,
+        log_level="warning",
+        lifespan="on",
+        ws="none",
+        access_log=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    Server(settings).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ElinvarError(
+            f"Cannot listen on {host}:{port}: {reason}; choose another --host or --port."
+        ) from None
+    return listener
+
+
+def _host_in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -17,13 +17,15 @@ class RopeConfig:
     """Rotary embedding of one layer kind.
 
     inv_freq_i = base ** (-2 i / dim) / factor; with `llama3` set, frequencies are scaled by
-    wavelength as in Llama 3.1: (factor, low_freq_factor, high_freq_factor, original_context).
+    wavelength as in Llama 3.1: (factor, low_freq_factor, high_freq_factor, original_context);
+    `divisors` (one a frequency, from a GGUF's rope_freqs.weight) divide them last.
     """
 
     base: float
     dim: int
     factor: float = 1.0
     llama3: tuple[float, float, float, int] | None = None
+    divisors: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,170 @@
+"""Keys: reads a model's config.json or GGUF metadata. Every error names the key.
+
+This is the door of a model: what passes here is trusted by everything after it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from elinvar.base.config import ModelConfig, RopeConfig
+from elinvar.base.errors import ModelError
+from elinvar.weights.tensor import HostTensor
+
+MAX_SIZE = 1 << 24
+MAX_LAYERS = 1 << 12
+"""No text model comes near these; the numbers of a corrupt file often go beyond."""
+
+
+class Keys:
+    """Typed look-ups in `values`. `prefix` is put before every key (a GGUF's architecture)."""
+
+    def __init__(self, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
+        self._values, self._source, self._prefix = values, source, prefix
+
+    def has(self, key: str) -> bool:
+        return self._values.get(self._prefix + key) is not None
+
+    def raw(self, key: str) -> Any:
+        """The value; None where it is missing or null."""
+        return self._values.get(self._prefix + key)
+
+    def size(self, key: str, default: int | None = None, largest: int = MAX_SIZE) -> int:
+        """A whole number from 1 to `largest`."""
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+            raise self.bad(key, f"a whole number from 1 to {largest}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive finite number."""
+        value = self._value(key, default)
+        ok = isinstance(value, int | float) and not isinstance(value, bool)
+        if not ok or not math.isfinite(value) or value <= 0:
+            raise self.bad(key, "a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._value(key, default)
+        if not isinstance(value, bool):
+            raise self.bad(key, "true or false")
+        return value
+
+    def only(self, key: str, *supported: Any) -> None:
+        """Refuses a model whose `key` is set to anything but one of `supported`."""
+        value = self.raw(key)
+        if value is not None and value not in supported:
+            choices = " or ".join(repr(s) for s in supported)
+            raise ModelError(
+                f"{self._source} sets {self._prefix}{key} to {value!r}, and only {choices} is "
+                "supported; use another model."
+            )
+
+    def part(self, key: str) -> Keys:
+        """The keys of an object inside this one; none where it is missing."""
+        value = self.raw(key)
+        if value is not None and not isinstance(value, Mapping):
+            raise self.bad(key, "an object")
+        return Keys(value or {}, f"{self._source}, in {key},")
+
+    def bad(self, key: str, expected: str) -> ModelError:
+        return ModelError(
+            f"{self._source} has {self._prefix}{key} = {self.raw(key)!r}, which must be "
+            f"{expected}; the file is damaged or not of this family."
+        )
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.raw(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise ModelError(
+                f"{self._source} lacks {self._prefix}{key}; the file is damaged or not of this "
+                "family."
+            )
+        return value
+
+
+def checked(config: ModelConfig, source: str) -> ModelConfig:
+    """`config` itself, when its sizes fit together."""
+    heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+    problem = None
+    if heads % kv_heads:
+        problem = f"{heads} attention heads cannot share {kv_heads} key-value heads evenly"
+    elif head_dim % 2:
+        problem = f"a head dim of {head_dim} is odd, and rotary pairs need an even one"
+    elif any(rope.dim != head_dim for rope in config.rope.values()):
+        dims = sorted({rope.dim for rope in config.rope.values()})
+        problem = f"only {dims} of {head_dim} dims of a head are rotated"
+    elif len(config.layer_kinds) != config.num_layers:
+        problem = f"{len(config.layer_kinds)} layer types are given for {config.num_layers} layers"
+    elif any(not _good_divisors(rope) for rope in config.rope.values()):
+        problem = f"its rotary divisors are not {head_dim // 2} positive numbers"
+    if problem:
+        raise ModelError(f"{source} describes a model that cannot be run: {problem}.")
+    return config
+
+
+def _good_divisors(rope: RopeConfig) -> bool:
+    if rope.divisors is None:
+        return True
+    positive = all(math.isfinite(d) and d > 0 for d in rope.divisors)
+    return positive and len(rope.divisors) == rope.dim // 2
+
+
+def head_dim_of(keys: Keys, key: str, dim: int, num_heads: int) -> int:
+    """The head dim at `key`, or dim / num_heads where it is not given."""
+    if not keys.has(key) and dim % num_heads:
+        raise keys.bad(key, f"given, as {num_heads} heads do not divide a dim of {dim}")
+    return keys.size(key, dim // num_heads)
+
+
+def rope_from_hf(params: Keys, base: float, head_dim: int, max_context: int) -> RopeConfig:
+    """From `rope_parameters` (transformers 5) or `rope_scaling` (before), either may be empty.
+
+    base: the frequency base where `params` gives none.
+    """
+    type_key = "rope_type" if params.has("rope_type") else "type"
+    params.only(type_key, "default", "linear", "llama3")
+    params.only("partial_rotary_factor", 1.0)
+    base = params.number("rope_theta", base)
+    kind = params.raw(type_key)
+    if kind == "linear":
+        return RopeConfig(base, head_dim, factor=params.number("factor"))
+    if kind == "llama3":
+        low, high = params.number("low_freq_factor"), params.number("high_freq_factor")
+        if low >= high:
+            raise params.bad("high_freq_factor", "above low_freq_factor")
+        context = params.size("original_max_position_embeddings", max_context)
+        return RopeConfig(base, head_dim, llama3=(params.number("factor"), low, high, context))
+    return RopeConfig(base, head_dim)
+
+
+def rope_factor_from_gguf(keys: Keys) -> float:
+    """The linear scaling factor of a GGUF's rope.scaling.* keys; 1 where there is none."""
+    keys.only("rope.scaling.type", "none", "linear")
+    if keys.raw("rope.scaling.type") == "linear":
+        return keys.number("rope.scaling.factor")
+    return keys.number("rope.scale_linear", 1.0)
+
+
+def rope_divisors_from_gguf(tensors: Mapping[str, HostTensor]) -> tuple[float, ...] | None:
+    """What rope_freqs.weight holds: one divisor a rotary frequency. None where there is none."""
+    tensor = tensors.get("rope_freqs.weight")
+    if tensor is None:
+        return None
+    if tensor.dtype != "F32":
+        raise ModelError(f"rope_freqs.weight of the GGUF file is {tensor.dtype} and must be F32.")
+    return tuple(np.ravel(tensor.data).view(np.float32).tolist())
+
+
+def vocab_size_from_gguf(keys: Keys, tensors: Mapping[str, HostTensor]) -> int:
+    """Rows of the embedding: files often leave the key out, or count the tokenizer's tokens."""
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        return keys.size("vocab_size")
+    return embedding.shape[0]

@@ -1,0 +1,110 @@
+"""The families that can be run, and the way from a checkpoint to a model.
+
+A new family is one file beside llama.py, and one line of FAMILIES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from elinvar.base.batch import ForwardBatch
+from elinvar.base.config import KVDtype, KVSpec, ModelConfig
+from elinvar.base.errors import ModelError
+from elinvar.models import gemma3, llama
+from elinvar.ops.api import F32, KVLayer, Ops
+from elinvar.weights.checkpoint import Checkpoint
+from elinvar.weights.load import Log, Progress, load_weights
+from elinvar.weights.rules import Rule
+from elinvar.weights.tensor import HostTensor
+
+
+class Model(Protocol):
+    """What the runner sees of any family."""
+
+    config: ModelConfig
+
+    def kv_specs(self, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
+        """The cache it needs, one spec a layer kind, "full" first; the batch's block tables and
+        slot mappings come in this order."""
+        ...
+
+    def forward(self, batch: ForwardBatch, kv: Sequence[KVLayer]) -> F32:
+        """Logits [L, V] of batch.logit_rows; kv holds one KVLayer a layer and is written to."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A family's file: how its configuration is read, its weights named, its model built."""
+
+    name: str
+    hf_architectures: tuple[str, ...]
+    gguf_architectures: tuple[str, ...]
+    config_from_hf: Callable[[Mapping[str, Any]], ModelConfig]
+    config_from_gguf: Callable[[Mapping[str, Any], Mapping[str, HostTensor]], ModelConfig]
+    rules: Callable[[ModelConfig], list[Rule]]
+    build: Callable[[ModelConfig, Mapping[str, Any], Ops], Model]
+
+
+FAMILIES = (
+    Family(
+        "llama",
+        ("LlamaForCausalLM",),
+        ("llama",),
+        llama.config_from_hf,
+        llama.config_from_gguf,
+        llama.rules,
+        llama.Llama,
+    ),
+    Family(
+        "gemma3",
+        ("Gemma3ForCausalLM",),
+        ("gemma3",),
+        gemma3.config_from_hf,
+        gemma3.config_from_gguf,
+        gemma3.rules,
+        gemma3.Gemma3,
+    ),
+)
+
+
+def find_family(checkpoint: Checkpoint) -> Family:
+    """The family that runs `checkpoint`. Raises ModelError listing the known ones."""
+    gguf = checkpoint.format == "gguf"
+    known = {
+        name: family
+        for family in FAMILIES
+        for name in (family.gguf_architectures if gguf else family.hf_architectures)
+    }
+    if checkpoint.architecture in known:
+        return known[checkpoint.architecture]
+    raise ModelError(
+        f"{checkpoint.path} has the architecture {checkpoint.architecture}, which is not "
+        f"supported; use a model with {' or '.join(known)}."
+    )
+
+
+def read_config(checkpoint: Checkpoint) -> ModelConfig:
+    """The model's shape. Raises ModelError naming a key that is missing, wrong or unsupported."""
+    family = find_family(checkpoint)
+    if checkpoint.format == "gguf":
+        return family.config_from_gguf(checkpoint.metadata, checkpoint.tensors)
+    return family.config_from_hf(checkpoint.metadata)
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    ops: Ops,
+    weight_format: Literal["auto", "f32"] = "auto",
+    cache_dir: Path | None = None,
+    log: Log | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Reads the configuration, loads the weights (see load_weights) and builds the model."""
+    family, config = find_family(checkpoint), read_config(checkpoint)
+    rules = family.rules(config)
+    weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
+    return family.build(config, weights, ops)

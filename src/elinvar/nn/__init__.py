@@ -1,0 +1,1 @@
+"""The blocks that more than one family is made of: rotary tables, attention, MLP."""

@@ -1,0 +1,85 @@
+"""Self-attention over the paged cache, and how layers are grouped by what they keep in it.
+
+Legend: T tokens of this step, D model dim, N = (H + 2 Hkv) * head_dim.
+"""
+
+from __future__ import annotations
+
+from elinvar.base.batch import ForwardBatch
+from elinvar.base.config import KVDtype, KVSpec, LayerKind, ModelConfig
+from elinvar.ops.api import F32, KVLayer, Ops
+from elinvar.ops.layout import Weight
+
+
+def kv_groups(config: ModelConfig) -> tuple[LayerKind, ...]:
+    """The layer kinds that the model has, in the order of the batch's block tables."""
+    order: tuple[LayerKind, ...] = ("full", "sliding")
+    return tuple(kind for kind in order if kind in config.layer_kinds)
+
+
+def kv_specs(config: ModelConfig, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
+    """The cache that the model needs, one spec a layer kind."""
+    return tuple(
+        KVSpec(
+            kind=kind,
+            layers=tuple(i for i, k in enumerate(config.layer_kinds) if k == kind),
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            dtype=kv_dtype,
+            window=config.window if kind == "sliding" else None,
+        )
+        for kind in kv_groups(config)
+    )
+
+
+class Attention:
+    """Grouped-query attention with rotary positions (Ainslie et al., 2023) of one layer."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        qkv: tuple[Weight, Weight, Weight],
+        out: Weight,
+        ops: Ops,
+        q_gain: F32 | None = None,
+        k_gain: F32 | None = None,
+    ) -> None:
+        """q_gain, k_gain: [head_dim] gains of an RMS norm on every head of q and k, if any."""
+        kind = config.layer_kinds[layer]
+        self.kind = kind
+        self.group = kv_groups(config).index(kind)
+        self.window = config.window if kind == "sliding" else None
+        self.num_heads = config.num_heads
+        self.scale = config.attn_scale
+        self.eps = config.norm_eps
+        self.qkv, self.out = qkv, (out,)
+        self.q_gain, self.k_gain = q_gain, k_gain
+        self.ops = ops
+
+    def __call__(self, x_TD: F32, rope_PD: F32, batch: ForwardBatch, kv: KVLayer) -> F32:
+        """Writes the tokens' keys and values to `kv`, then attends -> [T, D]."""
+        ops, group = self.ops, self.group
+        qkv_TN = ops.linear(x_TD, self.qkv)
+        q_THD = ops.rope_write(
+            qkv_TN,
+            batch.positions,
+            rope_PD,
+            kv,
+            batch.slot_mapping[group],
+            self.num_heads,
+            self.q_gain,
+            self.k_gain,
+            self.eps,
+        )
+        o_TD = ops.attention(
+            q_THD,
+            kv,
+            batch.query_start_loc,
+            batch.seq_lens,
+            batch.block_tables[group],
+            batch.positions,
+            self.scale,
+            self.window,
+        )
+        return ops.linear(o_TD, self.out)

@@ -60,10 +60,11 @@ def bench(
         measured = _Bench(llm.engine, prompt_tokens, decode_tokens)
         measured.check(prefills)
         measured.run(prefills, batches, repeats)
+    ops: Any = llm.engine.ops
     about = {
         "model": model,
-        "threads": llm.engine.ops.num_threads,
-        "simd": llm.engine.ops.simd,
+        "threads": ops.num_threads,
+        "simd": ops.simd,
         "kv_dtype": kv_dtype,
         "weight_format": weight_format,
         "repeats": repeats,

@@ -26,7 +26,6 @@ BASE_MODULES = (
     ("starlette", "starlette"),
     ("uvicorn", "uvicorn"),
     ("rich", "rich"),
-    ("httpx", "httpx"),
     ("huggingface_hub", "huggingface_hub"),
     ("prometheus_client", "prometheus-client"),
 )
@@ -199,13 +198,16 @@ def _index() -> Check:
 
 
 def _hub() -> Check:
-    import httpx
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
 
     url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
-        httpx.head(url, timeout=5, follow_redirects=True)
-    except httpx.HTTPError as error:
-        why = str(error) or type(error).__name__
+        urlopen(Request(url, method="HEAD"), timeout=5).close()
+    except HTTPError:
+        pass  # an answer, whatever it says
+    except (OSError, ValueError) as error:
+        why = getattr(error, "reason", None) or error
         remedy = "export HF_ENDPOINT=https://a.mirror.you.reach"
         return Check("model hub", False, f"{url} does not answer: {why}", remedy, False)
     return Check("model hub", True, f"{url} answers")

@@ -190,7 +190,7 @@ def test_messages() -> None:
         {"role": "assistant", "content": "x\x00\x1b", "refusal": None, "tool_calls": None},
     ) == [
         {"role": "system", "content": "be brief"},
-        {"role": "user", "content": "a\nb", "name": "ann"},
+        {"role": "user", "content": "ab", "name": "ann"},
         {"role": "assistant", "content": "x\x00\x1b"},
     ]
 

@@ -39,7 +39,8 @@ class _Collected:
 
     texts: list[str] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
-    reason: str = ""
+    end: dict[str, Any] = field(default_factory=dict)
+    """finish_reason and seed."""
 
 
 @dataclass(slots=True)
@@ -73,14 +74,13 @@ class Answer:
             part.texts.append(delta.text)
             if (logprobs := self._logprobs(choice, delta)) is not None:
                 part.logprobs.append(logprobs)
-            if delta.finish_reason is not None:
-                part.reason = delta.finish_reason
+            part.end = {"finish_reason": delta.finish_reason, "seed": delta.seed}
         done = []
         for choice in self.choices:
             part = collected[choice.index]
             logprobs = None if choice.params.logprobs is None else part.logprobs
-            text = "".join(part.texts)
-            done.append(self.wire.choice(choice.index, text, logprobs, part.reason))
+            content = self.wire.content("".join(part.texts), logprobs)
+            done.append({"index": choice.index, **content, **part.end})
         body = self.wire.response(done, usage.as_json())
         length = (b"content-length", b"%d" % len(body))
         await _start(send, [*_JSON_HEADERS, length])
@@ -109,7 +109,7 @@ class Answer:
         if delta.text or logprobs:
             chunk = self.wire.piece(choice.index, delta.text, logprobs)
         if delta.finish_reason is not None:
-            chunk += self.wire.closing(choice.index, delta.finish_reason)
+            chunk += self.wire.closing(choice.index, delta.finish_reason, delta.seed)
         return chunk
 
     def _logprobs(self, choice: Choice, delta: Delta) -> Any:

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elinvar.base.errors import EngineError
 from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
-from elinvar.server.metrics import CONTENT_TYPE, Metrics
+from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
 from elinvar.server.openai import OpenAIRoutes
 from elinvar.server.service import Service
 
@@ -41,7 +41,7 @@ GRACE_SECONDS = 30
 class Door:
     """The outermost layer: every answer gets a request id, every error the API's shape."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: HTTPMetrics) -> None:
         self._app = app
         self._metrics = metrics
 
@@ -73,7 +73,7 @@ class Door:
         finally:
             endpoint = scope.get("endpoint")
             route = getattr(endpoint, "__name__", "unknown")
-            self._metrics.http.labels(route, str(status)).inc()
+            self._metrics.count(route, status)
 
 
 def _request_id(scope: Scope) -> bytes:
@@ -110,8 +110,8 @@ def create_app(
     `grace_seconds`. Beyond the rows that run, `max_waiting` answers may wait; more get a 429.
     """
     core = engine.engine
-    metrics = Metrics()
-    service = Service(engine, metrics, core.config.max_rows + max_waiting)
+    service = Service(engine, core.config.max_rows + max_waiting)
+    metrics = HTTPMetrics(lambda: service.num_live)
     ready = False
 
     async def health(request: Request) -> Response:
@@ -124,7 +124,7 @@ def create_app(
         return Response(b'{"status":"ok"}', media_type="application/json")
 
     async def show_metrics(request: Request) -> Response:
-        return Response(metrics.text(), media_type=CONTENT_TYPE)
+        return Response(metrics.expose() + core.metrics.expose(), media_type=CONTENT_TYPE)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -137,14 +137,12 @@ def create_app(
             ready = False
             await engine.shutdown(grace_seconds)
 
-    api = OpenAIRoutes(
-        service, model_name, core.tokenizer, core.max_context, core.fingerprint, max_body_bytes
-    )
+    api = OpenAIRoutes(core, service, model_name, max_body_bytes)
     app = Starlette(
         routes=[
             *api.routes(),
             Route("/health", health, methods=["GET"]),
-            Route("/metrics", show_metrics, methods=["GET"], name="metrics"),
+            Route("/metrics", show_metrics, methods=["GET"]),
         ],
         middleware=[Middleware(Door, metrics=metrics)],
         exception_handlers={HTTPException: _http_exception},

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,7 +27,9 @@ from elinvar.server.tokens import TokenNames
 from elinvar.server.wire import ChatWire, CompletionWire, Wire, encode
 
 if TYPE_CHECKING:
-    from elinvar.engine.tokenizer import Tokenizer
+    from elinvar.engine.core import Engine
+
+Text = TypeVar("Text")
 
 _INLINE_CHARS = 4096
 """Longer texts are tokenised in a thread, so that the streams of others go on."""
@@ -37,21 +39,13 @@ class OpenAIRoutes:
     """One model under the OpenAI API."""
 
     def __init__(
-        self,
-        service: Service,
-        model_name: str,
-        tokenizer: Tokenizer,
-        max_context: int,
-        fingerprint: str,
-        max_body_bytes: int,
+        self, engine: Engine, service: Service, model_name: str, max_body_bytes: int
     ) -> None:
+        self._engine = engine
         self._service = service
         self._model_name = model_name
-        self._tokenizer = tokenizer
-        self._names = TokenNames(tokenizer)
-        self._max_context = max_context
-        self._fingerprint = fingerprint
         self._max_body_bytes = max_body_bytes
+        self._names = TokenNames(engine.tokenizer)
         self._created = int(time.time())
 
     def routes(self) -> list[Route]:
@@ -75,7 +69,8 @@ class OpenAIRoutes:
         self._check_model(parsed.model)
         prepare.check_supported(parsed)
         messages = prepare.chat_messages(parsed)
-        prompt = await self._encode_chat(messages)
+        size = sum(len(message["content"]) for message in messages)
+        prompt = await _run(size, self._engine.encode_chat, messages)
         return self._answer(parsed, ChatWire, [prompt], "messages", None)
 
     async def completions(self, request: Request) -> Any:
@@ -83,8 +78,9 @@ class OpenAIRoutes:
         parsed = decode(body, CompletionRequest)
         self._check_model(parsed.model)
         prepare.check_supported(parsed)
-        prompts = prepare.completion_prompts(parsed, self._tokenizer.vocab_size)
-        ids = [await self._encode(p) if isinstance(p, str) else p for p in prompts]
+        prompts = prepare.completion_prompts(parsed, self._engine.tokenizer.vocab_size)
+        encode_text = self._engine.tokenizer.encode
+        ids = [await _run(len(p), encode_text, p) if isinstance(p, str) else p for p in prompts]
         default = prepare.DEFAULT_COMPLETION_TOKENS
         return self._answer(parsed, CompletionWire, ids, "prompt", default)
 
@@ -105,25 +101,22 @@ class OpenAIRoutes:
         for p, ids in enumerate(prompts):
             if not ids:
                 raise invalid_value(prompt_field, f"{prompt_field} must hold at least one token.")
-            room = prepare.fit(limit, default_tokens, len(ids), self._max_context, prompt_field)
+            room = prepare.fit(
+                limit, default_tokens, len(ids), self._engine.max_context, prompt_field
+            )
             params = prepare.sampling_params(parsed, room, logprobs)
             for k in range(n):
                 seed = None if params.seed is None else choice_seed(params.seed, k)
                 choices.append(Choice(p * n + k, p, ids, replace(params, seed=seed)))
-        wire: Wire = kind(self._model_name, self._fingerprint, self._names, with_usage)
+        wire: Wire = kind(self._model_name, self._engine.fingerprint, self._names, with_usage)
         return Answer(
             service=self._service,
             wire=wire,
             choices=choices,
-            end_ids=self._tokenizer.eos_ids,
+            end_ids=self._engine.tokenizer.eos_ids,
             stream=bool(parsed.stream),
             with_usage=with_usage,
         )
-
-    async def _encode(self, text: str) -> list[int]:
-        if len(text) <= _INLINE_CHARS:
-            return self._tokenizer.encode(text)
-        return await asyncio.to_thread(self._tokenizer.encode, text)
 
     def _check_model(self, name: str) -> None:
         if name != self._model_name:
@@ -140,8 +133,14 @@ class OpenAIRoutes:
             "object": "model",
             "created": self._created,
             "owned_by": "elinvar",
-            "max_context": self._max_context,
+            "max_context": self._engine.max_context,
         }
+
+
+async def _run(num_chars: int, tokenise: Callable[[Text], list[int]], text: Text) -> list[int]:
+    if num_chars <= _INLINE_CHARS:
+        return tokenise(text)
+    return await asyncio.to_thread(tokenise, text)
 
 
 def _json(value: object) -> Response:

@@ -6,7 +6,7 @@ they are not served yet. No engine and no HTTP here.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from elinvar.base.sampling import MAX_LOGPROBS, SamplingParams
 from elinvar.server.errors import bad_request, invalid_value, not_supported, too_long
@@ -18,6 +18,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 """What /v1/completions generates when max_tokens is not given."""
 
 Prompt = str | list[int]
+Number = TypeVar("Number", int, float)
 
 
 def check_supported(request: ChatRequest | CompletionRequest) -> None:
@@ -71,7 +72,7 @@ def _content(message: Message, path: str) -> str:
             message_ = f"Missing required parameter: '{name}'."
             raise bad_request(message_, name, "missing_required_parameter")
         texts.append(part.text)
-    return "\n".join(texts)
+    return "".join(texts)
 
 
 def completion_prompts(request: CompletionRequest, vocab_size: int) -> list[Prompt]:
@@ -160,21 +161,22 @@ def sampling_params(
     """Raises InputError naming the field when a value is out of range."""
     stop = request.stop or ()
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    given = {
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "top_k": request.top_k,
-        "min_p": request.min_p,
-        "ignore_eos": request.ignore_eos,
-    }
     return SamplingParams(
         max_tokens=max_tokens,
+        temperature=_or(request.temperature, 1.0),
+        top_k=_or(request.top_k, 0),
+        top_p=_or(request.top_p, 1.0),
+        min_p=_or(request.min_p, 0.0),
         seed=request.seed,
         stop=stops,
         stop_token_ids=tuple(request.stop_token_ids or ()),
+        ignore_eos=bool(request.ignore_eos),
         logprobs=logprobs,
-        **{name: value for name, value in given.items() if value is not None},
     )
+
+
+def _or(value: Number | None, default: Number) -> Number:
+    return default if value is None else value
 
 
 def stream_usage(request: ChatRequest | CompletionRequest) -> bool:

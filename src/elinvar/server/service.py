@@ -7,7 +7,6 @@ HTTP request, leaving `run` ends them.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from elinvar.base.sampling import SamplingParams
 from elinvar.server.errors import ApiError, invalid_value, unavailable
-from elinvar.server.metrics import Metrics
 
 if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
@@ -61,11 +59,11 @@ class Usage:
 class Service:
     """The engine as the endpoints see it. Lives in one event loop."""
 
-    def __init__(self, engine: AsyncEngine, metrics: Metrics, max_live: int) -> None:
-        self.engine = engine
-        self.metrics = metrics
+    def __init__(self, engine: AsyncEngine, max_live: int) -> None:
+        self._engine = engine
         self._max_live = max_live
-        self._live = 0
+        self.num_live = 0
+        """Engine requests that run or wait for this server."""
 
     @asynccontextmanager
     async def run(
@@ -83,65 +81,42 @@ class Service:
             async with aclosing(events):
                 yield events
         finally:
-            self._live -= len(choices)
+            self.num_live -= len(choices)
 
     def _admit(self, count: int) -> None:
         if count > self._max_live:
             message = f"prompt and n ask for {count} answers; at most {self._max_live} can wait."
             raise invalid_value("prompt", message)
-        if self._live + count > self._max_live:
+        if self.num_live + count > self._max_live:
             raise ApiError(
                 429,
-                f"The server is overloaded: {self._live} answers are running or waiting. "
+                f"The server is overloaded: {self.num_live} answers are running or waiting. "
                 "Try again in a second.",
                 None,
                 "rate_limit_exceeded",
                 "rate_limit_error",
                 {"Retry-After": "1"},
             )
-        self._live += count
-
-    @property
-    def num_live(self) -> int:
-        """Engine requests that this server holds open."""
-        return self._live
+        self.num_live += count
 
     def _start(self, request_id: str, choice: Choice) -> AsyncGenerator[Event, None]:
         # The engine refuses bad parameters in this call, before anything is sent to the client.
-        deltas = self.engine.generate(choice.prompt_ids, choice.params, request_id)
-        return self._counted(choice, deltas)
+        return _checked(choice, self._engine.generate(choice.prompt_ids, choice.params, request_id))
 
-    async def _counted(
-        self, choice: Choice, stream: AsyncGenerator[Delta, None]
-    ) -> AsyncGenerator[Event, None]:
-        """One choice's deltas, counted; raises ApiError when the engine gave it up."""
-        metrics = self.metrics
-        began = last = time.perf_counter()
-        first = True
-        async with aclosing(stream) as deltas:
-            async for delta in deltas:
-                now = time.perf_counter()
-                if first:
-                    metrics.ttft.observe(now - began)
-                    metrics.prompt_tokens.inc(delta.num_prompt_tokens)
-                    metrics.cached_tokens.inc(delta.num_cached_tokens)
-                    first = False
-                else:
-                    metrics.itl.observe(now - last)
-                last = now
-                metrics.generated_tokens.inc(len(delta.token_ids))
-                if delta.finish_reason == "error":
-                    raise ApiError(
-                        500,
-                        delta.error or "The engine failed.",
-                        None,
-                        "internal_error",
-                        "server_error",
-                    )
-                if delta.finish_reason == "abort":
-                    raise unavailable("The server ended this request before it was finished.")
-                yield choice, delta
-        metrics.duration.observe(time.perf_counter() - began)
+
+async def _checked(
+    choice: Choice, stream: AsyncGenerator[Delta, None]
+) -> AsyncGenerator[Event, None]:
+    """One choice's deltas; raises where the engine gave it up."""
+    async with aclosing(stream) as deltas:
+        async for delta in deltas:
+            if delta.finish_reason == "error":
+                raise ApiError(
+                    500, f"A step failed: {delta.error}", None, "internal_error", "server_error"
+                )
+            if delta.finish_reason == "abort":
+                raise unavailable("The server ended this request before it was finished.")
+            yield choice, delta
 
 
 async def _merge(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:

@@ -10,7 +10,7 @@ import codecs
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -25,35 +25,8 @@ _MIN_LOGPROB = -9999.0
 encode = msgspec.json.encode
 
 
-class Wire(Protocol):
-    """One response of one endpoint. `index` is the choice's."""
-
-    id: str
-
-    def opening(self, index: int) -> bytes:
-        """What a choice begins with in a stream; may be empty."""
-
-    def piece(self, index: int, text: str, logprobs: Any) -> bytes:
-        """The chunk of new text; `logprobs` as `logprobs()` made them, or None."""
-
-    def closing(self, index: int, reason: str) -> bytes:
-        """The chunk that says why a choice ended."""
-
-    def usage(self, usage: JSON) -> bytes:
-        """The chunk without choices that ends a stream where the client asked for it."""
-
-    def logprobs(self, index: int, ids: Sequence[int], values: Sequence[TokenLogprobs]) -> Any:
-        """The log-probs of some tokens of a choice, following those of the call before."""
-
-    def choice(self, index: int, text: str, logprobs: list[Any] | None, reason: str) -> JSON:
-        """A finished choice of a whole response; `logprobs` of all its deltas."""
-
-    def response(self, choices: list[JSON], usage: JSON) -> bytes:
-        """The whole response."""
-
-
-class _Wire:
-    """What both endpoints share: the fields around the choices."""
+class Wire:
+    """One response of one endpoint; the subclasses are the endpoints. `index` is a choice's."""
 
     id_prefix: str
     whole: str
@@ -68,15 +41,41 @@ class _Wire:
         self._head = b"data: " + encode(head)[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if with_usage else b"]}\n\n"
 
+    def opening(self, index: int) -> bytes:
+        """What a choice begins with in a stream; may be empty."""
+        raise NotImplementedError
+
+    def piece(self, index: int, text: str, logprobs: Any) -> bytes:
+        """The chunk of new text; `logprobs` as `logprobs()` made them, or None."""
+        raise NotImplementedError
+
+    def closing(self, index: int, reason: str, seed: int) -> bytes:
+        """The chunk that says why a choice ended, and the seed that repeats it."""
+        raise NotImplementedError
+
     def usage(self, usage: JSON) -> bytes:
+        """The chunk without choices that ends a stream where the client asked for it."""
         return self._head + b'],"usage":' + encode(usage) + b"}\n\n"
 
-    def response(self, choices: list[JSON], usage: JSON) -> bytes:
+    def logprobs(self, index: int, ids: Sequence[int], values: Sequence[TokenLogprobs]) -> Any:
+        """The log-probs of some tokens of a choice, following those of the call before."""
+        raise NotImplementedError
+
+    def content(self, text: str, logprobs: Sequence[Any] | None) -> JSON:
+        """The text of a finished choice; `logprobs`: what `logprobs()` made of each delta."""
+        raise NotImplementedError
+
+    def response(self, choices: Sequence[JSON], usage: JSON) -> bytes:
+        """The whole response; a choice has `index`, its content, `finish_reason` and `seed`."""
         body = {"id": self.id, "object": self.whole, **self._fields}
         return encode(body | {"choices": choices, "usage": usage} | self._fingerprint)
 
+    def _chunk(self, index: int, content: bytes, logprobs: bytes, end: bytes) -> bytes:
+        parts = (self._head, index, content, logprobs, end, self._tail)
+        return b'%b{"index":%d,%b,"logprobs":%b,"finish_reason":%b}%b' % parts
 
-class ChatWire(_Wire):
+
+class ChatWire(Wire):
     """/v1/chat/completions."""
 
     id_prefix = "chatcmpl-"
@@ -84,30 +83,17 @@ class ChatWire(_Wire):
     part = "chat.completion.chunk"
 
     def opening(self, index: int) -> bytes:
-        return self._chunk(index, b'{"role":"assistant","content":"","refusal":null}')
+        delta = b'"delta":{"role":"assistant","content":"","refusal":null}'
+        return self._chunk(index, delta, b"null", b"null")
 
     def piece(self, index: int, text: str, logprobs: Any) -> bytes:
         written = b"null" if logprobs is None else encode({"content": logprobs, "refusal": None})
-        return self._chunk(index, b'{"content":' + encode(text) + b"}", written)
+        return self._chunk(index, b'"delta":{"content":%b}' % encode(text), written, b"null")
 
-    def closing(self, index: int, reason: str) -> bytes:
-        return self._chunk(index, b"{}", reason=encode(reason))
+    def closing(self, index: int, reason: str, seed: int) -> bytes:
+        return self._chunk(index, b'"delta":{}', b"null", _end(reason, seed))
 
-    def _chunk(
-        self, index: int, delta: bytes, logprobs: bytes = b"null", reason: bytes = b"null"
-    ) -> bytes:
-        return b'%b{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}%b' % (
-            self._head,
-            index,
-            delta,
-            logprobs,
-            reason,
-            self._tail,
-        )
-
-    def logprobs(
-        self, index: int, ids: Sequence[int], values: Sequence[TokenLogprobs]
-    ) -> list[JSON]:
+    def logprobs(self, index: int, ids: Sequence[int], values: Sequence[TokenLogprobs]) -> Any:
         return [
             self._entry(token, value.logprob)
             | {"top_logprobs": [self._entry(t, p) for t, p in value.top]}
@@ -118,17 +104,15 @@ class ChatWire(_Wire):
         text, raw = self.names.chat(token)
         return {"token": text, "logprob": max(logprob, _MIN_LOGPROB), "bytes": raw}
 
-    def choice(self, index: int, text: str, logprobs: list[Any] | None, reason: str) -> JSON:
-        content = None if logprobs is None else [entry for part in logprobs for entry in part]
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None if content is None else {"content": content, "refusal": None},
-            "finish_reason": reason,
-        }
+    def content(self, text: str, logprobs: Sequence[Any] | None) -> JSON:
+        joined: JSON | None = None
+        if logprobs is not None:
+            joined = {"content": [entry for part in logprobs for entry in part], "refusal": None}
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"message": message, "logprobs": joined}
 
 
-class CompletionWire(_Wire):
+class CompletionWire(Wire):
     """/v1/completions."""
 
     id_prefix = "cmpl-"
@@ -143,24 +127,12 @@ class CompletionWire(_Wire):
         return b""
 
     def piece(self, index: int, text: str, logprobs: Any) -> bytes:
-        return self._chunk(index, encode(text), b"null" if logprobs is None else encode(logprobs))
+        return self._chunk(index, b'"text":%b' % encode(text), encode(logprobs), b"null")
 
-    def closing(self, index: int, reason: str) -> bytes:
-        return self._chunk(index, b'""', reason=encode(reason))
+    def closing(self, index: int, reason: str, seed: int) -> bytes:
+        return self._chunk(index, b'"text":""', b"null", _end(reason, seed))
 
-    def _chunk(
-        self, index: int, text: bytes, logprobs: bytes = b"null", reason: bytes = b"null"
-    ) -> bytes:
-        return b'%b{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}%b' % (
-            self._head,
-            index,
-            text,
-            logprobs,
-            reason,
-            self._tail,
-        )
-
-    def logprobs(self, index: int, ids: Sequence[int], values: Sequence[TokenLogprobs]) -> JSON:
+    def logprobs(self, index: int, ids: Sequence[int], values: Sequence[TokenLogprobs]) -> Any:
         name, offsets = self.names.completion, self._offsets.setdefault(index, _Offsets())
         return {
             "tokens": [name(token) for token in ids],
@@ -169,12 +141,16 @@ class CompletionWire(_Wire):
             "text_offset": [offsets.push(self.names.raw(token)) for token in ids],
         }
 
-    def choice(self, index: int, text: str, logprobs: list[Any] | None, reason: str) -> JSON:
+    def content(self, text: str, logprobs: Sequence[Any] | None) -> JSON:
         joined: JSON | None = None
         if logprobs is not None:
             keys = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
             joined = {key: [entry for part in logprobs for entry in part[key]] for key in keys}
-        return {"index": index, "text": text, "logprobs": joined, "finish_reason": reason}
+        return {"text": text, "logprobs": joined}
+
+
+def _end(reason: str, seed: int) -> bytes:
+    return b'%b,"seed":%d' % (encode(reason), seed)
 
 
 class _Offsets:

@@ -15,3 +15,8 @@ class InputError(ElinvarError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
         self.field = field
+
+
+class EngineError(ElinvarError):
+    """The engine failed in a step or is shut down: not the fault of the request. The cause, where
+    there is one, is chained."""

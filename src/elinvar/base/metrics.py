@@ -1,0 +1,97 @@
+"""Metrics of one engine, in Prometheus' terms.
+
+The step loop adds to plain numbers; they become metric families only when somebody scrapes.
+Each engine has its own registry, so that two engines in one process do not mix.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+LATENCY_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+REQUEST_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+
+
+class Histogram:
+    """Counts per bucket; `bounds` are upper limits in ascending order, in seconds."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def family(self, name: str, text: str) -> HistogramMetricFamily:
+        buckets: list[tuple[str, float]] = []
+        seen = 0
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            seen += count
+            buckets.append((bound, seen))
+        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self.total)
+
+
+class EngineMetrics:
+    """Counters (since the engine started), gauges (after the last step) and histograms."""
+
+    def __init__(self) -> None:
+        self.requests_running = 0
+        self.requests_waiting = 0
+        self.kv_usage = 0.0
+        self.steps = 0
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.generated_tokens = 0
+        self.preemptions = 0
+        self.finished: dict[str, int] = {"stop": 0, "length": 0, "abort": 0, "error": 0}
+        self.step_seconds = Histogram(STEP_SECONDS)
+        self.ttft_seconds = Histogram(LATENCY_SECONDS)
+        self.itl_seconds = Histogram(LATENCY_SECONDS)
+        self.e2e_seconds = Histogram(REQUEST_SECONDS)
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """What a scrape reads (the collector protocol of prometheus-client)."""
+        for name, value, text in (
+            ("requests_running", self.requests_running, "Requests that hold a row."),
+            ("requests_waiting", self.requests_waiting, "Requests waiting for a row or memory."),
+            ("kv_usage", self.kv_usage, "Share of the KV blocks in use by requests, 0 to 1."),
+        ):
+            yield GaugeMetricFamily(f"elinvar_{name}", text, value=value)
+        for name, count, text in (
+            ("steps", self.steps, "Steps executed."),
+            ("prompt_tokens", self.prompt_tokens, "Prompt tokens of the requests that began."),
+            ("cached_tokens", self.cached_tokens, "Prompt tokens found in the prefix cache."),
+            ("generated_tokens", self.generated_tokens, "Tokens sampled."),
+            ("preemptions", self.preemptions, "Requests put back to wait for memory."),
+        ):
+            yield CounterMetricFamily(f"elinvar_{name}", text, value=count)
+        finished = CounterMetricFamily(
+            "elinvar_requests_finished", "Requests by how they ended.", labels=["reason"]
+        )
+        for reason, count in self.finished.items():
+            finished.add_metric([reason], count)
+        yield finished
+        yield self.step_seconds.family("elinvar_step_seconds", "Time of one step.")
+        yield self.ttft_seconds.family("elinvar_ttft_seconds", "Arrival to first token.")
+        yield self.itl_seconds.family("elinvar_itl_seconds", "Between tokens of a request.")
+        yield self.e2e_seconds.family("elinvar_e2e_seconds", "Arrival to the last token.")
+
+    def expose(self) -> bytes:
+        """The text that /metrics answers."""
+        return generate_latest(self.registry)

@@ -1,0 +1,207 @@
+"""AsyncEngine: the step loop in one thread, its deltas handed to asyncio.
+
+Only the thread touches the engine; everybody else leaves a note for it. A step's deltas cross
+to each event loop in one call. Nothing here knows text, models or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+
+from elinvar.base.errors import EngineError
+from elinvar.base.sampling import SamplingParams
+from elinvar.engine.core import Engine
+from elinvar.engine.output import Delta
+
+log = logging.getLogger(__name__)
+
+
+class _Stream:
+    """One request, the event loop of who waits for it, and what has arrived."""
+
+    __slots__ = ("loop", "params", "prompt_ids", "queue", "request_id")
+
+    def __init__(self, request_id: str, prompt_ids: list[int], params: SamplingParams) -> None:
+        self.request_id = request_id
+        self.prompt_ids = prompt_ids
+        self.params = params
+        self.loop = asyncio.get_running_loop()
+        self.queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+
+
+class AsyncEngine:
+    """Serves many consumers at once. `start` before use; `shutdown` when done."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._thread: threading.Thread | None = None
+        # Shared, under the lock of `_wake`.
+        self._wake = threading.Condition()
+        self._arrived: list[_Stream] = []
+        self._gone: list[_Stream] = []
+        self._stopping = False
+        self._abort_all = False
+        self._error: Exception | None = None
+        # Only the step thread reads and writes this.
+        self._streams: dict[str, _Stream] = {}
+
+    def start(self) -> None:
+        """Start the step thread. It is a daemon and sleeps when there is nothing to do."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="elinvar-step", daemon=True)
+            self._thread.start()
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Refuse new requests, finish those that run, stop the thread and close the engine.
+
+        What still runs after `timeout` seconds (None: however long it takes) is aborted; its
+        consumers get a last delta with finish_reason `abort`.
+        """
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, timeout)
+            with self._wake:
+                self._abort_all = True
+                self._wake.notify()
+            await asyncio.to_thread(self._thread.join)
+        self.engine.close()
+
+    def check_alive(self) -> None:
+        """Raises EngineError when the engine failed, is shut down or never started."""
+        if self._error is not None:
+            raise _stopped(self._error)
+        if self._stopping:
+            raise EngineError("The engine is shutting down; send the request to another one.")
+        if self._thread is None:
+            raise EngineError("The engine is not running; call start() first.")
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[Delta, None]:
+        """The deltas of one request; the last has a finish_reason (`error`: its step failed).
+
+        Closing the iterator, or cancelling the task that reads it, aborts the request: its
+        blocks are free after the step in progress. Raises InputError at once for a prompt or
+        parameters that this engine cannot serve, EngineError when the engine stopped.
+        """
+        self.check_alive()
+        self.engine.check(prompt_ids, params)
+        return self._generate(request_id or uuid.uuid4().hex, list(prompt_ids), params)
+
+    async def _generate(
+        self, request_id: str, prompt_ids: list[int], params: SamplingParams
+    ) -> AsyncGenerator[Delta, None]:
+        stream = _Stream(request_id, prompt_ids, params)
+        with self._wake:
+            self.check_alive()
+            self._arrived.append(stream)
+            self._wake.notify()
+        finished = False
+        try:
+            while not finished:
+                got = await stream.queue.get()
+                finished = isinstance(got, Exception) or got.finish_reason is not None
+                if isinstance(got, Exception):
+                    raise got
+                yield got
+        finally:
+            if not finished:
+                with self._wake:
+                    self._gone.append(stream)
+                    self._wake.notify()
+
+    # What follows runs in the step thread.
+
+    def _run(self) -> None:
+        try:
+            while self._take():
+                self._deliver(self.engine.step())
+        except Exception as error:
+            log.exception("The engine stopped.")
+            self._fail(error)
+
+    def _take(self) -> bool:
+        """Sleep until there is something to do; let requests in and out. False: stop."""
+        with self._wake:
+            while not (self._arrived or self._gone or self.engine.has_work):
+                if self._stopping:
+                    return False
+                self._wake.wait()
+            arrived, self._arrived = self._arrived, []
+            gone, self._gone = self._gone, []
+            abort_all = self._abort_all
+        for stream in arrived:
+            self._add(stream)
+        for stream in gone:
+            self._abort(stream)
+        if abort_all:
+            for request_id in self._streams:
+                self.engine.abort(request_id)
+        return True
+
+    def _add(self, stream: _Stream) -> None:
+        try:
+            self.engine.add(stream.prompt_ids, stream.params, stream.request_id)
+        except Exception as error:
+            self._send(stream.loop, [(stream, error)])
+        else:
+            self._streams[stream.request_id] = stream
+
+    def _abort(self, stream: _Stream) -> None:
+        # A refused request may carry the id of one that lives: the stream tells them apart.
+        if self._streams.get(stream.request_id) is stream:
+            del self._streams[stream.request_id]
+            self.engine.abort(stream.request_id)
+
+    def _deliver(self, deltas: Sequence[Delta]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Delta | Exception]]] = {}
+        for delta in deltas:
+            stream = self._streams.get(delta.request_id)
+            if stream is None:
+                continue
+            if delta.finish_reason is not None:
+                del self._streams[delta.request_id]
+            by_loop.setdefault(stream.loop, []).append((stream, delta))
+        for loop, items in by_loop.items():
+            self._send(loop, items)
+
+    def _send(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        items: Sequence[tuple[_Stream, Delta | Exception]],
+    ) -> None:
+        try:
+            loop.call_soon_threadsafe(_put_all, items)
+        except RuntimeError:
+            # The loop is closed: nobody reads its streams any more.
+            for stream in [s for s in self._streams.values() if s.loop is loop]:
+                self._abort(stream)
+
+    def _fail(self, error: Exception) -> None:
+        """Tell everybody who waits, also those whom the thread had not let in yet."""
+        with self._wake:
+            self._error = error
+            waiting = [*self._streams.values(), *self._arrived]
+            self._streams.clear()
+        for stream in waiting:
+            self._send(stream.loop, [(stream, _stopped(error))])
+
+
+def _put_all(items: Sequence[tuple[_Stream, Delta | Exception]]) -> None:
+    for stream, got in items:
+        stream.queue.put_nowait(got)
+
+
+def _stopped(cause: Exception) -> EngineError:
+    error = EngineError(f"The engine stopped: {cause}")
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,288 @@
+"""Engine: token ids in, deltas out, one step at a time.
+
+Owns the main road: scheduler.plan, runner.execute, scheduler.commit, text. It is synchronous and
+not thread-safe; LLM and AsyncEngine are two ways to drive it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any, Self
+
+from elinvar.base.config import EngineConfig
+from elinvar.base.errors import InputError, ModelError
+from elinvar.base.metrics import EngineMetrics
+from elinvar.base.plan import StepPlan, TokenLogprobs
+from elinvar.base.sampling import SamplingParams
+from elinvar.engine.memory import available_memory
+from elinvar.engine.output import Delta, FinishReason
+from elinvar.engine.plan_kv import plan_kv
+from elinvar.engine.seeds import draw_seed
+from elinvar.engine.text import AnswerText
+from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
+from elinvar.models.registry import Model, load_model
+from elinvar.ops import Ops, load_provider
+from elinvar.run.runner import Runner
+from elinvar.sched.door import max_total_tokens
+from elinvar.sched.request import Request, RequestUpdate
+from elinvar.sched.scheduler import Scheduler
+from elinvar.weights.cache import cache_root
+from elinvar.weights.checkpoint import open_checkpoint
+from elinvar.weights.sources import resolve
+
+log = logging.getLogger(__name__)
+
+LoadProgress = Callable[[str, int, int], None]
+"""Called with (what is being loaded, bytes done, bytes in all or 0 where unknown), perhaps from
+another thread."""
+
+
+class _Live:
+    """A request that has not finished."""
+
+    __slots__ = ("last_token", "request", "text")
+
+    def __init__(self, request: Request, text: AnswerText) -> None:
+        self.request = request
+        self.text = text
+        self.last_token: float | None = None
+
+
+class Engine:
+    """A model with its KV cache, its scheduler and its tokenizer.
+
+    Raises InputError when config.kv_memory and config.max_context do not fit the model.
+    """
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        config: EngineConfig | None = None,
+        progress: LoadProgress | None = None,
+    ) -> Self:
+        """The engine of a named model (see weights.sources), pulled where it is not here yet.
+
+        The packed weights are kept in the cache folder and mapped the next time. Raises ModelError
+        when the model cannot be found or read.
+        """
+        config = config or EngineConfig()
+        tell = progress or (lambda what, done, total: None)
+        path = resolve(model, lambda what, done, total: tell(what, done, total or 0))
+        checkpoint = open_checkpoint(path)
+        try:
+            ops = load_provider(config.provider, config.num_threads)
+            built = load_model(
+                checkpoint,
+                ops,
+                config.weight_format,
+                cache_root(),
+                logging.getLogger("elinvar.weights").info,
+                lambda done, total: tell("packing", done, total),
+            )
+            tokenizer = load_tokenizer(checkpoint, cache_root())
+        finally:
+            checkpoint.close()
+        return cls(built, ops, tokenizer, config, checkpoint.fingerprint)
+
+    def __init__(
+        self,
+        model: Model,
+        ops: Ops,
+        tokenizer: Tokenizer,
+        config: EngineConfig,
+        weights_fingerprint: str = "",
+    ) -> None:
+        specs = model.kv_specs(config.kv_dtype)
+        kv = plan_kv(
+            specs,
+            model.config.max_context,
+            available_memory(),
+            kv_memory=config.kv_memory,
+            max_context=config.max_context,
+            max_rows=config.max_rows,
+            max_step_tokens=config.max_step_tokens,
+        )
+        log.info("KV cache: %s blocks, %d bytes", kv.num_blocks, kv.num_bytes)
+        self.config = config
+        self.fingerprint = _fingerprint(config, weights_fingerprint)
+        """Changes when answers may change: weights, provider, formats."""
+        self.model_config = model.config
+        self.tokenizer = tokenizer
+        self.ops = ops
+        self.max_context = kv.max_context
+        """Tokens of the longest sequence, prompt and answer."""
+        self.metrics = EngineMetrics()
+        self.scheduler = Scheduler(
+            specs,
+            kv.num_blocks,
+            config.max_rows,
+            config.max_step_tokens,
+            kv.max_context,
+            tokenizer.eos_ids,
+            config.prefix_cache,
+        )
+        self.runner = Runner(model, ops, specs, kv.num_blocks, config.max_rows, kv.max_context)
+        self._live: dict[str, _Live] = {}
+        self._ready: list[Delta] = []
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of a conversation up to where the answer begins. Raises ModelError where the
+        model has no chat template, InputError where the template refuses the messages."""
+        template = self.tokenizer.chat_template
+        if template is None:
+            raise ModelError("This model has no chat template; give it a prompt to continue.")
+        return self.tokenizer.encode_chat(template.render(messages))
+
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raises InputError when the request could never run here. Any thread may ask."""
+        max_total_tokens(
+            len(prompt_ids), params.max_tokens, self.max_context, self.scheduler.kv.max_sequence
+        )
+        vocab_size = self.model_config.vocab_size
+        if min(prompt_ids) < 0 or max(prompt_ids) >= vocab_size:
+            wrong = next(t for t in prompt_ids if not 0 <= t < vocab_size)
+            raise InputError(
+                "prompt", f"Token ids of the prompt must be below {vocab_size}, got {wrong}."
+            )
+
+    def add(
+        self, prompt_ids: Sequence[int], params: SamplingParams, request_id: str | None = None
+    ) -> str:
+        """Queue a request and return its id. Without a seed in `params` one is drawn. Raises
+        InputError as `check` does, and for an id that is in use."""
+        self.check(prompt_ids, params)
+        if params.seed is None:
+            params = replace(params, seed=draw_seed())
+        request = Request(request_id or uuid.uuid4().hex, list(prompt_ids), params)
+        self.scheduler.add(request)
+        self._live[request.id] = _Live(request, AnswerText(self.tokenizer, params.stop))
+        return request.id
+
+    def abort(self, request_id: str) -> bool:
+        """End a request now; its blocks are free at once and its last delta comes with the next
+        step. False when there is none of this id."""
+        live = self._live.pop(request_id, None)
+        if live is None:
+            return False
+        self.scheduler.abort(request_id)
+        self.metrics.finished["abort"] += 1
+        self._ready.append(_delta(live.request, finish_reason="abort"))
+        return True
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would bring anything."""
+        return bool(self._live or self._ready)
+
+    def step(self) -> list[Delta]:
+        """Plan, execute, commit. When the model's forward fails, the requests of this step end
+        with finish_reason `error`; the engine and all other requests go on."""
+        began = time.monotonic()
+        plan = self.scheduler.plan()
+        deltas, self._ready = self._ready, []
+        if plan.items:
+            try:
+                output = self.runner.execute(plan)
+            except Exception as error:
+                log.exception("A step failed; its %d requests are given up.", len(plan.items))
+                deltas += self._give_up(plan, error)
+            else:
+                updates = self.scheduler.commit(plan, output)
+                now = time.monotonic()
+                deltas += [self._advance(update, now) for update in updates]
+                self.metrics.steps += 1
+                self.metrics.step_seconds.observe(now - began)
+        self._measure()
+        return deltas
+
+    def close(self) -> None:
+        """Give up all requests and let go of the model and the KV arrays."""
+        for request_id in list(self._live):
+            self.abort(request_id)
+        self._ready.clear()
+        del self.runner
+
+    def _advance(self, update: RequestUpdate, now: float) -> Delta:
+        """Book what a step brought to one request: text, end, metrics."""
+        request = update.request
+        live = self._live[request.id]
+        reason: FinishReason | None = request.finish_reason
+        ids, logprobs = update.new_token_ids, update.logprobs
+        # A token that ends the answer has no text.
+        text, count, stopped = live.text.push(ids[:-1] if reason == "stop" else ids)
+        if not stopped and update.finished:
+            rest, stopped = live.text.finish()
+            text += rest
+        elif stopped:
+            ids, logprobs = ids[:count], logprobs[:count]
+            self.scheduler.finish(request.id)
+        if stopped:
+            reason = "stop"
+        self._time(live, len(ids), now)
+        if reason is not None:
+            del self._live[request.id]
+            self.metrics.finished[reason] += 1
+            self.metrics.e2e_seconds.observe(now - request.arrival)
+        return _delta(request, text, ids, logprobs, reason)
+
+    def _time(self, live: _Live, num_tokens: int, now: float) -> None:
+        metrics = self.metrics
+        metrics.generated_tokens += num_tokens
+        if live.last_token is None:
+            metrics.ttft_seconds.observe(now - live.request.arrival)
+            metrics.prompt_tokens += live.request.num_prompt_tokens
+            metrics.cached_tokens += live.request.num_cached_tokens
+        else:
+            metrics.itl_seconds.observe(now - live.last_token)
+        live.last_token = now
+
+    def _give_up(self, plan: StepPlan, error: Exception) -> list[Delta]:
+        deltas = []
+        for item in plan.items:
+            live = self._live.pop(item.request_id)
+            self.scheduler.abort(item.request_id)
+            self.metrics.finished["error"] += 1
+            message = f"{type(error).__name__}: {error}"
+            deltas.append(_delta(live.request, finish_reason="error", error=message))
+        return deltas
+
+    def _measure(self) -> None:
+        metrics, scheduler = self.metrics, self.scheduler
+        metrics.requests_running = scheduler.num_running
+        metrics.requests_waiting = scheduler.num_waiting
+        metrics.kv_usage = scheduler.kv_usage
+        metrics.preemptions = scheduler.num_preemptions
+
+
+def _fingerprint(config: EngineConfig, weights: str) -> str:
+    parts = (weights, config.provider, config.weight_format, config.kv_dtype)
+    return "fp_" + blake2b("|".join(parts).encode(), digest_size=6).hexdigest()
+
+
+def _delta(
+    request: Request,
+    text: str = "",
+    token_ids: Sequence[int] = (),
+    logprobs: Sequence[TokenLogprobs] = (),
+    finish_reason: FinishReason | None = None,
+    error: str | None = None,
+) -> Delta:
+    seed = request.params.seed
+    assert seed is not None
+    return Delta(
+        request.id,
+        text,
+        list(token_ids),
+        list(logprobs),
+        finish_reason,
+        request.num_prompt_tokens,
+        request.num_cached_tokens,
+        seed,
+        error,
+    )

@@ -1,0 +1,1 @@
+"""From a plan to arrays and back: request rows and the runner."""

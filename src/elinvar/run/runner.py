@@ -1,0 +1,70 @@
+"""Runner: executes a StepPlan. One forward over a flat batch, sampling included.
+
+Owns the row state and the KV arrays. It decides nothing: which tokens, which blocks and which
+rows sample is all in the plan. Serving, warm-up and profiling go through `execute`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from elinvar.base.config import KVSpec
+from elinvar.base.plan import StepOutput, StepPlan, TokenLogprobs
+from elinvar.models.registry import Model
+from elinvar.ops.api import KVLayer, Ops, SampleResult
+from elinvar.run.rows import Rows
+
+
+class Runner:
+    """The model, its KV arrays (`num_blocks` blocks per group of `specs`) and the rows."""
+
+    def __init__(
+        self,
+        model: Model,
+        ops: Ops,
+        specs: Sequence[KVSpec],
+        num_blocks: Sequence[int],
+        max_rows: int,
+        max_context: int,
+    ) -> None:
+        self.model = model
+        self.ops = ops
+        self.rows = Rows(max_rows, max_context, len(specs))
+        layers: dict[int, KVLayer] = {}
+        for spec, count in zip(specs, num_blocks, strict=True):
+            for layer in spec.layers:
+                layers[layer] = ops.kv_layer(spec, count)
+        self.kv: list[KVLayer] = [layers[i] for i in range(len(layers))]
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        """Compute the planned spans and sample where a span ends at the last known token.
+
+        Sampled ids are also written back to their rows, where the next step finds them.
+        """
+        rows, items = self.rows, plan.items
+        for started in plan.started:
+            rows.start(started)
+        sampled: list[list[int]] = [[] for _ in items]
+        logprobs: list[list[TokenLogprobs]] = [[] for _ in items]
+        if not items:
+            return StepOutput(sampled, logprobs)
+        rows.append_blocks(items)
+        batch, row_L, position_L = rows.gather(items)
+        logits_LV = self.model.forward(batch, self.kv)
+        if not row_L.size:
+            return StepOutput(sampled, logprobs)
+        result = self.ops.sample(logits_LV, rows.sample_args(row_L, position_L))
+        rows.token_ids[row_L, position_L] = result.ids
+        sampling = [i for i, item in enumerate(items) if item.sample]
+        for at, (i, token) in enumerate(zip(sampling, result.ids.tolist(), strict=True)):
+            sampled[i] = [token]
+            asked = rows.num_logprobs[items[i].row]
+            if asked is not None:
+                logprobs[i] = [_token_logprobs(result, at, asked)]
+        return StepOutput(sampled, logprobs)
+
+
+def _token_logprobs(result: SampleResult, at: int, num_top: int) -> TokenLogprobs:
+    ids = result.top_ids[at, :num_top].tolist()
+    values = result.top_logprobs[at, :num_top].tolist()
+    return TokenLogprobs(float(result.logprobs[at]), list(zip(ids, values, strict=True)))

@@ -1,0 +1,164 @@
+"""Tiny engines with random weights and a tokenizer of bytes: quick, no files, no torch."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from elinvar.base.config import EngineConfig, KVSpec, ModelConfig, RopeConfig
+from elinvar.base.plan import TokenLogprobs
+from elinvar.base.sampling import SamplingParams
+from elinvar.engine.core import Engine
+from elinvar.engine.output import CompletionBuilder
+from elinvar.models.registry import FAMILIES, Model
+from elinvar.ops import Ops, Weight, load_provider
+from elinvar.ops.layout import GROUP, pack_float, pack_q4, pack_q8
+
+VOCAB = 288
+EOS = 256
+
+
+class ByteTokenizer:
+    """Token i below 256 is byte i; 256 ends an answer; the rest have no text."""
+
+    vocab_size = VOCAB
+    eos_ids = frozenset([EOS])
+    bos_id = None
+    chat_template = None
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def text_bytes(self, ids: Iterable[int]) -> bytes:
+        return bytes(i for i in ids if i < 256)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return codecs.decode(self.text_bytes(ids), "utf-8", "replace")
+
+
+def random_weight(rng: np.random.Generator, kind: str, n: int, k: int) -> Weight:
+    w = rng.standard_normal((n, k)).astype(np.float32) / np.sqrt(k, dtype=np.float32)
+    if kind == "f16":
+        return pack_float("f16", w.astype(np.float16))
+    if kind == "bf16":
+        return pack_float("bf16", (w.view(np.uint32) >> 16).astype(np.uint16))
+    if kind == "f32":
+        return pack_float("f32", w)
+    groups = w.reshape(n, k // GROUP, GROUP)
+    if kind == "q8":
+        scales = (np.abs(groups).max(-1) / 127).astype(np.float16)
+        codes = np.rint(groups / scales[..., None].astype(np.float32)).clip(-127, 127)
+        return pack_q8(codes.reshape(n, k).astype(np.int8), scales)
+    mins = groups.min(-1).astype(np.float16)
+    scales = ((groups.max(-1) - mins) / 15).astype(np.float16)
+    codes = np.rint((groups - mins[..., None]) / scales[..., None].astype(np.float32))
+    return pack_q4(codes.clip(0, 15).reshape(n, k).astype(np.uint8), scales, mins)
+
+
+def tiny_config(family: str) -> ModelConfig:
+    gemma = family == "gemma3"
+    kinds = ("sliding", "full", "sliding") if gemma else ("full", "full")
+    ropes = {"full": RopeConfig(10000.0, 16), "sliding": RopeConfig(1000.0, 16)}
+    return ModelConfig(
+        family=family,
+        vocab_size=VOCAB,
+        dim=64,
+        num_layers=len(kinds),
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        ff_dim=96,
+        max_context=512,
+        norm_eps=1e-5,
+        layer_kinds=kinds,  # type: ignore[arg-type]
+        rope={k: ropes[k] for k in set(kinds)},  # type: ignore[misc]
+        attn_scale=0.25,
+        window=40 if gemma else None,
+        embed_scale=8.0 if gemma else 1.0,
+        activation="gelu_tanh" if gemma else "silu",
+        tied_head=gemma,
+    )
+
+
+@cache
+def tiny_weights(family: str, kind: str) -> dict[str, Any]:
+    c = tiny_config(family)
+    rng = np.random.default_rng(7)
+    q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    shapes = {
+        **{"q": (q, c.dim), "k": (kv, c.dim), "v": (kv, c.dim), "o": (c.dim, q)},
+        **{"gate": (c.ff_dim, c.dim), "up": (c.ff_dim, c.dim), "down": (c.dim, c.ff_dim)},
+    }
+    norms = {"attn_norm": c.dim, "mlp_norm": c.dim}
+    if family == "gemma3":
+        norms |= {"attn_post_norm": c.dim, "mlp_post_norm": c.dim}
+        norms |= {"q_norm": c.head_dim, "k_norm": c.head_dim}
+    weights: dict[str, Any] = {
+        "embed": random_weight(rng, kind, c.vocab_size, c.dim),
+        "head": random_weight(rng, kind, c.vocab_size, c.dim),
+        "norm": _gain(rng, c.dim),
+    }
+    for i in range(c.num_layers):
+        for name, (n, k) in shapes.items():
+            weights[f"layers.{i}.{name}"] = random_weight(rng, kind, n, k)
+        for name, dim in norms.items():
+            weights[f"layers.{i}.{name}"] = _gain(rng, dim)
+    return weights
+
+
+def _gain(rng: np.random.Generator, dim: int) -> np.ndarray:
+    return rng.uniform(0.5, 1.5, dim).astype(np.float32)
+
+
+def tiny_model(ops: Ops, family: str = "llama", kind: str = "q4") -> Model:
+    build = next(f.build for f in FAMILIES if f.name == family)
+    return build(tiny_config(family), tiny_weights(family, kind), ops)
+
+
+@cache
+def provider(name: str = "cpu", num_threads: int = 1, simd: str | None = None) -> Ops:
+    return load_provider(name, num_threads, simd)
+
+
+def kv_bytes(specs: Sequence[KVSpec], num_blocks: int) -> int:
+    """Memory for about `num_blocks` blocks of each group."""
+    return num_blocks * sum(spec.block_bytes for spec in specs)
+
+
+def tiny_engine(
+    family: str = "llama", kind: str = "q4", ops: Ops | None = None, **options: Any
+) -> Engine:
+    """`num_blocks` among the options: the size of the cache, in blocks of each group."""
+    model = tiny_model(ops or provider(), family, kind)
+    config = {"kv_memory": 2**24, "max_rows": 8, **options}
+    num_blocks = config.pop("num_blocks", None)
+    if num_blocks is not None:
+        specs = model.kv_specs(config.get("kv_dtype", "f16"))
+        config["kv_memory"] = kv_bytes(specs, num_blocks)
+    tokenizer: Any = ByteTokenizer()
+    return Engine(model, model.ops, tokenizer, EngineConfig(**config))  # type: ignore[attr-defined]
+
+
+Answer = tuple[list[int], list[TokenLogprobs], str]
+
+
+def answers(
+    engine: Engine, prompts: Sequence[list[int]], params: Sequence[SamplingParams]
+) -> list[Answer]:
+    """Tokens, log-probs and text of all prompts in one batch; the engine ends empty."""
+    builders = {
+        engine.add(ids, one): CompletionBuilder(ids)
+        for ids, one in zip(prompts, params, strict=True)
+    }
+    done = {}
+    while engine.has_work:
+        for delta in engine.step():
+            if completion := builders[delta.request_id].push(delta):
+                done[delta.request_id] = completion
+    assert engine.scheduler.num_running == engine.scheduler.num_waiting == 0
+    engine.scheduler.check()
+    return [(done[i].token_ids, done[i].logprobs, done[i].text) for i in builders]

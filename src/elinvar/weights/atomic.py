@@ -38,7 +38,10 @@ def atomic_file(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
         temporary.replace(path)
     except OSError as error:
         if error.errno in _FULL:
-            message = f"{folder} has too little free space: {num_bytes:,} bytes are needed."
+            message = (
+                f"{folder} has too little free space: {num_bytes:,} bytes are needed; "
+                "free some and try again."
+            )
         else:
             message = f"{path} cannot be written: {error.strerror}."
         raise ModelError(message) from error

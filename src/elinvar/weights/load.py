@@ -74,7 +74,7 @@ def load_weights(
         try:
             pack = read_pack(path, key)
         except StalePack as reason:
-            log(f"Packing the weights, for of the packed file {path}: {reason}.")
+            log(f"Packing the weights; of the packed file {path}: {reason}.")
         else:
             for note in pack.notes:
                 log(note)
@@ -83,7 +83,10 @@ def load_weights(
     items = {item.entry.name: item for item in _plan(checkpoint, bindings, weight_format)}
     entries = [item.entry for item in items.values()]
     counts = Counter(item.note for item in items.values() if item.entry.kind != "vector")
-    notes = [f"{note}: {count} matrices" for note, count in counts.items()]
+    notes = [
+        f"{note}: {count} {'matrix' if count == 1 else 'matrices'}"
+        for note, count in counts.items()
+    ]
     for note in notes:
         log(note)
     chunks = _Packer(checkpoint, items, progress).chunks
@@ -120,9 +123,10 @@ class _Packer:
             step = max(1, _CHUNK_ELEMENTS // (k * PANEL)) * PANEL
             for start in range(0, rows, step):
                 yield self._counted(_pack_rows(tensor, entry, start, min(start + step, rows)))
-        self._checkpoint.release()
 
     def _counted(self, chunk: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        # An embedding can be larger than all the rest: do not hold what has been read.
+        self._checkpoint.release()
         self._done += chunk.nbytes
         self._progress(self._done, self._total)
         return chunk

@@ -1,6 +1,6 @@
 """Packed weights of one model in one file, which a warm start maps.
 
-Layout, little-endian: a 96-byte header (magic, version, key, sizes, checksum of the table), a
+Layout, little-endian: an 88-byte header (magic, version, key, sizes, checksum of the table), a
 JSON table of the entries, then 64-byte aligned payloads in the table's order. The file is
 written beside its place and renamed, so one that is there is whole. It is a cache: whatever
 does not fit is StalePack, and the caller packs again.
@@ -29,7 +29,7 @@ PACK_VERSION = 1
 """Raised whenever ops.layout, quants or this file change what the bytes mean."""
 
 _MAGIC = b"ELINVARW"
-_HEADER = struct.Struct("<8sIIQ32s32s8x")
+_HEADER = struct.Struct("<8sIIQ32s32s")
 """magic, version, bytes of the table, bytes of the file, key, sha256 of the table."""
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elinvar.base.errors import ModelError
+from elinvar.weights.atomic import atomic_file
 from elinvar.weights.tensor import HostTensor, MappedFile
 
 SINGLE = "model.safetensors"
@@ -93,7 +94,8 @@ def write_safetensors(
     data: Callable[[str], NDArray[Any]],
 ) -> None:
     """Writes tensors (name, "F32" | "F16" | "BF16", shape); `data(name)` gives each one's
-    contiguous array when its turn comes, so that one at a time is in memory."""
+    array when its turn comes, so that one at a time is in memory. Raises ModelError when the
+    file cannot be written."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, dtype, shape in entries:
@@ -102,7 +104,7 @@ def write_safetensors(
         at = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    with atomic_file(path, len(text) + 8 + at) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, _, _ in entries:
             file.write(np.ascontiguousarray(data(name)).reshape(-1).view(np.uint8).data)

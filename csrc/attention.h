@@ -47,15 +47,18 @@ template <Kind kind, int RT>
 EL_INLINE void block_scores(const RowState* rows, const void* k, ptrdiff_t at, int dim, V scale,
                             float* scores) {
     V s[RT][2];
+    EL_UNROLL
     for (int r = 0; r < RT; ++r) s[r][0] = s[r][1] = zero();
     for (int d = 0; d < dim; ++d) {
         const V k0 = load_kv<kind>(k, at + 32 * d), k1 = load_kv<kind>(k, at + 32 * d + 16);
+        EL_UNROLL
         for (int r = 0; r < RT; ++r) {
             const V q = set1(rows[r].q[d]);
             s[r][0] = fma(q, k0, s[r][0]);
             s[r][1] = fma(q, k1, s[r][1]);
         }
     }
+    EL_UNROLL
     for (int r = 0; r < RT; ++r) {
         store(scores + 32 * r, s[r][0] * scale);
         store(scores + 32 * r + 16, s[r][1] * scale);
@@ -93,19 +96,24 @@ template <Kind kind, int RT, int NV>
 EL_INLINE void block_values(RowState* rows, const void* v, ptrdiff_t at, int low, int high, int d,
                             int padded_dim, const float* scores) {
     V acc[RT][NV];
-    for (int r = 0; r < RT; ++r)
-        for (int i = 0; i < NV; ++i) acc[r][i] = load(rows[r].acc + d + 16 * i);
+    EL_UNROLL
+    for (int r = 0; r < RT; ++r) EL_UNROLL
+    for (int i = 0; i < NV; ++i) acc[r][i] = load(rows[r].acc + d + 16 * i);
     for (int j = low; j < high; ++j) {
         V values[NV];
+        EL_UNROLL
         for (int i = 0; i < NV; ++i)
             values[i] = load_kv<kind>(v, at + static_cast<ptrdiff_t>(j) * padded_dim + d + 16 * i);
+        EL_UNROLL
         for (int r = 0; r < RT; ++r) {
             const V p = set1(scores[32 * r + j]);
+            EL_UNROLL
             for (int i = 0; i < NV; ++i) acc[r][i] = fma(p, values[i], acc[r][i]);
         }
     }
-    for (int r = 0; r < RT; ++r)
-        for (int i = 0; i < NV; ++i) store(rows[r].acc + d + 16 * i, acc[r][i]);
+    EL_UNROLL
+    for (int r = 0; r < RT; ++r) EL_UNROLL
+    for (int i = 0; i < NV; ++i) store(rows[r].acc + d + 16 * i, acc[r][i]);
 }
 
 template <Kind kind, int RT>

@@ -2,165 +2,6 @@
 // Quantised: an exact integer dot per group of 32, the groups joined by FMA in ascending order.
 // Included inside namespace ELINVAR_ISA.
 
-// Integer dots of one group of 32 against 16 columns, for MR rows of activations (stride ldx).
-// codes of q4: byte (c, n, j) = k 8c + j low, 8c + 4 + j high; of q8: byte (c, n, j) = k 4c + j.
-
-#if defined(ELINVAR_AVX512)
-
-EL_INLINE __m512i broadcast4(const int8_t* p) {
-    int32_t v;
-    std::memcpy(&v, p, 4);
-    return _mm512_set1_epi32(v);
-}
-template <int MR>
-EL_INLINE void q4_group(const uint8_t* codes, const int8_t* x, ptrdiff_t ldx, I* dots) {
-    const __m512i mask = _mm512_set1_epi8(15);
-    __m512i w[8];
-    for (int c = 0; c < 4; ++c) {
-        const __m512i b = _mm512_loadu_si512(codes + 64 * c);
-        w[2 * c] = _mm512_and_si512(b, mask);
-        w[2 * c + 1] = _mm512_and_si512(_mm512_srli_epi16(b, 4), mask);
-    }
-    for (int r = 0; r < MR; ++r) {
-        __m512i s = _mm512_setzero_si512();
-        for (int c = 0; c < 8; ++c)
-            s = _mm512_dpbusd_epi32(s, w[c], broadcast4(x + r * ldx + 4 * c));
-        dots[r].v = s;
-    }
-}
-template <int MR>
-EL_INLINE void q8_group(const int8_t* codes, const int8_t* x, ptrdiff_t ldx, const int32_t* isum,
-                        ptrdiff_t ld_isum, I* dots) {
-    const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
-    __m512i w[8];  // code + 128, as dpbusd wants it unsigned; 128 * sum(x) is taken off again
-    for (int c = 0; c < 8; ++c) w[c] = _mm512_xor_si512(_mm512_loadu_si512(codes + 64 * c), flip);
-    for (int r = 0; r < MR; ++r) {
-        __m512i s = _mm512_set1_epi32(-128 * isum[r * ld_isum]);
-        for (int c = 0; c < 8; ++c)
-            s = _mm512_dpbusd_epi32(s, w[c], broadcast4(x + r * ldx + 4 * c));
-        dots[r].v = s;
-    }
-}
-constexpr int kQuantRows = 8, kFloatRows = 8, kFloatPanels = 2, kSinglePanels = 8;
-
-#elif defined(ELINVAR_AVX2)
-
-EL_INLINE __m256i broadcast4(const int8_t* p) {
-    int32_t v;
-    std::memcpy(&v, p, 4);
-    return _mm256_set1_epi32(v);
-}
-EL_INLINE __m256i load_bytes(const void* p) {
-    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
-}
-template <int MR>
-EL_INLINE void q4_group(const uint8_t* codes, const int8_t* x, ptrdiff_t ldx, I* dots) {
-    // 16-bit sums are exact: 8 steps of 2 products of at most 15 * 127 make 30,480.
-    const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    __m256i s[MR][2];
-    for (int r = 0; r < MR; ++r) s[r][0] = s[r][1] = _mm256_setzero_si256();
-    for (int c = 0; c < 4; ++c) {
-        const __m256i b0 = load_bytes(codes + 64 * c), b1 = load_bytes(codes + 64 * c + 32);
-        const __m256i low0 = _mm256_and_si256(b0, mask), low1 = _mm256_and_si256(b1, mask);
-        const __m256i high0 = _mm256_and_si256(_mm256_srli_epi16(b0, 4), mask);
-        const __m256i high1 = _mm256_and_si256(_mm256_srli_epi16(b1, 4), mask);
-        for (int r = 0; r < MR; ++r) {
-            const __m256i a = broadcast4(x + r * ldx + 8 * c);
-            const __m256i b = broadcast4(x + r * ldx + 8 * c + 4);
-            s[r][0] = _mm256_add_epi16(s[r][0], _mm256_maddubs_epi16(low0, a));
-            s[r][1] = _mm256_add_epi16(s[r][1], _mm256_maddubs_epi16(low1, a));
-            s[r][0] = _mm256_add_epi16(s[r][0], _mm256_maddubs_epi16(high0, b));
-            s[r][1] = _mm256_add_epi16(s[r][1], _mm256_maddubs_epi16(high1, b));
-        }
-    }
-    for (int r = 0; r < MR; ++r)
-        dots[r] = {_mm256_madd_epi16(s[r][0], ones), _mm256_madd_epi16(s[r][1], ones)};
-}
-template <int MR>
-EL_INLINE void q8_group(const int8_t* codes, const int8_t* x, ptrdiff_t ldx, const int32_t*,
-                        ptrdiff_t, I* dots) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    for (int r = 0; r < MR; ++r) dots[r] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    for (int c = 0; c < 8; ++c) {
-        const __m256i w0 = load_bytes(codes + 64 * c), w1 = load_bytes(codes + 64 * c + 32);
-        const __m256i abs0 = _mm256_abs_epi8(w0), abs1 = _mm256_abs_epi8(w1);
-        for (int r = 0; r < MR; ++r) {
-            // |w| * sign(w) x: pairs are at most 2 * 127 * 127, exact in 16 bits
-            const __m256i a = broadcast4(x + r * ldx + 4 * c);
-            const __m256i p0 = _mm256_maddubs_epi16(abs0, _mm256_sign_epi8(a, w0));
-            const __m256i p1 = _mm256_maddubs_epi16(abs1, _mm256_sign_epi8(a, w1));
-            dots[r].a = _mm256_add_epi32(dots[r].a, _mm256_madd_epi16(p0, ones));
-            dots[r].b = _mm256_add_epi32(dots[r].b, _mm256_madd_epi16(p1, ones));
-        }
-    }
-}
-constexpr int kQuantRows = 4, kFloatRows = 4, kFloatPanels = 1, kSinglePanels = 4;
-
-#elif defined(ELINVAR_NEON)
-
-EL_INLINE int8x16_t broadcast4(const int8_t* p) {
-    int32_t v;
-    std::memcpy(&v, p, 4);
-    return vreinterpretq_s8_s32(vdupq_n_s32(v));
-}
-template <int MR>
-EL_INLINE void q4_group(const uint8_t* codes, const int8_t* x, ptrdiff_t ldx, I* dots) {
-    for (int r = 0; r < MR; ++r) dots[r] = int_set1(0);
-    for (int c = 0; c < 4; ++c) {
-        for (int i = 0; i < 4; ++i) {
-            const uint8x16_t b = vld1q_u8(codes + 64 * c + 16 * i);
-            const int8x16_t low = vreinterpretq_s8_u8(vandq_u8(b, vdupq_n_u8(15)));
-            const int8x16_t high = vreinterpretq_s8_u8(vshrq_n_u8(b, 4));
-            for (int r = 0; r < MR; ++r) {
-                const int8_t* p = x + r * ldx + 8 * c;
-                dots[r].v[i] = vdotq_s32(dots[r].v[i], low, broadcast4(p));
-                dots[r].v[i] = vdotq_s32(dots[r].v[i], high, broadcast4(p + 4));
-            }
-        }
-    }
-}
-template <int MR>
-EL_INLINE void q8_group(const int8_t* codes, const int8_t* x, ptrdiff_t ldx, const int32_t*,
-                        ptrdiff_t, I* dots) {
-    for (int r = 0; r < MR; ++r) dots[r] = int_set1(0);
-    for (int c = 0; c < 8; ++c)
-        for (int i = 0; i < 4; ++i) {
-            const int8x16_t w = vld1q_s8(codes + 64 * c + 16 * i);
-            for (int r = 0; r < MR; ++r)
-                dots[r].v[i] = vdotq_s32(dots[r].v[i], w, broadcast4(x + r * ldx + 4 * c));
-        }
-}
-constexpr int kQuantRows = 4, kFloatRows = 4, kFloatPanels = 1, kSinglePanels = 2;
-
-#else
-
-template <int MR>
-EL_INLINE void q4_group(const uint8_t* codes, const int8_t* x, ptrdiff_t ldx, I* dots) {
-    for (int r = 0; r < MR; ++r)
-        for (int n = 0; n < 16; ++n) {
-            int32_t s = 0;
-            for (int c = 0; c < 4; ++c)
-                for (int j = 0; j < 4; ++j) {
-                    const uint8_t b = codes[64 * c + 4 * n + j];
-                    s += (b & 15) * x[r * ldx + 8 * c + j] + (b >> 4) * x[r * ldx + 8 * c + 4 + j];
-                }
-            dots[r].v[n] = s;
-        }
-}
-template <int MR>
-EL_INLINE void q8_group(const int8_t* codes, const int8_t* x, ptrdiff_t ldx, const int32_t*,
-                        ptrdiff_t, I* dots) {
-    for (int r = 0; r < MR; ++r)
-        for (int n = 0; n < 16; ++n) {
-            int32_t s = 0;
-            for (int k = 0; k < 32; ++k) s += codes[64 * (k / 4) + 4 * n + k % 4] * x[r * ldx + k];
-            dots[r].v[n] = s;
-        }
-}
-constexpr int kQuantRows = 1, kFloatRows = 1, kFloatPanels = 1, kSinglePanels = 1;
-
-#endif
-
 template <Kind kind, int MR>
 void quant_tile(const uint8_t* panel, const QuantRows& x, int row, float* out, ptrdiff_t ld_out,
                 int cols) {
@@ -169,6 +10,7 @@ void quant_tile(const uint8_t* panel, const QuantRows& x, int row, float* out, p
     const auto* scales = reinterpret_cast<const uint16_t*>(panel + groups * kGroupBytes);
     const uint16_t* mins = scales + groups * 16;
     V acc[MR];
+    EL_UNROLL
     for (int r = 0; r < MR; ++r) acc[r] = zero();
     for (ptrdiff_t g = 0; g < groups; ++g) {
         const int8_t* codes = x.codes + row * ld + 32 * g;
@@ -178,6 +20,7 @@ void quant_tile(const uint8_t* panel, const QuantRows& x, int row, float* out, p
         if constexpr (kind == Kind::q4) {
             q4_group<MR>(panel + g * kGroupBytes, codes, ld, dots);
             const V min = load_half(mins + 16 * g);
+            EL_UNROLL
             for (int r = 0; r < MR; ++r) {
                 const V factor = scale * set1(x.scale[at + r * groups]);
                 acc[r] = fma(to_float(dots[r]), factor, acc[r]);
@@ -186,12 +29,14 @@ void quant_tile(const uint8_t* panel, const QuantRows& x, int row, float* out, p
         } else {
             q8_group<MR>(reinterpret_cast<const int8_t*>(panel) + g * kGroupBytes, codes, ld,
                          x.isum + at, groups, dots);
+            EL_UNROLL
             for (int r = 0; r < MR; ++r) {
                 const V factor = scale * set1(x.scale[at + r * groups]);
                 acc[r] = fma(to_float(dots[r]), factor, acc[r]);
             }
         }
     }
+    EL_UNROLL
     for (int r = 0; r < MR; ++r) {
         if (cols >= 16)
             store(out + r * ld_out, acc[r]);
@@ -239,24 +84,29 @@ template <Kind kind, int MR, int NP>
 void float_tile(const uint8_t* panels, size_t stride, const float* x, int num_k, float* out,
                 ptrdiff_t ld, int cols) {
     V acc[MR][NP];
-    for (int r = 0; r < MR; ++r)
-        for (int p = 0; p < NP; ++p) acc[r][p] = zero();
+    EL_UNROLL
+    for (int r = 0; r < MR; ++r) EL_UNROLL
+    for (int p = 0; p < NP; ++p) acc[r][p] = zero();
     for (int k = 0; k < num_k; ++k) {
         V w[NP];
+        EL_UNROLL
         for (int p = 0; p < NP; ++p) w[p] = load_weights<kind>(panels + p * stride, k);
+        EL_UNROLL
         for (int r = 0; r < MR; ++r) {
             const V a = set1(x[static_cast<ptrdiff_t>(r) * num_k + k]);
+            EL_UNROLL
             for (int p = 0; p < NP; ++p) acc[r][p] = fma(a, w[p], acc[r][p]);
         }
     }
-    for (int r = 0; r < MR; ++r)
-        for (int p = 0; p < NP; ++p) {
-            float* o = out + r * ld + 16 * p;
-            if (cols - 16 * p >= 16)
-                store(o, acc[r][p]);
-            else
-                store_n(o, acc[r][p], cols - 16 * p);
-        }
+    EL_UNROLL
+    for (int r = 0; r < MR; ++r) EL_UNROLL
+    for (int p = 0; p < NP; ++p) {
+        float* o = out + r * ld + 16 * p;
+        if (cols - 16 * p >= 16)
+            store(o, acc[r][p]);
+        else
+            store_n(o, acc[r][p], cols - 16 * p);
+    }
 }
 
 template <Kind kind>

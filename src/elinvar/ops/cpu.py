@@ -128,6 +128,6 @@ class CpuOps:
     def _cache(self, kv: KVLayer) -> Any:
         bound = self._bound.get(kv)
         if bound is None:
-            as_bits = (a.view(np.uint16) if a.dtype == np.float16 else a for a in (kv.k, kv.v))
-            bound = self._bound[kv] = _cpu.Cache(*as_bits, kv.dtype)
+            k, v = (a.view(np.uint16) if a.dtype == np.float16 else a for a in (kv.k, kv.v))
+            bound = self._bound[kv] = _cpu.Cache(k, v, kv.dtype)
         return bound

@@ -1,0 +1,57 @@
+// V and I on avx512: one register of sixteen lanes. Included by simd.h inside namespace
+// ELINVAR_ISA.
+
+struct V {
+    __m512 v;
+};
+struct I {
+    __m512i v;
+};
+EL_INLINE V zero() { return {_mm512_setzero_ps()}; }
+EL_INLINE V set1(float x) { return {_mm512_set1_ps(x)}; }
+EL_INLINE V load(const float* p) { return {_mm512_loadu_ps(p)}; }
+EL_INLINE void store(float* p, V a) { _mm512_storeu_ps(p, a.v); }
+EL_INLINE V load_n(const float* p, int n) {
+    return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p)};
+}
+EL_INLINE void store_n(float* p, V a, int n) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), a.v);
+}
+EL_INLINE V load_half(const uint16_t* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+EL_INLINE V load_bf16(const uint16_t* p) {
+    const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
+}
+EL_INLINE void store_half(uint16_t* p, V a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+EL_INLINE V operator+(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
+EL_INLINE V operator-(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }
+EL_INLINE V operator*(V a, V b) { return {_mm512_mul_ps(a.v, b.v)}; }
+EL_INLINE V operator/(V a, V b) { return {_mm512_div_ps(a.v, b.v)}; }
+EL_INLINE V fma(V a, V b, V c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+EL_INLINE V max(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }
+EL_INLINE V min(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
+EL_INLINE V abs(V a) { return {_mm512_abs_ps(a.v)}; }
+EL_INLINE V select_lt(V a, V b, V yes, V no) {  // a < b ? yes : no
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
+}
+EL_INLINE I round_to_int(V a) { return {_mm512_cvtps_epi32(a.v)}; }
+EL_INLINE V to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
+EL_INLINE I int_set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
+EL_INLINE I operator+(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
+EL_INLINE I operator-(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+EL_INLINE I operator&(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
+template <int N>
+EL_INLINE I shift_left(I a) {
+    return {_mm512_slli_epi32(a.v, N)};
+}
+template <int N>
+EL_INLINE I shift_right_signed(I a) {
+    return {_mm512_srai_epi32(a.v, N)};
+}
+EL_INLINE V as_float(I a) { return {_mm512_castsi512_ps(a.v)}; }
+EL_INLINE I as_int(V a) { return {_mm512_castps_si512(a.v)}; }

@@ -1,0 +1,126 @@
+// V and I on neon: four registers of four lanes. Included by simd.h inside namespace ELINVAR_ISA.
+
+#define EL_EACH(expr)             \
+    for (int i = 0; i < 4; ++i) { \
+        r.v[i] = expr;            \
+    }                             \
+    return r
+
+struct V {
+    float32x4_t v[4];
+};
+struct I {
+    int32x4_t v[4];
+};
+EL_INLINE V set1(float x) {
+    V r;
+    EL_EACH(vdupq_n_f32(x));
+}
+EL_INLINE V zero() { return set1(0.0f); }
+EL_INLINE V load(const float* p) {
+    V r;
+    EL_EACH(vld1q_f32(p + 4 * i));
+}
+EL_INLINE void store(float* p, V a) {
+    for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, a.v[i]);
+}
+EL_INLINE V load_n(const float* p, int n) {
+    float t[16] = {};
+    for (int i = 0; i < n; ++i) t[i] = p[i];
+    return load(t);
+}
+EL_INLINE void store_n(float* p, V a, int n) {
+    float t[16];
+    store(t, a);
+    for (int i = 0; i < n; ++i) p[i] = t[i];
+}
+EL_INLINE V load_half(const uint16_t* p) {
+    V r;
+    EL_EACH(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))));
+}
+EL_INLINE V load_bf16(const uint16_t* p) {
+    V r;
+    EL_EACH(vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)));
+}
+EL_INLINE void store_half(uint16_t* p, V a) {
+    for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.v[i])));
+}
+EL_INLINE V operator+(V a, V b) {
+    V r;
+    EL_EACH(vaddq_f32(a.v[i], b.v[i]));
+}
+EL_INLINE V operator-(V a, V b) {
+    V r;
+    EL_EACH(vsubq_f32(a.v[i], b.v[i]));
+}
+EL_INLINE V operator*(V a, V b) {
+    V r;
+    EL_EACH(vmulq_f32(a.v[i], b.v[i]));
+}
+EL_INLINE V operator/(V a, V b) {
+    V r;
+    EL_EACH(vdivq_f32(a.v[i], b.v[i]));
+}
+EL_INLINE V fma(V a, V b, V c) {
+    V r;
+    EL_EACH(vfmaq_f32(c.v[i], a.v[i], b.v[i]));
+}
+EL_INLINE V max(V a, V b) {  // a > b ? a : b, as on x86
+    V r;
+    EL_EACH(vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]));
+}
+EL_INLINE V min(V a, V b) {
+    V r;
+    EL_EACH(vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]));
+}
+EL_INLINE V abs(V a) {
+    V r;
+    EL_EACH(vabsq_f32(a.v[i]));
+}
+EL_INLINE V select_lt(V a, V b, V yes, V no) {
+    V r;
+    EL_EACH(vbslq_f32(vcltq_f32(a.v[i], b.v[i]), yes.v[i], no.v[i]));
+}
+EL_INLINE I round_to_int(V a) {
+    I r;
+    EL_EACH(vcvtnq_s32_f32(a.v[i]));
+}
+EL_INLINE V to_float(I a) {
+    V r;
+    EL_EACH(vcvtq_f32_s32(a.v[i]));
+}
+EL_INLINE I int_set1(int32_t x) {
+    I r;
+    EL_EACH(vdupq_n_s32(x));
+}
+EL_INLINE I operator+(I a, I b) {
+    I r;
+    EL_EACH(vaddq_s32(a.v[i], b.v[i]));
+}
+EL_INLINE I operator-(I a, I b) {
+    I r;
+    EL_EACH(vsubq_s32(a.v[i], b.v[i]));
+}
+EL_INLINE I operator&(I a, I b) {
+    I r;
+    EL_EACH(vandq_s32(a.v[i], b.v[i]));
+}
+template <int N>
+EL_INLINE I shift_left(I a) {
+    I r;
+    EL_EACH(vshlq_n_s32(a.v[i], N));
+}
+template <int N>
+EL_INLINE I shift_right_signed(I a) {
+    I r;
+    EL_EACH(vshrq_n_s32(a.v[i], N));
+}
+EL_INLINE V as_float(I a) {
+    V r;
+    EL_EACH(vreinterpretq_f32_s32(a.v[i]));
+}
+EL_INLINE I as_int(V a) {
+    I r;
+    EL_EACH(vreinterpretq_s32_f32(a.v[i]));
+}
+#undef EL_EACH

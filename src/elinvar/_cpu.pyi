@@ -1,0 +1,59 @@
+"""The C++ extension (csrc/bind.cpp): bound weights and caches, ops on NumPy arrays."""
+
+from typing import Any
+
+def available() -> list[str]:
+    """Instruction sets of this machine, widest first."""
+
+def usable_cpus() -> list[int]: ...
+
+class Matrix:
+    def __init__(self, kind: str, n: int, k: int, data: Any) -> None: ...
+
+class Cache:
+    def __init__(self, k: Any, v: Any, dtype: str) -> None: ...
+
+class Provider:
+    simd: str
+    num_threads: int
+
+    def __init__(self, num_threads: int, simd: str) -> None: ...
+    def embed(self, ids: Any, w: Matrix, scale: float) -> Any: ...
+    def rms_norm(self, x: Any, gain: Any, eps: float) -> Any: ...
+    def add_rms_norm(self, x: Any, y: Any, gain: Any, eps: float) -> Any: ...
+    def add(self, x: Any, y: Any) -> Any: ...
+    def linear(self, x: Any, ws: list[Matrix]) -> Any: ...
+    def gated_linear(self, x: Any, gate: Matrix, up: Matrix, activation: int) -> Any: ...
+    def rope_write(
+        self,
+        qkv: Any,
+        positions: Any,
+        table: Any,
+        kv: Cache,
+        slots: Any,
+        heads: int,
+        q_gain: Any | None,
+        k_gain: Any | None,
+        eps: float,
+    ) -> Any: ...
+    def attention(
+        self,
+        q: Any,
+        kv: Cache,
+        query_start: Any,
+        tables: Any,
+        positions: Any,
+        scale: float,
+        window: int,
+    ) -> Any: ...
+    def sample(
+        self,
+        logits: Any,
+        seeds: Any,
+        positions: Any,
+        temperature: Any,
+        top_k: Any,
+        top_p: Any,
+        min_p: Any,
+        num_top: int,
+    ) -> Any: ...

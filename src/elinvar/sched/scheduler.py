@@ -132,8 +132,12 @@ class Scheduler:
     # ---- plan -------------------------------------------------------------------------------
 
     def plan(self) -> StepPlan:
-        """The next step; without items when nobody has work. The runner applies released_rows,
-        then started, then items (a row may be released and started in one plan)."""
+        """The next step. The runner applies released_rows, then started, then items: a row may
+        be released and started in one plan. After a plan that was never committed a row may be
+        released twice, or without having been started.
+
+        When nobody has work the plan is empty, and needs neither execute nor commit.
+        """
         self._drop_uncommitted()
         self._plan = plan = StepPlan()
         num_preemptions = self.num_preemptions
@@ -141,7 +145,8 @@ class Scheduler:
         # Who was just preempted is at the head of the queue: not back in the same step.
         if self._waiting and self._free_rows and num_preemptions == self.num_preemptions:
             self._plan_waiting(plan, budget)
-        plan.released_rows, self._released = self._released, []
+        if plan.items:
+            plan.released_rows, self._released = self._released, []
         return plan
 
     def _drop_uncommitted(self) -> None:

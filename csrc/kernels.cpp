@@ -13,13 +13,11 @@ using elinvar::QuantRows;
 using elinvar::Rope;
 using elinvar::RowStats;
 
-// clang-format off: group_dot before linear
 #include "attention.h"
 #include "group_dot.h"
 #include "linear.h"
 #include "rows.h"
 #include "sample.h"
-// clang-format on
 
 #define EL_TEXT(x) #x
 #define EL_NAME(x) EL_TEXT(x)
@@ -40,6 +38,7 @@ const Kernels kernels = {
     scale_logits,
     exp_all,
     log_one,
+    top_k,
     gumbel_argmax,
 };
 

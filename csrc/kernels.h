@@ -77,8 +77,11 @@ struct Kernels {
     float (*scale_logits)(const float* x, int n, float max, float temperature, bool sum, float* z);
     void (*exp_all)(const float* z, int n, float* out);
     float (*log_one)(float x);
-    // index of the largest z + Gumbel noise of (seed, position, id); equal ones: the lowest id
-    int (*gumbel_argmax)(const float* z, const int32_t* ids, int n, uint64_t seed,
+    // ids of the k largest, largest first, equal ones by id
+    void (*top_k)(const float* x, int n, int k, int32_t* ids);
+    // The id of the largest z + Gumbel noise of (seed, position, id) among those with z >= least,
+    // equal ones: the lowest id. ids == nullptr: z[i] belongs to id i.
+    int (*gumbel_argmax)(const float* z, const int32_t* ids, int n, float least, uint64_t seed,
                          uint32_t position);
 };
 

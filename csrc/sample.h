@@ -50,8 +50,28 @@ float log_one(float x) {
     return r[0];
 }
 
-EL_INLINE uint32_t philox_word(uint32_t id, uint32_t position, uint64_t seed) {
-    uint32_t c0 = id >> 2, c1 = position, c2 = 0, c3 = 0;
+// Ids of the k largest, largest first, equal ones by id. One pass with a sorted list of k.
+void top_k(const float* x, int n, int k, int32_t* ids) {
+    int held = 0;
+    const auto offer = [&](int i) {
+        if (held == k && !(x[i] > x[ids[k - 1]])) return;
+        int at = held < k ? held++ : k - 1;
+        for (; at > 0 && x[ids[at - 1]] < x[i]; --at) ids[at] = ids[at - 1];
+        ids[at] = i;
+    };
+    for (int i = 0; i < n; i += 16) {
+        const int count = min_of(16, n - i);
+        if (held == k && count == 16 && !(tree_max(load(x + i)) > x[ids[k - 1]])) continue;
+        for (int j = 0; j < count; ++j) offer(i + j);
+    }
+}
+
+struct Words {
+    uint32_t w[4];
+};
+
+EL_INLINE Words philox(uint32_t counter, uint32_t position, uint64_t seed) {
+    uint32_t c0 = counter, c1 = position, c2 = 0, c3 = 0;
     uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
     for (int round = 0; round < 10; ++round) {
         const uint64_t p0 = static_cast<uint64_t>(c0) * 0xD2511F53u;
@@ -63,29 +83,40 @@ EL_INLINE uint32_t philox_word(uint32_t id, uint32_t position, uint64_t seed) {
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    const uint32_t words[4] = {c0, c1, c2, c3};
-    return words[id & 3];
+    return {{c0, c1, c2, c3}};
 }
 
-int gumbel_argmax(const float* z, const int32_t* ids, int n, uint64_t seed, uint32_t position) {
+// The largest noise is -ln(-ln(1 - 2^-24)) = 16.64: what is further below the best cannot win.
+constexpr float kMostNoise = 16.65f;
+
+int gumbel_argmax(const float* z, const int32_t* ids, int n, float least, uint64_t seed,
+                  uint32_t position) {
     int best = 0;
     float best_score = kMinusInfinity;
     for (int i = 0; i < n; i += 16) {
         const int count = min_of(16, n - i);
-        float u[16];
-        for (int j = 0; j < 16; ++j) {
-            const auto id = static_cast<uint32_t>(ids[j < count ? i + j : i]);
-            const uint32_t bits = philox_word(id, position, seed) >> 9;
-            u[j] = (static_cast<float>(bits) + 0.5f) * 0x1p-23f;  // exact, inside (0, 1)
+        if (count == 16 && tree_max(load(z + i)) < max_of(least, best_score - kMostNoise)) continue;
+        uint32_t words[16];
+        for (int j = 0; j < 16; j += ids ? 1 : 4) {
+            const auto id = static_cast<uint32_t>(ids ? ids[j < count ? i + j : i] : i + j);
+            const Words w = philox(id >> 2, position, seed);
+            if (ids)
+                words[j] = w.w[id & 3];
+            else
+                std::memcpy(words + j, w.w, sizeof(w.w));
         }
+        float u[16];  // exact, inside (0, 1)
+        for (int j = 0; j < 16; ++j) u[j] = (static_cast<float>(words[j] >> 9) + 0.5f) * 0x1p-23f;
         const V noise = zero() - log(zero() - log(load(u)));
+        const V logit = load_n(z + i, count);
         float scores[16];
-        store(scores, load_n(z + i, count) + noise);
+        store(scores, select_lt(logit, set1(least), set1(kMinusInfinity), logit + noise));
         for (int j = 0; j < count; ++j)
-            if (scores[j] > best_score || (scores[j] == best_score && ids[i + j] < ids[best])) {
+            if (scores[j] > best_score ||
+                (scores[j] == best_score && ids && ids[i + j] < ids[best])) {
                 best_score = scores[j];
                 best = i + j;
             }
     }
-    return best;
+    return ids ? ids[best] : best;
 }

@@ -19,7 +19,25 @@ const Kernels* choose(const std::string& simd) {
     throw std::invalid_argument("this machine has no instruction set " + simd);
 }
 
-std::size_t bytes_of_panel(Kind kind, int k) {
+// Work items of a GEMM: blocks of rows small enough for their activations to stay in the L2
+// cache, times chunks of panels fine enough to balance threads.
+struct Tiling {
+    int row_block, row_blocks, chunk, chunks;
+
+    Tiling(int rows, int row_bytes, int panels, int threads) {
+        row_block = std::max(8, std::min(rows, 256 * 1024 / row_bytes));
+        row_blocks = (rows + row_block - 1) / row_block;
+        const int wanted = threads == 1 ? 1 : std::max(1, threads * 6 / row_blocks);
+        chunk = std::max(1, (panels + wanted - 1) / wanted);
+        if (chunk >= 8) chunk = (chunk + 7) / 8 * 8;
+        chunks = (panels + chunk - 1) / chunk;
+    }
+    int count() const { return row_blocks * chunks; }
+};
+
+}  // namespace
+
+std::size_t panel_bytes(Kind kind, int k) {
     const auto kk = static_cast<std::size_t>(k);
     std::size_t size = 0;
     switch (kind) {
@@ -40,26 +58,8 @@ std::size_t bytes_of_panel(Kind kind, int k) {
     return (size + 63) / 64 * 64;
 }
 
-// Work items of a GEMM: blocks of rows small enough for their activations to stay in the L2
-// cache, times chunks of panels fine enough to balance threads.
-struct Tiling {
-    int row_block, row_blocks, chunk, chunks;
-
-    Tiling(int rows, int row_bytes, int panels, int threads) {
-        row_block = std::max(8, std::min(rows, 256 * 1024 / row_bytes));
-        row_blocks = (rows + row_block - 1) / row_block;
-        const int wanted = threads == 1 ? 1 : std::max(1, threads * 6 / row_blocks);
-        chunk = std::max(1, (panels + wanted - 1) / wanted);
-        if (chunk >= 8) chunk = (chunk + 7) / 8 * 8;
-        chunks = (panels + chunk - 1) / chunk;
-    }
-    int count() const { return row_blocks * chunks; }
-};
-
-}  // namespace
-
 Matrix::Matrix(Kind kind_, int n_, int k_, const uint8_t* data_, std::size_t bytes)
-    : kind(kind_), n(n_), k(k_), data(data_), panel_bytes(bytes_of_panel(kind_, k_)) {
+    : kind(kind_), n(n_), k(k_), data(data_), panel_bytes(elinvar::panel_bytes(kind_, k_)) {
     if (panel_bytes * static_cast<std::size_t>(num_panels()) != bytes)
         throw std::invalid_argument("packed weight has the wrong number of bytes");
 }

@@ -11,6 +11,8 @@
 
 namespace elinvar {
 
+std::size_t panel_bytes(Kind kind, int k);  // as ops/layout.py says
+
 struct Matrix {  // a packed weight; the bytes belong to the caller
     Kind kind;
     int n, k;

@@ -1,0 +1,141 @@
+// Runs every kernel of one instruction set on fixed pseudo-random input and prints a hash of the
+// output bits a line. Two instruction sets, compilers or CPUs must print the same lines.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "provider.h"
+
+using namespace elinvar;
+
+namespace {
+
+uint64_t state = 88172645463325252ULL;
+uint32_t next() {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return static_cast<uint32_t>(state >> 32);
+}
+float uniform() { return static_cast<float>(next() >> 8) * 0x1p-23f - 1.0f; }
+std::vector<float> floats(std::size_t n, float scale = 1.0f) {
+    std::vector<float> v(n);
+    for (float& x : v) x = uniform() * scale;
+    return v;
+}
+uint64_t hash(const void* p, std::size_t bytes) {
+    uint64_t h = 14695981039346656037ULL;
+    for (std::size_t i = 0; i < bytes; ++i)
+        h = (h ^ static_cast<const uint8_t*>(p)[i]) * 1099511628211ULL;
+    return h;
+}
+void show(const char* name, const void* p, std::size_t bytes) {
+    std::printf("%s %016llx\n", name, static_cast<unsigned long long>(hash(p, bytes)));
+}
+void show(const char* name, const std::vector<float>& v) { show(name, v.data(), v.size() * 4); }
+
+std::vector<uint8_t> packed(Kind kind, int n, int k) {
+    const std::size_t panel = panel_bytes(kind, k);
+    std::vector<uint8_t> bytes(panel * static_cast<std::size_t>((n + 15) / 16));
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+        const std::size_t at = i % panel,
+                          codes = static_cast<std::size_t>(k) * (kind == Kind::q4 ? 8 : 16);
+        uint32_t r = next();
+        if (kind == Kind::q4 || kind == Kind::q8) {
+            if (at < codes)
+                bytes[i] = static_cast<uint8_t>(kind == Kind::q8 && (r & 255) == 128 ? 0 : r);
+            else  // f16 between 2^-6 and 2^-4, either sign
+                bytes[i] = static_cast<uint8_t>(at % 2 ? 0x24 | (r & 0x87) : r);
+        } else if (kind == Kind::f32) {
+            const float f = uniform();
+            std::memcpy(&r, &f, 4);
+            bytes[i] = static_cast<uint8_t>(r >> 8 * (at % 4));
+            if (at % 4 == 3) bytes[i] = static_cast<uint8_t>(0x3c | (bytes[i] & 0x80));
+        } else {
+            bytes[i] = static_cast<uint8_t>(at % 2 ? 0x3a | (r & 0x81) : r);
+        }
+    }
+    return bytes;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    Provider p(argc > 2 ? std::atoi(argv[2]) : 1, argc > 1 ? argv[1] : "");
+    std::fprintf(stderr, "%s\n", p.simd());
+    const char* names[] = {"q4", "q8", "f16", "bf16", "f32"};
+    for (int kind = 0; kind < 5; ++kind)
+        for (const int rows : {1, 2, 3, 17}) {
+            const int n = 83, k = 96;
+            const auto bytes = packed(static_cast<Kind>(kind), n, k);
+            const Matrix w(static_cast<Kind>(kind), n, k, bytes.data(), bytes.size());
+            const auto x = floats(static_cast<std::size_t>(rows * k), 3.0f);
+            std::vector<float> y(static_cast<std::size_t>(rows * n));
+            p.linear(x.data(), rows, {&w}, y.data());
+            show(names[kind], y);
+            p.gated_linear(x.data(), rows, w, w, rows % 2, y.data());
+            show("gated", y);
+        }
+    const auto x = floats(17 * 100), y = floats(17 * 100), gain = floats(100);
+    std::vector<float> sum(17 * 100), out(17 * 100);
+    p.rms_norm(x.data(), y.data(), gain.data(), 1e-5f, 17, 100, sum.data(), out.data());
+    show("norm", out);
+    for (const Kind kv : {Kind::f16, Kind::bf16, Kind::f32}) {
+        const int heads = 6, kv_heads = 2, dim = 24, padded = 32, tokens = 70, blocks = 3;
+        const auto qkv = floats(static_cast<std::size_t>(tokens * (heads + 2 * kv_heads) * dim));
+        const auto table = floats(static_cast<std::size_t>(tokens * dim));
+        std::vector<int32_t> positions, slots, tables{2, 0, 1}, starts{0, tokens};
+        for (int t = 0; t < tokens; ++t) {
+            positions.push_back(t);
+            slots.push_back(tables[static_cast<std::size_t>(t / 32)] * 32 + t % 32);
+        }
+        std::vector<float> k(static_cast<std::size_t>(blocks * kv_heads * dim * 32));
+        std::vector<float> v(static_cast<std::size_t>(blocks * kv_heads * padded * 32));
+        std::vector<float> q(static_cast<std::size_t>(tokens * heads * dim)), o(q.size());
+        const Rope rope{qkv.data(),   positions.data(),
+                        table.data(), slots.data(),
+                        gain.data(),  gain.data(),
+                        1e-6f,        heads,
+                        kv_heads,     dim,
+                        padded,       kv,
+                        k.data(),     v.data(),
+                        q.data()};
+        p.rope_write(rope, tokens);
+        show("q", q);
+        show("k", k);
+        show("v", v);
+        const Attention a{q.data(),
+                          k.data(),
+                          v.data(),
+                          kv,
+                          heads,
+                          kv_heads,
+                          dim,
+                          padded,
+                          tables.data(),
+                          3,
+                          positions.data(),
+                          0.2f,
+                          kv == Kind::bf16 ? 40 : 0,
+                          o.data()};
+        p.attention(a, 1, starts.data());
+        show("attention", o);
+    }
+    const int vocab = 3000, rows = 8;
+    const auto logits = floats(static_cast<std::size_t>(vocab * rows), 12.0f);
+    std::vector<SampleRow> args;
+    for (int i = 0; i < rows; ++i)
+        args.push_back({0x123456789abcdefULL * static_cast<uint64_t>(i + 1), i + 3,
+                        i ? 0.4f * static_cast<float>(i) : 0.0f, i % 3 ? 0 : 40,
+                        i % 2 ? 0.9f : 1.0f, i % 4 ? 0.0f : 0.05f});
+    std::vector<int32_t> ids(rows), top_ids(rows * 5);
+    std::vector<float> logprobs(rows), top(rows * 5);
+    p.sample(logits.data(), rows, vocab, args.data(), 5, ids.data(), logprobs.data(),
+             top_ids.data(), top.data());
+    show("ids", ids.data(), ids.size() * 4);
+    show("logprobs", logprobs);
+    show("top", top_ids.data(), top_ids.size() * 4);
+    show("top logprobs", top);
+    return 0;
+}

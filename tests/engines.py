@@ -78,7 +78,7 @@ def tiny_config(family: str) -> ModelConfig:
         rope={k: ropes[k] for k in set(kinds)},  # type: ignore[misc]
         attn_scale=0.25,
         window=40 if gemma else None,
-        embed_scale=8.0 if gemma else 1.0,
+        embed_scale=0.5 if gemma else 1.0,
         activation="gelu_tanh" if gemma else "silu",
         tied_head=gemma,
     )

@@ -172,6 +172,7 @@ class Engine:
             return False
         self.scheduler.abort(request_id)
         self.metrics.finished["abort"] += 1
+        self._measure()
         self._ready.append(_delta(live.request, finish_reason="abort"))
         return True
 
@@ -202,11 +203,11 @@ class Engine:
         return deltas
 
     def close(self) -> None:
-        """Give up all requests and let go of the model and the KV arrays."""
+        """Give up all requests and let go of the model and the KV arrays. May be called again."""
         for request_id in list(self._live):
             self.abort(request_id)
         self._ready.clear()
-        del self.runner
+        vars(self).pop("runner", None)
 
     def _advance(self, update: RequestUpdate, now: float) -> Delta:
         """Book what a step brought to one request: text, end, metrics."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType, TracebackType
@@ -32,19 +32,22 @@ Progress = Callable[[int, int, int], None]
 class LLM:
     """A model, ready to answer.
 
-    model: an alias, `hf:org/name`, `pypi:name` or a path. options: the fields of EngineConfig.
-    progress: told what is being loaded, (stage, done, total). Raises ModelError when the model
-    cannot be found or read, InputError when the options do not fit it.
+    model: an alias, `hf:org/name`, `pypi:name` or a path; or an Engine that is there already.
+    options: the fields of EngineConfig. progress: told what is being loaded. Raises ModelError
+    when the model cannot be found or read, InputError when the options do not fit it.
     """
 
     def __init__(
         self,
-        model: str,
+        model: str | Engine,
         *,
         progress: LoadProgress | None = None,
         **options: Any,
     ) -> None:
-        self.engine = Engine.load(model, EngineConfig(**options), progress)
+        if isinstance(model, Engine):
+            self.engine = model
+        else:
+            self.engine = Engine.load(model, EngineConfig(**options), progress)
         self._inboxes: dict[str, deque[Delta]] = {}
 
     def generate(
@@ -79,14 +82,16 @@ class LLM:
         all_ids = [self.engine.encode_chat(conversation) for conversation in many]
         return self._run(all_ids, _one_each(params, len(all_ids)), n, progress)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None
+    ) -> Generator[Delta, None, None]:
         """The deltas of one answer; closing the iterator aborts it. Several streams may be read in
         turn: they share the batch. Raises as `generate`."""
         return self._stream(self._encode(prompt), params or SamplingParams())
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None
-    ) -> Iterator[Delta]:
+    ) -> Generator[Delta, None, None]:
         """As `stream`, for a conversation."""
         return self._stream(self.engine.encode_chat(messages), params or SamplingParams())
 
@@ -145,11 +150,11 @@ class LLM:
             self._drop(inbox)
         return [done[request_id] for request_id in builders]
 
-    def _stream(self, ids: list[int], params: SamplingParams) -> Iterator[Delta]:
+    def _stream(self, ids: list[int], params: SamplingParams) -> Generator[Delta, None, None]:
         self.engine.check(ids, params)
         return self._deltas(ids, params)
 
-    def _deltas(self, ids: list[int], params: SamplingParams) -> Iterator[Delta]:
+    def _deltas(self, ids: list[int], params: SamplingParams) -> Generator[Delta, None, None]:
         inbox: deque[Delta] = deque()
         finished = False
         try:

@@ -22,7 +22,7 @@ help:
 	@echo "make test    lint and tests"
 	@echo "make lint    ruff, mypy, import-linter, clang-format"
 	@echo "make format  rewrite the sources in the house format"
-	@echo "make clean   remove .venv and build (the model cache stays: elinvar models rm)"
+	@echo "make clean   remove .venv and build (the model cache stays: elinvar models remove)"
 
 setup: $(SETUP)
 
@@ -48,7 +48,7 @@ $(DEV): $(SETUP) pyproject.toml
 	@touch $@
 
 demo: $(SETUP)
-	@$(BIN)/elinvar pull $(MODEL)
+	@$(BIN)/elinvar pull $(MODEL) >/dev/null
 	@$(BIN)/elinvar generate $(MODEL) --chat --temperature 0 --max-tokens 96 --prompt "$(PROMPT)"
 
 # Lint goes first: it is quick, and the tests' summary is what should be read last.

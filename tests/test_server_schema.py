@@ -278,11 +278,12 @@ def test_logprobs() -> None:
     assert prepare.num_logprobs(chat(logprobs=False)) is None
     assert prepare.num_logprobs(chat(logprobs=True, top_logprobs=3)) == 3
     assert prepare.num_logprobs(completion(logprobs=2)) == 2
-    for request, param in [
+    refused_ones: list[tuple[ChatRequest | CompletionRequest, str]] = [
         (chat(top_logprobs=3), "top_logprobs"),
         (chat(logprobs=True, top_logprobs=21), "top_logprobs"),
         (completion(logprobs=-1), "logprobs"),
-    ]:
+    ]
+    for request, param in refused_ones:
         with pytest.raises(ApiError) as info:
             prepare.num_logprobs(request)
         assert info.value.param == param

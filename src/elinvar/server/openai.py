@@ -78,7 +78,7 @@ class OpenAIRoutes:
         parsed = decode(body, CompletionRequest)
         self._check_model(parsed.model)
         prepare.check_supported(parsed)
-        prompts = prepare.completion_prompts(parsed, self._engine.tokenizer.vocab_size)
+        prompts = prepare.completion_prompts(parsed, self._engine.model_config.vocab_size)
         encode_text = self._engine.tokenizer.encode
         ids = [await _run(len(p), encode_text, p) if isinstance(p, str) else p for p in prompts]
         default = prepare.DEFAULT_COMPLETION_TOKENS

@@ -15,22 +15,22 @@ class TokenNames:
         self._completion: dict[int, str] = {}
 
     def raw(self, token: int) -> bytes:
-        """The bytes a token adds to the text; a special token's written form."""
-        return self._tokenizer.token_bytes(token)
+        """The bytes that a token adds to the text."""
+        return self._tokenizer.text_bytes((token,))
 
     def chat(self, token: int) -> tuple[str, list[int]]:
         """(text, bytes): where the bytes are no UTF-8 of their own, the text has U+FFFD."""
         found = self._chat.get(token)
         if found is None:
-            raw = self.raw(token)
-            found = self._chat[token] = (raw.decode("utf-8", "replace"), list(raw))
+            raw = self._tokenizer.token_bytes(token)
+            found = self._chat[token] = (self._tokenizer.token_text(token), list(raw))
         return found
 
     def completion(self, token: int) -> str:
         """The text, or OpenAI's `bytes:\\xe2\\x80` where the bytes are no UTF-8 of their own."""
         found = self._completion.get(token)
         if found is None:
-            raw = self.raw(token)
+            raw = self._tokenizer.token_bytes(token)
             try:
                 found = raw.decode()
             except UnicodeDecodeError:

@@ -1,0 +1,82 @@
+"""A real server for tests: uvicorn on a loopback socket, in a thread of this process."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import uvicorn
+
+from elinvar.base.config import EngineConfig
+from elinvar.engine.aio import AsyncEngine
+from elinvar.engine.core import Engine
+from elinvar.server.app import create_app
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""For models without a chat template."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    port: int
+    core: Engine
+    server: uvicorn.Server
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0)
+
+    def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
+        if body is not None:
+            options["json"] = body
+        return httpx.post(self.url + path, timeout=30, **options)
+
+    def idle(self) -> bool:
+        """Whether the engine holds no request and no block."""
+        scheduler = self.core.scheduler
+        return scheduler.num_running + scheduler.num_waiting == 0 and scheduler.kv_usage == 0
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+@contextmanager
+def serving(
+    path: Path, name: str, config: EngineConfig | None = None, **options: Any
+) -> Iterator[Serving]:
+    """Serve the model at `path` as `name`; `options` go to create_app."""
+    core = Engine.load(str(path), config or EngineConfig(kv_memory=64 * 2**20, num_threads=2))
+    if core.tokenizer.chat_template is None:
+        core.tokenizer.use_chat_template(TEMPLATE)
+    app = create_app(AsyncEngine(core), name, **options)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_level="warning", ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        assert eventually(lambda: server.started or not thread.is_alive())
+        yield Serving(listener.getsockname()[1], core, server)
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        listener.close()

@@ -318,6 +318,13 @@ def test_defaults_of_sentencepiece() -> None:
     assert tokenizer.decode(tokenizer.encode("a é")) == " a é"
 
 
+def test_ids_beyond_the_vocabulary_are_not_used() -> None:
+    metadata = small_sentencepiece(["▁", "a"], bos_token_id=2**63, eos_token_id=-1)
+    tokenizer = load({**metadata, "tokenizer.ggml.unknown_token_id": 10**9})
+    assert (tokenizer.bos_id, tokenizer.eos_ids) == (None, frozenset())
+    assert tokenizer.decode(tokenizer.encode("a")) == " a"
+
+
 def test_eot_token_ends_an_answer() -> None:
     metadata = small_sentencepiece(["▁", "a"], eot_token_id=260, add_bos_token=False)
     tokenizer = load(metadata)
@@ -346,7 +353,12 @@ def small_byte_level(pre: str = "gpt-2") -> dict[str, Any]:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"tokenizer.ggml.tokens": None}, "no tokenizer"),
+    ({"tokenizer.ggml.model": None}, "no tokenizer"),
+    ({"tokenizer.ggml.tokens": None}, "tokens is not a list of texts"),
+    ({"tokenizer.ggml.tokens": np.zeros(259, np.int32)}, "tokens is not a list of texts"),
+    ({"tokenizer.ggml.pre": 7}, "pre-tokenizer 7"),
+    ({"tokenizer.ggml.merges": "h e"}, "merges is not a list of texts"),
+    ({"tokenizer.ggml.token_type": ["a"] * 259}, "not one number a token"),
     ({"tokenizer.ggml.model": "bert"}, "'bert'"),
     ({"tokenizer.ggml.pre": "klingon"}, "'klingon'"),
     ({"tokenizer.ggml.merges": ["h zz"]}, "merges"),

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from elinvar.base.errors import ModelError
 
 if TYPE_CHECKING:
@@ -55,13 +57,12 @@ def build_backend(metadata: Mapping[str, Any]) -> Backend:
 
     Raises ModelError when there is none, when it is of an unknown kind, or inconsistent."""
     kind = metadata.get("tokenizer.ggml.model")
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    if kind is None or tokens is None:
+    if kind is None or "tokenizer.ggml.tokens" not in metadata:
         raise ModelError(
             "The GGUF file holds no tokenizer (tokenizer.ggml.model and tokenizer.ggml.tokens are "
             "missing); convert the model again with its tokenizer."
         )
-    tokens = list(tokens)
+    tokens = _texts(metadata, "tokenizer.ggml.tokens")
     types = _per_token(metadata, "tokenizer.ggml.token_type", len(tokens), NORMAL)
     if kind == "gpt2":
         backend = _byte_level(metadata, tokens)
@@ -78,19 +79,28 @@ def build_backend(metadata: Mapping[str, Any]) -> Backend:
 
 def _per_token(metadata: Mapping[str, Any], key: str, count: int, default: int) -> list[Any]:
     """An array with one number a token, as a list."""
-    values = metadata.get(key)
-    if values is None:
+    if key not in metadata:
         return [default] * count
-    if len(values) != count:
-        raise ModelError(f"The GGUF file is inconsistent: {len(values)} {key}, {count} tokens.")
-    return values.tolist() if hasattr(values, "tolist") else list(values)
+    values = np.asarray(metadata[key])
+    if values.shape != (count,) or values.dtype.kind not in "iuf":
+        raise ModelError(f"The GGUF file is inconsistent: {key} is not one number a token.")
+    return values.tolist()
+
+
+def _texts(metadata: Mapping[str, Any], key: str) -> list[str]:
+    values = metadata[key]
+    if isinstance(values, Sequence) and not isinstance(values, str):
+        texts = [value for value in values if isinstance(value, str)]
+        if len(texts) == len(values):
+            return texts
+    raise ModelError(f"The GGUF file is inconsistent: {key} is not a list of texts.")
 
 
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Backend:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     pre = metadata.get("tokenizer.ggml.pre", "default")
-    expressions = PRE_TOKENIZERS.get(pre)
+    expressions = PRE_TOKENIZERS.get(pre) if isinstance(pre, str) else None
     if expressions is None:
         raise ModelError(
             f"The pre-tokenizer {pre!r} of the GGUF file is not known; known are "
@@ -101,7 +111,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Backend:
     # A merge is "left right"; the left part is at least one character, which may be a space.
     merges = [
         (merge[: at + 1], merge[at + 2 :])
-        for merge in metadata["tokenizer.ggml.merges"]
+        for merge in _texts(metadata, "tokenizer.ggml.merges")
         for at in (merge.find(" ", 1) - 1,)
     ]
     vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -128,10 +138,11 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: Sequen
         if kind in (NORMAL, UNUSED)
     ]
     unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
+    known = isinstance(unknown, int) and 0 <= unknown < len(tokens)
     model = models.BPE(
         {token: i for i, token in enumerate(tokens)},
         merges_from_scores(mergeable),
-        unk_token=tokens[unknown] if 0 <= unknown < len(tokens) else None,
+        unk_token=tokens[unknown] if known else None,
         fuse_unk=True,
         byte_fallback=True,
     )

@@ -20,6 +20,7 @@ from elinvar.base.errors import ModelError
 from elinvar.engine.chat import ChatTemplate
 from elinvar.engine.gguf_vocab import SPACE, build_backend
 from elinvar.weights.atomic import atomic_file
+from elinvar.weights.safetensors import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -156,14 +157,14 @@ def _from_gguf(checkpoint: Checkpoint, cache_dir: Path | None) -> Tokenizer:
     metadata = checkpoint.metadata
     backend = _cached_backend(checkpoint, cache_dir)
     sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
+    template = metadata.get("tokenizer.chat_template")
     defaults = {"bos": 1, "eos": 2, "unknown": 0} if sentencepiece else {}
     ids: dict[str, int] = {}
     spelled: dict[str, str] = {}
     for name in ("bos", "eos", "eot", "eom", "unknown", "padding"):
         token_id = metadata.get(f"tokenizer.ggml.{name}_token_id", defaults.get(name))
-        token = backend.id_to_token(token_id) if isinstance(token_id, int) else None
-        if isinstance(token_id, int) and token is not None:
-            ids[name], spelled[name] = token_id, token
+        if isinstance(token_id, int) and 0 <= token_id < backend.get_vocab_size():
+            ids[name], spelled[name] = token_id, backend.id_to_token(token_id) or ""
     bos_by_default = sentencepiece or metadata.get("tokenizer.ggml.pre") in ("llama-bpe", "tekken")
     add_bos = "bos" in ids and metadata.get("tokenizer.ggml.add_bos_token", bos_by_default)
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
@@ -173,7 +174,7 @@ def _from_gguf(checkpoint: Checkpoint, cache_dir: Path | None) -> Tokenizer:
         eos_ids=[ids[name] for name in ("eos", "eot", "eom") if name in ids],
         prefix_ids=[ids["bos"]] if add_bos else [],
         variables={key: spelled[name] for name, key in names.items() if name in spelled},
-        chat_template=metadata.get("tokenizer.chat_template"),
+        chat_template=template if isinstance(template, str) else None,
     )
 
 
@@ -215,8 +216,8 @@ def _from_folder(checkpoint: Checkpoint) -> Tokenizer:
     # A tokenizer may come with truncation or padding switched on, for training.
     backend.no_truncation()
     backend.no_padding()
-    settings = _read_json(folder / "tokenizer_config.json")
-    generation = _read_json(folder / "generation_config.json")
+    settings = _read_optional(folder / "tokenizer_config.json")
+    generation = _read_optional(folder / "generation_config.json")
     tokens = {
         key: value["content"] if isinstance(value, dict) else value
         for key in ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -237,14 +238,8 @@ def _from_folder(checkpoint: Checkpoint) -> Tokenizer:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON ({error}); download it again.") from error
-    return value if isinstance(value, dict) else {}
+def _read_optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
 
 
 def _as_ids(value: Any) -> list[int]:
@@ -266,7 +261,7 @@ def _folder_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """chat_template.jinja, else chat_template.json, else tokenizer_config.json's."""
     if (folder / "chat_template.jinja").exists():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    own = _read_json(folder / "chat_template.json").get("chat_template")
+    own = _read_optional(folder / "chat_template.json").get("chat_template")
     template = own or settings.get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template}

@@ -107,7 +107,8 @@ def remove_model(model: CachedModel, fingerprint: str | None = None) -> int:
     derived: list[Path] = []
     if fingerprint:
         for kind in ("packed", "tokenizers"):
-            derived += (cache_root() / kind).glob(f"{fingerprint}*")
+            # Packed files are named by the model and the first digits.
+            derived += (cache_root() / kind).glob(f"*{fingerprint[:16]}*")
     freed = sum(folder_bytes(path) for path in (model.folder, *derived))
     # The record goes first: a removal cut short leaves no model that looks whole.
     (model.folder / RECORD).unlink(missing_ok=True)

@@ -53,8 +53,7 @@ def watching(
 ) -> Iterator[None]:
     """Reports how many bytes lie under `folder` while somebody else downloads into it.
 
-    Watching the folder works with every version of pip and of huggingface_hub; their own progress
-    reports do not stay the same."""
+    Watching the folder works with every version of pip; what it prints does not stay the same."""
     if progress is None:
         yield
         return

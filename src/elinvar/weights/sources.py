@@ -155,8 +155,13 @@ def _did_you_mean(model: str) -> str:
 
 def find(source: Source) -> CachedModel | None:
     """The pulled model, if it is in the cache and whole."""
-    cached = read_record(cache_root() / "models" / source.key)
+    cached = recorded(source)
     return cached if cached and cached.is_whole() else None
+
+
+def recorded(source: Source) -> CachedModel | None:
+    """The pulled model, if there is a record of it, though files may be missing."""
+    return read_record(cache_root() / "models" / source.key)
 
 
 def pull(model: str, progress: Progress | None = None) -> Path:

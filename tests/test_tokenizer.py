@@ -356,7 +356,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tokenizer.ggml.model": None}, "no tokenizer"),
     ({"tokenizer.ggml.tokens": None}, "tokens is not a list of texts"),
     ({"tokenizer.ggml.tokens": np.zeros(259, np.int32)}, "tokens is not a list of texts"),
-    ({"tokenizer.ggml.pre": 7}, "pre-tokenizer 7"),
+    ({"tokenizer.ggml.pre": 7}, "tokenizer.ggml.pre is of type int, not str"),
     ({"tokenizer.ggml.merges": "h e"}, "merges is not a list of texts"),
     ({"tokenizer.ggml.token_type": ["a"] * 259}, "not one number a token"),
     ({"tokenizer.ggml.model": "bert"}, "'bert'"),
@@ -371,6 +371,34 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_wrong_key_values_are_named(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ModelError, match=re.escape(named)):
         load({**small_byte_level(), **change})
+
+
+STRAY: list[Any] = [
+    *(None, True, -1, 0, 3, 2**40, 1.5, "x", "", [], ["a"], ["a", "a"], ["a b", " b", ""]),
+    *(np.zeros(0), np.zeros(259, np.int32), np.full(262, np.nan), np.array([["a"]])),
+]
+KEYS = (
+    *("tokens", "token_type", "scores", "merges", "model", "pre", "bos_token_id", "eos_token_id"),
+    *("unknown_token_id", "add_bos_token", "add_space_prefix", "eot_token_id"),
+)
+
+
+@given(
+    base=st.sampled_from([0, 1]),
+    changes=st.dictionaries(st.sampled_from(KEYS), st.sampled_from(STRAY), max_size=3),
+    template=st.sampled_from(STRAY),
+)
+@MANY
+def test_any_key_values_make_a_tokenizer_or_a_model_error(
+    base: int, changes: dict[str, Any], template: Any
+) -> None:
+    metadata = small_sentencepiece([*"▁ab"]) if base else small_byte_level()
+    metadata |= {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+    try:
+        tokenizer = load({**metadata, "tokenizer.chat_template": template})
+        tokenizer.decode(tokenizer.encode("a b<|end|>"))
+    except ModelError as error:
+        assert "\n" not in str(error)
 
 
 def test_a_huge_piece_is_refused() -> None:

@@ -46,16 +46,38 @@ PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
     "tekken": (_TEKKEN,),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
-"""Expressions that cut a text into words, applied one after the other to what is left."""
+"""Expressions that cut a text into words, each applied to the pieces of the one before."""
 
 _WHOLE_WORDS_FIRST = {"llama-bpe", "llama3", "llama-v3", "tekken"}
 """Pre-tokenizers of vocabularies in which a word that is a token is never cut by merges."""
 
 
+_SCALARS: dict[type, tuple[str, ...]] = {
+    str: ("ggml.model", "ggml.pre", "chat_template"),
+    bool: ("ggml.add_bos_token", "ggml.add_space_prefix"),
+    int: tuple(
+        f"ggml.{name}_token_id" for name in ("bos", "eos", "eot", "eom", "unknown", "padding")
+    ),
+}
+
+
+def check_keys(metadata: Mapping[str, Any]) -> None:
+    """Raises ModelError for a key of the tokenizer whose value is of another type."""
+    for kind, names in _SCALARS.items():
+        for key in (f"tokenizer.{name}" for name in names):
+            value = metadata.get(key)
+            if value is not None and type(value) is not kind:
+                raise ModelError(
+                    f"The GGUF file is inconsistent: {key} is of type {type(value).__name__}, not "
+                    f"{kind.__name__}."
+                )
+
+
 def build_backend(metadata: Mapping[str, Any]) -> Backend:
     """The tokenizer that the key-values of a GGUF file describe (without BOS handling).
 
-    Raises ModelError when there is none, when it is of an unknown kind, or inconsistent."""
+    `metadata` has passed check_keys. Raises ModelError when there is no tokenizer, or one of an
+    unknown kind or inconsistent."""
     kind = metadata.get("tokenizer.ggml.model")
     if kind is None or "tokenizer.ggml.tokens" not in metadata:
         raise ModelError(
@@ -100,7 +122,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Backend:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     pre = metadata.get("tokenizer.ggml.pre", "default")
-    expressions = PRE_TOKENIZERS.get(pre) if isinstance(pre, str) else None
+    expressions = PRE_TOKENIZERS.get(pre)
     if expressions is None:
         raise ModelError(
             f"The pre-tokenizer {pre!r} of the GGUF file is not known; known are "
@@ -138,11 +160,10 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: Sequen
         if kind in (NORMAL, UNUSED)
     ]
     unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
-    known = isinstance(unknown, int) and 0 <= unknown < len(tokens)
     model = models.BPE(
         {token: i for i, token in enumerate(tokens)},
         merges_from_scores(mergeable),
-        unk_token=tokens[unknown] if known else None,
+        unk_token=tokens[unknown] if 0 <= unknown < len(tokens) else None,
         fuse_unk=True,
         byte_fallback=True,
     )

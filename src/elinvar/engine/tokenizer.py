@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from elinvar.base.errors import ModelError
 from elinvar.engine.chat import ChatTemplate
-from elinvar.engine.gguf_vocab import SPACE, build_backend
+from elinvar.engine.gguf_vocab import SPACE, build_backend, check_keys
 from elinvar.weights.atomic import atomic_file
 from elinvar.weights.safetensors import read_json
 
@@ -155,15 +155,15 @@ def load_tokenizer(checkpoint: Checkpoint, cache_dir: Path | None = None) -> Tok
 
 def _from_gguf(checkpoint: Checkpoint, cache_dir: Path | None) -> Tokenizer:
     metadata = checkpoint.metadata
+    check_keys(metadata)
     backend = _cached_backend(checkpoint, cache_dir)
     sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
-    template = metadata.get("tokenizer.chat_template")
     defaults = {"bos": 1, "eos": 2, "unknown": 0} if sentencepiece else {}
     ids: dict[str, int] = {}
     spelled: dict[str, str] = {}
     for name in ("bos", "eos", "eot", "eom", "unknown", "padding"):
         token_id = metadata.get(f"tokenizer.ggml.{name}_token_id", defaults.get(name))
-        if isinstance(token_id, int) and 0 <= token_id < backend.get_vocab_size():
+        if token_id is not None and 0 <= token_id < backend.get_vocab_size():
             ids[name], spelled[name] = token_id, backend.id_to_token(token_id) or ""
     bos_by_default = sentencepiece or metadata.get("tokenizer.ggml.pre") in ("llama-bpe", "tekken")
     add_bos = "bos" in ids and metadata.get("tokenizer.ggml.add_bos_token", bos_by_default)
@@ -174,7 +174,7 @@ def _from_gguf(checkpoint: Checkpoint, cache_dir: Path | None) -> Tokenizer:
         eos_ids=[ids[name] for name in ("eos", "eot", "eom") if name in ids],
         prefix_ids=[ids["bos"]] if add_bos else [],
         variables={key: spelled[name] for name, key in names.items() if name in spelled},
-        chat_template=template if isinstance(template, str) else None,
+        chat_template=metadata.get("tokenizer.chat_template"),
     )
 
 

@@ -5,7 +5,7 @@ Block ids are handed out in an order of no meaning, so that nothing passes by lu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,11 +88,25 @@ def run_sequences(
     return [np.concatenate(p) for p in parts]
 
 
+def iterate_tokens(
+    model: Model, ops: Ops, ids: Sequence[int], chunk: int, kv_dtype: KVDtype = "f32"
+) -> Iterator[tuple[int, F32]]:
+    """One sequence alone, `chunk` tokens a step: (first position, logits [chunk, V]) a step."""
+    num_groups = len(model.kv_specs(kv_dtype))
+    num_blocks = -(-len(ids) // BLOCK_SIZE)
+    blocks = np.random.default_rng(1).permutation(num_blocks).tolist()
+    kv = make_cache(model, ops, num_blocks, kv_dtype)
+    for start in range(0, len(ids), chunk):
+        span = Span(ids, start, min(start + chunk, len(ids)), blocks)
+        yield start, model.forward(make_batch([span], num_groups), kv)
+
+
 def run_tokens(
     model: Model, ops: Ops, ids: Sequence[int], chunk: int | None = None, kv_dtype: KVDtype = "f32"
 ) -> F32:
     """Logits [tokens, V] of one sequence alone, `chunk` tokens a step (None: all in one)."""
-    return run_sequences(model, ops, [ids], chunk or len(ids), kv_dtype)[0]
+    steps = iterate_tokens(model, ops, ids, chunk or len(ids), kv_dtype)
+    return np.concatenate([logits for _, logits in steps])
 
 
 def greedy(
@@ -122,11 +136,10 @@ def greedy(
     return [ids[len(p) :] for ids, p in zip(sequences, prompts, strict=True)]
 
 
-def log_softmax(logits: F32) -> NDArray[np.float64]:
-    """[..., V] in float64."""
-    z = logits.astype(np.float64)
-    z -= z.max(-1, keepdims=True)
-    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+def log_softmax(logits: F32) -> F32:
+    """[..., V]; the sum is in float64, the rest in float32 (a vocabulary can be large)."""
+    z = logits - logits.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True, dtype=np.float64)).astype(np.float32)
 
 
 def assert_parity(ours: F32, theirs: F32, tolerance: float = 1e-4) -> float:

@@ -17,6 +17,7 @@ from elinvar.weights.load import load_weights
 from elinvar.weights.rules import save_state
 from helpers import Span, assert_parity, make_batch, make_cache, run_sequences, run_tokens
 
+gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
@@ -102,15 +103,15 @@ def ops(request: pytest.FixtureRequest) -> Ops:
     return load_provider(request.param)
 
 
-def load_folder(folder: Path, ops: Ops) -> Model:
-    return load_model(open_checkpoint(folder), ops, weight_format="f32")
+def load_f32(path: Path, ops: Ops) -> Model:
+    return load_model(open_checkpoint(path), ops, weight_format="f32")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_parity_with_transformers(case: str, ops: Ops, tmp_path: Path) -> None:
     reference = make_reference(case)
     reference.save_pretrained(tmp_path)
-    model = load_folder(tmp_path, ops)
+    model = load_f32(tmp_path, ops)
     expected = reference_logits(reference, prompt())
     for chunk in (LENGTH, 33, 1):
         assert_parity(run_tokens(model, ops, prompt(), chunk), expected)
@@ -122,7 +123,7 @@ def test_half_precision_files_in_shards(case: str, dtype: Any, ops: Ops, tmp_pat
     reference = make_reference(case, dtype)
     reference.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    model = load_folder(tmp_path, ops)
+    model = load_f32(tmp_path, ops)
     expected = reference_logits(read_back(tmp_path), prompt())
     assert_parity(run_tokens(model, ops, prompt()), expected)
 
@@ -130,7 +131,7 @@ def test_half_precision_files_in_shards(case: str, dtype: Any, ops: Ops, tmp_pat
 @pytest.mark.parametrize("case", ["llama", "gemma3"])
 def test_sequences_do_not_see_each_other(case: str, ops: Ops, tmp_path: Path) -> None:
     make_reference(case).save_pretrained(tmp_path)
-    model = load_folder(tmp_path, ops)
+    model = load_f32(tmp_path, ops)
     prompts = [prompt(seed, length) for seed, length in enumerate((5, 40, 33))]
     together = run_sequences(model, ops, prompts, chunk=16)
     for ids, logits in zip(prompts, together, strict=True):
@@ -151,15 +152,90 @@ def test_saved_state_is_what_transformers_reads(case: str, tmp_path: Path) -> No
     state = load_weights(checkpoint, rules, config)
     save_state(state, rules, config.num_layers, tmp_path / "b", checkpoint.metadata)
     ops = load_provider("ref")
-    model = load_folder(tmp_path / "a", ops)
+    model = load_f32(tmp_path / "a", ops)
     expected = reference_logits(read_back(tmp_path / "b"), prompt())
+    assert_parity(run_tokens(model, ops, prompt()), expected)
+
+
+GGUF_NAMES = {
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "input_layernorm": "attn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def write_gguf(reference: Any, family: str, path: Path) -> None:
+    """What llama.cpp's converter makes of the reference: its names, its order of rotary pairs,
+    Gemma's gains with their 1, and Llama 3.1's scaling as divisors of the frequencies."""
+    config = reference.config
+    after_attention = "ffn_norm" if family == "llama" else "post_attention_norm"
+    names = GGUF_NAMES | {"post_attention_layernorm": after_attention}
+    writer = gguf.GGUFWriter(path, family)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if family == "llama":
+        theta = config.rope_parameters["rope_theta"]
+        writer.add_rope_freq_base(theta)
+        plain = theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
+        divisors = plain / reference.model.rotary_emb.inv_freq.numpy()
+        writer.add_tensor("rope_freqs.weight", np.maximum(divisors, 1).astype(np.float32))
+        writer.add_tensor("output.weight", reference.lm_head.weight.detach().numpy())
+    else:
+        writer.add_sliding_window(config.sliding_window)
+    for name, parameter in reference.model.named_parameters():
+        stem = name.removesuffix(".weight")
+        values = parameter.detach().numpy()
+        if family == "llama" and stem.endswith(("q_proj", "k_proj")):
+            halves = values.reshape(-1, 2, config.head_dim // 2, values.shape[1])
+            values = halves.swapaxes(1, 2).reshape(values.shape)
+        if family == "gemma3" and stem.endswith("norm"):
+            values = values + np.float32(1)
+        if stem.startswith("layers."):
+            _, layer, stem = stem.split(".", 2)
+            writer.add_tensor(f"blk.{layer}.{names[stem]}.weight", np.ascontiguousarray(values))
+        else:
+            writer.add_tensor(f"{names[stem]}.weight", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("case", ["llama-3", "gemma3"])
+def test_gguf_parity(case: str, ops: Ops, tmp_path: Path) -> None:
+    reference = make_reference(case)
+    if case == "gemma3":
+        # GGUF files do not say query_pre_attn_scalar: it is the head dim.
+        for layer in reference.model.layers:
+            layer.self_attn.scaling = reference.config.head_dim**-0.5
+    path = tmp_path / "tiny.gguf"
+    write_gguf(reference, CASES[case][0], path)
+    model = load_f32(path, ops)
+    expected = reference_logits(reference, prompt())
     assert_parity(run_tokens(model, ops, prompt()), expected)
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma3"])
 def test_no_logits_asked_for(case: str, ops: Ops, tmp_path: Path) -> None:
     make_reference(case).save_pretrained(tmp_path)
-    model = load_folder(tmp_path, ops)
+    model = load_f32(tmp_path, ops)
     batch = make_batch([Span(prompt(), 0, 40, [1, 0])], len(model.kv_specs("f16")))
     batch = replace(batch, logit_rows=np.empty(0, np.int32))
     assert model.forward(batch, make_cache(model, ops, 2, "f16")).shape == (0, VOCAB)

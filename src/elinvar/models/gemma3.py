@@ -171,8 +171,8 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
     # The files do not say query_pre_attn_scalar. It is the head dim but for the 27B model.
     scalar = dim / heads if num_layers == 62 else head_dim
     pattern = keys.size("attention.sliding_window_pattern", PATTERN)
-    full_base = keys.number("rope.freq_base", FULL_BASE)
-    sliding_base = keys.number("rope.freq_base_swa", SLIDING_BASE)
+    full_base = keys.number("rope.freq_base", FULL_BASE, smallest=1)
+    sliding_base = keys.number("rope.freq_base_swa", SLIDING_BASE, smallest=1)
     config = ModelConfig(
         family="gemma3",
         vocab_size=vocab_size_from_gguf(keys, tensors),
@@ -215,8 +215,8 @@ def _layer_kinds(keys: Keys, num_layers: int) -> tuple[LayerKind, ...]:
 def _rope_from_hf(keys: Keys, head_dim: int) -> dict[LayerKind, RopeConfig]:
     """transformers 5 keeps parameters by layer type; before, scaling was of full layers only."""
     context = keys.size("max_position_embeddings")
-    full_base = keys.number("rope_theta", FULL_BASE)
-    sliding_base = keys.number("rope_local_base_freq", SLIDING_BASE)
+    full_base = keys.number("rope_theta", FULL_BASE, smallest=1)
+    sliding_base = keys.number("rope_local_base_freq", SLIDING_BASE, smallest=1)
     nested = keys.part("rope_parameters")
     full = (
         nested.part("full_attention") if keys.has("rope_parameters") else keys.part("rope_scaling")

@@ -5,7 +5,6 @@ This is the door of a model: what passes here is trusted by everything after it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,12 +39,12 @@ class Keys:
             raise self.bad(key, f"a whole number from 1 to {largest}")
         return value
 
-    def number(self, key: str, default: float | None = None) -> float:
-        """A positive finite number."""
+    def number(self, key: str, default: float | None = None, smallest: float = 1e-15) -> float:
+        """A number from `smallest` to 1e15, which float32 arithmetic can hold."""
         value = self._value(key, default)
         ok = isinstance(value, int | float) and not isinstance(value, bool)
-        if not ok or not math.isfinite(value) or value <= 0:
-            raise self.bad(key, "a positive number")
+        if not ok or not smallest <= value <= 1e15:
+            raise self.bad(key, f"a number from {smallest:g} to 1e15")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -57,7 +56,8 @@ class Keys:
     def only(self, key: str, *supported: Any) -> None:
         """Refuses a model whose `key` is set to anything but one of `supported`."""
         value = self.raw(key)
-        if value is not None and value not in supported:
+        simple = isinstance(value, str | int | float)
+        if value is not None and not (simple and value in supported):
             choices = " or ".join(repr(s) for s in supported)
             raise ModelError(
                 f"{self._source} sets {self._prefix}{key} to {value!r}, and only {choices} is "
@@ -103,7 +103,7 @@ def checked(config: ModelConfig, source: str) -> ModelConfig:
     elif len(config.layer_kinds) != config.num_layers:
         problem = f"{len(config.layer_kinds)} layer types are given for {config.num_layers} layers"
     elif any(not _good_divisors(rope) for rope in config.rope.values()):
-        problem = f"its rotary divisors are not {head_dim // 2} positive numbers"
+        problem = f"its rotary divisors are not {head_dim // 2} numbers from 1 up"
     if problem:
         raise ModelError(f"{source} describes a model that cannot be run: {problem}.")
     return config
@@ -112,8 +112,7 @@ def checked(config: ModelConfig, source: str) -> ModelConfig:
 def _good_divisors(rope: RopeConfig) -> bool:
     if rope.divisors is None:
         return True
-    positive = all(math.isfinite(d) and d > 0 for d in rope.divisors)
-    return positive and len(rope.divisors) == rope.dim // 2
+    return len(rope.divisors) == rope.dim // 2 and all(1 <= d <= 1e15 for d in rope.divisors)
 
 
 def head_dim_of(keys: Keys, key: str, dim: int, num_heads: int) -> int:
@@ -131,16 +130,17 @@ def rope_from_hf(params: Keys, base: float, head_dim: int, max_context: int) -> 
     type_key = "rope_type" if params.has("rope_type") else "type"
     params.only(type_key, "default", "linear", "llama3")
     params.only("partial_rotary_factor", 1.0)
-    base = params.number("rope_theta", base)
+    base = params.number("rope_theta", base, smallest=1)
     kind = params.raw(type_key)
     if kind == "linear":
-        return RopeConfig(base, head_dim, factor=params.number("factor"))
+        return RopeConfig(base, head_dim, factor=params.number("factor", smallest=1))
     if kind == "llama3":
         low, high = params.number("low_freq_factor"), params.number("high_freq_factor")
         if low >= high:
             raise params.bad("high_freq_factor", "above low_freq_factor")
         context = params.size("original_max_position_embeddings", max_context)
-        return RopeConfig(base, head_dim, llama3=(params.number("factor"), low, high, context))
+        factor = params.number("factor", smallest=1)
+        return RopeConfig(base, head_dim, llama3=(factor, low, high, context))
     return RopeConfig(base, head_dim)
 
 
@@ -148,8 +148,8 @@ def rope_factor_from_gguf(keys: Keys) -> float:
     """The linear scaling factor of a GGUF's rope.scaling.* keys; 1 where there is none."""
     keys.only("rope.scaling.type", "none", "linear")
     if keys.raw("rope.scaling.type") == "linear":
-        return keys.number("rope.scaling.factor")
-    return keys.number("rope.scale_linear", 1.0)
+        return keys.number("rope.scaling.factor", smallest=1)
+    return keys.number("rope.scale_linear", 1.0, smallest=1)
 
 
 def rope_divisors_from_gguf(tensors: Mapping[str, HostTensor]) -> tuple[float, ...] | None:

@@ -117,7 +117,7 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
     max_context = keys.size("max_position_embeddings")
     rope = rope_from_hf(
         keys.part("rope_parameters" if keys.has("rope_parameters") else "rope_scaling"),
-        keys.number("rope_theta", 10_000.0),
+        keys.number("rope_theta", 10_000.0, smallest=1),
         head_dim,
         max_context,
     )
@@ -149,7 +149,7 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
     head_dim = head_dim_of(keys, "attention.key_length", dim, heads)
     num_layers = keys.size("block_count", largest=MAX_LAYERS)
     rope = RopeConfig(
-        base=keys.number("rope.freq_base", 10_000.0),
+        base=keys.number("rope.freq_base", 10_000.0, smallest=1),
         dim=keys.size("rope.dimension_count", head_dim),
         factor=rope_factor_from_gguf(keys),
         divisors=rope_divisors_from_gguf(tensors),

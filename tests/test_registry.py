@@ -1,0 +1,275 @@
+"""From a checkpoint to a configuration: layouts old and new, and every bad key named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elinvar.base.config import ModelConfig, RopeConfig
+from elinvar.base.errors import ModelError
+from elinvar.models.keys import MAX_LAYERS
+from elinvar.models.registry import FAMILIES, find_family, read_config
+from elinvar.nn.rope import MAX_POSITIONS, inverse_frequencies
+from elinvar.weights.checkpoint import Checkpoint
+from elinvar.weights.tensor import HostTensor
+
+LLAMA: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 101,
+}
+GEMMA = LLAMA | {"head_dim": 16, "sliding_window": 8, "num_hidden_layers": 7}
+LLAMA_GGUF: dict[str, Any] = {
+    "llama.embedding_length": 64,
+    "llama.feed_forward_length": 112,
+    "llama.attention.head_count": 4,
+    "llama.block_count": 3,
+    "llama.context_length": 256,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.vocab_size": 101,
+}
+GEMMA_GGUF = {k.replace("llama.", "gemma3."): v for k, v in LLAMA_GGUF.items()} | {
+    "gemma3.attention.key_length": 16,
+    "gemma3.attention.sliding_window": 8,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def checkpoint(
+    architecture: str, metadata: dict[str, Any], tensors: dict[str, HostTensor] | None = None
+) -> Checkpoint:
+    is_hf = architecture.endswith("ForCausalLM")
+    form: Any = "safetensors" if is_hf else "gguf"
+    return Checkpoint(Path("model"), form, architecture, metadata, tensors or {}, "0" * 64)
+
+
+def llama(**changes: Any) -> ModelConfig:
+    return read_config(checkpoint("LlamaForCausalLM", LLAMA | changes))
+
+
+def gemma(**changes: Any) -> ModelConfig:
+    return read_config(checkpoint("Gemma3ForCausalLM", GEMMA | changes))
+
+
+def tensor(name: str, values: list[float]) -> HostTensor:
+    data = np.array([values], "<f4").view(np.uint8)
+    return HostTensor(name, (len(values),), "F32", data)
+
+
+def test_unknown_architecture_lists_the_known_ones() -> None:
+    for name, known in (("MambaForCausalLM", "LlamaForCausalLM"), ("mamba", "gemma3")):
+        with pytest.raises(ModelError, match=f"{name}.*{known}"):
+            find_family(checkpoint(name, {}))
+
+
+def test_families_are_found_by_their_names() -> None:
+    for family in FAMILIES:
+        for name in family.hf_architectures + family.gguf_architectures:
+            assert find_family(checkpoint(name, {})) is family
+
+
+def test_defaults_of_old_llama_files() -> None:
+    plain = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
+    config = read_config(checkpoint("LlamaForCausalLM", plain))
+    assert (config.num_kv_heads, config.head_dim, config.tied_head) == (4, 16, False)
+    assert config.rope == {"full": RopeConfig(10_000.0, 16)}
+    assert config.attn_scale == 0.25
+    assert config.layer_kinds == ("full",) * 3
+
+
+def test_rope_layouts_before_and_since_transformers_5() -> None:
+    scaled = RopeConfig(500_000.0, 16, llama3=(8.0, 1.0, 4.0, 32))
+    assert llama(rope_theta=500_000, rope_scaling=LLAMA3).rope["full"] == scaled
+    assert llama(rope_parameters=LLAMA3 | {"rope_theta": 500_000.0}).rope["full"] == scaled
+    linear = llama(rope_scaling={"type": "linear", "factor": 4.0})
+    assert linear.rope["full"] == RopeConfig(10_000.0, 16, factor=4.0)
+
+    old = gemma(
+        rope_theta=1_000_000,
+        rope_local_base_freq=10_000,
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+    )
+    new = gemma(
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        }
+    )
+    assert old.rope == new.rope
+    assert old.rope["full"].factor == 8.0
+    assert old.rope["sliding"] == RopeConfig(10_000.0, 16)
+
+
+def test_gemma_layer_kinds() -> None:
+    kinds = ("sliding",) * 5 + ("full", "sliding")
+    assert gemma().layer_kinds == kinds
+    assert gemma(sliding_window_pattern=2).layer_kinds == ("sliding", "full") * 3 + ("sliding",)
+    types = ["full_attention"] * 7
+    assert gemma(layer_types=types).layer_kinds == ("full",) * 7
+    assert gemma(layer_types=types).window == 8
+    assert gemma(query_pre_attn_scalar=64).attn_scale == 0.125
+    assert gemma().embed_scale == 8.0
+
+
+def test_gguf_says_less_and_tensors_say_the_rest() -> None:
+    config = read_config(checkpoint("llama", LLAMA_GGUF))
+    assert (config.num_kv_heads, config.head_dim, config.tied_head) == (4, 16, True)
+    head = {"output.weight": tensor("output.weight", [1.0])}
+    assert not read_config(checkpoint("llama", LLAMA_GGUF, head)).tied_head
+    rows = HostTensor("token_embd.weight", (77, 64), "F32", np.empty((77, 256), np.uint8))
+    found = read_config(checkpoint("llama", LLAMA_GGUF, {"token_embd.weight": rows}))
+    assert found.vocab_size == 77
+    gemma_config = read_config(checkpoint("gemma3", GEMMA_GGUF))
+    assert gemma_config == gemma(
+        num_key_value_heads=4, num_hidden_layers=3, query_pre_attn_scalar=16
+    )
+
+
+def test_gguf_divisors_equal_llama3_scaling() -> None:
+    scaled = llama(rope_theta=500_000, rope_scaling=LLAMA3).rope["full"]
+    plain = inverse_frequencies(RopeConfig(500_000.0, 16))
+    divisors = (plain / inverse_frequencies(scaled)).tolist()
+    name = "rope_freqs.weight"
+    metadata = LLAMA_GGUF | {"llama.rope.freq_base": 500_000.0}
+    config = read_config(checkpoint("llama", metadata, {name: tensor(name, divisors)}))
+    np.testing.assert_allclose(
+        inverse_frequencies(config.rope["full"]), inverse_frequencies(scaled), rtol=2e-7
+    )
+    for bad in ([1.0] * 7, [1.0] * 7 + [0.0], [1.0] * 7 + [float("nan")]):
+        with pytest.raises(ModelError, match="divisors"):
+            read_config(checkpoint("llama", metadata, {name: tensor(name, bad)}))
+
+
+def test_context_is_capped_where_rotary_angles_stay_exact() -> None:
+    assert llama(max_position_embeddings=10_000_000).max_context == MAX_POSITIONS
+
+
+@pytest.mark.parametrize("key", sorted(LLAMA))
+def test_missing_and_senseless_keys_are_named(key: str) -> None:
+    if key != "num_key_value_heads":
+        without = {k: v for k, v in LLAMA.items() if k != key}
+        with pytest.raises(ModelError, match=f"lacks {key}"):
+            read_config(checkpoint("LlamaForCausalLM", without))
+    for value in (0, -1, "8", True, [4], float("inf"), 1 << 40):
+        if key == "rms_norm_eps" and value == 1 << 40:
+            continue
+        with pytest.raises(ModelError, match=key):
+            llama(**{key: value})
+
+
+@pytest.mark.parametrize("key", sorted(GEMMA_GGUF))
+def test_missing_gguf_keys_are_named(key: str) -> None:
+    if key.endswith("key_length"):
+        return
+    without = {k: v for k, v in GEMMA_GGUF.items() if k != key}
+    with pytest.raises(ModelError, match=f"lacks {key}"):
+        read_config(checkpoint("gemma3", without))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_key_value_heads": 3}, "4 attention heads cannot share 3"),
+        ({"hidden_size": 66}, "head_dim"),
+        ({"head_dim": 15}, "odd"),
+        ({"num_hidden_layers": MAX_LAYERS + 1}, "num_hidden_layers"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+        ({"rope_theta": 0.5}, "rope_theta"),
+        ({"rope_theta": float("nan")}, "rope_theta"),
+        ({"rope_scaling": 3}, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": {"type": "linear"}}, "factor"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    ],
+)
+def test_what_llama_cannot_be(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        llama(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sliding_window": None}, "sliding_window"),
+        ({"layer_types": ["full_attention"]}, "1 layer types"),
+        ({"layer_types": ["chunked_attention"] * 7}, "layer_types"),
+        ({"layer_types": [["full_attention"]] * 7}, "layer_types"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"hidden_activation": "gelu"}, "hidden_activation"),
+        ({"rope_parameters": {"full_attention": [1]}}, "full_attention"),
+    ],
+)
+def test_what_gemma_cannot_be(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        gemma(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"llama.rope.dimension_count": 8}, "rotated"),
+        ({"llama.rope.scaling.type": "yarn"}, "yarn"),
+        ({"llama.expert_count": 8}, "expert_count"),
+        ({"llama.expert_count": np.array([8, 8])}, "expert_count"),
+        ({"llama.attention.head_count": np.array([4, 4, 2])}, "head_count"),
+    ],
+)
+def test_what_a_llama_gguf_cannot_be(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        read_config(checkpoint("llama", LLAMA_GGUF | changes))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=4,
+)
+ROPE_KEYS = st.sampled_from([*LLAMA3, "type", "rope_theta", "full_attention", "sliding_attention"])
+HF_KEYS = st.sampled_from(
+    [
+        *GEMMA,
+        *("rope_theta", "rope_local_base_freq", "layer_types", "sliding_window_pattern"),
+        *("tie_word_embeddings", "query_pre_attn_scalar", "hidden_act", "rope_scaling"),
+    ]
+)
+
+
+@given(
+    st.sampled_from(["LlamaForCausalLM", "Gemma3ForCausalLM"]),
+    st.dictionaries(HF_KEYS, JSON, max_size=3),
+    st.dictionaries(ROPE_KEYS, JSON | st.just(LLAMA3)),
+)
+def test_junk_in_config_json_is_a_model_error(
+    architecture: str, changes: dict[str, Any], rope: dict[str, Any]
+) -> None:
+    metadata = GEMMA | {"rope_parameters": rope} | changes
+    try:
+        config = read_config(checkpoint(architecture, metadata))
+    except ModelError:
+        return
+    # (A decimal power for each of a million frequencies would only take long.)
+    for rope in (r for r in config.rope.values() if r.dim <= 1024):
+        frequencies = inverse_frequencies(rope)
+        assert np.isfinite(frequencies).all() and (frequencies <= 1).all()

@@ -11,7 +11,7 @@ are 16 partial sums, element i going to partial i mod 16, joined by the tree 8, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -29,7 +29,7 @@ ATTENTION_SPLIT = 1024
 order, into the row's result. Part of attention's definition."""
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(slots=True, eq=False)
 class KVLayer:
     """Keys and values of one layer. Keys lie transposed in a block, so that a kernel holds 32
     keys in lanes; the last dim of values is padded to 16. bf16 is stored as uint16 bits."""
@@ -39,6 +39,8 @@ class KVLayer:
     """[B, H, D, 32]"""
     v: NDArray[Any]
     """[B, H, 32, D padded to a multiple of 16]"""
+    handle: Any = field(default=None, init=False, repr=False)
+    """How a provider holds it, bound at its first use."""
 
 
 def new_kv_layer(spec: KVSpec, num_blocks: int) -> KVLayer:

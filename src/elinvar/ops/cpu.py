@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -33,7 +32,6 @@ class CpuOps:
                 f"This machine has no instruction set {simd!r}; it has {', '.join(available)}."
             )
         self._provider = _cpu.Provider(num_threads or len(_cpu.usable_cpus()), simd or "")
-        self._bound: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
     @property
     def simd(self) -> str:
@@ -47,7 +45,7 @@ class CpuOps:
         return new_kv_layer(spec, num_blocks)
 
     def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:
-        return self._provider.embed(ids_T, self._matrix(w_VD), scale)
+        return self._provider.embed(ids_T, _matrix(w_VD), scale)
 
     def rms_norm(self, x_TD: F32, gain_D: F32, eps: float) -> F32:
         return self._provider.rms_norm(x_TD, gain_D, eps)
@@ -59,11 +57,11 @@ class CpuOps:
         return self._provider.add_rms_norm(x_TD, y_TD, gain_D, eps)
 
     def linear(self, x_TK: F32, weights: Sequence[Weight]) -> F32:
-        return self._provider.linear(x_TK, [self._matrix(w) for w in weights])
+        return self._provider.linear(x_TK, [_matrix(w) for w in weights])
 
     def gated_linear(self, x_TK: F32, gate: Weight, up: Weight, activation: Activation) -> F32:
         return self._provider.gated_linear(
-            x_TK, self._matrix(gate), self._matrix(up), int(activation == "gelu_tanh")
+            x_TK, _matrix(gate), _matrix(up), int(activation == "gelu_tanh")
         )
 
     def rope_write(
@@ -82,7 +80,7 @@ class CpuOps:
             qkv_TN,
             positions_T,
             rope_PD,
-            self._cache(kv),
+            _cache(kv),
             slots_T,
             num_heads,
             q_gain_D,
@@ -102,7 +100,7 @@ class CpuOps:
         window: int | None,
     ) -> F32:
         return self._provider.attention(
-            q_THD, self._cache(kv), query_start_loc, block_table_RB, positions_T, scale, window or 0
+            q_THD, _cache(kv), query_start_loc, block_table_RB, positions_T, scale, window or 0
         )
 
     def sample(self, logits_LV: F32, args: SampleArgs) -> SampleResult:
@@ -119,15 +117,15 @@ class CpuOps:
             )
         )
 
-    def _matrix(self, w: Weight) -> Any:
-        bound = self._bound.get(w)
-        if bound is None:
-            bound = self._bound[w] = _cpu.Matrix(w.kind, *w.shape, w.data)
-        return bound
 
-    def _cache(self, kv: KVLayer) -> Any:
-        bound = self._bound.get(kv)
-        if bound is None:
-            k, v = (a.view(np.uint16) if a.dtype == np.float16 else a for a in (kv.k, kv.v))
-            bound = self._bound[kv] = _cpu.Cache(k, v, kv.dtype)
-        return bound
+def _matrix(w: Weight) -> Any:
+    if w.handle is None:
+        w.handle = _cpu.Matrix(w.kind, *w.shape, w.data)
+    return w.handle
+
+
+def _cache(kv: KVLayer) -> Any:
+    if kv.handle is None:
+        k, v = (a.view(np.uint16) if a.dtype == np.float16 else a for a in (kv.k, kv.v))
+        kv.handle = _cpu.Cache(k, v, kv.dtype)
+    return kv.handle

@@ -17,7 +17,7 @@ One panel, padded to 64 bytes (G = K / 32 groups):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -31,15 +31,17 @@ WeightKind = Literal["q4", "q8", "f16", "bf16", "f32"]
 _FLOATS: dict[str, Any] = {"f16": np.float16, "bf16": np.uint16, "f32": np.float32}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Weight:
     """A packed matrix. `data` is 1-D uint8, 64-byte aligned panels one after the other; it may
-    be a read-only view of a mapped file."""
+    be a read-only view of a mapped file. Never changed once made."""
 
     kind: WeightKind
     shape: tuple[int, int]
     """(N, K): outputs, inputs."""
     data: NDArray[np.uint8]
+    handle: Any = field(default=None, init=False, repr=False)
+    """How a provider holds it, bound at its first use: looking it up must cost nothing."""
 
     @property
     def nbytes(self) -> int:

@@ -94,8 +94,8 @@ def rules(config: ModelConfig) -> list[Rule]:
     hf, gguf, to = "model.layers.{i}.", "blk.{i}.", "layers.{i}."
     attn, mlp = hf + "self_attn.", hf + "mlp."
 
-    def gain(name: str, hf: str, gguf: str, size: int) -> Rule:
-        return Rule(name, hf, gguf, (size,), hf_fix=AddOne())
+    def gain(name: str, hf_name: str, gguf_name: str, size: int) -> Rule:
+        return Rule(name, hf_name, gguf_name, (size,), hf_fix=AddOne())
 
     table = [
         Rule("embed", "model.embed_tokens.weight", "token_embd.weight", (v, d)),

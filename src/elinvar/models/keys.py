@@ -5,6 +5,7 @@ This is the door of a model: what passes here is trusted by everything after it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,10 +59,10 @@ class Keys:
         value = self.raw(key)
         simple = isinstance(value, str | int | float)
         if value is not None and not (simple and value in supported):
-            choices = " or ".join(repr(s) for s in supported)
+            choices = " or ".join(json.dumps(s) for s in supported) or "null"
             raise ModelError(
-                f"{self._source} sets {self._prefix}{key} to {value!r}, and only {choices} is "
-                "supported; use another model."
+                f"{self._source} sets {self._prefix}{key} to {_short(value)}, and only {choices} "
+                "is supported; use another model."
             )
 
     def part(self, key: str) -> Keys:
@@ -73,7 +74,7 @@ class Keys:
 
     def bad(self, key: str, expected: str) -> ModelError:
         return ModelError(
-            f"{self._source} has {self._prefix}{key} = {self.raw(key)!r}, which must be "
+            f"{self._source} has {self._prefix}{key} = {_short(self.raw(key))}, which must be "
             f"{expected}; the file is damaged or not of this family."
         )
 
@@ -87,6 +88,11 @@ class Keys:
                 "family."
             )
         return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
 
 
 def checked(config: ModelConfig, source: str) -> ModelConfig:

@@ -18,7 +18,7 @@ import uvicorn
 from elinvar.base.config import EngineConfig
 from elinvar.engine.aio import AsyncEngine
 from elinvar.engine.core import Engine
-from elinvar.server.app import create_app
+from elinvar.server.app import create_app, uvicorn_config
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -62,7 +62,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 @contextmanager
 def serving(
-    path: Path, name: str, config: EngineConfig | None = None, **options: Any
+    path: Path, name: str, config: EngineConfig | None = None, grace: int = 5, **options: Any
 ) -> Iterator[Serving]:
     """Serve the model at `path` as `name`; `options` go to create_app."""
     core = Engine.load(str(path), config or EngineConfig(kv_memory=64 * 2**20, num_threads=2))
@@ -70,7 +70,7 @@ def serving(
         core.tokenizer.use_chat_template(TEMPLATE)
     app = create_app(AsyncEngine(core), name, **options)
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_level="warning", ws="none"))
+    server = uvicorn.Server(uvicorn_config(app, grace_seconds=grace))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

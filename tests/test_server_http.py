@@ -329,6 +329,31 @@ def test_dead_engine(tiny_gguf: Path, caplog: pytest.LogCaptureFixture) -> None:
         assert httpx.get(f"{running.url}/v1/models").status_code == 200
 
 
+def test_end_of_the_grace(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that is cut off says so; it does not look like a finished one."""
+    with serving(tiny_gguf, "tiny", grace=1) as running:
+        brake = Brake(running, monkeypatch)
+        brake.seconds = 0.05
+        url = f"{running.url}/v1/completions"
+        with httpx.stream("POST", url, json=LONG | {"stream": True}) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            running.server.should_exit = True
+            last = [line for line in lines if line][-1]
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert error["code"] == "service_unavailable"
+
+
+def test_bytes_that_are_no_http(tiny: Serving) -> None:
+    for junk in (b"\x16\x03\x01\x02\x00" * 100, b"GET\r\n\r\n", b"\r\n" * 1000, b"a" * 100_000):
+        with socket.create_connection(("127.0.0.1", tiny.port), timeout=10) as raw:
+            raw.sendall(junk)
+            raw.shutdown(socket.SHUT_WR)
+            answer = raw.recv(1000)
+            assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
+    assert httpx.get(f"{tiny.url}/health").status_code == 200
+
+
 SERVER = """
 import sys
 from elinvar.base.config import EngineConfig
@@ -337,7 +362,7 @@ from elinvar.engine.core import Engine
 from elinvar.server.app import create_app, serve
 
 core = Engine.load(sys.argv[1], EngineConfig(kv_memory=64 * 2**20))
-serve(create_app(AsyncEngine(core), "tiny"), port=int(sys.argv[2]), log_level="warning")
+serve(create_app(AsyncEngine(core), "tiny"), port=int(sys.argv[2]))
 """
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import Receive, Scope, Send
 
-from elinvar.server.errors import INTERNAL, ClientGoneError, as_api_error
+from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
 from elinvar.server.service import Choice, Event, Service, Usage
 from elinvar.server.wire import DONE, Wire
 
@@ -84,7 +84,7 @@ class Answer:
         body = self.wire.response(done, usage.as_json())
         length = (b"content-length", b"%d" % len(body))
         await _start(send, [*_JSON_HEADERS, length])
-        await send({"type": "http.response.body", "body": body})
+        await _last(send, body)
 
     async def _send_stream(self, events: AsyncIterator[Event], send: Send) -> None:
         wire, usage = self.wire, Usage()
@@ -95,13 +95,17 @@ class Answer:
                 usage.push(choice, delta)
                 await _more(send, self._chunk(choice, delta))
             end = wire.usage(usage.as_json()) + DONE if self.with_usage else DONE
+        except asyncio.CancelledError:
+            # The client left, or the server's grace is over: whoever still listens is told.
+            await _last(send, _error_event(unavailable("The server is shutting down.")))
+            raise
         except Exception as error:
             answer = as_api_error(error)
             if answer is None:
                 log.exception("Unexpected error in the middle of a stream.")
                 answer = INTERNAL
-            end = b"data: " + answer.body() + b"\n\n"
-        await send({"type": "http.response.body", "body": end})
+            end = _error_event(answer)
+        await _last(send, end)
 
     def _chunk(self, choice: Choice, delta: Delta) -> bytes:
         logprobs = self._logprobs(choice, delta)
@@ -128,6 +132,14 @@ async def _start(send: Send, headers: list[tuple[bytes, bytes]]) -> None:
 async def _more(send: Send, body: bytes) -> None:
     if body:
         await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def _last(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body})
+
+
+def _error_event(error: ApiError) -> bytes:
+    return b"data: " + error.body() + b"\n\n"
 
 
 @asynccontextmanager

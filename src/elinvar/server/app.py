@@ -152,22 +152,32 @@ def create_app(
     return app
 
 
+def uvicorn_config(
+    app: Starlette, *, log_level: str = "warning", grace_seconds: int = GRACE_SECONDS
+) -> uvicorn.Config:
+    """How the application is served; `host`, `port` or sockets are the caller's."""
+    return uvicorn.Config(
+        app,
+        log_level=log_level,
+        lifespan="on",
+        ws="none",
+        access_log=False,
+        # Longer than clients (httpx: 5 s) and proxies (nginx: 60 s) keep idle connections, so that
+        # it is never the server that closes one just as it is used again.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=grace_seconds,
+    )
+
+
 def serve(
     app: Starlette,
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
-    log_level: str = "info",
+    log_level: str = "warning",
     grace_seconds: int = GRACE_SECONDS,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then open answers get `grace_seconds` to finish."""
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        log_level=log_level,
-        lifespan="on",
-        ws="none",
-        access_log=False,
-        timeout_graceful_shutdown=grace_seconds,
-    )
+    config = uvicorn_config(app, log_level=log_level, grace_seconds=grace_seconds)
+    config.host, config.port = host, port
+    uvicorn.Server(config).run()

@@ -29,7 +29,8 @@ from elinvar.server.wire import ChatWire, CompletionWire, Wire, encode
 if TYPE_CHECKING:
     from elinvar.engine.core import Engine
 
-Text = TypeVar("Text")
+Given = TypeVar("Given")
+Ids = TypeVar("Ids")
 
 _INLINE_CHARS = 4096
 """Longer texts are tokenised in a thread, so that the streams of others go on."""
@@ -69,7 +70,8 @@ class OpenAIRoutes:
         self._check_model(parsed.model)
         prepare.check_supported(parsed)
         messages = prepare.chat_messages(parsed)
-        size = sum(len(message["content"]) for message in messages)
+        # A message costs something even where it is empty.
+        size = sum(len(message["content"]) + 64 for message in messages)
         prompt = await _run(size, self._engine.encode_chat, messages)
         return self._answer(parsed, ChatWire, [prompt], "messages", None)
 
@@ -79,8 +81,8 @@ class OpenAIRoutes:
         self._check_model(parsed.model)
         prepare.check_supported(parsed)
         prompts = prepare.completion_prompts(parsed, self._engine.model_config.vocab_size)
-        encode_text = self._engine.tokenizer.encode
-        ids = [await _run(len(p), encode_text, p) if isinstance(p, str) else p for p in prompts]
+        size = sum(len(p) for p in prompts if isinstance(p, str))
+        ids = await _run(size, self._encode_all, prompts)
         default = prepare.DEFAULT_COMPLETION_TOKENS
         return self._answer(parsed, CompletionWire, ids, "prompt", default)
 
@@ -118,6 +120,10 @@ class OpenAIRoutes:
             with_usage=with_usage,
         )
 
+    def _encode_all(self, prompts: Sequence[prepare.Prompt]) -> list[list[int]]:
+        encode_text = self._engine.tokenizer.encode
+        return [encode_text(p) if isinstance(p, str) else p for p in prompts]
+
     def _check_model(self, name: str) -> None:
         if name != self._model_name:
             raise ApiError(
@@ -137,10 +143,10 @@ class OpenAIRoutes:
         }
 
 
-async def _run(num_chars: int, tokenise: Callable[[Text], list[int]], text: Text) -> list[int]:
+async def _run(num_chars: int, tokenise: Callable[[Given], Ids], given: Given) -> Ids:
     if num_chars <= _INLINE_CHARS:
-        return tokenise(text)
-    return await asyncio.to_thread(tokenise, text)
+        return tokenise(given)
+    return await asyncio.to_thread(tokenise, given)
 
 
 def _json(value: object) -> Response:

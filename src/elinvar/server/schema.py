@@ -157,6 +157,9 @@ def decode(body: bytes, kind: type[Request]) -> Request:
         raise bad_request("The request body is nested too deeply.", code="invalid_json") from None
 
 
+_MAX_SEARCHED = 2**20
+"""Bytes of a malformed body that are searched for a NaN; a longer one would hold up the others."""
+
 _AT = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?(.*)`)?$", re.DOTALL)
 _EXPECTED = re.compile(r"Expected `(.*)`, got `(.*)`")
 _FIELD = re.compile(r"field `(.*)`", re.DOTALL)
@@ -198,7 +201,7 @@ def _syntax_error(body: bytes, text: str) -> ApiError:
     """Malformed JSON. NaN and Infinity are not JSON, but clients write them: name the field."""
     if "surrogate" in text:
         text += "; a string holds half of a surrogate pair, which is not a character"
-    elif (path := _non_finite(body)) is not None:
+    elif len(body) <= _MAX_SEARCHED and (path := _non_finite(body)) is not None:
         message = f"Invalid value for '{path}': expected a finite number."
         return bad_request(message, path, "invalid_value")
     return bad_request(f"The request body is not valid JSON: {text}.", code="invalid_json")

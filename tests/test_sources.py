@@ -406,12 +406,18 @@ class Hub(BaseHTTPRequestHandler):
     ranges: list[str]
     tokens: set[str | None]
     gated = False
+    store: str | None = None
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         self.tokens.add(self.headers.get("Authorization"))
         if path.startswith("/api/models/org/name"):
             self.info() if not self.gated else self.refuse("GatedRepo", 403)
+        elif self.store:
+            self.send_response(302)
+            self.send_header("Location", self.store + path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
         elif path.startswith(f"/org/name/resolve/{self.commit}/"):
             self.file(path.rpartition("/")[2])
         else:
@@ -584,6 +590,31 @@ def test_the_token_is_sent(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_address_that_is_no_hub(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "info", lambda self: self.answer(b"<html>"))
     with pytest.raises(ModelError, match="does not answer like a Hugging Face hub"):
+        sources.pull("hf:org/name")
+
+
+def test_the_token_is_not_sent_on(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    store: Any = type("Store", (Hub,), {"files": dict(FOLDER), "ranges": [], "tokens": set()})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), store)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setattr(hub, "store", f"http://localhost:{server.server_address[1]}")
+    path = sources.pull("hf:org/name")
+    server.shutdown()
+    server.server_close()
+    assert (path / "model.safetensors").read_bytes() == FOLDER["model.safetensors"]
+    assert (hub.tokens, store.tokens) == ({"Bearer secret"}, {None})
+
+
+def test_an_endpoint_that_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "hub.example")
+    with pytest.raises(ModelError, match="HF_ENDPOINT must begin with https://"):
+        sources.pull("hf:org/name")
+
+
+def test_a_hub_in_trouble(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "info", lambda self: self.refuse("", 503))
+    with pytest.raises(ModelError, match="answered 503 Service Unavailable; try again later"):
         sources.pull("hf:org/name")
 
 

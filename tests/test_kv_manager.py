@@ -249,5 +249,5 @@ class ManagerMachine(RuleBasedStateMachine):
             assert all(pool.num_free == pool.num_blocks for pool in self.kv.pools)
 
 
-ManagerMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+ManagerMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 TestManager = ManagerMachine.TestCase

@@ -76,7 +76,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert all(self.pool.is_published(b) == (b in self.content) for b in range(NUM_BLOCKS))
 
 
-PoolMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestPool = PoolMachine.TestCase
 
 

@@ -140,10 +140,8 @@ class Scheduler:
         """
         self._drop_uncommitted()
         self._plan = plan = StepPlan()
-        num_preemptions = self.num_preemptions
         budget = self._plan_running(plan)
-        # Who was just preempted is at the head of the queue: not back in the same step.
-        if self._waiting and self._free_rows and num_preemptions == self.num_preemptions:
+        if self._waiting and self._free_rows:
             self._plan_waiting(plan, budget)
         if plan.items:
             plan.released_rows, self._released = self._released, []
@@ -162,25 +160,22 @@ class Scheduler:
     def _plan_running(self, plan: StepPlan) -> int:
         """Plan all that hold a row, oldest first; returns what is left of the budget.
 
-        Rows that need one token have their share of the budget set aside, so that a long prompt
-        does not stall them; prompts share the rest. Only requests not yet planned are preempted,
-        since the victim is always the youngest.
+        Rows that need one token get it; a row amid its prompt gets the rest. Nobody goes away
+        empty-handed: rows are admitted only while budget is left, so there are never more of them
+        than tokens, and one amid its prompt takes all that is left, so there are never two.
+        A victim of preemption is not in the plan yet, since it is the youngest.
         """
         running, items, planned = self._running, plan.items, self._planned
-        budget = self.max_step_tokens
         num_single = sum([len(r.token_ids) - r.num_computed_tokens == 1 for r in running])
-        # At least 1, so that an oldest request in its prompt goes on among many single rows.
-        for_prompts = max(1, budget - num_single)
+        budget = self.max_step_tokens - num_single
         index = 0
-        while index < len(running) and budget > 0:
+        while index < len(running):
             request = running[index]
             index += 1
             start = request.num_computed_tokens
             end = known = len(request.token_ids)
             if known - start > 1:
-                end = start + min(known - start, for_prompts, budget)
-                if end == start:
-                    continue
+                end = min(known, start + budget)
             new_blocks = self._no_blocks
             if end > request.kv.capacity:
                 allocation = self._make_room(request, start, end)
@@ -188,9 +183,8 @@ class Scheduler:
                     break
                 end = allocation.end
                 new_blocks = self.kv.apply(allocation)
-            budget -= end - start
             if known - start > 1:
-                for_prompts -= end - start
+                budget -= end - start
             items.append(
                 PlanItem(request.id, request.row, start, end - start, end == known, new_blocks)
             )
@@ -211,9 +205,9 @@ class Scheduler:
         """Admit in order of arrival while rows, budget and blocks last; nobody overtakes.
 
         Besides its own tokens' blocks a newcomer must leave those that running requests still
-        need for theirs and one block for each of them, or it would soon be preempted again. With
-        nobody running it is admitted in any case: all blocks are free, and the door saw that it
-        fits.
+        need for theirs and one block for each of them, or it would soon be preempted again (for
+        the same reason nobody comes back in the step that preempted it). With nobody running it
+        is admitted in any case: all blocks are free, and the door saw that it fits.
         """
         kv, waiting, chunk = self.kv, self._waiting, self.max_step_tokens
         reserve = self._reserve(self._running)

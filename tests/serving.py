@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import uvicorn
 from elinvar.base.config import EngineConfig
 from elinvar.engine.aio import AsyncEngine
 from elinvar.engine.core import Engine
-from elinvar.server.app import create_app, uvicorn_config
+from elinvar.server.app import create_app, listen, uvicorn_config
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -69,7 +68,7 @@ def serving(
     if core.tokenizer.chat_template is None:
         core.tokenizer.use_chat_template(TEMPLATE)
     app = create_app(AsyncEngine(core), name, **options)
-    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn_config(app, grace_seconds=grace))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -21,6 +21,7 @@ import pytest
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.plan import StepOutput, StepPlan
+from elinvar.server.app import listen
 from serving import Serving, eventually, serving
 
 LONG: dict[str, Any] = {
@@ -395,3 +396,12 @@ def _healthy(url: str) -> bool:
         return httpx.get(f"{url}/health").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_listen() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        # What asyncio looks at before it switches Nagle's algorithm off.
+        assert listener.proto == socket.IPPROTO_TCP
+        listener.listen()
+        with pytest.raises(OSError):
+            listen("127.0.0.1", listener.getsockname()[1])

@@ -7,6 +7,7 @@ start and end of the engine's thread.
 from __future__ import annotations
 
 import logging
+import socket
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -169,6 +170,22 @@ def uvicorn_config(
     )
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket for uvicorn; port 0 takes a free one. Raises OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    family, kind, protocol, _, address = found[0]
+    # The protocol must be said: asyncio switches Nagle's algorithm off only for sockets that
+    # say they are TCP, and with it a stream stalls for 40 ms again and again.
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
 def serve(
     app: Starlette,
     host: str = "127.0.0.1",
@@ -177,7 +194,7 @@ def serve(
     log_level: str = "warning",
     grace_seconds: int = GRACE_SECONDS,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then open answers get `grace_seconds` to finish."""
+    """Serve until SIGTERM or SIGINT; then open answers get `grace_seconds` to finish. Raises
+    OSError when the address cannot be had."""
     config = uvicorn_config(app, log_level=log_level, grace_seconds=grace_seconds)
-    config.host, config.port = host, port
-    uvicorn.Server(config).run()
+    uvicorn.Server(config).run(sockets=[listen(host, port)])

@@ -12,7 +12,7 @@ SETUP := $(VENV)/setup.stamp
 DEV := $(VENV)/dev.stamp
 SOURCES := $(wildcard csrc/*) CMakeLists.txt pyproject.toml
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*.hpp)
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 .PHONY: help setup demo test lint format clean
 
@@ -25,6 +25,7 @@ help:
 	@echo "make clean   remove .venv and build (the model cache stays: elinvar models remove)"
 
 setup: $(SETUP)
+	@echo "Ready: $(BIN)/elinvar, or source $(BIN)/activate"
 
 $(VENV)/pyvenv.cfg:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found: install Python 3.11 or newer, or name one with PYTHON=/path/to/python3."; exit 1; }

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated, Any
 
 import typer
@@ -157,12 +158,13 @@ def _cache() -> Check:
     from elinvar.weights.cache import cache_root
 
     root = cache_root()
-    there = next(folder for folder in (root, *root.parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        return Check(
-            "cache", False, f"{root} cannot be written", "export ELINVAR_CACHE=/a/folder/of/yours"
-        )
-    return Check("cache", True, f"{root}, {format_size(shutil.disk_usage(there).free)} free")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=root).close()
+    except OSError as error:
+        detail = f"{root} cannot be written: {error.strerror}"
+        return Check("cache", False, detail, "export ELINVAR_CACHE=/a/folder/of/yours")
+    return Check("cache", True, f"{root}, {format_size(shutil.disk_usage(root).free)} free")
 
 
 def _pip() -> Check:

@@ -305,8 +305,13 @@ def test_overload(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert response.status_code == 429
             assert int(response.headers["retry-after"]) >= 1
             assert error_of(response)["code"] == "rate_limit_exceeded"
-        response = running.post("/v1/completions", SHORT | {"n": 4})
-        assert response.status_code == 400
+        for many, field in (
+            ({"n": 4}, "prompt"),
+            ({"prompt": ["a"] * 100_000, "n": 128}, "prompt"),
+        ):
+            response = running.post("/v1/completions", SHORT | many)
+            assert response.status_code == 400
+            assert error_of(response)["param"] == field
         brake.held.set()
         for raw in sockets:
             assert raw.recv(100).startswith(b"HTTP/1.1 200 ")
@@ -339,8 +344,12 @@ def test_end_of_the_grace(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> N
         with httpx.stream("POST", url, json=LONG | {"stream": True}) as answer:
             lines = answer.iter_lines()
             next(lines)
+            whole = _send(running.port, "/v1/completions", LONG)
+            assert eventually(lambda: running.core.scheduler.num_running == 2)
             running.server.should_exit = True
             last = [line for line in lines if line][-1]
+            assert whole.recv(100).startswith(b"HTTP/1.1 503 ")
+            whole.close()
         error = json.loads(last.removeprefix("data: "))["error"]
         assert error["code"] == "service_unavailable"
 

@@ -108,11 +108,8 @@ json_values = st.recursive(
 def test_any_values_are_read_or_refused(fields: dict[str, Any]) -> None:
     try:
         request = chat(**fields)
-        prepare.check_supported(request)
         prepare.chat_messages(request)
-        prepare.num_choices(request)
-        limit = prepare.token_limit(request)
-        prepare.sampling_params(request, limit or 1, prepare.num_logprobs(request))
+        prepare.wanted(request)
     except (ApiError, InputError):
         pass
 

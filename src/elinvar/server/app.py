@@ -6,7 +6,9 @@ start and end of the engine's thread.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
 import socket
 import uuid
 from collections.abc import AsyncIterator
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
 
 log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 MAX_WAITING = 1024
 MAX_BODY_BYTES = 16 * 2**20
@@ -64,13 +68,18 @@ class Door:
             await self._app(scope, receive, send_with_id)
         except ClientGoneError:
             pass
-        except Exception as error:
-            answer = as_api_error(error)
-            if answer is None:
-                log.exception("Unexpected error in request %s.", request_id.decode())
-                answer = INTERNAL
+        except asyncio.CancelledError:
+            # The server's grace is over.
             if status == 499:
+                answer = unavailable("The server is shutting down.")
                 await _error_response(answer)(scope, receive, send_with_id)
+            raise
+        except Exception as error:
+            known = as_api_error(error)
+            if known is None:
+                log.exception("Unexpected error in request %s.", request_id.decode())
+            if status == 499:
+                await _error_response(known or INTERNAL)(scope, receive, send_with_id)
         finally:
             endpoint = scope.get("endpoint")
             route = getattr(endpoint, "__name__", "unknown")
@@ -80,8 +89,7 @@ class Door:
 def _request_id(scope: Scope) -> bytes:
     """The client's x-request-id, if it can be repeated in a header and a log; a new one if not."""
     for name, value in scope["headers"]:
-        printable = all(0x21 <= byte <= 0x7E for byte in value)
-        if name == b"x-request-id" and printable and 0 < len(value) <= 128:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return bytes(value)
     return f"req_{uuid.uuid4().hex}".encode()
 
@@ -93,7 +101,7 @@ def _error_response(error: ApiError) -> Response:
 async def _http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own: unknown path, wrong method."""
     if isinstance(error, HTTPException) and error.status_code == 404:
-        error = HTTPException(404, f"{request.method} {request.url.path}")
+        error = HTTPException(404, f"{request.method} {request.url.path[:200]}")
     return _error_response(as_api_error(error) or INTERNAL)
 
 

@@ -67,57 +67,69 @@ class OpenAIRoutes:
     async def chat(self, request: Request) -> Any:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
         parsed = decode(body, ChatRequest)
-        self._check_model(parsed.model)
-        prepare.check_supported(parsed)
+        wanted = self._wanted(parsed)
+        self._service.check_count(wanted.n, "n")
         messages = prepare.chat_messages(parsed)
         # A message costs something even where it is empty.
         size = sum(len(message["content"]) + 64 for message in messages)
         prompt = await _run(size, self._engine.encode_chat, messages)
-        return self._answer(parsed, ChatWire, [prompt], "messages", None)
+        choices = self._choices(wanted, [prompt], None, "messages")
+        return self._answer(parsed, ChatWire, wanted, choices)
 
     async def completions(self, request: Request) -> Any:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
         parsed = decode(body, CompletionRequest)
-        self._check_model(parsed.model)
-        prepare.check_supported(parsed)
+        wanted = self._wanted(parsed)
         prompts = prepare.completion_prompts(parsed, self._engine.model_config.vocab_size)
+        self._service.check_count(len(prompts) * wanted.n, "n" if len(prompts) == 1 else "prompt")
         size = sum(len(p) for p in prompts if isinstance(p, str))
         ids = await _run(size, self._encode_all, prompts)
-        default = prepare.DEFAULT_COMPLETION_TOKENS
-        return self._answer(parsed, CompletionWire, ids, "prompt", default)
+        choices = self._choices(wanted, ids, prepare.DEFAULT_COMPLETION_TOKENS, "prompt")
+        return self._answer(parsed, CompletionWire, wanted, choices)
+
+    def _wanted(self, parsed: ChatRequest | CompletionRequest) -> prepare.Wanted:
+        self._check_model(parsed.model)
+        return prepare.wanted(parsed)
+
+    def _choices(
+        self,
+        wanted: prepare.Wanted,
+        prompts: Sequence[list[int]],
+        default_tokens: int | None,
+        field: str,
+    ) -> list[Choice]:
+        """All choices of prompt 0 first, as OpenAI orders them.
+
+        `default_tokens`: max_tokens where the client said nothing; None: as many as fit.
+        """
+        choices = []
+        context = self._engine.max_context
+        for p, ids in enumerate(prompts):
+            if not ids:
+                raise invalid_value(field, f"{field} must hold at least one token.")
+            room = prepare.fit(wanted.max_tokens, default_tokens, len(ids), context, field)
+            for k in range(wanted.n):
+                seed = wanted.params.seed
+                seed = None if seed is None else choice_seed(seed, k)
+                params = replace(wanted.params, max_tokens=room, seed=seed)
+                choices.append(Choice(p * wanted.n + k, p, ids, params))
+        return choices
 
     def _answer(
         self,
         parsed: ChatRequest | CompletionRequest,
-        kind: type[ChatWire] | type[CompletionWire],
-        prompts: Sequence[list[int]],
-        prompt_field: str,
-        default_tokens: int | None,
+        kind: type[Wire],
+        wanted: prepare.Wanted,
+        choices: Sequence[Choice],
     ) -> Answer:
-        """`default_tokens`: max_tokens where the client said nothing; None: as many as fit."""
-        n = prepare.num_choices(parsed)
-        limit = prepare.token_limit(parsed)
-        logprobs = prepare.num_logprobs(parsed)
-        with_usage = prepare.stream_usage(parsed)
-        choices = []
-        for p, ids in enumerate(prompts):
-            if not ids:
-                raise invalid_value(prompt_field, f"{prompt_field} must hold at least one token.")
-            room = prepare.fit(
-                limit, default_tokens, len(ids), self._engine.max_context, prompt_field
-            )
-            params = prepare.sampling_params(parsed, room, logprobs)
-            for k in range(n):
-                seed = None if params.seed is None else choice_seed(params.seed, k)
-                choices.append(Choice(p * n + k, p, ids, replace(params, seed=seed)))
-        wire: Wire = kind(self._model_name, self._engine.fingerprint, self._names, with_usage)
+        fingerprint = self._engine.fingerprint
         return Answer(
             service=self._service,
-            wire=wire,
+            wire=kind(self._model_name, fingerprint, self._names, wanted.stream_usage),
             choices=choices,
             end_ids=self._engine.tokenizer.eos_ids,
             stream=bool(parsed.stream),
-            with_usage=with_usage,
+            with_usage=wanted.stream_usage,
         )
 
     def _encode_all(self, prompts: Sequence[prepare.Prompt]) -> list[list[int]]:

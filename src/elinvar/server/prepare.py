@@ -6,6 +6,7 @@ they are not served yet. No engine and no HTTP here.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from elinvar.base.sampling import MAX_LOGPROBS, SamplingParams
@@ -19,6 +20,26 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 Prompt = str | list[int]
 Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a request asks of every prompt."""
+
+    n: int
+    max_tokens: int | None
+    """What the client allows in one answer; None where it did not say."""
+    params: SamplingParams
+    """All but max_tokens, which depends on the prompt."""
+    stream_usage: bool
+    """Whether a stream ends with a usage chunk."""
+
+
+def wanted(request: ChatRequest | CompletionRequest) -> Wanted:
+    """Everything but the prompt, checked. Raises ApiError or InputError naming the field."""
+    check_supported(request)
+    params = sampling_params(request, 1, num_logprobs(request))
+    return Wanted(num_choices(request), token_limit(request), params, stream_usage(request))
 
 
 def check_supported(request: ChatRequest | CompletionRequest) -> None:

@@ -83,10 +83,13 @@ class Service:
         finally:
             self.num_live -= len(choices)
 
-    def _admit(self, count: int) -> None:
+    def check_count(self, count: int, field: str) -> None:
+        """Refuses a request that could never be admitted, before it is given memory."""
         if count > self._max_live:
-            message = f"prompt and n ask for {count} answers; at most {self._max_live} can wait."
-            raise invalid_value("prompt", message)
+            message = f"The request asks for {count} answers; this server takes {self._max_live}."
+            raise invalid_value(field, message)
+
+    def _admit(self, count: int) -> None:
         if self.num_live + count > self._max_live:
             raise ApiError(
                 429,

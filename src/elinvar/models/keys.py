@@ -17,6 +17,10 @@ from elinvar.weights.tensor import HostTensor
 
 MAX_SIZE = 1 << 24
 MAX_LAYERS = 1 << 12
+MAX_HEAD_DIM = 1024
+"""Of the kernels' buffers (csrc/rows.h)."""
+MAX_HEAD_GROUP = 128
+"""Query heads to a key-value head: rows of an attention tile (csrc/attention.h)."""
 """No text model comes near these; the numbers of a corrupt file often go beyond."""
 
 
@@ -101,6 +105,11 @@ def checked(config: ModelConfig, source: str) -> ModelConfig:
     problem = None
     if heads % kv_heads:
         problem = f"{heads} attention heads cannot share {kv_heads} key-value heads evenly"
+    elif head_dim > MAX_HEAD_DIM or heads // kv_heads > MAX_HEAD_GROUP:
+        problem = (
+            f"its heads of {head_dim} dims, {heads // kv_heads} to a key-value head, are larger "
+            f"than the kernels take ({MAX_HEAD_DIM} dims, {MAX_HEAD_GROUP} heads)"
+        )
     elif head_dim % 2:
         problem = f"a head dim of {head_dim} is odd, and rotary pairs need an even one"
     elif any(rope.dim != head_dim for rope in config.rope.values()):

@@ -141,9 +141,10 @@ def _batch(engine: Engine, prompts: list[Prompt]) -> int:
             raise InputError(error.field, f"Bad {prompt.where}: {error}") from None
         builders.append(CompletionBuilder(ids))
     lines = OrderedLines(sys.stdout)
-    num_done = num_tokens = 0
+    num_done = num_tokens = num_failed = 0
     start = time.perf_counter()
-    with Interrupt() as interrupt, bar("Generating", len(prompts)) as update:
+    shown = not sys.stdout.isatty()
+    with Interrupt() as interrupt, bar("Generating", len(prompts), shown) as update:
         try:
             while engine.has_work and not interrupt.hit:
                 for delta in engine.step():
@@ -152,17 +153,22 @@ def _batch(engine: Engine, prompts: list[Prompt]) -> int:
                     completion = builders[index].push(delta)
                     if completion is not None:
                         num_done += 1
-                        lines.put(index, result(prompts[index], completion, engine.tokenizer))
+                        values = result(prompts[index], completion, engine.tokenizer)
+                        if delta.error is not None:
+                            num_failed += 1
+                            values["error"] = delta.error
+                        lines.put(index, values)
                 rate = num_tokens / (time.perf_counter() - start)
                 update(num_done, f"{num_done}/{len(prompts)} · {rate:,.0f} tokens/s")
         finally:
             lines.close()
     seconds = time.perf_counter() - start
+    failed = f", {num_failed} of them failed" if num_failed else ""
     note(
-        f"{num_done} of {len(prompts)} prompts, {num_tokens:,} tokens in {seconds:.1f} s, "
+        f"{num_done} of {len(prompts)} prompts{failed}, {num_tokens:,} tokens in {seconds:.1f} s, "
         f"{num_tokens / seconds:,.0f} tokens/s"
     )
-    return 130 if interrupt.hit else 0
+    return 130 if interrupt.hit else int(num_failed > 0)
 
 
 def _encode(engine: Engine, prompt: Prompt) -> list[int]:

@@ -47,12 +47,15 @@ class Interrupt:
 
 
 @contextmanager
-def bar(text: str, total: float | None = None) -> Iterator[Callable[[float, str], None]]:
+def bar(
+    text: str, total: float | None = None, shown: bool = True
+) -> Iterator[Callable[[float, str], None]]:
     """A progress bar on stderr; yields update(completed, right-hand text).
 
-    Shown on a terminal only: in a file or a pipe it would be noise.
+    Shown on a terminal only: in a file or a pipe it would be noise. Not `shown`: where the block
+    writes to the same terminal.
     """
-    if not sys.stderr.isatty():
+    if not shown or not sys.stderr.isatty():
         yield lambda completed, right: None
         return
     from rich.console import Console
@@ -64,9 +67,15 @@ def bar(text: str, total: float | None = None) -> Iterator[Callable[[float, str]
         TextColumn("{task.fields[right]}"),
         TimeRemainingColumn(),
     )
-    # Few refreshes: each one takes the interpreter from the steps.
+    # Few refreshes: each one takes the interpreter from the steps. Nothing is redirected: results
+    # on stdout stay there.
     with Progress(
-        *columns, console=Console(stderr=True), transient=True, refresh_per_second=4
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        refresh_per_second=4,
+        redirect_stdout=False,
+        redirect_stderr=False,
     ) as progress:
         task = progress.add_task(text, total=total, right="")
         yield lambda completed, right: progress.update(task, completed=completed, right=right)

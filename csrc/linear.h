@@ -2,9 +2,13 @@
 // Quantised: an exact integer dot per group of 32, the groups joined by FMA in ascending order.
 // Included inside namespace ELINVAR_ISA.
 
+template <int MR>
+struct Rows {};
+
+// `next`: the panel to ask memory for meanwhile, or null.
 template <Kind kind, int MR>
-void quant_tile(const uint8_t* panel, const QuantRows& x, int row, float* out, ptrdiff_t ld_out,
-                int cols) {
+void quant_tile(const uint8_t* panel, const uint8_t* next, const QuantRows& x, int row, float* out,
+                ptrdiff_t ld_out, int cols) {
     const ptrdiff_t groups = x.groups, ld = x.k;
     constexpr int kGroupBytes = kind == Kind::q4 ? 256 : 512;
     const auto* scales = reinterpret_cast<const uint16_t*>(panel + groups * kGroupBytes);
@@ -13,6 +17,13 @@ void quant_tile(const uint8_t* panel, const QuantRows& x, int row, float* out, p
     EL_UNROLL
     for (int r = 0; r < MR; ++r) acc[r] = zero();
     for (ptrdiff_t g = 0; g < groups; ++g) {
+        if (next) {
+            EL_UNROLL
+            for (int line = 0; line < kGroupBytes / 64; ++line)
+                prefetch(next + g * kGroupBytes + 64 * line);
+            prefetch(next + groups * kGroupBytes + 32 * g);
+            if (kind == Kind::q4) prefetch(next + groups * (kGroupBytes + 32) + 32 * g);
+        }
         const int8_t* codes = x.codes + row * ld + 32 * g;
         const ptrdiff_t at = row * groups + g;
         I dots[MR];
@@ -46,27 +57,29 @@ void quant_tile(const uint8_t* panel, const QuantRows& x, int row, float* out, p
 }
 
 template <Kind kind>
-void quant_panel(const uint8_t* panel, const QuantRows& x, int first, int rows, float* out,
-                 ptrdiff_t ld, int cols) {
+void quant_panel(const uint8_t* panel, size_t stride, const QuantRows& x, int first, int rows,
+                 float* out, ptrdiff_t ld, int cols) {
+    // Panels stream from memory once, and one is too short for the hardware to learn its three
+    // streams: the first tile asks for the next panel, place by place.
+    const uint8_t* next = panel + stride;
     int m = 0;
-    for (; m + kQuantRows <= rows; m += kQuantRows)
-        quant_tile<kind, kQuantRows>(panel, x, first + m, out + m * ld, ld, cols);
-    if constexpr (kQuantRows > 4)
-        for (; m + 4 <= rows; m += 4)
-            quant_tile<kind, 4>(panel, x, first + m, out + m * ld, ld, cols);
-    if constexpr (kQuantRows > 2)
-        for (; m + 2 <= rows; m += 2)
-            quant_tile<kind, 2>(panel, x, first + m, out + m * ld, ld, cols);
-    for (; m < rows; ++m) quant_tile<kind, 1>(panel, x, first + m, out + m * ld, ld, cols);
+    const auto tiles = [&]<int MR>(Rows<MR>) {
+        for (; m + MR <= rows; m += MR, next = nullptr)
+            quant_tile<kind, MR>(panel, next, x, first + m, out + m * ld, ld, cols);
+    };
+    tiles(Rows<kQuantRows>{});
+    if constexpr (kQuantRows > 4) tiles(Rows<4>{});
+    if constexpr (kQuantRows > 2) tiles(Rows<2>{});
+    tiles(Rows<1>{});
 }
 
 void linear_quant(Kind kind, const uint8_t* panels, size_t stride, int num_panels,
                   const QuantRows& x, int first, int rows, float* out, ptrdiff_t ld, int cols) {
     for (int p = 0; p < num_panels; ++p, panels += stride, out += 16, cols -= 16) {
         if (kind == Kind::q4)
-            quant_panel<Kind::q4>(panels, x, first, rows, out, ld, cols);
+            quant_panel<Kind::q4>(panels, stride, x, first, rows, out, ld, cols);
         else
-            quant_panel<Kind::q8>(panels, x, first, rows, out, ld, cols);
+            quant_panel<Kind::q8>(panels, stride, x, first, rows, out, ld, cols);
     }
 }
 

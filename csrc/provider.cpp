@@ -27,7 +27,8 @@ struct Tiling {
     Tiling(int rows, int row_bytes, int panels, int threads) {
         row_block = std::max(8, std::min(rows, 256 * 1024 / row_bytes));
         row_blocks = (rows + row_block - 1) / row_block;
-        const int wanted = threads == 1 ? 1 : std::max(1, threads * 6 / row_blocks);
+        const int wanted =
+            threads == 1 ? 1 : std::max(1, threads * (rows <= 4 ? 2 : 6) / row_blocks);
         chunk = std::max(1, (panels + wanted - 1) / wanted);
         if (chunk >= 8) chunk = (chunk + 7) / 8 * 8;
         chunks = (panels + chunk - 1) / chunk;

@@ -34,6 +34,7 @@ using std::uint8_t;
 
 constexpr int kLanes = 16;
 
+EL_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 EL_INLINE float bits_to_float(uint32_t u) {
     float f;
     std::memcpy(&f, &u, 4);

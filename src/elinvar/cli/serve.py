@@ -40,50 +40,29 @@ def serve(
         weight_format=weight_format,
         max_rows=max_rows,
     )
-    # Before the model is loaded: a port that is taken is told at once.
-    listener = _listen(host, port)
-
     import uvicorn
 
     from elinvar.cli.load import load
     from elinvar.engine.aio import AsyncEngine
-    from elinvar.server.app import GRACE_SECONDS, create_app
+    from elinvar.server.app import create_app, listen, uvicorn_config
 
+    # Before the model is loaded: a port that is taken is told at once.
+    try:
+        listener = listen(host, port)
+    except OSError as error:
+        raise ElinvarError(
+            f"Cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port."
+        ) from None
     name = served_model_name or model
     engine = load(model, config).engine
     app = create_app(AsyncEngine(engine), name, max_waiting=max_waiting)
+    shown_host = f"[{host}]" if ":" in host else host
+    address = f"http://{shown_host}:{listener.getsockname()[1]}/v1"
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
-                address = f"http://{_host_in_url(host)}:{listener.getsockname()[1]}"
-                note(f"Elinvar serves {name} at {address}/v1 (Ctrl-C stops it).")
+                note(f"Elinvar serves {name} at {address} (Ctrl-C stops it).")
 
-    settings = uvicorn.Config(
-        app,
-        log_level="warning",
-        lifespan="on",
-        ws="none",
-        access_log=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
-    Server(settings).run(sockets=[listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ElinvarError(
-            f"Cannot listen on {host}:{port}: {reason}; choose another --host or --port."
-        ) from None
-    return listener
-
-
-def _host_in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+    Server(uvicorn_config(app)).run(sockets=[listener])

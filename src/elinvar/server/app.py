@@ -69,11 +69,11 @@ class Door:
         except ClientGoneError:
             pass
         except asyncio.CancelledError:
-            # The server's grace is over.
+            # The server's grace is over. The task ends here, so the cancellation need not go on.
+            log.warning("Request %s was cut off by the shutdown.", request_id.decode())
             if status == 499:
                 answer = unavailable("The server is shutting down.")
                 await _error_response(answer)(scope, receive, send_with_id)
-            raise
         except Exception as error:
             known = as_api_error(error)
             if known is None:

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -525,6 +525,8 @@ TestScheduler = SchedulerMachine.TestCase
     rows=st.integers(1, 8),
     budget=st.integers(1, 40),
 )
+# A victim whose blocks were still cached came back in the step that preempted it.
+@example(seed=354, windows=(None,), blocks=8, rows=3, budget=16)
 def test_the_oldest_always_holds_a_row(
     seed: int, windows: tuple[int | None, ...], blocks: int, rows: int, budget: int
 ) -> None:

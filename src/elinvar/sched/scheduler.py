@@ -140,8 +140,11 @@ class Scheduler:
         """
         self._drop_uncommitted()
         self._plan = plan = StepPlan()
+        num_preemptions = self.num_preemptions
         budget = self._plan_running(plan)
-        if self._waiting and self._free_rows:
+        # Who was just preempted is at the head of the queue, and its blocks may still be cached:
+        # not back in the same step, or the two would take turns.
+        if self._waiting and self._free_rows and num_preemptions == self.num_preemptions:
             self._plan_waiting(plan, budget)
         if plan.items:
             plan.released_rows, self._released = self._released, []
@@ -205,9 +208,9 @@ class Scheduler:
         """Admit in order of arrival while rows, budget and blocks last; nobody overtakes.
 
         Besides its own tokens' blocks a newcomer must leave those that running requests still
-        need for theirs and one block for each of them, or it would soon be preempted again (for
-        the same reason nobody comes back in the step that preempted it). With nobody running it
-        is admitted in any case: all blocks are free, and the door saw that it fits.
+        need for theirs and one block for each of them, or it would soon be preempted again. With
+        nobody running it is admitted in any case: all blocks are free, and the door saw that it
+        fits.
         """
         kv, waiting, chunk = self.kv, self._waiting, self.max_step_tokens
         reserve = self._reserve(self._running)

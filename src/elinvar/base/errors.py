@@ -2,7 +2,13 @@
 
 
 class ElinvarError(Exception):
-    """Anything a user can cause; the CLI prints it and exits 1, the server answers 4xx or 5xx."""
+    """Anything a user can cause; the CLI prints it and exits 1, the server answers 4xx or 5xx.
+
+    A message stays one line whatever name from a file it quotes: control characters are escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class ModelError(ElinvarError):

@@ -19,6 +19,9 @@ from elinvar.engine.output import Delta
 
 log = logging.getLogger(__name__)
 
+HUNG_SECONDS = 60.0
+"""No step takes longer: what does not end within it at shutdown is given up."""
+
 
 class _Stream:
     """One request, the event loop of who waits for it, and what has arrived."""
@@ -69,7 +72,10 @@ class AsyncEngine:
             with self._wake:
                 self._abort_all = True
                 self._wake.notify()
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._thread.join, HUNG_SECONDS)
+            if self._thread.is_alive():  # a daemon: it does not keep the process
+                log.error("A step hangs; the engine is left behind.")
+                return
         self.engine.close()
 
     def check_alive(self) -> None:

@@ -100,7 +100,9 @@ class Tokenizer:
         added: the model is to go on from here."""
         # A lone surrogate is no character; JSON and the command line can bring one.
         text = text.encode("utf-8", "replace").decode("utf-8")
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        # The batch call lets go of the GIL: a long prompt must not stall the step thread.
+        encoded = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = encoded[0].ids
         return [*self._prefix, *ids] if add_special else ids
 
     def encode_chat(self, text: str) -> list[int]:

@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 # Stamps: a step is repeated when what it depends on is newer.
 SETUP := $(VENV)/setup.stamp
 DEV := $(VENV)/dev.stamp
-SOURCES := $(wildcard csrc/*) CMakeLists.txt pyproject.toml
-CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*.hpp)
+SOURCES := $(wildcard csrc/* csrc/*/*) CMakeLists.txt pyproject.toml
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h tests/cpp/*.cpp)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 .PHONY: help setup demo test lint format clean

@@ -125,7 +125,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, elinvar.cli; "
         "heavy = {'numpy', 'tokenizers', 'starlette', 'uvicorn', 'jinja2', 'elinvar._cpu', "
-        "'huggingface_hub', 'msgspec', 'rich', 'asyncio', 'prometheus_client', 'torch'}; "
+        "'msgspec', 'rich', 'asyncio', 'prometheus_client', 'torch'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -27,7 +27,6 @@ BASE_MODULES = (
     ("starlette", "starlette"),
     ("uvicorn", "uvicorn"),
     ("rich", "rich"),
-    ("huggingface_hub", "huggingface_hub"),
     ("prometheus_client", "prometheus-client"),
 )
 """What the base install needs: module and package. typer is here, or nobody would read this."""

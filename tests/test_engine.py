@@ -385,3 +385,28 @@ def test_import_is_light() -> None:
         "from elinvar import LLM; assert 'torch' not in sys.modules; assert 'LLM' in dir(elinvar)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 10**400),
+        ("temperature", float("nan")),
+        ("top_p", -(10**400)),
+        ("stop", 5),
+        ("stop", None),
+        ("stop", b"x"),
+        ("stop_token_ids", 7),
+        ("ignore_eos", "false"),
+        ("ignore_eos", None),
+    ],
+)
+def test_a_sampling_parameter_of_a_wrong_kind_is_named(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=name) as error:
+        SamplingParams(**{name: value})
+    assert error.value.field == name
+
+
+def test_threads_that_no_system_starts_are_refused() -> None:
+    with pytest.raises(InputError, match="num_threads must be at most 1024, got 100000"):
+        EngineConfig(num_threads=100_000)

@@ -480,3 +480,23 @@ def test_folder_without_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": ')
     with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read"):
         load_tokenizer(checkpoint)
+
+
+@pytest.mark.parametrize("value", [5, True, 1.5, ["a"], {"id": 1}, {"content": None}])
+def test_a_token_of_a_folder_that_is_no_text_is_named(tmp_path: Path, value: Any) -> None:
+    checkpoint = write_folder(tmp_path, tokenizer_config__json={"eos_token": value})
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json has a eos_token that is no text"):
+        load_tokenizer(checkpoint)
+
+
+def test_a_folder_with_a_half_character_or_odd_templates_still_loads(tmp_path: Path) -> None:
+    settings = {"bos_token": "\ud800", "eos_token": None, "chat_template": [None, {"name": []}]}
+    tokenizer = load_tokenizer(write_folder(tmp_path, tokenizer_config__json=settings))
+    assert tokenizer.chat_template is None
+
+
+def test_a_chat_template_that_is_no_text_is_named(tmp_path: Path) -> None:
+    checkpoint = write_folder(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe{{")
+    with pytest.raises(ModelError, match=r"chat_template\.jinja is not UTF-8 text"):
+        load_tokenizer(checkpoint)

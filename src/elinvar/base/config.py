@@ -13,6 +13,8 @@ WeightFormat = Literal["auto", "f32"]
 
 BLOCK_SIZE = 32
 """Tokens a KV block. Part of `attention`'s definition: block borders are absolute positions."""
+MAX_THREADS = 1024
+"""More compute threads than a machine has CPUs for; a system may refuse to start more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +114,8 @@ class EngineConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(name, f"{name} must be a whole number above 0, got {value!r}.")
+        if self.num_threads is not None and self.num_threads > MAX_THREADS:
+            raise InputError(
+                "num_threads",
+                f"num_threads must be at most {MAX_THREADS}, got {self.num_threads}.",
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from elinvar.base.errors import InputError
@@ -41,10 +41,9 @@ class SamplingParams:
     """None: none; k: the sampled token's log-prob and those of the k likeliest tokens."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        object.__setattr__(self, "stop", _tuple("stop", stop))
+        object.__setattr__(self, "stop_token_ids", _tuple("stop_token_ids", self.stop_token_ids))
         _integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
         _number("temperature", self.temperature, 0.0, 100.0)
         _integer("top_k", self.top_k, 0, 2**31 - 1)
@@ -62,6 +61,16 @@ class SamplingParams:
             raise InputError("stop", "stop must hold non-empty texts.")
         for t in self.stop_token_ids:
             _integer("stop_token_ids", t, 0, 2**31 - 1)
+        if not isinstance(self.ignore_eos, bool):
+            raise InputError(
+                "ignore_eos", f"ignore_eos must be true or false, got {self.ignore_eos!r}."
+            )
+
+
+def _tuple(name: str, value: object) -> tuple[object, ...]:
+    if not isinstance(value, Sequence | Set):
+        raise InputError(name, f"{name} must be a list, got {value!r}.")
+    return tuple(value)
 
 
 def _integer(name: str, value: object, low: int, high: int) -> None:
@@ -72,8 +81,9 @@ def _integer(name: str, value: object, low: int, high: int) -> None:
 
 
 def _number(name: str, value: object, low: float, high: float) -> None:
+    # A NaN compares as false, and an integer too large for a float compares well.
     ok = isinstance(value, int | float) and not isinstance(value, bool)
-    if not ok or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type, operator]
+    if not ok or not low <= value <= high:  # type: ignore[operator]
         raise InputError(
             name, f"{name} must be a number between {low:g} and {high:g}, got {value!r}."
         )

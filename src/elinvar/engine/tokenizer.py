@@ -98,10 +98,8 @@ class Tokenizer:
 
         With `add_special` the ids begin with BOS where the model wants one. No end token is ever
         added: the model is to go on from here."""
-        # A lone surrogate is no character; JSON and the command line can bring one.
-        text = text.encode("utf-8", "replace").decode("utf-8")
         # The batch call lets go of the GIL: a long prompt must not stall the step thread.
-        encoded = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        encoded = self._backend.encode_batch_fast([_characters(text)], add_special_tokens=False)
         ids: list[int] = encoded[0].ids
         return [*self._prefix, *ids] if add_special else ids
 
@@ -220,11 +218,7 @@ def _from_folder(checkpoint: Checkpoint) -> Tokenizer:
     backend.no_padding()
     settings = _read_optional(folder / "tokenizer_config.json")
     generation = _read_optional(folder / "generation_config.json")
-    tokens = {
-        key: value["content"] if isinstance(value, dict) else value
-        for key in ("bos_token", "eos_token", "unk_token", "pad_token")
-        if (value := settings.get(key))
-    }
+    tokens = _named_tokens(folder, settings)
     bos = _as_ids(checkpoint.metadata.get("bos_token_id"))
     bos_id = backend.token_to_id(tokens["bos_token"]) if "bos_token" in tokens else None
     eos = _as_ids(generation.get("eos_token_id")) + _as_ids(checkpoint.metadata.get("eos_token_id"))
@@ -244,6 +238,26 @@ def _read_optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
+def _named_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The tokens that tokenizer_config.json names, as texts or as descriptions of tokens."""
+    tokens: dict[str, str] = {}
+    for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        value = settings.get(key)
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str):
+            tokens[key] = _characters(text)
+        elif value is not None:
+            raise ModelError(
+                f"{folder / 'tokenizer_config.json'} has a {key} that is no text; download it again."
+            )
+    return tokens
+
+
+def _characters(text: str) -> str:
+    """A lone surrogate is no character; JSON and the command line can bring one."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _as_ids(value: Any) -> list[int]:
     values = value if isinstance(value, list) else [value]
     return [v for v in values if isinstance(v, int) and v >= 0]
@@ -261,13 +275,17 @@ def _prefix_ids(backend: Backend) -> list[int]:
 
 def _folder_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """chat_template.jinja, else chat_template.json, else tokenizer_config.json's."""
-    if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        try:
+            return path.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise ModelError(f"{path} is not UTF-8 text; download it again.") from error
     own = _read_optional(folder / "chat_template.json").get("chat_template")
     template = own or settings.get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
     return template if isinstance(template, str) else None
 
 

@@ -31,6 +31,9 @@ size_t attention_scratch(int rows, int padded_dim) {
 }
 
 constexpr float kMinusInfinity = -__builtin_inff();
+// Max of a row that has met no score. Finite, so that a masked -infinity stays below it and weighs
+// nothing whatever the scores are.
+constexpr float kNoScore = -0x1.fffffep127f;
 
 template <Kind kind>
 EL_INLINE V load_kv(const void* base, ptrdiff_t at) {
@@ -127,7 +130,7 @@ EL_INLINE void value_rows(RowState* rows, const void* v, ptrdiff_t at, int low, 
 }
 
 EL_INLINE void reset_split(RowState& row, int padded_dim) {
-    row.max = kMinusInfinity;
+    row.max = kNoScore;
     row.sum = 0.0f;
     for (int i = 0; i < 16; ++i) row.partial[i] = 0.0f;
     for (int d = 0; d < padded_dim; ++d) row.acc[d] = 0.0f;
@@ -135,9 +138,9 @@ EL_INLINE void reset_split(RowState& row, int padded_dim) {
 
 // Joins the current split to those before it.
 EL_INLINE void merge_split(RowState& row, int padded_dim) {
-    if (row.max == kMinusInfinity) return;
+    if (row.max == kNoScore) return;
     row.sum = tree_sum(load(row.partial));
-    if (row.merged_max == kMinusInfinity) {
+    if (row.merged_max == kNoScore) {
         row.merged_max = row.max;
         row.merged_sum = row.sum;
         std::memcpy(row.merged, row.acc, static_cast<size_t>(padded_dim) * 4);
@@ -211,10 +214,12 @@ void attention(const Attention& a, int seq, int first_token, int num_tokens, int
         row.out = a.out + at;
         row.last_key = a.positions[t];
         row.first_key = a.window ? max_of(row.last_key - a.window + 1, 0) : 0;
-        row.merged_max = kMinusInfinity;
+        row.merged_max = kNoScore;
         row.merged_sum = 0.0f;
         row.acc = values + 2 * static_cast<size_t>(r) * a.padded_dim;
         row.merged = row.acc + a.padded_dim;
+        // Only a row of NaN scores ends with this, as 0 / 0.
+        for (int d = 0; d < a.padded_dim; ++d) row.merged[d] = 0.0f;
         reset_split(row, a.padded_dim);
     }
     const auto run = a.kv_kind == Kind::f32   ? attention_tile<Kind::f32>

@@ -11,6 +11,7 @@
 #include <new>
 #include <stdexcept>
 
+#include "float_env.h"
 #include "provider.h"
 
 namespace nb = nanobind;
@@ -103,19 +104,24 @@ struct BoundCache {  // K and V arrays of one layer
           padded_dim(static_cast<int>(v_.shape(3))) {}
 };
 
+struct Working {  // around an op
+    nb::gil_scoped_release release;
+    DefaultFloatMode mode;
+};
+
 int rows_of(const F32In& x) { return static_cast<int>(x.shape(0)); }
 int last_of(const F32In& x) { return static_cast<int>(x.shape(x.ndim() - 1)); }
 
 F32Out embed(Provider& p, I32In ids, const BoundMatrix& w, float scale) {
     auto out = result<float>({ids.size(), static_cast<std::size_t>(w.k)});
-    const nb::gil_scoped_release release;
+    const Working working;
     p.embed(ids.data(), static_cast<int>(ids.size()), w, scale, out.data());
     return out;
 }
 
 F32Out rms_norm(Provider& p, F32In x, F32In gain, float eps) {
     auto out = result<float>({x.shape(0), x.shape(1)});
-    const nb::gil_scoped_release release;
+    const Working working;
     p.rms_norm(x.data(), nullptr, gain.data(), eps, rows_of(x), last_of(x), nullptr, out.data());
     return out;
 }
@@ -124,7 +130,7 @@ nb::tuple add_rms_norm(Provider& p, F32In x, F32In y, F32In gain, float eps) {
     auto sum = result<float>({x.shape(0), x.shape(1)});
     auto out = result<float>({x.shape(0), x.shape(1)});
     {
-        const nb::gil_scoped_release release;
+        const Working working;
         p.rms_norm(x.data(), y.data(), gain.data(), eps, rows_of(x), last_of(x), sum.data(),
                    out.data());
     }
@@ -133,7 +139,7 @@ nb::tuple add_rms_norm(Provider& p, F32In x, F32In y, F32In gain, float eps) {
 
 F32Out add(Provider& p, F32In x, F32In y) {
     auto out = result<float>({x.shape(0), x.shape(1)});
-    const nb::gil_scoped_release release;
+    const Working working;
     p.add(x.data(), y.data(), x.size(), out.data());
     return out;
 }
@@ -146,7 +152,7 @@ F32Out linear(Provider& p, F32In x, const std::vector<const BoundMatrix*>& ws) {
         matrices.push_back(w);
     }
     auto out = result<float>({x.shape(0), n});
-    const nb::gil_scoped_release release;
+    const Working working;
     p.linear(x.data(), rows_of(x), matrices, out.data());
     return out;
 }
@@ -154,7 +160,7 @@ F32Out linear(Provider& p, F32In x, const std::vector<const BoundMatrix*>& ws) {
 F32Out gated_linear(Provider& p, F32In x, const BoundMatrix& gate, const BoundMatrix& up,
                     int activation) {
     auto out = result<float>({x.shape(0), static_cast<std::size_t>(gate.n)});
-    const nb::gil_scoped_release release;
+    const Working working;
     p.gated_linear(x.data(), rows_of(x), gate, up, activation, out.data());
     return out;
 }
@@ -178,7 +184,7 @@ F32Out rope_write(Provider& p, F32In qkv, I32In positions, F32In table, BoundCac
                  kv.k.data(),
                  kv.v.data(),
                  q.data()};
-    const nb::gil_scoped_release release;
+    const Working working;
     p.rope_write(a, rows_of(qkv));
     return q;
 }
@@ -200,7 +206,7 @@ F32Out attention(Provider& p, F32In q, const BoundCache& kv, I32In query_start, 
                       scale,
                       window,
                       out.data()};
-    const nb::gil_scoped_release release;
+    const Working working;
     p.attention(a, static_cast<int>(query_start.size()) - 1, query_start.data());
     return out;
 }
@@ -219,7 +225,7 @@ nb::tuple sample(Provider& p, F32In logits, nb::ndarray<const uint64_t, nb::c_co
         args.push_back({seeds.data()[i], positions.data()[i], temperature.data()[i],
                         top_k.data()[i], top_p.data()[i], min_p.data()[i]});
     {
-        const nb::gil_scoped_release release;
+        const Working working;
         p.sample(logits.data(), rows_of(logits), last_of(logits), args.data(), num_top, ids.data(),
                  logprobs.data(), top_ids.data(), top.data());
     }

@@ -5,6 +5,8 @@
 
 #include <chrono>
 
+#include "float_env.h"
+
 namespace elinvar {
 namespace {
 
@@ -76,6 +78,7 @@ void Pool::take(int thread) {
 }
 
 void Pool::work(int thread) {
+    const DefaultFloatMode mode;
     while (true) {
         const uint32_t seen = wake_.load(std::memory_order_acquire);
         if (!spin_until([&] { return has_items() || stop_.load(std::memory_order_relaxed); })) {

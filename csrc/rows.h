@@ -1,11 +1,17 @@
 // Ops on rows: int8 rounding, norms, activations, rotary embedding with the cache write.
 // Included inside namespace ELINVAR_ISA.
 
+// Within -limit .. limit; NaN becomes limit.
+EL_INLINE V saturate(V x, float limit) { return max(min(x, set1(limit)), set1(-limit)); }
+
+constexpr float kMaxFloat = 0x1.fffffep127f, kMaxBf16 = 0x1.fep127f, kMaxHalf = 65504.0f;
+
 void quantize_rows(const float* x, int rows, const QuantRows& out, int first_row) {
     for (int m = first_row; m < first_row + rows; ++m)
         for (ptrdiff_t g = 0; g < out.groups; ++g) {
             const float* p = x + m * out.k + 32 * g;
-            const V a = load(p), b = load(p + 16);
+            // No instruction set agrees with another on the integer of an infinity or a NaN.
+            const V a = saturate(load(p), kMaxFloat), b = saturate(load(p + 16), kMaxFloat);
             const float largest = tree_max(max(abs(a), abs(b)));
             const bool live = largest >= 1e-30f;
             const V inverse = set1(live ? 127.0f / largest : 0.0f);
@@ -101,15 +107,29 @@ EL_INLINE void rotate(const float* x, const float* table, int dim, float* out) {
     }
 }
 
-// Rounds one head's values to the cache's type; f16 saturates.
+// One head's values in the cache's type. All are finite: where a query row does not see a key, its
+// weight of 0 times the value must be 0.
+EL_INLINE void to_cache(const float* x, int dim, float* out) {
+    for (int i = 0; i < dim; i += 16) {
+        const int n = min_of(16, dim - i);
+        store_n(out + i, saturate(load_n(x + i, n), kMaxFloat), n);
+    }
+}
 EL_INLINE void to_half(const float* x, int dim, uint16_t* out) {
-    const V limit = set1(65504.0f), low = set1(-65504.0f);
     int i = 0;
-    for (; i + 16 <= dim; i += 16) store_half(out + i, max(min(load(x + i), limit), low));
+    for (; i + 16 <= dim; i += 16) store_half(out + i, saturate(load(x + i), kMaxHalf));
     if (i < dim) {
         uint16_t t[16];
-        store_half(t, max(min(load_n(x + i, dim - i), limit), low));
+        store_half(t, saturate(load_n(x + i, dim - i), kMaxHalf));
         std::memcpy(out + i, t, static_cast<size_t>(dim - i) * 2);
+    }
+}
+EL_INLINE void to_bf16(const float* x, int dim, uint16_t* out) {
+    for (int i = 0; i < dim; i += 16) {
+        const int n = min_of(16, dim - i);
+        float t[16];
+        store(t, saturate(load_n(x + i, n), kMaxBf16));
+        for (int j = 0; j < n; ++j) out[i + j] = float_to_bf16(t[j]);
     }
 }
 
@@ -125,7 +145,7 @@ EL_INLINE void write_slot(const Rope& a, const T* k, const T* v, int32_t slot, i
 constexpr int kMaxHeadDim = 1024;
 
 void rope_write(const Rope& a, int first, int num) {
-    float normed[kMaxHeadDim], rotated[kMaxHeadDim];
+    float normed[kMaxHeadDim], rotated[kMaxHeadDim], k32[kMaxHeadDim], v32[kMaxHeadDim];
     uint16_t k16[kMaxHeadDim], v16[kMaxHeadDim];
     const ptrdiff_t width = static_cast<ptrdiff_t>(a.heads + 2 * a.kv_heads) * a.dim;
     const auto prepare = [&](const float* x, const float* gain) {
@@ -143,18 +163,14 @@ void rope_write(const Rope& a, int first, int num) {
             const float* v = row + (a.heads + a.kv_heads + h) * a.dim;
             rotate(prepare(row + (a.heads + h) * a.dim, a.k_gain), table, a.dim, rotated);
             if (a.kv_kind == Kind::f32) {
-                write_slot(a, rotated, v, a.slots[t], h);
+                to_cache(rotated, a.dim, k32);
+                to_cache(v, a.dim, v32);
+                write_slot(a, k32, v32, a.slots[t], h);
                 continue;
             }
-            if (a.kv_kind == Kind::f16) {
-                to_half(rotated, a.dim, k16);
-                to_half(v, a.dim, v16);
-            } else {
-                for (int d = 0; d < a.dim; ++d) {
-                    k16[d] = float_to_bf16(rotated[d]);
-                    v16[d] = float_to_bf16(v[d]);
-                }
-            }
+            const auto round = a.kv_kind == Kind::f16 ? to_half : to_bf16;
+            round(rotated, a.dim, k16);
+            round(v, a.dim, v16);
             write_slot(a, k16, v16, a.slots[t], h);
         }
     }

@@ -22,12 +22,13 @@ RowStats row_stats(const float* x, int n) {
     return {largest, argmax, sums[0]};
 }
 
-float scale_logits(const float* x, int n, float max, float temperature, bool sum, float* z) {
-    const V m = set1(max), t = set1(temperature);
+// NaN becomes the lowest float: it is never chosen before a number, and what follows can sort.
+float scale_logits(const float* x, int n, float highest, float temperature, bool sum, float* z) {
+    const V m = set1(highest), t = set1(temperature), lowest = set1(-kMaxFloat);
     V acc = zero();
     for (int i = 0; i < n; i += 16) {
         const int count = min_of(16, n - i);
-        const V scaled = (load_n(x + i, count) - m) / t;
+        const V scaled = max((load_n(x + i, count) - m) / t, lowest);
         store_n(z + i, scaled, count);
         if (!sum) continue;
         float e[16];

@@ -3,6 +3,8 @@ equal to the bit across instruction sets, threads, and the rows that share a cal
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -89,6 +91,43 @@ def test_linear_mixes_kinds() -> None:
     outputs = [ops.linear(x, ws) for ops in CPUS.values()]
     close(outputs[0], REF.linear(x, ws), 3e-6)
     same(outputs)
+
+
+def test_no_op_leans_on_the_thread_s_float_mode() -> None:
+    """A library built with -ffast-math leaves its thread flushing denormals to zero."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(2)
+    w = pack_float("f32", normal(rng, 200, 64) * np.float32(1e-20))
+    x = normal(rng, 3, 64) * np.float32(1e-19)
+    ids = np.arange(9, dtype=np.int32)
+    two = CPUS[LEVELS[0], 2]
+    expected = BASE.linear(x, [w]), BASE.embed(ids, w, 1e-20)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("torch cannot flush denormals on this machine")
+    try:
+        born_here = load_provider("cpu", 2)
+        for ops in (BASE, two, born_here):
+            same([expected[0], ops.linear(x, [w])])
+            same([expected[1], ops.embed(ids, w, 1e-20)])
+        assert np.float32(1e-38) * np.float32(1e-3) == 0, "the caller's mode is restored"
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("kind", ["q4", "q8"])
+def test_linear_of_what_is_not_finite(kind: WeightKind) -> None:
+    """Rounded to int8, infinities and NaN saturate: the same on every instruction set."""
+    rng = np.random.default_rng(4)
+    w, x = weight(rng, kind, 40, 96), normal(rng, 40, 96)
+    for value in (np.nan, np.inf, -np.inf, 3e38):
+        x[rng.integers(0, 40, 20), rng.integers(0, 96, 20)] = value
+    with np.errstate(all="ignore"):
+        expected = REF.linear(x, [w])
+    outputs = [ops.linear(x, [w]) for ops in CPUS.values()]
+    same(outputs)
+    fits = np.isfinite(outputs[0])
+    assert fits.any(axis=0).all()
+    assert np.allclose(outputs[0][fits], expected[fits], rtol=1e-3)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
@@ -228,6 +267,53 @@ def test_attention(
         kv.v[...] = wild
 
 
+def attend(ops: object, kv: object, q: np.ndarray, first: int, length: int) -> np.ndarray:
+    """Queries first .. length - 1 of one sequence in blocks 1 and 0."""
+    positions = np.arange(first, length, dtype=np.int32)
+    starts, table = np.array([0, length - first], np.int32), np.array([[1, 0]], np.int32)
+    seq_lens = np.array([length], np.int32)
+    return ops.attention(  # type: ignore[attr-defined]
+        q[first:length], kv, starts, seq_lens, table, positions, 0.25, None
+    )
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3.4e38])
+def test_attention_sees_nothing_of_a_later_token_that_is_not_finite(
+    dtype: str, value: float
+) -> None:
+    qkv = normal(np.random.default_rng(6), 40, 4 * 16)
+    qkv[20, -20:-3] = value
+    flat, slots = np.ones((40, 16), np.float32), np.arange(40, dtype=np.int32)
+    slots = np.where(slots < 32, slots + 32, slots - 32).astype(np.int32)
+    kvs = [ops.kv_layer(spec(16, dtype, 1), 2) for ops in CPUS.values()]
+    qs = [
+        ops.rope_write(qkv, np.arange(40, dtype=np.int32), flat, kv, slots, 2, None, None, 1e-6)
+        for ops, kv in zip(CPUS.values(), kvs, strict=True)
+    ]
+    same([kv.v for kv in kvs])
+    same([kv.k for kv in kvs])
+    whole = [attend(o, kv, q, 0, 40) for o, kv, q in zip(CPUS.values(), kvs, qs, strict=True)]
+    same([part[:20] for part in whole])
+    for i in (*range(20), 39):
+        alone = attend(BASE, kvs[0], qs[0], i, i + 1)[0]
+        assert np.array_equal(whole[0][i], alone, equal_nan=True)
+    assert np.isfinite(whole[0][:20]).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, -3e38])
+def test_attention_without_a_score_shows_nothing_of_earlier_work(value: float) -> None:
+    rng = np.random.default_rng(8)
+    kv = BASE.kv_layer(spec(16, "f32", 1), 2)
+    kv.k[...] = 9
+    q = normal(rng, 1, 2, 16)
+    lost = np.full((1, 2, 16), value, np.float32)
+    for fill in (1, -5):
+        kv.v[...] = fill
+        attend(BASE, kv, q, 0, 1)  # leaves its traces in the scratch memory
+        assert np.isnan(attend(BASE, kv, lost, 0, 1)).all()
+
+
 def sample_args(rows: int, **over: object) -> SampleArgs:
     values = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | over
     return SampleArgs(
@@ -276,6 +362,32 @@ def test_sample_ties_go_to_the_lower_id() -> None:
         result = ops.sample(logits, args)
         assert result.ids.tolist() == [0, 7]
         assert result.top_ids.tolist() == [[0, 1, 2, 3, 4], [7, 40, 0, 1, 2]]
+
+
+@pytest.mark.parametrize("vocab", [1, 17, 300, 5000])
+@pytest.mark.parametrize("fill", [np.nan, -np.inf, np.inf])
+@pytest.mark.parametrize("every", [1, 3])
+def test_sample_of_what_is_not_finite(vocab: int, fill: float, every: int) -> None:
+    """Some token comes out, the same everywhere, and a number goes before what is none."""
+    logits = normal(np.random.default_rng(vocab), 6, vocab) * 5
+    logits[:, ::every] = fill
+    for over in (
+        *({"temperature": t, "top_p": p} for t in (0.0, 1e-40, 1e-6, 1.0, 100.0) for p in (0.9, 1)),
+        {"top_p": 1e-9},
+        {"top_p": 0.9999999},
+        {"top_k": 299, "temperature": 100.0, "min_p": 1e-40},
+        {"top_k": 2**31 - 1, "top_p": 0.5},
+        {"min_p": 1.0},
+    ):
+        args = replace(sample_args(6, **over), num_logprobs=20)
+        results = [ops.sample(logits, args) for ops in CPUS.values()]
+        ids = results[0].ids
+        same([r.ids for r in results])
+        same([r.top_ids for r in results])
+        assert results[0].top_ids.shape == (6, min(20, vocab))
+        assert (ids >= 0).all() and (ids < vocab).all()
+        if vocab > 1 and every == 3 and not fill > 0:
+            assert (ids % 3 != 0).all()
 
 
 def test_sampling_follows_the_distribution() -> None:

@@ -107,8 +107,9 @@ class Ops(Protocol):
         """x w^T of several matrices with one K, side by side -> [T, sum of N].
 
         Quantised weights: x is rounded to int8 per token and group of 32
-        (scale = max|x| / 127); a group's integer dot is exact, then
-        y = fma(dot, w_scale * x_scale, y), and with mins y = fma(min, x_scale * sum(codes), y).
+        (scale = max|x| / 127; infinities and NaN count as the largest float); a group's
+        integer dot is exact, then y = fma(dot, w_scale * x_scale, y), and with mins
+        y = fma(min, x_scale * sum(codes), y).
         """
         ...
 
@@ -130,7 +131,8 @@ class Ops(Protocol):
     ) -> F32:
         """Split qkv [T, (H + 2 Hkv) D]; RMS norm per head of q and k where gains are given; rotate
         pairs (i, i + D/2) of q and k by rope_PD[position] = cos in the first half, sin in the
-        second; write k and v to their slots (f16 saturates at 65504). Returns q [T, H, D]."""
+        second; write k and v to their slots, saturated to the largest number of the cache's
+        dtype (NaN too). Returns q [T, H, D]."""
         ...
 
     def attention(

@@ -17,6 +17,13 @@ from elinvar.ops.layout import GROUP, Weight, unpack, unpack_codes
 
 F64 = NDArray[np.float64]
 
+MAX_FLOAT = np.finfo(np.float32).max
+MAX_KV = {
+    "f16": np.float32(65504),
+    "bf16": np.float32(float.fromhex("0x1.fep127")),
+    "f32": MAX_FLOAT,
+}
+
 
 class RefOps:
     name = "ref"
@@ -165,7 +172,7 @@ class RefOps:
 def quantize_rows(x_TK: F32) -> tuple[NDArray[np.int8], F32]:
     """int8 codes [T, K] and scales [T, K/32]; groups whose largest |x| is below 1e-30 are zero."""
     t, k = x_TK.shape
-    groups = x_TK.reshape(t, k // GROUP, GROUP)
+    groups = saturate(x_TK, MAX_FLOAT).reshape(t, k // GROUP, GROUP)
     largest = np.abs(groups).max(-1)
     live = largest >= np.float32(1e-30)
     safe = np.where(live, largest, np.float32(1))
@@ -205,12 +212,18 @@ def philox(counter: NDArray[np.uint64], position: int, seed: int) -> NDArray[np.
     return np.stack([c0, c1, c2, c3])
 
 
+def saturate(x: F32, limit: np.float32) -> F32:
+    """Within -limit .. limit; NaN becomes limit."""
+    return np.where(np.isnan(x), limit, np.clip(x, -limit, limit)).astype(np.float32)
+
+
 def to_kv(x: F32, dtype: str) -> NDArray[Any]:
-    """Round to the cache's dtype, to nearest even; f16 saturates, bf16 is returned as bits."""
+    """Round to the cache's dtype, to nearest even, saturating; bf16 is returned as bits."""
+    x = saturate(x, MAX_KV[dtype])
     if dtype == "f16":
-        return np.clip(x, -65504, 65504).astype(np.float16)
+        return x.astype(np.float16)
     if dtype == "bf16":
-        bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+        bits = x.view(np.uint32)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return x
 

@@ -127,11 +127,13 @@ def test_stop_text_in_the_rest_that_was_held_back() -> None:
         ([], {}, "prompt"),
         ([VOCAB], {}, "prompt"),
         ([-1], {}, "prompt"),
+        ([1.0] * 40, {}, "prompt"),
+        (["a"], {}, "prompt"),
         ([1] * 512, {}, "prompt"),
         ([1] * 100, {"max_tokens": 400}, "max_tokens"),
     ],
 )
-def test_what_can_never_run_is_refused(ids: list[int], params: dict[str, Any], field: str) -> None:
+def test_what_can_never_run_is_refused(ids: list[Any], params: dict[str, Any], field: str) -> None:
     engine = tiny_engine(max_context=256) if field == "max_tokens" else tiny_engine()
     if field == "max_tokens":
         # A cache smaller than the context cannot be asked for; make one.

@@ -7,15 +7,17 @@ not thread-safe; LLM and AsyncEngine are two ways to drive it.
 from __future__ import annotations
 
 import logging
+import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
+from numbers import Integral
 from typing import Any, Self
 
 from elinvar.base.config import EngineConfig
-from elinvar.base.errors import InputError, ModelError
+from elinvar.base.errors import EngineError, InputError, ModelError
 from elinvar.base.metrics import EngineMetrics
 from elinvar.base.plan import StepPlan, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
@@ -62,7 +64,7 @@ class Engine:
     @classmethod
     def load(
         cls,
-        model: str,
+        model: str | os.PathLike[str],
         config: EngineConfig | None = None,
         progress: LoadProgress | None = None,
     ) -> Self:
@@ -73,7 +75,7 @@ class Engine:
         """
         config = config or EngineConfig()
         tell = progress or (lambda what, done, total: None)
-        path = resolve(model, lambda what, done, total: tell(what, done, total or 0))
+        path = resolve(os.fspath(model), lambda what, done, total: tell(what, done, total or 0))
         checkpoint = open_checkpoint(path)
         try:
             ops = load_provider(config.provider, config.num_threads)
@@ -140,10 +142,18 @@ class Engine:
         return self.tokenizer.encode_chat(template.render(messages))
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        """Raises InputError when the request could never run here. Any thread may ask."""
+        """Raises InputError when the request could never run here, EngineError when the engine is
+        closed. Any thread may ask."""
+        if not hasattr(self, "runner"):
+            raise EngineError("The engine is closed; load the model again.")
         max_total_tokens(
             len(prompt_ids), params.max_tokens, self.max_context, self.scheduler.kv.max_sequence
         )
+        for kind in set(map(type, prompt_ids)):
+            if not issubclass(kind, Integral):  # a float would be cut, or fail amid a step
+                raise InputError(
+                    "prompt", f"Token ids of the prompt must be integers, got {kind.__name__}."
+                )
         vocab_size = self.model_config.vocab_size
         if min(prompt_ids) < 0 or max(prompt_ids) >= vocab_size:
             wrong = next(t for t in prompt_ids if not 0 <= t < vocab_size)

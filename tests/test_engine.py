@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -412,3 +413,15 @@ def test_a_sampling_parameter_of_a_wrong_kind_is_named(name: str, value: Any) ->
 def test_threads_that_no_system_starts_are_refused() -> None:
     with pytest.raises(InputError, match="num_threads must be at most 1024, got 100000"):
         EngineConfig(num_threads=100_000)
+
+
+def test_a_closed_engine_says_so() -> None:
+    engine = tiny_engine()
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        LLM(engine).generate([PROMPT], GREEDY)
+
+
+def test_a_model_may_be_a_path(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no\.gguf"):
+        LLM(tmp_path / "no.gguf")

@@ -230,3 +230,17 @@ def test_real_model(smollm2_gguf: Path, tmp_path: Path) -> None:
         assert np.array_equal(
             unpack(second[name])[:512], dequantize(checkpoint.tensors[name])[:512]
         )
+
+
+def test_what_a_killed_writer_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    left = tmp_path / ".a.pack.0.tmp"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    with atomic.atomic_file(tmp_path / "b", 1) as file:
+        assert not left.exists()
+        (own,) = tmp_path.glob(".b.*.tmp")
+        os.utime(own, (0, 0))
+        with atomic.atomic_file(tmp_path / "c", 1):
+            assert own.exists()
+        file.write(b"whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "c"]

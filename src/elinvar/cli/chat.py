@@ -43,7 +43,9 @@ def chat(
     threads: opt.Threads = None,
     kv_dtype: opt.KVDtypeOption = "f16",
     kv_memory: opt.KVMemory = None,
+    max_context: opt.MaxContext = None,
     weight_format: opt.WeightFormat = "auto",
+    chat_template: opt.ChatTemplateFile = None,
     verbose: opt.Verbose = False,
 ) -> None:
     """Talk with a model."""
@@ -56,12 +58,16 @@ def chat(
         seed=seed,
     )
     config = opt.engine_config(
-        threads=threads, kv_memory=kv_memory, kv_dtype=kv_dtype, weight_format=weight_format
+        threads=threads,
+        kv_memory=kv_memory,
+        kv_dtype=kv_dtype,
+        max_context=max_context,
+        weight_format=weight_format,
     )
 
     from elinvar.cli.load import load
 
-    with load(model, config) as llm:
+    with load(model, config, chat_template) as llm:
         conversation = Conversation(llm, params, system)
         conversation.check()
         if sys.stdin.isatty():

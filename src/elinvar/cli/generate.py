@@ -33,7 +33,7 @@ def generate(
         Path | None,
         typer.Option(
             help='JSONL: a line holds a "prompt" or "messages", and "id" and sampling parameters as '
-            "you like; the results are JSONL on stdout, in the same order."
+            "you like (- reads stdin); the results are JSONL on stdout, in the same order.",
         ),
     ] = None,
     chat: Annotated[
@@ -60,7 +60,9 @@ def generate(
     threads: opt.Threads = None,
     kv_dtype: opt.KVDtypeOption = "f16",
     kv_memory: opt.KVMemory = None,
+    max_context: opt.MaxContext = None,
     weight_format: opt.WeightFormat = "auto",
+    chat_template: opt.ChatTemplateFile = None,
     verbose: opt.Verbose = False,
 ) -> None:
     """Continue a prompt, or many at once."""
@@ -79,7 +81,11 @@ def generate(
         logprobs=logprobs,
     )
     config = opt.engine_config(
-        threads=threads, kv_memory=kv_memory, kv_dtype=kv_dtype, weight_format=weight_format
+        threads=threads,
+        kv_memory=kv_memory,
+        kv_dtype=kv_dtype,
+        max_context=max_context,
+        weight_format=weight_format,
     )
     if prompts_file is not None:
         prompts = read_prompts(prompts_file, params, chat)
@@ -89,7 +95,7 @@ def generate(
 
     from elinvar.cli.load import load
 
-    with load(model, config) as llm:
+    with load(model, config, chat_template) as llm:
         if prompts_file is not None:
             code = _batch(llm.engine, prompts)
         else:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elinvar.base.config import EngineConfig
+from elinvar.base.errors import InputError
 from elinvar.cli.options import format_size
 from elinvar.cli.terminal import bar
 from elinvar.engine.llm import LLM
@@ -14,8 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def load(model: str, config: EngineConfig) -> LLM:
-    """The model, ready to answer. Downloading and packing show a bar on a terminal."""
+def load(model: str, config: EngineConfig, chat_template: Path | None = None) -> LLM:
+    """The model, ready to answer. Downloading and packing show a bar on a terminal.
+
+    chat_template: a Jinja file that replaces the model's own template.
+    """
+    source = None if chat_template is None else _read_template(chat_template)
     with ExitStack() as stack:
         current = ""
         update: Callable[[float, str], None]
@@ -28,4 +34,14 @@ def load(model: str, config: EngineConfig) -> LLM:
             update(done, f"{100 * done // total} %" if total else format_size(done))
 
         options = {name: getattr(config, name) for name in config.__slots__}
-        return LLM(model, progress=progress, **options)
+        llm = LLM(model, progress=progress, **options)
+    if source is not None:
+        llm.engine.tokenizer.use_chat_template(source)
+    return llm
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise InputError("chat_template", f"{path} is not a UTF-8 text file.") from None

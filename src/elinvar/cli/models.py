@@ -18,19 +18,25 @@ if TYPE_CHECKING:
 models_app = typer.Typer(help="List, show and remove pulled models.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Available = Annotated[
+    bool, typer.Option("--available", help="List the catalogue of models to pull instead.")
+]
 
 
 @models_app.callback(invoke_without_command=True)
-def list_command(
+def main(
     context: typer.Context,
-    available: Annotated[
-        bool, typer.Option("--available", help="List the catalogue of models to pull instead.")
-    ] = False,
+    available: Available = False,
     as_json: Json = False,
 ) -> None:
     """List the pulled models; `elinvar models show MODEL` says more about one."""
-    if context.invoked_subcommand:
-        return
+    if not context.invoked_subcommand:
+        list_command(available, as_json)
+
+
+@models_app.command("list")
+def list_command(available: Available = False, as_json: Json = False) -> None:
+    """List the pulled models; the same as `elinvar models` alone."""
     from elinvar.weights.cache import cache_root, list_models
     from elinvar.weights.sources import CATALOGUE
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -66,6 +67,29 @@ KVMemory = Annotated[
     typer.Option(
         metavar="SIZE",
         help="Memory for the KV cache, as 800M or 2G (default: a share of the free memory).",
+        show_default=False,
+        rich_help_panel=_RUN,
+    ),
+]
+
+MaxContext = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="TOKENS",
+        help="Longest sequence, prompt and answer (default: the model's).",
+        show_default=False,
+        rich_help_panel=_RUN,
+    ),
+]
+ChatTemplateFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--chat-template",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="Jinja chat template to use instead of the model's.",
         show_default=False,
         rich_help_panel=_RUN,
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -31,14 +32,14 @@ class Prompt:
 
 
 def read_prompts(path: Path, defaults: SamplingParams, chat: bool) -> list[Prompt]:
-    """The prompts of a JSONL file; blank lines are skipped.
+    """The prompts of a JSONL file, - is stdin; blank lines are skipped.
 
     A line is an object with "prompt" (a text) or "messages" (a chat), optionally "id" and any
     field of SamplingParams, which goes before `defaults`. With `chat`, a "prompt" is a user's
     message. Raises InputError naming the first bad line.
     """
     try:
-        text = path.read_bytes().decode()
+        text = (sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()).decode()
     except UnicodeDecodeError as error:
         raise InputError("prompts_file", f"{path} is not UTF-8 text: {error.reason}.") from None
     prompts = []

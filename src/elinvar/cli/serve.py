@@ -29,7 +29,9 @@ def serve(
     threads: opt.Threads = None,
     kv_dtype: opt.KVDtypeOption = "f16",
     kv_memory: opt.KVMemory = None,
+    max_context: opt.MaxContext = None,
     weight_format: opt.WeightFormat = "auto",
+    chat_template: opt.ChatTemplateFile = None,
     verbose: opt.Verbose = False,
 ) -> None:
     """Serve a model over HTTP as OpenAI's API does."""
@@ -37,6 +39,7 @@ def serve(
         threads=threads,
         kv_memory=kv_memory,
         kv_dtype=kv_dtype,
+        max_context=max_context,
         weight_format=weight_format,
         max_rows=max_rows,
     )
@@ -54,7 +57,7 @@ def serve(
             f"Cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port."
         ) from None
     name = served_model_name or model
-    engine = load(model, config).engine
+    engine = load(model, config, chat_template).engine
     app = create_app(AsyncEngine(engine), name, max_waiting=max_waiting)
     shown_host = f"[{host}]" if ":" in host else host
     address = f"http://{shown_host}:{listener.getsockname()[1]}/v1"

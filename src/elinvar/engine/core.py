@@ -138,7 +138,10 @@ class Engine:
         model has no chat template, InputError where the template refuses the messages."""
         template = self.tokenizer.chat_template
         if template is None:
-            raise ModelError("This model has no chat template; give it a prompt to continue.")
+            raise ModelError(
+                "This model has no chat template; give it a prompt to continue, or a template "
+                "with --chat-template FILE."
+            )
         return self.tokenizer.encode_chat(template.render(messages))
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
@@ -158,7 +161,8 @@ class Engine:
         if min(prompt_ids) < 0 or max(prompt_ids) >= vocab_size:
             wrong = next(t for t in prompt_ids if not 0 <= t < vocab_size)
             raise InputError(
-                "prompt", f"Token ids of the prompt must be below {vocab_size}, got {wrong}."
+                "prompt",
+                f"Token ids of the prompt must be from 0 to {vocab_size - 1}, got {wrong}.",
             )
 
     def add(

@@ -7,6 +7,7 @@ they cannot be had the tests skip with the reason; in CI (CI=true) they fail.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,10 @@ import pytest
 
 from elinvar.base.errors import ModelError
 from elinvar.weights.sources import resolve
+
+# A shell's background job starts with Ctrl-C ignored, and so would all our child processes.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MODEL_FIXTURES = {"smollm2_gguf", "gemma_gguf", "tiny_gguf"}
 

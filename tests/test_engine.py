@@ -145,6 +145,16 @@ def test_what_can_never_run_is_refused(ids: list[Any], params: dict[str, Any], f
     assert not engine.has_work
 
 
+def test_memory_refuses_an_answer_but_never_ends_it_early() -> None:
+    """The cache holds 128 tokens of the model's 512: how an answer ends is not memory's to say."""
+    engine = tiny_engine(num_blocks=4)
+    with pytest.raises(InputError) as error:
+        engine.add([1] * 100, sampled(max_tokens=30))
+    assert error.value.field == "max_tokens" and "29" in str(error.value)
+    fits = sampled(max_tokens=29, ignore_eos=True)
+    assert answers(engine, [[1] * 100], [fits]) == answers(tiny_engine(), [[1] * 100], [fits])
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -118,18 +118,22 @@ class Engine:
         self.tokenizer = tokenizer
         self.ops = ops
         self.max_context = kv.max_context
-        """Tokens of the longest sequence, prompt and answer."""
+        """Tokens of the longest sequence, prompt and answer, that the memory here holds."""
+        # Where an answer ends is the model's and the user's to say, never the free memory's: the
+        # scheduler caps at this, and refuses what the cache cannot hold.
+        self._context = config.max_context or model.config.max_context
         self.metrics = EngineMetrics()
         self.scheduler = Scheduler(
             specs,
             kv.num_blocks,
             config.max_rows,
             config.max_step_tokens,
-            kv.max_context,
+            self._context,
             tokenizer.eos_ids,
             config.prefix_cache,
         )
-        self.runner = Runner(model, ops, specs, kv.num_blocks, config.max_rows, kv.max_context)
+        longest = min(self._context, self.scheduler.kv.max_sequence + 1)
+        self.runner = Runner(model, ops, specs, kv.num_blocks, config.max_rows, longest)
         self._live: dict[str, _Live] = {}
         self._ready: list[Delta] = []
 
@@ -150,7 +154,7 @@ class Engine:
         if not hasattr(self, "runner"):
             raise EngineError("The engine is closed; load the model again.")
         max_total_tokens(
-            len(prompt_ids), params.max_tokens, self.max_context, self.scheduler.kv.max_sequence
+            len(prompt_ids), params.max_tokens, self._context, self.scheduler.kv.max_sequence
         )
         for kind in set(map(type, prompt_ids)):
             if not issubclass(kind, Integral):  # a float would be cut, or fail amid a step

@@ -242,7 +242,6 @@ NB_MODULE(_cpu, m) {
         for (int i = 0; i < count; ++i) names.emplace_back(all[i]->name);
         return names;
     });
-    m.def("usable_cpus", &usable_cpus);
     nb::class_<BoundMatrix>(m, "Matrix")
         .def(nb::init<const std::string&, int, int,
                       nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>>());

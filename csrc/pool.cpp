@@ -47,6 +47,15 @@ std::vector<int> usable_cpus() {
 }
 
 Pool::Pool(int num_threads) {
+    try {
+        start(num_threads);
+    } catch (...) {  // the system has no more threads: those that began must not outlive the pool
+        stop();
+        throw;
+    }
+}
+
+void Pool::start(int num_threads) {
     const std::vector<int> cpus = usable_cpus();
     for (int t = 1; t < num_threads; ++t) {
         threads_.emplace_back([this, t] { work(t); });
@@ -60,7 +69,9 @@ Pool::Pool(int num_threads) {
     }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
     stop_.store(true);
     wake_.fetch_add(1);
     wake_.notify_all();

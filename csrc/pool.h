@@ -38,6 +38,8 @@ class Pool {
     using Call = void (*)(const void*, int, int);
     void run_erased(int count, Call call, const void* body);
     void work(int thread);
+    void start(int num_threads);
+    void stop();
     void take(int thread);
     bool has_items() const { return static_cast<uint32_t>(state_.load()) != 0; }
 

@@ -5,8 +5,6 @@ from typing import Any
 def available() -> list[str]:
     """Instruction sets of this machine, widest first."""
 
-def usable_cpus() -> list[int]: ...
-
 class Matrix:
     def __init__(self, kind: str, n: int, k: int, data: Any) -> None: ...
 

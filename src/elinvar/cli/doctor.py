@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from elinvar.base.cpus import cgroup_quota
 from elinvar.base.errors import ElinvarError
 from elinvar.cli.options import format_size
 from elinvar.cli.terminal import styled
@@ -90,19 +91,6 @@ def _cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or "unknown"
-
-
-def cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """CPUs' worth of time that the cgroup grants (v2, then v1); None where it sets no limit."""
-    try:
-        if (root / "cpu.max").exists():
-            quota, period = (root / "cpu.max").read_text().split()
-        else:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
-    except (OSError, ValueError):
-        return None
-    return None if quota in ("max", "-1") else int(quota) / int(period)
 
 
 def _provider() -> tuple[dict[str, Any], list[Check]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from elinvar import _cpu
 from elinvar.base.config import KVSpec
+from elinvar.base.cpus import usable_cpus
 from elinvar.base.errors import ElinvarError
 from elinvar.ops.api import (
     F32,
@@ -31,7 +32,13 @@ class CpuOps:
             raise ElinvarError(
                 f"This machine has no instruction set {simd!r}; it has {', '.join(available)}."
             )
-        self._provider = _cpu.Provider(num_threads or len(_cpu.usable_cpus()), simd or "")
+        threads = num_threads or usable_cpus()
+        try:
+            self._provider = _cpu.Provider(threads, simd or "")
+        except RuntimeError as error:
+            raise ElinvarError(
+                f"{threads} threads cannot be started ({error}); ask for fewer with num_threads."
+            ) from error
 
     @property
     def simd(self) -> str:

@@ -21,6 +21,9 @@ class DefaultFloatMode {
         asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
     }
     ~DefaultFloatMode() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+#else
+    DefaultFloatMode() : saved_(0) {}
+    ~DefaultFloatMode() { static_cast<void>(saved_); }
 #endif
     DefaultFloatMode(const DefaultFloatMode&) = delete;
     DefaultFloatMode& operator=(const DefaultFloatMode&) = delete;

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ _MIN_LOGPROB = -9999.0
 encode = msgspec.json.encode
 
 
-class Wire:
+class Wire(ABC):
     """One response of one endpoint; the subclasses are the endpoints. `index` is a choice's."""
 
     id_prefix: str
@@ -41,29 +42,29 @@ class Wire:
         self._head = b"data: " + encode(head)[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if with_usage else b"]}\n\n"
 
+    @abstractmethod
     def opening(self, index: int) -> bytes:
         """What a choice begins with in a stream; may be empty."""
-        raise NotImplementedError
 
+    @abstractmethod
     def piece(self, index: int, text: str, logprobs: Any) -> bytes:
         """The chunk of new text; `logprobs` as `logprobs()` made them, or None."""
-        raise NotImplementedError
 
+    @abstractmethod
     def closing(self, index: int, reason: str, seed: int) -> bytes:
         """The chunk that says why a choice ended, and the seed that repeats it."""
-        raise NotImplementedError
 
     def usage(self, usage: JSON) -> bytes:
         """The chunk without choices that ends a stream where the client asked for it."""
         return self._head + b'],"usage":' + encode(usage) + b"}\n\n"
 
+    @abstractmethod
     def logprobs(self, index: int, ids: Sequence[int], values: Sequence[TokenLogprobs]) -> Any:
         """The log-probs of some tokens of a choice, following those of the call before."""
-        raise NotImplementedError
 
+    @abstractmethod
     def content(self, text: str, logprobs: Sequence[Any] | None) -> JSON:
         """The text of a finished choice; `logprobs`: what `logprobs()` made of each delta."""
-        raise NotImplementedError
 
     def response(self, choices: Sequence[JSON], usage: JSON) -> bytes:
         """The whole response; a choice has `index`, its content, `finish_reason` and `seed`."""

@@ -1,4 +1,5 @@
-// f16 and bf16 to f32 without vector instructions.
+// f16 and bf16 to f32 without vector instructions, for the code that every machine runs. simd.h has
+// its own: an inline function compiled for a wide machine must not be linked in here.
 #pragma once
 
 #include <cstdint>

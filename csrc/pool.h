@@ -44,7 +44,7 @@ class Pool {
     bool has_items() const { return static_cast<uint32_t>(state_.load()) != 0; }
 
     std::vector<std::thread> threads_;
-    std::mutex busy_;  // one region at a time, should two engines share a pool
+    std::mutex busy_;  // one region at a time
     Call call_ = nullptr;
     const void* body_ = nullptr;
     // Region number above, unclaimed items below. A claim holds its region open (pending_), so a

@@ -45,7 +45,7 @@ EL_INLINE void q8_group(const int8_t* codes, const int8_t* x, ptrdiff_t ldx, con
         dots[r].v = s;
     }
 }
-constexpr int kQuantRows = 8, kFloatRows = 8, kFloatPanels = 2, kSinglePanels = 8;
+constexpr int kQuantRows = 8;
 
 #elif defined(ELINVAR_AVX2)
 
@@ -105,7 +105,7 @@ EL_INLINE void q8_group(const int8_t* codes, const int8_t* x, ptrdiff_t ldx, con
         }
     }
 }
-constexpr int kQuantRows = 4, kFloatRows = 4, kFloatPanels = 1, kSinglePanels = 4;
+constexpr int kQuantRows = 4;
 
 #elif defined(ELINVAR_NEON)
 
@@ -148,7 +148,7 @@ EL_INLINE void q8_group(const int8_t* codes, const int8_t* x, ptrdiff_t ldx, con
             dots[r].v[i] = vdotq_s32(dots[r].v[i], w, broadcast4(x + r * ldx + 4 * c));
     }
 }
-constexpr int kQuantRows = 4, kFloatRows = 4, kFloatPanels = 1, kSinglePanels = 2;
+constexpr int kQuantRows = 4;
 
 #else
 
@@ -178,6 +178,6 @@ EL_INLINE void q8_group(const int8_t* codes, const int8_t* x, ptrdiff_t ldx, con
             dots[r].v[n] = s;
         }
 }
-constexpr int kQuantRows = 1, kFloatRows = 1, kFloatPanels = 1, kSinglePanels = 1;
+constexpr int kQuantRows = 1;
 
 #endif

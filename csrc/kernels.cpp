@@ -15,7 +15,8 @@ using elinvar::RowStats;
 
 #include "attention.h"
 #include "group_dot.h"
-#include "linear.h"
+#include "linear_float.h"
+#include "linear_quant.h"
 #include "rows.h"
 #include "sample.h"
 

@@ -1,0 +1,146 @@
+// linear and gated_linear: one list of work items, blocks of rows times chunks of panels.
+#include <algorithm>
+#include <stdexcept>
+
+#include "provider.h"
+
+namespace elinvar {
+namespace {
+
+// Work items of a GEMM: blocks of rows small enough for their activations to stay in the L2
+// cache, times chunks of panels fine enough to balance threads.
+struct Tiling {
+    int row_block, row_blocks, chunk, chunks;
+
+    Tiling(int rows, int row_bytes, int panels, int threads) {
+        row_block = std::max(8, std::min(rows, 256 * 1024 / row_bytes));
+        row_blocks = (rows + row_block - 1) / row_block;
+        const int wanted =
+            threads == 1 ? 1 : std::max(1, threads * (rows <= 4 ? 2 : 6) / row_blocks);
+        chunk = std::max(1, (panels + wanted - 1) / wanted);
+        if (chunk >= 8) chunk = (chunk + 7) / 8 * 8;
+        chunks = (panels + chunk - 1) / chunk;
+    }
+    int count() const { return row_blocks * chunks; }
+};
+
+}  // namespace
+
+std::size_t panel_bytes(Kind kind, int k) {
+    const auto kk = static_cast<std::size_t>(k);
+    std::size_t size = 0;
+    switch (kind) {
+        case Kind::q4:
+            size = kk / 32 * (256 + 64);
+            break;
+        case Kind::q8:
+            size = kk / 32 * (512 + 32);
+            break;
+        case Kind::f16:
+        case Kind::bf16:
+            size = kk * 32;
+            break;
+        case Kind::f32:
+            size = kk * 64;
+            break;
+    }
+    return (size + 63) / 64 * 64;
+}
+
+Matrix::Matrix(Kind kind_, int n_, int k_, const uint8_t* data_, std::size_t bytes)
+    : kind(kind_), n(n_), k(k_), data(data_), panel_bytes(elinvar::panel_bytes(kind_, k_)) {
+    if (panel_bytes * static_cast<std::size_t>(num_panels()) != bytes)
+        throw std::invalid_argument("packed weight has the wrong number of bytes");
+}
+
+const QuantRows& Provider::quantize(const float* x, int rows, int k) {
+    const auto r = static_cast<std::size_t>(rows);
+    const std::size_t codes = r * static_cast<std::size_t>(k), groups = codes / 32;
+    if (codes_.size() < codes) codes_.resize(codes);
+    if (scales_.size() < groups) {
+        scales_.resize(groups);
+        sums_.resize(groups);
+        isums_.resize(groups);
+    }
+    quant_ = {codes_.data(), scales_.data(), sums_.data(), isums_.data(), k, k / 32};
+    const int block = 16;
+    pool_.run((rows + block - 1) / block, [&](int i, int) {
+        kernels_->quantize_rows(x, std::min(block, rows - i * block), quant_, i * block);
+    });
+    return quant_;
+}
+
+void Provider::linear(const float* x, int rows, const std::vector<const Matrix*>& ws, float* out) {
+    const int k = ws[0]->k;
+    std::ptrdiff_t ld = 0;
+    bool quantised = false;
+    for (const Matrix* w : ws) {
+        ld += w->n;
+        quantised |= w->quantised();
+    }
+    if (quantised) quantize(x, rows, k);
+    // All the matrices' items form one list, so that a small one does not idle the pool.
+    struct Part {
+        const Matrix* w;
+        Tiling tiling;
+        int first_item;
+        std::ptrdiff_t column;
+    };
+    std::vector<Part> parts;
+    int items = 0;
+    std::ptrdiff_t column = 0;
+    for (const Matrix* w : ws) {
+        const Tiling t(rows, w->quantised() ? k : 4 * k, w->num_panels(), pool_.size());
+        parts.push_back({w, t, items, column});
+        items += t.count();
+        column += w->n;
+    }
+    pool_.run(items, [&](int item, int) {
+        std::size_t which = parts.size() - 1;
+        while (parts[which].first_item > item) --which;
+        const Part& part = parts[which];
+        const Tiling& t = part.tiling;
+        const Matrix& w = *part.w;
+        const int local = item - part.first_item;
+        const int row = local / t.chunks * t.row_block, panel = local % t.chunks * t.chunk;
+        const int m = std::min(t.row_block, rows - row);
+        const int panels = std::min(t.chunk, w.num_panels() - panel);
+        float* o = out + row * ld + part.column + panel * 16;
+        if (w.quantised())
+            kernels_->linear_quant(w.kind, w.panel(panel), w.panel_bytes, panels, quant_, row, m, o,
+                                   ld, w.n - panel * 16);
+        else
+            kernels_->linear_float(w.kind, w.panel(panel), w.panel_bytes, panels,
+                                   x + static_cast<std::ptrdiff_t>(row) * k, k, m, o, ld,
+                                   w.n - panel * 16);
+    });
+}
+
+void Provider::gated_linear(const float* x, int rows, const Matrix& gate, const Matrix& up,
+                            int activation, float* out) {
+    const int k = gate.k, n = gate.n;
+    if (gate.quantised() || up.quantised()) quantize(x, rows, k);
+    const Tiling t(rows, gate.quantised() ? k : 4 * k, gate.num_panels(), pool_.size());
+    pool_.run(t.count(), [&](int item, int thread) {
+        const int row = item / t.chunks * t.row_block, panel = item % t.chunks * t.chunk;
+        const int m = std::min(t.row_block, rows - row);
+        const int panels = std::min(t.chunk, gate.num_panels() - panel);
+        const int cols = std::min(panels * 16, n - panel * 16);
+        float* g = out + static_cast<std::ptrdiff_t>(row) * n + panel * 16;
+        const std::ptrdiff_t ld_up = panels * 16;
+        float* u = scratch(thread, static_cast<std::size_t>(m) * static_cast<std::size_t>(ld_up));
+        const auto multiply = [&](const Matrix& w, float* o, std::ptrdiff_t ld) {
+            if (w.quantised())
+                kernels_->linear_quant(w.kind, w.panel(panel), w.panel_bytes, panels, quant_, row,
+                                       m, o, ld, cols);
+            else
+                kernels_->linear_float(w.kind, w.panel(panel), w.panel_bytes, panels,
+                                       x + static_cast<std::ptrdiff_t>(row) * k, k, m, o, ld, cols);
+        };
+        multiply(gate, g, n);
+        multiply(up, u, ld_up);
+        kernels_->activate(activation, g, n, u, ld_up, m, cols);
+    });
+}
+
+}  // namespace elinvar

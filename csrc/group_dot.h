@@ -54,32 +54,36 @@ EL_INLINE __m256i broadcast4(const int8_t* p) {
 EL_INLINE __m256i load_bytes(const void* p) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(p));
 }
+// A sum that stays in its register: GCC else reassociates the adds of a tile and spills.
+EL_INLINE __m256i pinned(__m256i sum) {
+    asm("" : "+x"(sum));
+    return sum;
+}
 template <int MR>
 EL_INLINE void q4_group(const uint8_t* codes, const QuantGroup* x, I* dots) {
     // 16-bit sums are exact: 8 steps of 2 products of at most 15 * 127 make 30,480.
     const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    __m256i s[MR][2];
     EL_UNROLL
-    for (int r = 0; r < MR; ++r) s[r][0] = s[r][1] = _mm256_setzero_si256();
+    for (int r = 0; r < MR; ++r) dots[r] = int_set1(0);
     EL_UNROLL
-    for (int c = 0; c < 4; ++c) {
-        const __m256i b0 = load_bytes(codes + 64 * c), b1 = load_bytes(codes + 64 * c + 32);
-        const __m256i low0 = _mm256_and_si256(b0, mask), low1 = _mm256_and_si256(b1, mask);
-        const __m256i high0 = _mm256_and_si256(_mm256_srli_epi16(b0, 4), mask);
-        const __m256i high1 = _mm256_and_si256(_mm256_srli_epi16(b1, 4), mask);
+    for (int c = 0; c < 8; ++c) {
+        __m256i w0 = load_bytes(codes + c / 2 * 64), w1 = load_bytes(codes + c / 2 * 64 + 32);
+        if (c % 2) {
+            w0 = _mm256_srli_epi16(w0, 4);
+            w1 = _mm256_srli_epi16(w1, 4);
+        }
+        w0 = _mm256_and_si256(w0, mask);
+        w1 = _mm256_and_si256(w1, mask);
         EL_UNROLL
         for (int r = 0; r < MR; ++r) {
-            const __m256i a = broadcast4(x[r].codes + 8 * c);
-            const __m256i b = broadcast4(x[r].codes + 8 * c + 4);
-            s[r][0] = _mm256_add_epi16(s[r][0], _mm256_maddubs_epi16(low0, a));
-            s[r][1] = _mm256_add_epi16(s[r][1], _mm256_maddubs_epi16(low1, a));
-            s[r][0] = _mm256_add_epi16(s[r][0], _mm256_maddubs_epi16(high0, b));
-            s[r][1] = _mm256_add_epi16(s[r][1], _mm256_maddubs_epi16(high1, b));
+            const __m256i a = broadcast4(x[r].codes + 4 * c);
+            dots[r].a = pinned(_mm256_add_epi16(dots[r].a, _mm256_maddubs_epi16(w0, a)));
+            dots[r].b = pinned(_mm256_add_epi16(dots[r].b, _mm256_maddubs_epi16(w1, a)));
         }
     }
     EL_UNROLL
     for (int r = 0; r < MR; ++r)
-        dots[r] = {_mm256_madd_epi16(s[r][0], ones), _mm256_madd_epi16(s[r][1], ones)};
+        dots[r] = {_mm256_madd_epi16(dots[r].a, ones), _mm256_madd_epi16(dots[r].b, ones)};
 }
 template <int MR>
 EL_INLINE void q8_group(const int8_t* codes, const QuantGroup* x, I* dots) {
@@ -96,8 +100,8 @@ EL_INLINE void q8_group(const int8_t* codes, const QuantGroup* x, I* dots) {
             const __m256i a = broadcast4(x[r].codes + 4 * c);
             const __m256i p0 = _mm256_maddubs_epi16(abs0, _mm256_sign_epi8(a, w0));
             const __m256i p1 = _mm256_maddubs_epi16(abs1, _mm256_sign_epi8(a, w1));
-            dots[r].a = _mm256_add_epi32(dots[r].a, _mm256_madd_epi16(p0, ones));
-            dots[r].b = _mm256_add_epi32(dots[r].b, _mm256_madd_epi16(p1, ones));
+            dots[r].a = pinned(_mm256_add_epi32(dots[r].a, _mm256_madd_epi16(p0, ones)));
+            dots[r].b = pinned(_mm256_add_epi32(dots[r].b, _mm256_madd_epi16(p1, ones)));
         }
     }
 }

@@ -17,13 +17,10 @@ void quantize_rows(const float* x, int rows, const QuantRows& out, int first_row
             const float largest = tree_max(max(abs(a), abs(b)));
             const bool live = largest >= 1e-30f;
             const V inverse = set1(live ? 127.0f / largest : 0.0f);
-            float rounded[32];
-            const V ra = to_float(round_to_int(a * inverse)),
-                    rb = to_float(round_to_int(b * inverse));
-            store(rounded, ra);
-            store(rounded + 16, rb);
-            for (int i = 0; i < 32; ++i) group->codes[i] = static_cast<int8_t>(rounded[i]);
-            const float total = tree_sum(ra + rb);  // small integers: exact
+            const I ra = round_to_int(a * inverse), rb = round_to_int(b * inverse);
+            store_bytes(group->codes, ra);
+            store_bytes(group->codes + 16, rb);
+            const float total = tree_sum(to_float(ra + rb));  // small integers: exact
             group->scale = live ? largest / 127.0f : 0.0f;
             group->sum = group->scale * total;
             group->isum = static_cast<int32_t>(total);

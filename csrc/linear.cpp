@@ -8,21 +8,24 @@ namespace elinvar {
 namespace {
 
 // Work items of a GEMM: blocks of rows small enough for their activations to stay in the L2
-// cache, times chunks of panels fine enough to balance threads.
+// cache, times chunks of panels fine enough to balance threads. The kernel of float weights keeps
+// panels in L2 and takes its rows from L3: it wants larger blocks, and its panels in pairs.
 struct Tiling {
     int row_block, row_blocks, chunk, chunks;
 
     Tiling(int rows, const Matrix& w, int threads) {
-        const int row_bytes = w.quantised() ? w.k / 32 * int{sizeof(QuantGroup)} : 4 * w.k;
+        const bool quantised = w.quantised();
+        const int row_bytes = quantised ? w.k / 32 * int{sizeof(QuantGroup)} : 4 * w.k;
         const int panels = w.num_panels();
-        const int most = std::max(8, 256 * 1024 / row_bytes);
+        const int most = std::max(8, (quantised ? 256 : 1024) * 1024 / row_bytes);
         row_blocks = (rows + most - 1) / most;
         row_block = ((rows + row_blocks - 1) / row_blocks + 7) / 8 * 8;  // a tile begins there
         row_blocks = (rows + row_block - 1) / row_block;
-        const int wanted =
-            threads == 1 ? 1 : std::max(1, threads * (rows <= 4 ? 2 : 6) / row_blocks);
+        const bool streams = rows <= (quantised ? 4 : 8);  // one tile: each chunk begins cold
+        const int wanted = threads == 1 ? 1 : std::max(1, threads * (streams ? 2 : 6) / row_blocks);
+        const int whole = quantised ? 8 : 2;
         chunk = std::max(1, (panels + wanted - 1) / wanted);
-        if (chunk >= 8) chunk = (chunk + 7) / 8 * 8;
+        if (chunk >= whole) chunk = (chunk + whole - 1) / whole * whole;
         chunks = (panels + chunk - 1) / chunk;
     }
     int count() const { return row_blocks * chunks; }

@@ -1,81 +1,149 @@
 // linear with float weights: y[m, n] is one chain of FMAs over ascending k, whatever the number of
 // rows or panels at hand. Included inside namespace ELINVAR_ISA.
 
-// Rows and panels of a tile, and panels of a tile of one row: what the registers hold.
+// The largest tile: chains enough to hide the latency of an FMA twice over, and few enough loads.
 #if defined(ELINVAR_AVX512)
-constexpr int kFloatRows = 8, kFloatPanels = 2, kSinglePanels = 8;
-#elif defined(ELINVAR_AVX2)
-constexpr int kFloatRows = 4, kFloatPanels = 1, kSinglePanels = 4;
-#elif defined(ELINVAR_NEON)
-constexpr int kFloatRows = 4, kFloatPanels = 1, kSinglePanels = 2;
+constexpr int kFloatRows = 8, kFloatPanels = 2;
+#elif defined(ELINVAR_AVX2) || defined(ELINVAR_NEON)
+constexpr int kFloatRows = 6, kFloatPanels = 1;
 #else
-constexpr int kFloatRows = 1, kFloatPanels = 1, kSinglePanels = 1;
+constexpr int kFloatRows = 1, kFloatPanels = 1;
 #endif
+constexpr int kFloatBlock = 128 * 1024;  // bytes of weights that stay in L2 while all rows pass
+constexpr int kFloatStep = 8;            // k from one request for memory to the next
+constexpr int kFloatAhead = 8 * 1024;    // bytes from a stream's place to what it asks for
 
 template <Kind kind>
-EL_INLINE V load_weights(const uint8_t* panel, int k) {
+constexpr int kFloatBytes = kind == Kind::f32 ? 64 : 32;  // of a panel for one k
+
+template <Kind kind>
+EL_INLINE V load_weights(const uint8_t* at) {
     if constexpr (kind == Kind::f32)
-        return load(reinterpret_cast<const float*>(panel) + 16 * k);
+        return load(reinterpret_cast<const float*>(at));
     else if constexpr (kind == Kind::f16)
-        return load_half(reinterpret_cast<const uint16_t*>(panel) + 16 * k);
+        return load_half(reinterpret_cast<const uint16_t*>(at));
     else
-        return load_bf16(reinterpret_cast<const uint16_t*>(panel) + 16 * k);
+        return load_bf16(reinterpret_cast<const uint16_t*>(at));
 }
 
-template <Kind kind, int MR, int NP>
-void float_tile(const uint8_t* panels, size_t stride, const float* x, int num_k, float* out,
-                ptrdiff_t ld, int cols) {
+// `num_k` weights of each column, from the first on or where an earlier block left the chains
+// in `out`: a stored f32 is the chain itself.
+struct FloatBlock {
+    const uint8_t* panels;
+    size_t stride;
+    int num_k;
+    bool first;
+    const float* x;
+    ptrdiff_t ld_x;
+    float* out;
+    ptrdiff_t ld_out;
+    int cols;
+    const uint8_t* next;  // to ask memory for meanwhile, of each panel `lines` a step
+    int lines;
+};
+
+template <Kind kind, int NP, int MR>
+void float_tile(const FloatBlock& b) {
     V acc[MR][NP];
     EL_UNROLL
     for (int r = 0; r < MR; ++r) EL_UNROLL
-    for (int p = 0; p < NP; ++p) acc[r][p] = zero();
-    for (int k = 0; k < num_k; ++k) {
-        V w[NP];
-        EL_UNROLL
-        for (int p = 0; p < NP; ++p) w[p] = load_weights<kind>(panels + p * stride, k);
-        EL_UNROLL
-        for (int r = 0; r < MR; ++r) {
-            const V a = set1(x[static_cast<ptrdiff_t>(r) * num_k + k]);
+    for (int p = 0; p < NP; ++p) {
+        const float* o = b.out + r * b.ld_out + 16 * p;
+        const int cols = b.cols - 16 * p;
+        acc[r][p] = b.first ? zero() : cols >= 16 ? load(o) : load_n(o, cols);
+    }
+    const uint8_t *panel = b.panels, *next = b.next;
+    const float* x = b.x;
+    const size_t stride = b.stride;
+    const ptrdiff_t ld_x = b.ld_x, bytes = b.lines * 64;
+    for (int left = b.num_k; left > 0; left -= kFloatStep) {
+        for (const uint8_t* end = next + bytes; next < end; next += 64) EL_UNROLL
+        for (int p = 0; p < NP; ++p) prefetch(next + p * stride);
+        for (const float* end = x + min_of(left, kFloatStep); x < end; ++x) {
+            V w[NP];
             EL_UNROLL
-            for (int p = 0; p < NP; ++p) acc[r][p] = fma(a, w[p], acc[r][p]);
+            for (int p = 0; p < NP; ++p) w[p] = load_weights<kind>(panel + p * stride);
+            panel += kFloatBytes<kind>;
+            EL_UNROLL
+            for (int r = 0; r < MR; ++r) {
+                const V a = set1(x[r * ld_x]);
+                EL_UNROLL
+                for (int p = 0; p < NP; ++p) acc[r][p] = fma(a, w[p], acc[r][p]);
+            }
         }
     }
     EL_UNROLL
     for (int r = 0; r < MR; ++r) EL_UNROLL
     for (int p = 0; p < NP; ++p) {
-        float* o = out + r * ld + 16 * p;
-        if (cols - 16 * p >= 16)
+        float* o = b.out + r * b.ld_out + 16 * p;
+        const int cols = b.cols - 16 * p;
+        if (cols >= 16)
             store(o, acc[r][p]);
         else
-            store_n(o, acc[r][p], cols - 16 * p);
+            store_n(o, acc[r][p], cols);
     }
 }
+
+template <Kind kind, int NP, size_t... i>
+void float_rows(const FloatBlock& b, int rows, std::index_sequence<i...>) {
+    static constexpr void (*tiles[])(const FloatBlock&) = {float_tile<kind, NP, i + 1>...};
+    tiles[rows - 1](b);
+}
+template <Kind kind, int NP>
+void float_rows(const FloatBlock& b, int rows) {
+    float_rows<kind, NP>(b, rows, std::make_index_sequence<kFloatRows>{});
+}
+
+// All rows pass over one block, in tiles of as equal a height as can be: a tile of few rows costs
+// almost what a full one does. Each asks for its share of the next block's bytes.
+template <Kind kind, int NP>
+void float_block(FloatBlock b, int rows) {
+    const int tiles = (rows + kFloatRows - 1) / kFloatRows;
+    const int steps = (b.num_k + kFloatStep - 1) / kFloatStep;
+    int wanted = b.num_k * kFloatBytes<kind> / 64;
+    b.lines = (wanted + steps * tiles - 1) / (steps * tiles);
+    for (int t = 0; t < tiles; ++t) {
+        const int height = rows / tiles + (t < rows % tiles);
+        if (wanted <= 0) b.lines = 0;
+        float_rows<kind, NP>(b, height);
+        wanted -= b.lines * steps;
+        b.next += static_cast<ptrdiff_t>(b.lines) * steps * 64;
+        b.x += height * b.ld_x;
+        b.out += height * b.ld_out;
+    }
+}
+
+template <int NP>
+struct Panels {};
 
 template <Kind kind>
 void float_panels(const uint8_t* panels, size_t stride, int num_panels, const float* x, int k,
                   int rows, float* out, ptrdiff_t ld, int cols) {
-    const auto at = [&](int p) { return panels + p * stride; };
-    int m = 0;
-    for (; m + kFloatRows <= rows && kFloatRows > 1; m += kFloatRows) {
-        const float* xm = x + static_cast<ptrdiff_t>(m) * k;
-        float* om = out + m * ld;
-        int p = 0;
-        for (; p + kFloatPanels <= num_panels; p += kFloatPanels)
-            float_tile<kind, kFloatRows, kFloatPanels>(at(p), stride, xm, k, om + 16 * p, ld,
-                                                       cols - 16 * p);
-        for (; p < num_panels; ++p)
-            float_tile<kind, kFloatRows, 1>(at(p), stride, xm, k, om + 16 * p, ld, cols - 16 * p);
+    const auto at = [&](int p, int first) {
+        return panels + p * stride + static_cast<ptrdiff_t>(first) * kFloatBytes<kind>;
+    };
+    if (rows <= kFloatRows) {  // memory sets the pace: one stream from end to end serves it best
+        constexpr int lines = kFloatStep * kFloatBytes<kind> / 64;
+        for (int p = 0; p < num_panels; ++p)
+            float_rows<kind, 1>({at(p, 0), stride, k, true, x, k, out + 16 * p, ld, cols - 16 * p,
+                                 at(p, 0) + kFloatAhead, lines},
+                                rows);
+        return;
     }
-    for (; m < rows; ++m) {
-        const float* xm = x + static_cast<ptrdiff_t>(m) * k;
-        float* om = out + m * ld;
-        int p = 0;
-        for (; p + kSinglePanels <= num_panels; p += kSinglePanels)
-            float_tile<kind, 1, kSinglePanels>(at(p), stride, xm, k, om + 16 * p, ld,
-                                               cols - 16 * p);
-        for (; p < num_panels; ++p)
-            float_tile<kind, 1, 1>(at(p), stride, xm, k, om + 16 * p, ld, cols - 16 * p);
-    }
+    constexpr int most = kFloatBlock / kFloatPanels / kFloatBytes<kind>;
+    const int blocks = (k + most - 1) / most, block = (k + blocks - 1) / blocks;
+    const auto pass = [&]<int NP>(Panels<NP>, int p) {
+        for (int first = 0; first < k; first += block) {
+            const int end = min_of(first + block, k);
+            const uint8_t* next = end < k ? at(p, end) : at(p + NP, 0);
+            float_block<kind, NP>({at(p, first), stride, end - first, first == 0, x + first, k,
+                                   out + 16 * p, ld, cols - 16 * p, next, 0},
+                                  rows);
+        }
+    };
+    int p = 0;
+    for (; p + kFloatPanels <= num_panels; p += kFloatPanels) pass(Panels<kFloatPanels>{}, p);
+    for (; p < num_panels; ++p) pass(Panels<1>{}, p);
 }
 
 void linear_float(Kind kind, const uint8_t* panels, size_t stride, int num_panels, const float* x,

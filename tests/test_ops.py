@@ -84,6 +84,19 @@ def test_linear_float_takes_any_k(k: int) -> None:
     same(outputs)
 
 
+@pytest.mark.parametrize("kind", ["f16", "bf16", "f32"])
+def test_linear_float_over_blocks_of_k_and_tiles_of_rows(kind: WeightKind) -> None:
+    """More k than one block of panels takes, so that chains rest in `out` between blocks; an odd
+    panel and a cut one at the end; every height of tile."""
+    rng = np.random.default_rng(11)
+    w, x = weight(rng, kind, 41, 4200), normal(rng, 19, 4200)
+    whole = BASE.linear(x, [w])
+    close(whole, REF.linear(x, [w]), 5e-6)
+    for rows in range(1, 20):
+        outputs = [ops.linear(x[:rows].copy(), [w]) for ops in CPUS.values()]
+        same([np.ascontiguousarray(whole[:rows]), *outputs])
+
+
 def test_linear_mixes_kinds() -> None:
     rng = np.random.default_rng(5)
     ws = [weight(rng, kind, 33, 64) for kind in KINDS]

@@ -10,6 +10,7 @@ are 16 partial sums, element i going to partial i mod 16, joined by the tree 8, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -47,9 +48,17 @@ def new_kv_layer(spec: KVSpec, num_blocks: int) -> KVLayer:
     """Zeroed arrays of one layer (the memory is touched only when written)."""
     dtype: Any = {"f16": np.float16, "bf16": np.uint16, "f32": np.float32}[spec.dtype]
     padded = -(-spec.head_dim // PANEL) * PANEL
-    k = np.zeros((num_blocks, spec.num_kv_heads, spec.head_dim, spec.block_size), dtype)
-    v = np.zeros((num_blocks, spec.num_kv_heads, spec.block_size, padded), dtype)
+    k = _zeros((num_blocks, spec.num_kv_heads, spec.head_dim, spec.block_size), dtype)
+    v = _zeros((num_blocks, spec.num_kv_heads, spec.block_size, padded), dtype)
     return KVLayer(spec.dtype, k, v)
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Beginning on a cache line: 32 keys of 16 bits are then one line, not parts of two."""
+    line, size = 64, math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + line, np.uint8)
+    start = -raw.ctypes.data % line
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

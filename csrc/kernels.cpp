@@ -3,6 +3,7 @@
 #include "kernels.h"
 
 #include <type_traits>
+#include <utility>
 
 #include "simd.h"
 
@@ -12,6 +13,7 @@ using elinvar::Attention;
 using elinvar::AttentionTile;
 using elinvar::Kernels;
 using elinvar::Kind;
+using elinvar::QuantGroup;
 using elinvar::QuantRows;
 using elinvar::Rope;
 using elinvar::RowStats;

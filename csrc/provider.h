@@ -89,9 +89,7 @@ class Provider {
     std::vector<Floats> scratch_;
     Floats parts_;
     std::vector<AttentionItem> items_, joins_;
-    std::vector<int8_t> codes_;
-    std::vector<float> scales_, sums_;
-    std::vector<int32_t> isums_;
+    std::vector<QuantGroup> groups_;
     QuantRows quant_{};
 };
 

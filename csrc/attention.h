@@ -34,9 +34,6 @@ struct Walk {
 };
 
 template <Kind kind>
-using Stored = std::conditional_t<kind == Kind::f32, float, uint16_t>;
-
-template <Kind kind>
 EL_INLINE V load_kv(const Stored<kind>* p) {
     if constexpr (kind == Kind::f32)
         return load(p);

@@ -18,6 +18,9 @@ using elinvar::QuantRows;
 using elinvar::Rope;
 using elinvar::RowStats;
 
+template <Kind kind>
+using Stored = std::conditional_t<kind == Kind::f32, float, uint16_t>;  // in the cache
+
 #include "attention.h"
 #include "group_dot.h"
 #include "linear_float.h"

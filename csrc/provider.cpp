@@ -88,7 +88,8 @@ void Provider::add(const float* x, const float* y, std::size_t n, float* out) {
 }
 
 void Provider::rope_write(const Rope& a, int num_tokens) {
-    const int block = 8;
+    // Neighbours of one prompt share cache lines of the keys.
+    const int block = std::min(32, (num_tokens + 2 * pool_.size() - 1) / (2 * pool_.size()));
     pool_.run((num_tokens + block - 1) / block, [&](int i, int) {
         kernels_->rope_write(a, i * block, std::min(block, num_tokens - i * block));
     });

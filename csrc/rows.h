@@ -95,8 +95,15 @@ void activate(int activation, float* gate, ptrdiff_t ld_gate, const float* up, p
 
 EL_INLINE void rotate(const float* x, const float* table, int dim, float* out) {
     const int half = dim / 2;
-    for (int i = 0; i < half; i += 16) {
-        const int n = min_of(16, half - i);
+    int i = 0;
+    for (; i + 16 <= half; i += 16) {
+        const V a = load(x + i), b = load(x + half + i);
+        const V cos = load(table + i), sin = load(table + half + i);
+        store(out + i, fma(a, cos, zero() - b * sin));
+        store(out + half + i, fma(b, cos, a * sin));
+    }
+    if (i < half) {
+        const int n = half - i;
         const V a = load_n(x + i, n), b = load_n(x + half + i, n);
         const V cos = load_n(table + i, n), sin = load_n(table + half + i, n);
         store_n(out + i, fma(a, cos, zero() - b * sin), n);
@@ -104,71 +111,101 @@ EL_INLINE void rotate(const float* x, const float* table, int dim, float* out) {
     }
 }
 
-// One head's values in the cache's type. All are finite: where a query row does not see a key, its
+// One head in the cache's type. All values are finite: where a query row does not see a key, its
 // weight of 0 times the value must be 0.
-EL_INLINE void to_cache(const float* x, int dim, float* out) {
-    for (int i = 0; i < dim; i += 16) {
-        const int n = min_of(16, dim - i);
-        store_n(out + i, saturate(load_n(x + i, n), kMaxFloat), n);
-    }
-}
-EL_INLINE void to_half(const float* x, int dim, uint16_t* out) {
+template <Kind kind>
+EL_INLINE void to_cache(const float* x, int dim, Stored<kind>* out) {
+    const auto narrow = [](V v, Stored<kind>* p) {
+        if constexpr (kind == Kind::f32) {
+            store(p, saturate(v, kMaxFloat));
+        } else if constexpr (kind == Kind::f16) {
+            store_half(p, saturate(v, kMaxHalf));
+        } else {
+            float t[16];
+            store(t, saturate(v, kMaxBf16));
+            for (int j = 0; j < 16; ++j) p[j] = float_to_bf16(t[j]);
+        }
+    };
     int i = 0;
-    for (; i + 16 <= dim; i += 16) store_half(out + i, saturate(load(x + i), kMaxHalf));
+    for (; i + 16 <= dim; i += 16) narrow(load(x + i), out + i);
     if (i < dim) {
-        uint16_t t[16];
-        store_half(t, saturate(load_n(x + i, dim - i), kMaxHalf));
-        std::memcpy(out + i, t, static_cast<size_t>(dim - i) * 2);
-    }
-}
-EL_INLINE void to_bf16(const float* x, int dim, uint16_t* out) {
-    for (int i = 0; i < dim; i += 16) {
-        const int n = min_of(16, dim - i);
-        float t[16];
-        store(t, saturate(load_n(x + i, n), kMaxBf16));
-        for (int j = 0; j < n; ++j) out[i + j] = float_to_bf16(t[j]);
+        Stored<kind> t[16];
+        narrow(load_n(x + i, dim - i), t);
+        std::memcpy(out + i, t, static_cast<size_t>(dim - i) * sizeof(t[0]));
     }
 }
 
-template <class T>
-EL_INLINE void write_slot(const Rope& a, const T* k, const T* v, int32_t slot, int head) {
-    const ptrdiff_t at = static_cast<ptrdiff_t>(slot / 32) * a.kv_heads + head;
-    T* keys = static_cast<T*>(a.k) + at * a.dim * 32 + slot % 32;
-    for (int d = 0; d < a.dim; ++d) keys[d * 32] = k[d];
-    T* values = static_cast<T*>(a.v) + (at * 32 + slot % 32) * a.padded_dim;
-    std::memcpy(values, v, static_cast<size_t>(a.dim) * sizeof(T));
-}
-
+// Keys of consecutive slots lie side by side in a cache line for each dim: so many tokens are
+// turned at once.
+constexpr int kRun = 16;
 constexpr int kMaxHeadDim = 1024;
 
-void rope_write(const Rope& a, int first, int num) {
-    float normed[kMaxHeadDim], rotated[kMaxHeadDim], k32[kMaxHeadDim], v32[kMaxHeadDim];
-    uint16_t k16[kMaxHeadDim], v16[kMaxHeadDim];
+int run_length(const int32_t* slots, int n) {
+    const int room = min_of(n, kRun - slots[0] % kRun);
+    int run = 1;
+    while (run < room && slots[run] == slots[0] + run) ++run;
+    return run;
+}
+
+// out[d * 32 + i] = keys[i * dim + d]
+template <class T>
+EL_INLINE void turn_keys(const T* keys, int run, int dim, T* out) {
+    int d = 0;
+    if constexpr (sizeof(T) == 2)
+        if (run == kRun)
+            for (; d + 16 <= dim; d += 16) transpose(keys + d, dim, out + d * 32, 32);
+    for (; d < dim; ++d)
+        for (int i = 0; i < run; ++i) out[d * 32 + i] = keys[i * dim + d];
+}
+
+template <Kind kind>
+void rope_write_kind(const Rope& a, int first, int num) {
+    using T = Stored<kind>;
+    alignas(64) float normed[kMaxHeadDim], rotated[kMaxHeadDim];
+    alignas(64) T keys[kRun * kMaxHeadDim];
     const ptrdiff_t width = static_cast<ptrdiff_t>(a.heads + 2 * a.kv_heads) * a.dim;
-    const auto prepare = [&](const float* x, const float* gain) {
-        if (!gain) return x;
-        scale_row(x, inverse_rms(x, a.dim, a.eps), gain, a.dim, normed);
-        return static_cast<const float*>(normed);
+    const auto keys_at = [&](int32_t slot) {
+        return static_cast<T*>(a.k) + static_cast<ptrdiff_t>(slot / 32) * a.kv_heads * a.dim * 32 +
+               slot % 32;
     };
-    for (int t = first; t < first + num; ++t) {
-        const float* row = a.qkv + t * width;
-        const float* table = a.table + static_cast<ptrdiff_t>(a.positions[t]) * a.dim;
-        float* q = a.q + static_cast<ptrdiff_t>(t) * a.heads * a.dim;
-        for (int h = 0; h < a.heads; ++h)
-            rotate(prepare(row + h * a.dim, a.q_gain), table, a.dim, q + h * a.dim);
+    const auto turn = [&](int t, const float* x, const float* gain, float* out) {
+        if (gain) scale_row(x, inverse_rms(x, a.dim, a.eps), gain, a.dim, normed);
+        rotate(gain ? normed : x, a.table + static_cast<ptrdiff_t>(a.positions[t]) * a.dim, a.dim,
+               out);
+    };
+    // A key is a cache line of its own for every dim: asked for one token ahead.
+    const auto ask = [&](int t) {
+        const T* k = keys_at(a.slots[t]);
+        for (int d = 0; d < a.kv_heads * a.dim; ++d) prefetch(k + static_cast<ptrdiff_t>(d) * 32);
+    };
+    for (int t = first, run; t < first + num; t += run) {
+        run = run_length(a.slots + t, first + num - t);
+        T* k = keys_at(a.slots[t]);
+        T* v = static_cast<T*>(a.v) +
+               (static_cast<ptrdiff_t>(a.slots[t] / 32) * a.kv_heads * 32 + a.slots[t] % 32) *
+                   a.padded_dim;
+        if (t == first) ask(t);
+        if (t + run < first + num) ask(t + run);
+        for (int i = 0; i < run; ++i)
+            for (int h = 0; h < a.heads; ++h)
+                turn(t + i, a.qkv + (t + i) * width + h * a.dim, a.q_gain,
+                     a.q + (static_cast<ptrdiff_t>(t + i) * a.heads + h) * a.dim);
         for (int h = 0; h < a.kv_heads; ++h) {
-            const float* v = row + (a.heads + a.kv_heads + h) * a.dim;
-            rotate(prepare(row + (a.heads + h) * a.dim, a.k_gain), table, a.dim, rotated);
-            if (a.kv_kind == Kind::f32) {
-                to_cache(rotated, a.dim, k32);
-                to_cache(v, a.dim, v32);
-                write_slot(a, k32, v32, a.slots[t], h);
-                continue;
+            for (int i = 0; i < run; ++i) {
+                const float* row = a.qkv + (t + i) * width + (a.heads + h) * a.dim;
+                turn(t + i, row, a.k_gain, rotated);
+                to_cache<kind>(rotated, a.dim, keys + i * a.dim);
+                to_cache<kind>(row + a.kv_heads * a.dim, a.dim,
+                               v + (static_cast<ptrdiff_t>(h) * 32 + i) * a.padded_dim);
             }
-            const auto round = a.kv_kind == Kind::f16 ? to_half : to_bf16;
-            round(rotated, a.dim, k16);
-            round(v, a.dim, v16);
-            write_slot(a, k16, v16, a.slots[t], h);
+            turn_keys(keys, run, a.dim, k + static_cast<ptrdiff_t>(h) * a.dim * 32);
         }
     }
+}
+
+void rope_write(const Rope& a, int first, int num) {
+    const auto write = a.kv_kind == Kind::f32   ? rope_write_kind<Kind::f32>
+                       : a.kv_kind == Kind::f16 ? rope_write_kind<Kind::f16>
+                                                : rope_write_kind<Kind::bf16>;
+    write(a, first, num);
 }

@@ -88,18 +88,7 @@ EL_INLINE uint16_t float_to_bf16(float f) {
 
 // The tree that joins sixteen partial sums: lanes i and i + 8, then + 4, + 2, + 1.
 #if defined(ELINVAR_AVX512) || defined(ELINVAR_AVX2)
-EL_INLINE float tree_sum(V a) {
-    const __m256 t8 = _mm256_add_ps(low_half(a), high_half(a));
-    const __m128 t4 = _mm_add_ps(_mm256_castps256_ps128(t8), _mm256_extractf128_ps(t8, 1));
-    const __m128 t2 = _mm_add_ps(t4, _mm_movehl_ps(t4, t4));
-    return _mm_cvtss_f32(_mm_add_ss(t2, _mm_movehdup_ps(t2)));
-}
-EL_INLINE float tree_max(V a) {
-    const __m256 t8 = _mm256_max_ps(low_half(a), high_half(a));
-    const __m128 t4 = _mm_max_ps(_mm256_castps256_ps128(t8), _mm256_extractf128_ps(t8, 1));
-    const __m128 t2 = _mm_max_ps(t4, _mm_movehl_ps(t4, t4));
-    return _mm_cvtss_f32(_mm_max_ss(t2, _mm_movehdup_ps(t2)));
-}
+#include "simd/x86.h"
 #else
 EL_INLINE float tree_sum(V a) {
     float t[16];
@@ -114,6 +103,11 @@ EL_INLINE float tree_max(V a) {
     for (int width = 8; width; width /= 2)
         for (int i = 0; i < width; ++i) t[i] = max_of(t[i], t[i + width]);
     return t[0];
+}
+// out[i * ld_out + j] = x[j * ld + i] for i, j below 16.
+EL_INLINE void transpose(const uint16_t* x, ptrdiff_t ld, uint16_t* out, ptrdiff_t ld_out) {
+    for (int i = 0; i < 16; ++i)
+        for (int j = 0; j < 16; ++j) out[i * ld_out + j] = x[j * ld + i];
 }
 #endif
 

@@ -81,10 +81,11 @@ int main(int argc, char** argv) {
     p.rms_norm(x.data(), y.data(), gain.data(), 1e-5f, 17, 100, sum.data(), out.data());
     show("norm", out);
     for (const Kind kv : {Kind::f16, Kind::bf16, Kind::f32}) {
-        const int heads = 6, kv_heads = 2, dim = 24, padded = 32, tokens = 70, blocks = 3;
+        const int heads = 6, kv_heads = 2, dim = 24, padded = 32, tokens = 1100, blocks = 35;
         const auto qkv = floats(static_cast<std::size_t>(tokens * (heads + 2 * kv_heads) * dim));
         const auto table = floats(static_cast<std::size_t>(tokens * dim));
-        std::vector<int32_t> positions, slots, tables{2, 0, 1}, starts{0, tokens};
+        std::vector<int32_t> positions, slots, tables;
+        for (int b = 0; b < blocks; ++b) tables.push_back((b * 11 + 2) % blocks);
         for (int t = 0; t < tokens; ++t) {
             positions.push_back(t);
             slots.push_back(tables[static_cast<std::size_t>(t / 32)] * 32 + t % 32);
@@ -104,22 +105,28 @@ int main(int argc, char** argv) {
         show("q", q);
         show("k", k);
         show("v", v);
-        const Attention a{q.data(),
-                          k.data(),
-                          v.data(),
-                          kv,
-                          heads,
-                          kv_heads,
-                          dim,
-                          padded,
-                          tables.data(),
-                          3,
-                          positions.data(),
-                          0.2f,
-                          kv == Kind::bf16 ? 40 : 0,
-                          o.data()};
-        p.attention(a, 1, starts.data());
-        show("attention", o);
+        // A piece of a prompt, then few tokens whose splits are items of their own.
+        for (const int last : {70, 2}) {
+            const int first = tokens - last;
+            const std::vector<int32_t> starts{0, last};
+            const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(first) * heads * dim;
+            const Attention a{q.data() + at,
+                              k.data(),
+                              v.data(),
+                              kv,
+                              heads,
+                              kv_heads,
+                              dim,
+                              padded,
+                              tables.data(),
+                              blocks,
+                              positions.data() + first,
+                              0.2f,
+                              kv == Kind::bf16 ? 40 : 0,
+                              o.data()};
+            p.attention(a, 1, starts.data());
+            show("attention", o.data(), static_cast<std::size_t>(last * heads * dim) * 4);
+        }
     }
     const int vocab = 3000, rows = 8;
     const auto logits = floats(static_cast<std::size_t>(vocab * rows), 12.0f);

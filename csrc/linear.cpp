@@ -8,7 +8,7 @@ namespace elinvar {
 namespace {
 
 // Work items of a GEMM: blocks of rows small enough for their activations to stay in the L2
-// cache, times chunks of panels fine enough to balance threads.
+// cache, times chunks of panels, few as each begins cold, fine enough to balance threads.
 struct Tiling {
     int row_block, row_blocks, chunk, chunks;
 
@@ -20,9 +20,8 @@ struct Tiling {
         row_block = ((rows + row_blocks - 1) / row_blocks + 7) / 8 * 8;  // a tile begins there
         row_blocks = (rows + row_block - 1) / row_block;
         const int wanted =
-            threads == 1 ? 1 : std::max(1, threads * (rows <= 4 ? 2 : 6) / row_blocks);
+            threads == 1 ? 1 : std::max(1, threads * (rows <= 4 ? 2 : 3) / row_blocks);
         chunk = std::max(1, (panels + wanted - 1) / wanted);
-        if (chunk >= 8) chunk = (chunk + 7) / 8 * 8;
         chunks = (panels + chunk - 1) / chunk;
     }
     int count() const { return row_blocks * chunks; }

@@ -8,8 +8,9 @@ namespace elinvar {
 namespace {
 
 // Work items of a GEMM: blocks of rows small enough for their activations to stay in the L2
-// cache, times chunks of panels fine enough to balance threads. The kernel of float weights keeps
-// panels in L2 and takes its rows from L3: it wants larger blocks, and its panels in pairs.
+// cache, times chunks of panels, few as each begins cold, fine enough to balance threads. The
+// kernel of float weights keeps panels in L2 and takes its rows from L3: it wants larger blocks,
+// and its panels in pairs.
 struct Tiling {
     int row_block, row_blocks, chunk, chunks;
 
@@ -21,11 +22,10 @@ struct Tiling {
         row_blocks = (rows + most - 1) / most;
         row_block = ((rows + row_blocks - 1) / row_blocks + 7) / 8 * 8;  // a tile begins there
         row_blocks = (rows + row_block - 1) / row_block;
-        const bool streams = rows <= (quantised ? 4 : 8);  // one tile: each chunk begins cold
-        const int wanted = threads == 1 ? 1 : std::max(1, threads * (streams ? 2 : 6) / row_blocks);
-        const int whole = quantised ? 8 : 2;
-        chunk = std::max(1, (panels + wanted - 1) / wanted);
-        if (chunk >= whole) chunk = (chunk + whole - 1) / whole * whole;
+        const int a_thread = rows <= (quantised ? 4 : 8) ? 2 : quantised ? 3 : 6;
+        const int wanted = threads == 1 ? 1 : std::max(1, threads * a_thread / row_blocks);
+        chunk = (panels + wanted - 1) / wanted;
+        if (!quantised) chunk = (chunk + 1) / 2 * 2;
         chunks = (panels + chunk - 1) / chunk;
     }
     int count() const { return row_blocks * chunks; }

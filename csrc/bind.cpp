@@ -11,6 +11,7 @@
 #include <new>
 #include <stdexcept>
 
+#include "ceilings.h"
 #include "float_env.h"
 #include "provider.h"
 
@@ -232,6 +233,22 @@ nb::tuple sample(Provider& p, F32In logits, nb::ndarray<const uint64_t, nb::c_co
     return nb::make_tuple(ids, logprobs, top_ids, top);
 }
 
+nb::dict ceilings(int num_threads, const std::string& simd) {
+    Ceilings c;
+    {
+        const nb::gil_scoped_release release;
+        c = measure_ceilings(num_threads, simd);
+    }
+    nb::dict found;
+    found["cache_bytes"] = c.cache_bytes;
+    found["read"] = c.read;
+    found["read_cached"] = c.read_cached;
+    found["fma"] = c.fma;
+    found["maddubs"] = c.maddubs;
+    found["dot"] = c.dot;
+    return found;
+}
+
 }  // namespace
 
 NB_MODULE(_cpu, m) {
@@ -242,6 +259,7 @@ NB_MODULE(_cpu, m) {
         for (int i = 0; i < count; ++i) names.emplace_back(all[i]->name);
         return names;
     });
+    m.def("ceilings", &ceilings);
     nb::class_<BoundMatrix>(m, "Matrix")
         .def(nb::init<const std::string&, int, int,
                       nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>>());

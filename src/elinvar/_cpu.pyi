@@ -5,6 +5,9 @@ from typing import Any
 def available() -> list[str]:
     """Instruction sets of this machine, widest first."""
 
+def ceilings(num_threads: int, simd: str) -> dict[str, Any]:
+    """The fields of ops.ceilings.Ceilings, measured."""
+
 class Matrix:
     def __init__(self, kind: str, n: int, k: int, data: Any) -> None: ...
 

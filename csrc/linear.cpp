@@ -71,6 +71,7 @@ const QuantRows& Provider::quantize(const float* x, int rows, int k) {
 }
 
 void Provider::linear(const float* x, int rows, const std::vector<const Matrix*>& ws, float* out) {
+    if (rows == 0) return;
     const int k = ws[0]->k;
     std::ptrdiff_t ld = 0;
     bool quantised = false;
@@ -118,6 +119,7 @@ void Provider::linear(const float* x, int rows, const std::vector<const Matrix*>
 
 void Provider::gated_linear(const float* x, int rows, const Matrix& gate, const Matrix& up,
                             int activation, float* out) {
+    if (rows == 0) return;
     const int k = gate.k, n = gate.n;
     if (gate.quantised() || up.quantised()) quantize(x, rows, k);
     const Tiling t(rows, gate.quantised() ? k : 4 * k, gate.num_panels(), pool_.size());

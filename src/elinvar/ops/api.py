@@ -10,7 +10,7 @@ are 16 partial sums, element i going to partial i mod 16, joined by the tree 8, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -150,6 +150,15 @@ class Ops(Protocol):
         max(0, p - window + 1) .. p. Keys are walked in blocks of 32 at absolute positions with a
         running softmax (Milakov and Gimelshein, 2018), restarted every ATTENTION_SPLIT keys and
         merged in ascending order (Dao et al., 2023)."""
+        ...
+
+    def record(self, run: Callable[[], F32]) -> Callable[[], F32]:
+        """A call that does the ops of `run` again, on what the same arrays hold by then.
+
+        `run` must call ops alone, whatever the arrays hold: it may be run to learn them, and its
+        results mean nothing. Weights, caches and input arrays must outlive the recording. The
+        result is valid until the next call of any recording of this provider.
+        """
         ...
 
     def sample(self, logits_LV: F32, args: SampleArgs) -> SampleResult:

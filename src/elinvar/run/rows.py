@@ -20,6 +20,7 @@ from elinvar.base.sampling import SamplingParams
 from elinvar.ops.api import SampleArgs
 
 _SEED_MASK = 2**64 - 1
+_MIN_WIDTH = 16
 
 
 class Rows:
@@ -29,7 +30,7 @@ class Rows:
     """
 
     def __init__(self, max_rows: int, max_context: int, num_groups: int) -> None:
-        max_blocks = -(-max_context // BLOCK_SIZE)
+        max_blocks = table_width(max_context)
         self.token_ids: I32 = np.zeros((max_rows, max_context), np.int32)
         self.tables: list[I32] = [
             np.zeros((max_rows, max_blocks), np.int32) for _ in range(num_groups)
@@ -86,7 +87,7 @@ class Rows:
         row_T = np.repeat(row_R, num_R)
         positions = np.arange(ends_R[-1], dtype=np.int32)
         positions += np.repeat(start_R - query_start_loc[:-1], num_R)
-        num_blocks = (int(seq_lens.max()) + BLOCK_SIZE - 1) // BLOCK_SIZE
+        width = table_width(int(seq_lens.max()))
         index_T, offset_T = positions // BLOCK_SIZE, positions % BLOCK_SIZE
         sampling = np.flatnonzero(spans[:, 3])
         batch = ForwardBatch(
@@ -94,7 +95,7 @@ class Rows:
             positions=positions,
             query_start_loc=query_start_loc,
             seq_lens=seq_lens,
-            block_tables=tuple(t[:, :num_blocks].take(row_R, axis=0) for t in self.tables),
+            block_tables=tuple(t[:, :width].take(row_R, axis=0) for t in self.tables),
             slot_mapping=tuple(t[row_T, index_T] * BLOCK_SIZE + offset_T for t in self.tables),
             logit_rows=ends_R[sampling] - 1,
         )
@@ -111,3 +112,9 @@ class Rows:
             min_p=self.min_p[row_L],
             num_logprobs=max(self.num_logprobs[row] or 0 for row in row_L.tolist()),
         )
+
+
+def table_width(num_positions: int) -> int:
+    """Columns of a step's block tables: a power of two, so that steps of one shape come often."""
+    num_blocks = -(-num_positions // BLOCK_SIZE)
+    return max(_MIN_WIDTH, 1 << (num_blocks - 1).bit_length())

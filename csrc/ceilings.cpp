@@ -4,13 +4,13 @@
 #include "ceilings.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <new>
 
@@ -229,12 +229,17 @@ class ReadSet {
     std::unique_ptr<void, void (*)(void*)> data_;
 };
 
+// From the kernel: sysconf(_SC_LEVEL3_CACHE_SIZE) adds up the caches of all sockets on some CPUs.
 std::size_t last_cache_bytes() {
-    long bytes = 0;
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#endif
-    return static_cast<std::size_t>(bytes > 0 ? bytes : 8L << 20);
+    std::size_t largest = 0;
+    for (int index = 0; index < 8; ++index) {
+        std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) +
+                           "/size");
+        std::size_t size = 0;
+        char unit = 0;
+        if (file >> size >> unit) largest = std::max(largest, size << (unit == 'M' ? 20 : 10));
+    }
+    return largest ? largest : std::size_t{8} << 20;
 }
 
 }  // namespace
@@ -243,13 +248,13 @@ Ceilings measure_ceilings(int num_threads, const std::string& simd) {
     const Loops& loops = loops_of(simd);
     Pool pool(num_threads);
     const std::size_t cache = last_cache_bytes();
-    const ReadSet cached(cache / 3, 8 * num_threads);
+    const ReadSet cached(cache / 2, 8 * num_threads);
     // A cache beyond that size is shared with others and holds no model of ours.
     const ReadSet memory(std::min(4 * cache, std::size_t{512} << 20), 8 * num_threads);
     Ceilings found;
     found.cache_bytes = cache;
     // Everything in turn, several times: a neighbour who comes by must not hide one of them.
-    for (int pass = 0; pass < 6; ++pass) {
+    for (int pass = 0; pass < 24; ++pass) {
         const auto keep = [](double& best, double rate) { best = std::max(best, rate); };
         keep(found.fma, compute_rate(pool, loops.fma, loops.fma_ops));
         keep(found.maddubs, compute_rate(pool, loops.maddubs, loops.maddubs_ops));

@@ -48,6 +48,30 @@ def ceilings(num_threads: int, simd: str, remeasure: bool = False) -> Ceilings:
     return found
 
 
+def shares(
+    streamed: float, moved: float, ops: float, unit: str, roof: Ceilings, cached: bool
+) -> dict[str, float]:
+    """How near this machine's ceilings a rate comes: percent of each that applies.
+
+    Bytes and operations are a second's. What streams comes from memory, or from the last cache
+    where it fits (`cached`); ops that stream nothing work on what the op before left in a cache.
+    """
+    found = {}
+    if not streamed or cached:
+        found["cache"] = moved / roof.read_cached
+    else:
+        found["read"] = streamed / roof.read
+    if unit == "f32":
+        found["fma"] = ops / roof.fma
+    else:
+        found |= {
+            name: ops / rate
+            for name, rate in (("dot", roof.dot), ("maddubs", roof.maddubs))
+            if rate
+        }
+    return {name: 100 * share for name, share in found.items()}
+
+
 def describe(found: Ceilings) -> str:
     """One line for the head of a table."""
     parts = [

@@ -67,9 +67,11 @@ class ProfiledOps:
         finally:
             self._recording = recording
             self._use(
-                lambda op: getattr(self.inner, op)
-                if recording is None
-                else _timed(op, getattr(self.inner, op), recording)
+                lambda op: (
+                    getattr(self.inner, op)
+                    if recording is None
+                    else _timed(op, getattr(self.inner, op), recording)
+                )
             )
         timed = getattr(replay, "timed", None)
 

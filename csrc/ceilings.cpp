@@ -143,7 +143,7 @@ void dot_neon() {
     for (int step = 0; step < kSteps; ++step) {
         EL_UNROLL
         for (int i = 0; i < 16; ++i)
-            asm volatile(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %1.16b"
+            asm volatile(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %1.16b"
                          : "+w"(sum[i])
                          : "w"(x));
     }

@@ -110,7 +110,7 @@ def _print(about: dict[str, Any], phases: list[Phase], roof: Ceilings) -> None:
         seconds = told["seconds"]
         print(
             f"\n{phase.name}: {1000 * seconds:,.2f} ms, {told['tokens_per_s']:,.0f} tokens/s "
-            f"(median of {len(phase.passes)})"
+            f"(the quicker half of {len(phase.passes)})"
         )
         width = max(len(f"{one['op']} {one['label']}") for one in told["ops"]) + 2
         head = f"{'calls':>6}{'ms':>10}{'share':>8}{'GB/s':>8}{'GOP/s':>9}"

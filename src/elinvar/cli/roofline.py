@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,20 +42,19 @@ class Phase:
     passes: list[Pass] = field(default_factory=list)
 
     def as_json(self, roof: Ceilings) -> dict[str, Any]:
-        """Medians over the passes; ops by the time they take, the longest first."""
-        seconds = statistics.median(p.seconds for p in self.passes)
-        python = statistics.median(p.seconds - p.kernel_seconds for p in self.passes)
-        streamed = statistics.mean(sum(c.cost.streamed for c in p.calls) for p in self.passes)
-        by_op: dict[tuple[str, str], list[list[OpCall]]] = defaultdict(
-            lambda: [[] for _ in self.passes]
-        )
-        for i, one in enumerate(self.passes):
+        """Means over the quicker half of the passes: what disturbs a machine only makes it slower,
+        and shares of means add up. Ops by the time they take, the longest first."""
+        passes = sorted(self.passes, key=lambda p: p.seconds)[: (len(self.passes) + 1) // 2]
+        count = len(passes)
+        seconds = sum(p.seconds for p in passes) / count
+        python = seconds - sum(p.kernel_seconds for p in passes) / count
+        by_op: dict[tuple[str, str], list[OpCall]] = defaultdict(list)
+        for one in passes:
             for call in one.calls:
-                by_op[call.op, call.cost.label][i].append(call)
-        ops = [
-            _row(*key, calls, seconds, roof, cached=streamed < roof.cache_bytes)
-            for key, calls in by_op.items()
-        ]
+                by_op[call.op, call.cost.label].append(call)
+        streamed = sum(c.cost.streamed for calls in by_op.values() for c in calls) / count
+        cached = streamed < roof.cache_bytes
+        ops = [_row(calls, count, roof, cached) for calls in by_op.values()]
         return {
             "name": self.name,
             "passes": len(self.passes),
@@ -65,35 +63,29 @@ class Phase:
             "tokens_per_s": self.tokens / seconds,
             "python_seconds": python,
             "python_share": python / seconds,
-            "ops": sorted(ops, key=lambda row: -row["seconds"]),
+            "ops": [
+                {**row, "share": row["seconds"] / seconds}
+                for row in sorted(ops, key=lambda row: -row["seconds"])
+            ],
         }
 
 
-def _row(
-    op: str,
-    label: str,
-    calls: Sequence[Sequence[OpCall]],
-    total: float,
-    roof: Ceilings,
-    cached: bool,
-) -> dict[str, Any]:
-    """One line of the roofline from the calls of each pass."""
-    seconds = statistics.median(sum(c.end - c.start for c in part) for part in calls) / 1e9
-
-    def per_pass(what: str) -> float:
-        return statistics.mean(sum(getattr(c.cost, what) for c in part) for part in calls)
-
-    streamed, moved, ops = (per_pass(what) / seconds for what in ("streamed", "moved", "ops"))
-    unit = next(c.cost.unit for part in calls for c in part)
+def _row(calls: Sequence[OpCall], passes: int, roof: Ceilings, cached: bool) -> dict[str, Any]:
+    """One line of the roofline from all calls of one kind."""
+    seconds = sum(call.end - call.start for call in calls) / 1e9
+    streamed, moved, ops = (
+        sum(getattr(call.cost, what) for call in calls) / seconds
+        for what in ("streamed", "moved", "ops")
+    )
+    one = calls[0]
     return {
-        "op": op,
-        "label": label,
-        "calls": statistics.mean(map(len, calls)),
-        "seconds": seconds,
-        "share": seconds / total,
+        "op": one.op,
+        "label": one.cost.label,
+        "calls": len(calls) / passes,
+        "seconds": seconds / passes,
         "gb_per_s": moved / 1e9,
         "gop_per_s": ops / 1e9,
-        "percent": shares(streamed, moved, ops, unit, roof, cached),
+        "percent": shares(streamed, moved, ops, one.cost.unit, roof, cached),
     }
 
 

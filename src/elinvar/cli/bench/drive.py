@@ -13,7 +13,7 @@ from elinvar.base.errors import ElinvarError
 from elinvar.cli.bench.clients import Client
 from elinvar.cli.bench.latency import Record
 from elinvar.cli.bench.workload import Arrival, prompts
-from elinvar.cli.terminal import bar
+from elinvar.cli.terminal import bar, note
 
 
 async def drive(
@@ -35,6 +35,7 @@ async def drive(
         if not warmed:
             return records, True
 
+        note(f"sending {len(records)} requests over {arrivals[-1].at:,.0f} s")
         with bar("requests", len(records)) as update:
 
             async def one(record: Record, index: int) -> None:

@@ -2,6 +2,8 @@
 // lives in that namespace: nothing compiled for a wide machine can be linked into a narrow path.
 #include "kernels.h"
 
+#include <utility>
+
 #include "simd.h"
 
 namespace ELINVAR_ISA {
@@ -9,6 +11,7 @@ namespace ELINVAR_ISA {
 using elinvar::Attention;
 using elinvar::Kernels;
 using elinvar::Kind;
+using elinvar::QuantGroup;
 using elinvar::QuantRows;
 using elinvar::Rope;
 using elinvar::RowStats;

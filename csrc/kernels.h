@@ -7,14 +7,21 @@
 
 namespace elinvar {
 
-// Activations rounded to int8 per row and group of 32: x ~ scale * code.
-// Row m: codes + m * k, scale/sum/isum + m * groups.
+// Activations rounded to int8: a group of 32 of one row, x ~ scale * code.
+struct QuantGroup {
+    int8_t codes[32];
+    float scale;
+    float sum;     // scale * (sum of the codes)
+    int32_t isum;  // sum of the codes
+};
+
+// Rows lie in blocks of eight, the last one as high as it is: [block][group][row]. So a tile of
+// rows reads one stream (linear_quant.h finds a row's records).
 struct QuantRows {
-    int8_t* codes;
-    float* scale;
-    float* sum;     // scale * (sum of the group's codes)
-    int32_t* isum;  // sum of the group's codes
-    std::ptrdiff_t k, groups;
+    static constexpr int kBlock = 8;
+    QuantGroup* data;
+    int rows;
+    std::ptrdiff_t groups;
 };
 
 enum class Kind : int { q4, q8, f16, bf16, f32 };  // of weights; the cache uses the last three
@@ -51,7 +58,8 @@ struct RowStats {
     float log_sum;   // ln of the sum of e^(x - max)
 };
 
-// Panels are packed as ops/layout.py says. `num_cols` counts the real columns from the first panel.
+// Panels are packed as ops/layout.py says. `num_cols` counts the real columns from the first panel;
+// linear_quant's first_row begins a block.
 struct Kernels {
     const char* name;
     void (*quantize_rows)(const float* x, int rows, const QuantRows& out, int first_row);

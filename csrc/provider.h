@@ -59,9 +59,7 @@ class Provider {
     const Kernels* kernels_;
     Pool pool_;
     std::vector<std::vector<float>> scratch_;
-    std::vector<int8_t> codes_;
-    std::vector<float> scales_, sums_;
-    std::vector<int32_t> isums_;
+    std::vector<QuantGroup> groups_;
     QuantRows quant_{};
 };
 

@@ -9,7 +9,7 @@ kernels, and so the bits, are those of a plain forward.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from elinvar.base.batch import I32, ForwardBatch
@@ -21,14 +21,24 @@ MAX_TOKENS = 256
 MAX_GRAPHS = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Graph:
-    batch: ForwardBatch
+    own: ForwardBatch
     replay: Callable[[], F32]
+    last: tuple[I32, ...] = ()
+    """Block tables that were copied last: a batch brings the same arrays while they hold."""
 
     def __call__(self, batch: ForwardBatch) -> F32:
-        for own, new in zip(_arrays(self.batch), _arrays(batch), strict=True):
-            own[:] = new
+        own = self.own
+        own.input_ids[:] = batch.input_ids
+        own.positions[:] = batch.positions
+        own.seq_lens[:] = batch.seq_lens
+        for to, slots in zip(own.slot_mapping, batch.slot_mapping, strict=True):
+            to[:] = slots
+        if batch.block_tables is not self.last:
+            for to, table in zip(own.block_tables, batch.block_tables, strict=True):
+                to[:] = table
+            self.last = batch.block_tables
         return self.replay()
 
 
@@ -64,12 +74,3 @@ class Graphs:
             logit_rows=batch.logit_rows.copy(),
         )
         return _Graph(own, self.ops.record(lambda: self.model.forward(own, self.kv)))
-
-
-def _arrays(batch: ForwardBatch) -> Iterator[I32]:
-    """What differs between steps of one shape."""
-    yield batch.input_ids
-    yield batch.positions
-    yield batch.seq_lens
-    yield from batch.block_tables
-    yield from batch.slot_mapping

@@ -51,12 +51,12 @@ class Runner:
         if not items:
             return StepOutput(sampled, logprobs)
         rows.append_blocks(items)
-        batch, row_L, position_L = rows.gather(items)
+        batch, rows_L, position_L = rows.gather(items)
         logits_LV = self.graphs.forward(batch)
-        if not row_L.size:
+        if not rows_L:
             return StepOutput(sampled, logprobs)
-        result = self.ops.sample(logits_LV, rows.sample_args(row_L, position_L))
-        rows.token_ids[row_L, position_L] = result.ids
+        result = self.ops.sample(logits_LV, rows.sample_args(rows_L, position_L))
+        rows.token_ids[rows_L, position_L] = result.ids
         sampling = [i for i, item in enumerate(items) if item.sample]
         for at, (i, token) in enumerate(zip(sampling, result.ids.tolist(), strict=True)):
             sampled[i] = [token]

@@ -2,6 +2,7 @@
 // lives in that namespace: nothing compiled for a wide machine can be linked into a narrow path.
 #include "kernels.h"
 
+#include <type_traits>
 #include <utility>
 
 #include "simd.h"
@@ -9,6 +10,7 @@
 namespace ELINVAR_ISA {
 
 using elinvar::Attention;
+using elinvar::AttentionTile;
 using elinvar::Kernels;
 using elinvar::Kind;
 using elinvar::QuantGroup;
@@ -36,8 +38,8 @@ const Kernels kernels = {
     rms_norm,
     add,
     rope_write,
-    attention_scratch,
-    attention,
+    attention_part,
+    attention_join,
     row_stats,
     scale_logits,
     exp_all,

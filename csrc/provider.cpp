@@ -25,9 +25,7 @@ Provider::Provider(int num_threads, const std::string& simd)
     : kernels_(choose(simd)), pool_(num_threads), scratch_(static_cast<std::size_t>(num_threads)) {}
 
 float* Provider::scratch(int thread, std::size_t floats) {
-    auto& s = scratch_[static_cast<std::size_t>(thread)];
-    if (s.size() < floats) s.resize(floats);
-    return s.data();
+    return scratch_[static_cast<std::size_t>(thread)].at_least(floats);
 }
 
 void Provider::embed(const int32_t* ids, int rows, const Matrix& w, float scale, float* out) {

@@ -57,7 +57,9 @@ class HttpClient:
         try:
             import httpx
         except ModuleNotFoundError:
-            raise ElinvarError("--url needs the package httpx; install it with 'pip install httpx'.") from None
+            raise ElinvarError(
+                "--url needs the package httpx; install it with 'pip install httpx'."
+            ) from None
         self._errors = httpx.HTTPError
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:

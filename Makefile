@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/setup.stamp
 DEV := $(VENV)/dev.stamp
 SOURCES := $(wildcard csrc/* csrc/*/*) CMakeLists.txt pyproject.toml
-CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h tests/cpp/*.cpp)
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h tests/cpp/*)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 .PHONY: help setup demo test lint format clean

@@ -7,12 +7,14 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <stdexcept>
 #include <vector>
 
 #include "arena.h"
+#include "ceilings.h"
 #include "float_env.h"
 #include "provider.h"
 
@@ -238,15 +240,51 @@ std::shared_ptr<Recording> end_recording(Session& p, std::optional<F32In> out) {
     return done;
 }
 
+F32Out result_of(const std::shared_ptr<Recording>& r) {
+    auto* held = new std::shared_ptr<Recording>(r);
+    nb::capsule owner(held,
+                      [](void* p) noexcept { delete static_cast<std::shared_ptr<Recording>*>(p); });
+    return F32Out(r->out, r->shape.size(), r->shape.data(), owner);
+}
+
 F32Out replay(std::shared_ptr<Recording> r) {
     {
         const Working working;
         for (const auto& op : r->ops) op();
     }
-    auto* held = new std::shared_ptr<Recording>(r);
-    nb::capsule owner(held,
-                      [](void* p) noexcept { delete static_cast<std::shared_ptr<Recording>*>(p); });
-    return F32Out(r->out, r->shape.size(), r->shape.data(), owner);
+    return result_of(r);
+}
+
+// As replay, with the clock's nanoseconds before the first op and after each one.
+nb::tuple replay_timed(std::shared_ptr<Recording> r) {
+    const auto now = [] { return std::chrono::steady_clock::now().time_since_epoch(); };
+    std::vector<int64_t> times;
+    {
+        const Working working;
+        times.reserve(r->ops.size() + 1);
+        times.push_back(std::chrono::nanoseconds(now()).count());
+        for (const auto& op : r->ops) {
+            op();
+            times.push_back(std::chrono::nanoseconds(now()).count());
+        }
+    }
+    return nb::make_tuple(result_of(r), times);
+}
+
+nb::dict ceilings(int num_threads, const std::string& simd) {
+    Ceilings c;
+    {
+        const nb::gil_scoped_release release;
+        c = measure_ceilings(num_threads, simd);
+    }
+    nb::dict found;
+    found["cache_bytes"] = c.cache_bytes;
+    found["read"] = c.read;
+    found["read_cached"] = c.read_cached;
+    found["fma"] = c.fma;
+    found["maddubs"] = c.maddubs;
+    found["dot"] = c.dot;
+    return found;
 }
 
 }  // namespace
@@ -259,11 +297,12 @@ NB_MODULE(_cpu, m) {
         for (int i = 0; i < count; ++i) names.emplace_back(all[i]->name);
         return names;
     });
+    m.def("ceilings", &ceilings);
     nb::class_<BoundMatrix>(m, "Matrix")
         .def(nb::init<const std::string&, int, int,
                       nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>>());
     nb::class_<BoundCache>(m, "Cache").def(nb::init<AnyIn, AnyIn, const std::string&>());
-    nb::class_<Recording>(m, "Recording").def("__call__", &replay);
+    nb::class_<Recording>(m, "Recording").def("__call__", &replay).def("timed", &replay_timed);
     nb::class_<Session>(m, "Provider")
         .def(nb::init<int, const std::string&>())
         .def_prop_ro("simd", &Session::simd)

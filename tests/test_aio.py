@@ -205,14 +205,14 @@ def test_shutdown_lets_running_requests_finish() -> None:
 def test_shutdown_aborts_what_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         engine = AsyncEngine(tiny_engine())
-        model = engine.engine.runner.model
-        forward = model.forward
+        graphs = engine.engine.runner.graphs
+        forward = graphs.forward
 
-        def slow(batch: Any, kv: Any) -> Any:
+        def slow(batch: Any) -> Any:
             time.sleep(0.02)
-            return forward(batch, kv)
+            return forward(batch)
 
-        monkeypatch.setattr(model, "forward", slow)
+        monkeypatch.setattr(graphs, "forward", slow)
         engine.start()
         reader = asyncio.create_task(read(engine, PROMPT, params(max_tokens=480)))
         await until(lambda: engine.engine.scheduler.num_running == 1)

@@ -20,27 +20,7 @@ from typing import Any
 
 import pytest
 
-ELINVAR = str(Path(sys.executable).with_name("elinvar"))
-ENVIRONMENT = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
-
-
-def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command = [ELINVAR, *map(str, arguments)]
-    return subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=120, env=ENVIRONMENT
-    )
-
-
-def assert_fails(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    """One sentence on stderr that holds all the words, nothing on stdout, no traceback."""
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("elinvar: ") and lines[0].endswith(".")
-    for word in words:
-        assert word in lines[0]
-
+from processes import ELINVAR, ENVIRONMENT, assert_fails, run
 
 # Mistakes that are found before a model is loaded.
 
@@ -64,6 +44,14 @@ def assert_fails(done: subprocess.CompletedProcess[str], code: int, *words: str)
         (["chat", "m", "--seed", "x"], ["--seed"]),
         (["serve", "m", "--port", "70000"], ["--port", "65535"]),
         (["bench", "m", "--batch", "1,two"], ["--batch", "two"]),
+        (["bench"], ["MODEL"]),
+        (["bench", "offline"], ["MODEL"]),
+        (["bench", "kernels", "--shape", "30,30"], ["--shape", "multiple of 32"]),
+        (["bench", "kernels", "--kinds", "q4,q5"], ["--kinds", "q5"]),
+        (["bench", "online", "m", "--rate", "0"], ["--rate", "above 0"]),
+        (["bench", "online", "m", "--prompt-tokens", "9-3"], ["--prompt-tokens", "32-512"]),
+        (["bench", "online", "m", "--trace", "/none"], ["--trace", "/none"]),
+        (["profile", "m", "--prefill", "x"], ["--prefill", "x"]),
     ],
 )
 def test_a_mistake_in_the_command_line_exits_2(arguments: list[str], words: list[str]) -> None:
@@ -108,7 +96,9 @@ def test_a_taken_port_is_told_before_the_model_is_loaded() -> None:
         assert_fails(run("serve", "./none.gguf", "--port", port), 1, str(port), "--port")
 
 
-@pytest.mark.parametrize("command", ["generate", "chat", "serve", "bench", "doctor", "pull"])
+@pytest.mark.parametrize(
+    "command", ["generate", "chat", "serve", "bench", "profile", "doctor", "pull"]
+)
 def test_help_of_each_command(command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0 and f"elinvar {command}" in done.stdout
@@ -249,17 +239,6 @@ def test_a_closed_pipe_is_quiet(smollm2_gguf: Path) -> None:
         command, shell=True, capture_output=True, text=True, timeout=60, env=ENVIRONMENT
     )
     assert done.stderr == ""
-
-
-def test_bench_prints_the_agreed_json(smollm2_gguf: Path) -> None:
-    sizes = ["--prefill", "32", "--batch", "1,3", "--prompt-tokens", 8, "--decode-tokens", 4]
-    done = run("bench", smollm2_gguf, "--json", "--repeats", 2, *sizes)
-    found = json.loads(done.stdout)
-    assert set(found["prefill"]) == {"32"} and set(found["decode"]) == {"1", "3"}
-    assert all(rate > 0 for rate in [*found["prefill"].values(), *found["decode"].values()])
-    low, high = found["decode_range"]["3"]
-    assert low <= found["decode"]["3"] <= high
-    assert found["repeats"] == 2 and found["threads"] >= 1 and found["simd"]
 
 
 # chat

@@ -5,6 +5,9 @@ from typing import Any
 def available() -> list[str]:
     """Instruction sets of this machine, widest first."""
 
+def ceilings(num_threads: int, simd: str) -> dict[str, Any]:
+    """The fields of ops.ceilings.Ceilings, measured."""
+
 class Matrix:
     def __init__(self, kind: str, n: int, k: int, data: Any) -> None: ...
 
@@ -13,6 +16,8 @@ class Cache:
 
 class Recording:
     def __call__(self) -> Any: ...
+    def timed(self) -> tuple[Any, list[int]]:
+        """The same, and the clock in ns before the first op and after each."""
 
 class Provider:
     simd: str

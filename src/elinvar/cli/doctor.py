@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elinvar.base.cpus import cgroup_quota
+from elinvar.base.cpus import cgroup_quota, cpu_name
 from elinvar.base.errors import ElinvarError
 from elinvar.cli.options import format_size
 from elinvar.cli.terminal import styled
@@ -75,22 +75,13 @@ def _machine() -> dict[str, Any]:
         "elinvar": version("elinvar"),
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpus": os.cpu_count(),
         "cpus_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "cpu_quota": cgroup_quota(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "memory_available_bytes": available_memory(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
 
 
 def _provider() -> tuple[dict[str, Any], list[Check]]:

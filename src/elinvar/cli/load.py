@@ -10,16 +10,24 @@ from elinvar.base.config import EngineConfig
 from elinvar.base.errors import InputError
 from elinvar.cli.options import format_size
 from elinvar.cli.terminal import bar
+from elinvar.engine.core import Engine
 from elinvar.engine.llm import LLM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from elinvar.ops import Ops
 
-def load(model: str, config: EngineConfig, chat_template: Path | None = None) -> LLM:
+
+def load(
+    model: str,
+    config: EngineConfig,
+    chat_template: Path | None = None,
+    wrap_ops: Callable[[Ops], Ops] | None = None,
+) -> LLM:
     """The model, ready to answer. Downloading and packing show a bar on a terminal.
 
-    chat_template: a Jinja file that replaces the model's own template.
+    chat_template: a Jinja file that replaces the model's own template. wrap_ops: see Engine.load.
     """
     source = None if chat_template is None else _read_template(chat_template)
     with ExitStack() as stack:
@@ -33,8 +41,7 @@ def load(model: str, config: EngineConfig, chat_template: Path | None = None) ->
                 current, update = stage, stack.enter_context(bar(stage, total or None))
             update(done, f"{100 * done // total} %" if total else format_size(done))
 
-        options = {name: getattr(config, name) for name in config.__slots__}
-        llm = LLM(model, progress=progress, **options)
+        llm = LLM(Engine.load(model, config, progress, wrap_ops))
     if source is not None:
         llm.engine.tokenizer.use_chat_template(source)
     return llm

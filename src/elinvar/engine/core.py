@@ -67,11 +67,14 @@ class Engine:
         model: str | os.PathLike[str],
         config: EngineConfig | None = None,
         progress: LoadProgress | None = None,
+        wrap_ops: Callable[[Ops], Ops] | None = None,
     ) -> Self:
         """The engine of a named model (see weights.sources), pulled where it is not here yet.
 
         The packed weights are kept in the cache folder and mapped the next time. Raises ModelError
         when the model cannot be found or read.
+
+        wrap_ops: what goes around the provider, to watch it.
         """
         config = config or EngineConfig()
         tell = progress or (lambda what, done, total: None)
@@ -79,6 +82,8 @@ class Engine:
         checkpoint = open_checkpoint(path)
         try:
             ops = load_provider(config.provider, config.num_threads)
+            if wrap_ops is not None:
+                ops = wrap_ops(ops)
             built = load_model(
                 checkpoint,
                 ops,

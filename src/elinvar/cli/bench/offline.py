@@ -1,4 +1,4 @@
-"""`elinvar bench`: prompt and decode speed of a model, measured through the engine's real steps.
+"""`elinvar bench MODEL`: prompt and decode speed of a model, measured through the engine's real steps.
 
 Decode is measured as a server lives it: all rows of a batch are in, then a fixed number of steps
 is timed, scheduling, sampling and detokenising included. Prefix reuse is off.
@@ -17,6 +17,7 @@ import typer
 
 from elinvar.base.sampling import SamplingParams
 from elinvar.cli import options as opt
+from elinvar.cli.bench.arguments import numbers
 from elinvar.cli.terminal import bar
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 Rates = dict[int, list[float]]
 
 
-def bench(
+def offline(
     model: opt.ModelArgument,
     batch: Annotated[
         str, typer.Option("--batch", "-b", help="Batch sizes of decode, with commas.")
@@ -43,8 +44,8 @@ def bench(
     weight_format: opt.WeightFormat = "auto",
     verbose: opt.Verbose = False,
 ) -> None:
-    """Measure prompt and decode tokens/s."""
-    batches, prefills = _numbers(batch, "--batch"), _numbers(prefill, "--prefill")
+    """Measure prompt and decode tokens/s: all rows at once, nothing arrives meanwhile."""
+    batches, prefills = numbers(batch, "--batch"), numbers(prefill, "--prefill")
     config = opt.engine_config(
         threads=threads,
         kv_memory=kv_memory,
@@ -75,13 +76,6 @@ def bench(
         print(json.dumps(_as_json(measured, about)))
     else:
         _print_table(measured, about)
-
-
-def _numbers(text: str, flag: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"{text!r} is not a list such as 1,4,16", param_hint=flag)
-    return list(dict.fromkeys(int(part) for part in parts))
 
 
 @dataclass

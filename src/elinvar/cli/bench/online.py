@@ -1,0 +1,214 @@
+"""`elinvar bench online`: requests arrive as they do at a server, and each one's waiting is told.
+
+Against an engine in this process, or with --url against any server that speaks OpenAI's API and
+takes prompts as token ids. Ctrl-C ends it and prints what was measured so far.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from elinvar.base.errors import ElinvarError
+from elinvar.cli import options as opt
+
+if TYPE_CHECKING:
+    from elinvar.cli.bench.clients import Client
+    from elinvar.cli.bench.workload import Arrival
+
+_LOAD = "The load"
+_GOALS = "Goals of a good request, in ms"
+DEFAULT_RATE = 4.0
+
+
+def online(
+    model: opt.ModelArgument,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Ask this server (http://host:port/v1) for MODEL instead of loading it here.",
+            show_default=False,
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="Sent to the server of --url.", show_default=False)
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            help=f"Requests a second on average, at random times; inf: all at once (default: "
+            f"{DEFAULT_RATE:g}, or the trace's own times).",
+            show_default=False,
+            rich_help_panel=_LOAD,
+        ),
+    ] = None,
+    requests: Annotated[
+        int, typer.Option("--requests", "-n", min=1, help="How many.", rich_help_panel=_LOAD)
+    ] = 64,
+    prompt_tokens: Annotated[
+        str,
+        typer.Option(help="Tokens of a prompt: 256, or 32-512.", rich_help_panel=_LOAD),
+    ] = "256",
+    output_tokens: Annotated[
+        str,
+        typer.Option(help="Tokens of an answer: 64, or 16-128.", rich_help_panel=_LOAD),
+    ] = "64",
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Times and lengths from a trace: Mooncake's JSONL or Azure's CSV.",
+            show_default=False,
+            rich_help_panel=_LOAD,
+        ),
+    ] = None,
+    speed: Annotated[
+        float, typer.Option(help="Play the trace this much faster.", rich_help_panel=_LOAD)
+    ] = 1.0,
+    scale: Annotated[
+        float, typer.Option(help="Lengths of the trace times this.", rich_help_panel=_LOAD)
+    ] = 1.0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Same seed, same load.", rich_help_panel=_LOAD)
+    ] = 0,
+    goal_ttft: Annotated[
+        float | None,
+        typer.Option(
+            "--slo-ttft",
+            help="To the first token.",
+            show_default=False,
+            rich_help_panel=_GOALS,
+        ),
+    ] = None,
+    goal_tpot: Annotated[
+        float | None,
+        typer.Option(
+            "--slo-tpot",
+            help="A token after the first, on average.",
+            show_default=False,
+            rich_help_panel=_GOALS,
+        ),
+    ] = None,
+    goal_e2e: Annotated[
+        float | None,
+        typer.Option(
+            "--slo-e2e", help="The whole answer.", show_default=False, rich_help_panel=_GOALS
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    max_rows: Annotated[int, typer.Option(min=1, help="Requests running at once.")] = 256,
+    threads: opt.Threads = None,
+    kv_dtype: opt.KVDtypeOption = "f16",
+    kv_memory: opt.KVMemory = None,
+    weight_format: opt.WeightFormat = "auto",
+    verbose: opt.Verbose = False,
+) -> None:
+    """Measure latencies and goodput under requests that arrive over time."""
+    import asyncio
+
+    from elinvar.cli.bench.drive import drive
+    from elinvar.cli.bench.latency import Goals, summary
+
+    for flag, value in (("--rate", rate), ("--speed", speed), ("--scale", scale)):
+        if value is not None and not value > 0:
+            raise typer.BadParameter(f"{value} is not above 0", param_hint=flag)
+    arrivals = _arrivals(
+        trace, requests, rate, speed, scale, seed,
+        _length(prompt_tokens, "--prompt-tokens"), _length(output_tokens, "--output-tokens"),
+    )  # fmt: skip
+    goals = Goals(*(None if ms is None else ms / 1000 for ms in (goal_ttft, goal_tpot, goal_e2e)))
+    about: dict[str, Any] = {
+        "model": model,
+        "rate": rate if rate is None or math.isfinite(rate) else "inf",
+        "trace": None if trace is None else trace.name,
+        "seed": seed,
+    }
+    client: Client
+    if url is not None:
+        from elinvar.cli.bench.clients import HttpClient
+
+        client = HttpClient(url, model, api_key)
+        about["url"] = url
+    else:
+        from elinvar.cli.bench.clients import EngineClient
+        from elinvar.cli.load import load
+
+        config = opt.engine_config(
+            threads=threads,
+            kv_memory=kv_memory,
+            kv_dtype=kv_dtype,
+            weight_format=weight_format,
+            max_rows=max_rows,
+        )
+        engine = load(model, config).engine
+        client = EngineClient(engine)
+        ops: Any = engine.ops
+        about |= {"threads": ops.num_threads, "simd": ops.simd, "kv_dtype": kv_dtype}
+    records, interrupted = asyncio.run(drive(client, arrivals, seed))
+    found = {**about, "interrupted": interrupted, **summary(records, goals)}
+    if not found["completed"] and found["failed"] and not interrupted:
+        raise ElinvarError(f"No request was answered: {next(iter(found['errors'])).rstrip('.')}.")
+    if as_json:
+        print(json.dumps(found))
+    else:
+        _print(found)
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def _length(text: str, flag: str) -> tuple[int, int]:
+    found = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", text)
+    low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= low <= high:
+        raise typer.BadParameter(f"{text!r} is not a length such as 256 or 32-512", param_hint=flag)
+    return low, high
+
+
+def _arrivals(
+    trace: Path | None,
+    count: int,
+    rate: float | None,
+    speed: float,
+    scale: float,
+    seed: int,
+    prompt: tuple[int, int],
+    output: tuple[int, int],
+) -> list[Arrival]:
+    from elinvar.cli.bench.workload import poisson, read_trace, uniform
+
+    if trace is None:
+        return poisson(uniform(count, prompt, output, seed), rate or DEFAULT_RATE, seed)
+    arrivals = read_trace(trace, count, speed, scale)
+    return arrivals if rate is None else poisson(arrivals, rate, seed)
+
+
+def _print(found: dict[str, Any]) -> None:
+    ended = "stopped after" if found["interrupted"] else "in"
+    print(
+        f"{found['model']}: {found['completed']} of {found['requests']} requests answered "
+        f"{ended} {found['seconds']:,.1f} s"
+    )
+    print(
+        f"  {found['requests_per_s']:,.2f} requests/s, {found['output_tokens_per_s']:,.1f} output "
+        f"tokens/s, {found['total_tokens_per_s']:,.1f} tokens/s with prompts"
+    )
+    if goodput := found.get("goodput"):
+        goals = ", ".join(f"{name} {ms:g} ms" for name, ms in goodput["goals_ms"].items())
+        print(
+            f"  goodput {goodput['requests_per_s']:,.2f} requests/s, "
+            f"{100 * goodput['share']:.1f} % of them within {goals}"
+        )
+    print(f"  {'ms':<8}{'mean':>10}{'p50':>10}{'p90':>10}{'p99':>10}")
+    for name in ("ttft", "itl", "tpot", "e2e"):
+        if values := found[f"{name}_ms"]:
+            print(f"  {name.upper():<8}" + "".join(f"{v:>10,.1f}" for v in values.values()))
+    for error, times in found.get("errors", {}).items():
+        print(f"  {times} failed: {error}")

@@ -1,0 +1,140 @@
+"""What an op call has to move and to compute, from its arguments alone: the one place that says.
+
+Bytes are those that the op's meaning makes unavoidable: every input read once, every output
+written once, weights and cache as they are stored. Operations count a multiply-add as two.
+A kernel that reads a weight twice is slower than its roof, not busier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from elinvar.ops.api import F32, I32, Activation, KVLayer, SampleArgs
+from elinvar.ops.layout import Weight
+
+Unit = Literal["f32", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    label: str
+    """What tells calls of one op apart: weight kinds and shapes; empty where nothing does."""
+    streamed: int
+    """Bytes of weights and cache: what a step reads once, from wherever the model lies."""
+    moved: int
+    """All bytes, activations too (they come from the op before, through a cache)."""
+    ops: int
+    unit: Unit = "f32"
+
+
+def embed(ids_T: I32, w_VD: Weight, scale: float) -> Cost:
+    rows, (vocab, dim) = ids_T.size, w_VD.shape
+    read = rows * w_VD.nbytes // vocab
+    return Cost(_name(w_VD), read, read + 4 * rows * (1 + dim), rows * dim)
+
+
+def rms_norm(x_TD: F32, gain_D: F32, eps: float) -> Cost:
+    return Cost("", 0, 2 * x_TD.nbytes + gain_D.nbytes, 4 * x_TD.size)
+
+
+def add(x_TD: F32, y_TD: F32) -> Cost:
+    return Cost("", 0, 3 * x_TD.nbytes, x_TD.size)
+
+
+def add_rms_norm(x_TD: F32, y_TD: F32, gain_D: F32, eps: float) -> Cost:
+    return Cost("", 0, 4 * x_TD.nbytes + gain_D.nbytes, 5 * x_TD.size)
+
+
+def linear(x_TK: F32, weights: Sequence[Weight]) -> Cost:
+    rows, outputs = x_TK.shape[0], sum(w.shape[0] for w in weights)
+    streamed = sum(w.nbytes for w in weights)
+    moved = streamed + x_TK.nbytes + 4 * rows * outputs
+    return Cost(_names(weights), streamed, moved, _products(rows, weights), _unit(weights))
+
+
+def gated_linear(x_TK: F32, gate: Weight, up: Weight, activation: Activation) -> Cost:
+    rows, both = x_TK.shape[0], (gate, up)
+    streamed = gate.nbytes + up.nbytes
+    moved = streamed + x_TK.nbytes + 4 * rows * gate.shape[0]
+    return Cost(_names(both), streamed, moved, _products(rows, both), _unit(both))
+
+
+def rope_write(
+    qkv_TN: F32,
+    positions_T: I32,
+    rope_PD: F32,
+    kv: KVLayer,
+    slots_T: I32,
+    num_heads: int,
+    q_gain_D: F32 | None,
+    k_gain_D: F32 | None,
+    eps: float,
+) -> Cost:
+    rows, (num_kv, dim) = positions_T.size, kv.k.shape[1:3]
+    written = 2 * rows * num_kv * dim * kv.k.itemsize
+    moved = qkv_TN.nbytes + 4 * rows * dim + 8 * rows + written + 4 * rows * num_heads * dim
+    ops = 3 * rows * (num_heads + num_kv) * dim
+    ops += 0 if q_gain_D is None else 4 * rows * num_heads * dim
+    ops += 0 if k_gain_D is None else 4 * rows * num_kv * dim
+    return Cost("", written, moved, ops)
+
+
+def attention(
+    q_THD: F32,
+    kv: KVLayer,
+    query_start_loc: I32,
+    seq_lens: I32,
+    block_table_RB: I32,
+    positions_T: I32,
+    scale: float,
+    window: int | None,
+) -> Cost:
+    """Each key and value that any query of a sequence sees is read once; a query and a key it sees
+    cost a dot and a weighted sum."""
+    heads, dim = q_THD.shape[1:]
+    num_kv, positions = kv.k.shape[1], positions_T.astype(np.int64)
+    seen = positions + 1 if window is None else np.minimum(positions + 1, window)
+    first = positions[query_start_loc[:-1]] + 1 - seen[query_start_loc[:-1]]
+    keys = int((seq_lens - first).sum())
+    streamed = 2 * keys * num_kv * dim * kv.k.itemsize
+    label = kv.dtype if window is None else f"{kv.dtype} window {window}"
+    return Cost(label, streamed, streamed + 2 * q_THD.nbytes, 4 * heads * dim * int(seen.sum()))
+
+
+def sample(logits_LV: F32, args: SampleArgs) -> Cost:
+    """One pass with an exponential, whatever the filters: they decide how many more there are."""
+    return Cost("", 0, logits_LV.nbytes, 4 * logits_LV.size)
+
+
+COSTS: dict[str, Callable[..., Cost]] = {
+    function.__name__: function
+    for function in (
+        *(embed, rms_norm, add, add_rms_norm, linear, gated_linear),
+        *(rope_write, attention, sample),
+    )
+}
+"""By the op's name: every op of `Ops` that computes."""
+
+
+def _products(rows: int, weights: Sequence[Weight]) -> int:
+    return sum(2 * rows * w.shape[0] * w.shape[1] for w in weights)
+
+
+def _unit(weights: Sequence[Weight]) -> Unit:
+    return "int8" if weights[0].kind in ("q4", "q8") else "f32"
+
+
+def _names(weights: Sequence[Weight]) -> str:
+    """q4 576+192+192x576, or f16 64x32 + q4 64x32 where the kinds differ."""
+    if len({(w.kind, w.shape[1]) for w in weights}) > 1:
+        return " + ".join(map(_name, weights))
+    outputs = "+".join(str(w.shape[0]) for w in weights)
+    return f"{weights[0].kind} {outputs}x{weights[0].shape[1]}"
+
+
+def _name(w: Weight) -> str:
+    return f"{w.kind} {w.shape[0]}x{w.shape[1]}"

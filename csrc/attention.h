@@ -3,227 +3,252 @@
 // order (Dao et al., 2023). A row's arithmetic depends on its own position alone, never on the
 // rows beside it. Included inside namespace ELINVAR_ISA.
 
-constexpr int kSplit = 1024;
-constexpr int kMaxTileRows = 128;
+constexpr int kSplit = elinvar::kAttentionSplit;
+// Query rows that walk the keys together, and how many V of sums their register tile may hold.
 #if defined(ELINVAR_AVX512)
-constexpr int kScoreRows = 8, kValueRows = 4, kValueVectors = 4;
-#elif defined(ELINVAR_AVX2)
-constexpr int kScoreRows = 2, kValueRows = 2, kValueVectors = 2;
-#elif defined(ELINVAR_NEON)
-constexpr int kScoreRows = 2, kValueRows = 2, kValueVectors = 2;
+constexpr int kWalkRows = 8, kSums = 16;
+#elif defined(ELINVAR_AVX2) || defined(ELINVAR_NEON)
+constexpr int kWalkRows = 6, kSums = 6;
 #else
-constexpr int kScoreRows = 1, kValueRows = 1, kValueVectors = 1;
+constexpr int kWalkRows = 1, kSums = 1;
 #endif
-
-// The running softmax of one query row: max, sum and weighted values of the current split, and
-// of the splits merged so far.
-struct RowState {
-    const float* q;
-    float* out;
-    int first_key, last_key;
-    float max, sum, merged_max, merged_sum;
-    float *acc, *merged;  // [padded_dim]
-    float partial[16];    // the sixteen partial sums of this split
-};
-
-size_t attention_scratch(int rows, int padded_dim) {
-    return static_cast<size_t>(rows) * (32 + 2 * static_cast<size_t>(padded_dim));
-}
 
 constexpr float kMinusInfinity = -__builtin_inff();
 // Max of a row that has met no score. Finite, so that a masked -infinity stays below it and weighs
 // nothing whatever the scores are.
 constexpr float kNoScore = -0x1.fffffep127f;
+alignas(64) constexpr float kKeyOfLane[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10,
+                                              11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+                                              22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+
+// Rows on their walk through the keys of one split: running max, sixteen partial sums and the
+// weighted values of each.
+struct Walk {
+    const float* q[kWalkRows];
+    int first_key[kWalkRows], last_key[kWalkRows];
+    float max[kWalkRows];
+    alignas(64) float partial[kWalkRows][16];
+    alignas(64) float scores[kWalkRows][32];  // of the present block, then e^(score - max)
+    float* acc;                               // [rows, padded_dim]
+    int padded_dim;
+};
 
 template <Kind kind>
-EL_INLINE V load_kv(const void* base, ptrdiff_t at) {
+using Stored = std::conditional_t<kind == Kind::f32, float, uint16_t>;
+
+template <Kind kind>
+EL_INLINE V load_kv(const Stored<kind>* p) {
     if constexpr (kind == Kind::f32)
-        return load(static_cast<const float*>(base) + at);
+        return load(p);
     else if constexpr (kind == Kind::f16)
-        return load_half(static_cast<const uint16_t*>(base) + at);
+        return load_half(p);
     else
-        return load_bf16(static_cast<const uint16_t*>(base) + at);
+        return load_bf16(p);
+}
+template <class T>
+EL_INLINE void prefetch_values(const T* p, int n) {
+    for (int i = 0; i < n; i += 64 / static_cast<int>(sizeof(T))) prefetch(p + i);
 }
 
-// Scores of RT rows against the block's 32 keys: one chain over d for each.
-template <Kind kind, int RT>
-EL_INLINE void block_scores(const RowState* rows, const void* k, ptrdiff_t at, int dim, V scale,
-                            float* scores) {
-    V s[RT][2];
-    EL_UNROLL
-    for (int r = 0; r < RT; ++r) s[r][0] = s[r][1] = zero();
-    for (int d = 0; d < dim; ++d) {
-        const V k0 = load_kv<kind>(k, at + 32 * d), k1 = load_kv<kind>(k, at + 32 * d + 16);
+// Scores of R rows against the block's 32 keys: one chain over d for each. The blocks lie
+// scattered: each line read here asks for the same line of the next block.
+template <Kind kind, int R>
+EL_INLINE void block_scores(Walk& w, const Stored<kind>* k, const Stored<kind>* next, int dim,
+                            V scale) {
+    constexpr int vectors = 2 * R <= kSums ? 2 : 1;
+    for (int at = 0; at < 32; at += 16 * vectors) {
+        V s[R][vectors];
         EL_UNROLL
-        for (int r = 0; r < RT; ++r) {
-            const V q = set1(rows[r].q[d]);
-            s[r][0] = fma(q, k0, s[r][0]);
-            s[r][1] = fma(q, k1, s[r][1]);
-        }
-    }
-    EL_UNROLL
-    for (int r = 0; r < RT; ++r) {
-        store(scores + 32 * r, s[r][0] * scale);
-        store(scores + 32 * r + 16, s[r][1] * scale);
-    }
-}
-
-// Folds the block's scores into the row's max and sum; leaves e^(s - max) in `scores`, exact
-// zeros outside the row's keys.
-EL_INLINE void softmax_block(RowState& row, int block, int padded_dim, float* scores) {
-    const int low = max_of(row.first_key - 32 * block, 0);
-    const int high = min_of(row.last_key + 1 - 32 * block, 32);
-    if (low >= high) {  // none of this block's keys: no other row may leave a trace here
-        for (int j = 0; j < 32; ++j) scores[j] = 0.0f;
-        return;
-    }
-    for (int j = 0; j < low; ++j) scores[j] = kMinusInfinity;
-    for (int j = high; j < 32; ++j) scores[j] = kMinusInfinity;
-    const V s0 = load(scores), s1 = load(scores + 16);
-    const float block_max = tree_max(max(s0, s1));
-    V partial = load(row.partial);
-    if (block_max > row.max) {
-        const V factor = exp(set1(row.max - block_max));
-        partial = partial * factor;
-        for (int d = 0; d < padded_dim; d += 16) store(row.acc + d, load(row.acc + d) * factor);
-        row.max = block_max;
-    }
-    const V m = set1(row.max);
-    const V p0 = exp(s0 - m), p1 = exp(s1 - m);
-    store(scores, p0);
-    store(scores + 16, p1);
-    store(row.partial, (partial + p0) + p1);
-}
-
-template <Kind kind, int RT, int NV>
-EL_INLINE void block_values(RowState* rows, const void* v, ptrdiff_t at, int low, int high, int d,
-                            int padded_dim, const float* scores) {
-    V acc[RT][NV];
-    EL_UNROLL
-    for (int r = 0; r < RT; ++r) EL_UNROLL
-    for (int i = 0; i < NV; ++i) acc[r][i] = load(rows[r].acc + d + 16 * i);
-    for (int j = low; j < high; ++j) {
-        V values[NV];
-        EL_UNROLL
-        for (int i = 0; i < NV; ++i)
-            values[i] = load_kv<kind>(v, at + static_cast<ptrdiff_t>(j) * padded_dim + d + 16 * i);
-        EL_UNROLL
-        for (int r = 0; r < RT; ++r) {
-            const V p = set1(scores[32 * r + j]);
+        for (int r = 0; r < R; ++r) EL_UNROLL
+        for (int i = 0; i < vectors; ++i) s[r][i] = zero();
+        for (int d = 0; d < dim; ++d) {
+            prefetch_values(next + 32 * d + at, 16 * vectors);
+            V keys[vectors];
             EL_UNROLL
-            for (int i = 0; i < NV; ++i) acc[r][i] = fma(p, values[i], acc[r][i]);
+            for (int i = 0; i < vectors; ++i) keys[i] = load_kv<kind>(k + 32 * d + at + 16 * i);
+            EL_UNROLL
+            for (int r = 0; r < R; ++r) {
+                const V q = set1(w.q[r][d]);
+                EL_UNROLL
+                for (int i = 0; i < vectors; ++i) s[r][i] = fma(q, keys[i], s[r][i]);
+            }
+        }
+        EL_UNROLL
+        for (int r = 0; r < R; ++r) EL_UNROLL
+        for (int i = 0; i < vectors; ++i) store(w.scores[r] + at + 16 * i, s[r][i] * scale);
+    }
+}
+
+// Folds the block's scores into the row's max and sum; leaves e^(score - max), exact zeros outside
+// the row's keys.
+EL_INLINE void block_softmax(Walk& w, int r, int first_of_block) {
+    V s0 = load(w.scores[r]), s1 = load(w.scores[r] + 16);
+    const int low = w.first_key[r] - first_of_block, high = w.last_key[r] + 1 - first_of_block;
+    if (low > 0 || high < 32) {
+        if (low >= 32 || high <= 0) {  // none of this block's keys: no other row may leave a trace
+            store(w.scores[r], zero());
+            store(w.scores[r] + 16, zero());
+            return;
+        }
+        const V from = set1(static_cast<float>(low)), to = set1(static_cast<float>(high));
+        const V key0 = load(kKeyOfLane), key1 = load(kKeyOfLane + 16), none = set1(kMinusInfinity);
+        s0 = select_lt(key0, from, none, select_lt(key0, to, s0, none));
+        s1 = select_lt(key1, from, none, select_lt(key1, to, s1, none));
+    }
+    const float block_max = tree_max(max(s0, s1));
+    V partial = load(w.partial[r]);
+    if (block_max > w.max[r]) {
+        const V factor = exp(set1(w.max[r] - block_max));
+        partial = partial * factor;
+        float* acc = w.acc + r * w.padded_dim;
+        for (int d = 0; d < w.padded_dim; d += 16) store(acc + d, load(acc + d) * factor);
+        w.max[r] = block_max;
+    }
+    const V m = set1(w.max[r]);
+    const V p0 = exp(s0 - m), p1 = exp(s1 - m);
+    store(w.scores[r], p0);
+    store(w.scores[r] + 16, p1);
+    store(w.partial[r], (partial + p0) + p1);
+}
+
+// Adds the block's weighted values to 16 N dims of R rows, keys low .. high - 1 in turn.
+template <Kind kind, int R, int N>
+EL_INLINE void block_values(Walk& w, const Stored<kind>* v, const Stored<kind>* next, int low,
+                            int high, int d) {
+    V acc[R][N];
+    EL_UNROLL
+    for (int r = 0; r < R; ++r) EL_UNROLL
+    for (int i = 0; i < N; ++i) acc[r][i] = load(w.acc + r * w.padded_dim + d + 16 * i);
+    for (int j = low; j < high; ++j) {
+        const ptrdiff_t at = static_cast<ptrdiff_t>(j) * w.padded_dim + d;
+        prefetch_values(next + at, 16 * N);
+        V values[N];
+        EL_UNROLL
+        for (int i = 0; i < N; ++i) values[i] = load_kv<kind>(v + at + 16 * i);
+        EL_UNROLL
+        for (int r = 0; r < R; ++r) {
+            const V p = set1(w.scores[r][j]);
+            EL_UNROLL
+            for (int i = 0; i < N; ++i) acc[r][i] = fma(p, values[i], acc[r][i]);
         }
     }
     EL_UNROLL
-    for (int r = 0; r < RT; ++r) EL_UNROLL
-    for (int i = 0; i < NV; ++i) store(rows[r].acc + d + 16 * i, acc[r][i]);
+    for (int r = 0; r < R; ++r) EL_UNROLL
+    for (int i = 0; i < N; ++i) store(w.acc + r * w.padded_dim + d + 16 * i, acc[r][i]);
 }
 
-template <Kind kind, int RT>
-EL_INLINE void value_rows(RowState* rows, const void* v, ptrdiff_t at, int low, int high,
-                          int padded_dim, const float* scores) {
-    int d = 0;
-    for (; d + 16 * kValueVectors <= padded_dim; d += 16 * kValueVectors)
-        block_values<kind, RT, kValueVectors>(rows, v, at, low, high, d, padded_dim, scores);
-    for (; d < padded_dim; d += 16)
-        block_values<kind, RT, 1>(rows, v, at, low, high, d, padded_dim, scores);
-}
-
-EL_INLINE void reset_split(RowState& row, int padded_dim) {
-    row.max = kNoScore;
-    row.sum = 0.0f;
-    for (int i = 0; i < 16; ++i) row.partial[i] = 0.0f;
-    for (int d = 0; d < padded_dim; ++d) row.acc[d] = 0.0f;
-}
-
-// Joins the current split to those before it.
-EL_INLINE void merge_split(RowState& row, int padded_dim) {
-    if (row.max == kNoScore) return;
-    row.sum = tree_sum(load(row.partial));
-    if (row.merged_max == kNoScore) {
-        row.merged_max = row.max;
-        row.merged_sum = row.sum;
-        std::memcpy(row.merged, row.acc, static_cast<size_t>(padded_dim) * 4);
-    } else {
-        const float m = max_of(row.merged_max, row.max);
-        float factors[16];
-        store(factors, exp(set1(row.merged_max - m)));
-        const V before = set1(factors[0]);
-        store(factors, exp(set1(row.max - m)));
-        const V now = set1(factors[0]);
-        for (int d = 0; d < padded_dim; d += 16)
-            store(row.merged + d, fma(load(row.merged + d), before, load(row.acc + d) * now));
-        float sums[16];
-        store(sums, fma(set1(row.merged_sum), before, set1(row.sum) * now));
-        row.merged_sum = sums[0];
-        row.merged_max = m;
-    }
-    reset_split(row, padded_dim);
-}
-
-template <Kind kind>
-void attention_tile(const Attention& a, int seq, RowState* rows, int num_rows, int kv_head,
-                    float* scores) {
-    const int32_t* table = a.tables + seq * a.table_stride;
+// R rows through the keys first .. last, which lie within one split.
+template <Kind kind, int R>
+__attribute__((noinline)) void walk_keys(const Attention& a, Walk& w, const int32_t* table,
+                                         int kv_head, int first, int last) {
+    constexpr int vectors = R * 4 <= kSums ? 4 : R * 2 <= kSums ? 2 : 1;
+    const auto* keys = static_cast<const Stored<kind>*>(a.k);
+    const auto* values = static_cast<const Stored<kind>*>(a.v);
     const V scale = set1(a.scale);
-    int first = rows[0].first_key, last = rows[0].last_key;
-    for (int r = 1; r < num_rows; ++r) {
-        first = min_of(first, rows[r].first_key);
-        last = max_of(last, rows[r].last_key);
-    }
     for (int b = first / 32; b <= last / 32; ++b) {
-        if (b * 32 % kSplit == 0)
-            for (int r = 0; r < num_rows; ++r) merge_split(rows[r], a.padded_dim);
-        const ptrdiff_t head = static_cast<ptrdiff_t>(table[b]) * a.kv_heads + kv_head;
-        const ptrdiff_t key_at = head * a.dim * 32, value_at = head * 32 * a.padded_dim;
-        int r = 0;
-        for (; r + kScoreRows <= num_rows; r += kScoreRows)
-            block_scores<kind, kScoreRows>(rows + r, a.k, key_at, a.dim, scale, scores + 32 * r);
-        for (; r < num_rows; ++r)
-            block_scores<kind, 1>(rows + r, a.k, key_at, a.dim, scale, scores + 32 * r);
-        for (r = 0; r < num_rows; ++r) softmax_block(rows[r], b, a.padded_dim, scores + 32 * r);
+        const ptrdiff_t here = static_cast<ptrdiff_t>(table[b]) * a.kv_heads + kv_head;
+        const int32_t follower = table[min_of(b + 1, last / 32)];
+        const ptrdiff_t next = static_cast<ptrdiff_t>(follower) * a.kv_heads + kv_head;
+        block_scores<kind, R>(w, keys + here * a.dim * 32, keys + next * a.dim * 32, a.dim, scale);
+        for (int r = 0; r < R; ++r) block_softmax(w, r, 32 * b);
         const int low = max_of(first - 32 * b, 0), high = min_of(last + 1 - 32 * b, 32);
-        for (r = 0; r + kValueRows <= num_rows; r += kValueRows)
-            value_rows<kind, kValueRows>(rows + r, a.v, value_at, low, high, a.padded_dim,
-                                         scores + 32 * r);
-        for (; r < num_rows; ++r)
-            value_rows<kind, 1>(rows + r, a.v, value_at, low, high, a.padded_dim, scores + 32 * r);
+        const auto* v = values + here * 32 * a.padded_dim;
+        const auto* v_next = values + next * 32 * a.padded_dim;
+        int d = 0;
+        for (; d + 16 * vectors <= a.padded_dim; d += 16 * vectors)
+            block_values<kind, R, vectors>(w, v, v_next, low, high, d);
+        for (; d < a.padded_dim; d += 16) block_values<kind, R, 1>(w, v, v_next, low, high, d);
     }
-    for (int r = 0; r < num_rows; ++r) {
-        merge_split(rows[r], a.padded_dim);
-        const V sum = set1(rows[r].merged_sum);
-        for (int d = 0; d < a.dim; d += 16) {  // + 0: no negative zero leaves here
-            const V o = load(rows[r].merged + d) / sum + zero();
-            store_n(rows[r].out + d, o, min_of(16, a.dim - d));
+}
+
+template <Kind kind, int R = kWalkRows>
+void walk_rows(const Attention& a, Walk& w, int rows, const int32_t* table, int kv_head, int first,
+               int last) {
+    if constexpr (R > 1)
+        if (rows < R) return walk_rows<kind, R - 1>(a, w, rows, table, kv_head, first, last);
+    walk_keys<kind, R>(a, w, table, kv_head, first, last);
+}
+
+// One split's part of a tile: [rows, padded_dim] weighted values, [rows] max, [rows] sum.
+struct Part {
+    float *acc, *max, *sum;
+    Part(float* p, int rows, int padded_dim)
+        : acc(p), max(p + static_cast<ptrdiff_t>(rows) * padded_dim), sum(max + rows) {}
+};
+
+void attention_part(const Attention& a, const AttentionTile& t, int split, float* out) {
+    const int group = a.heads / a.kv_heads, num_rows = t.num_tokens * group;
+    const Part part(out, num_rows, a.padded_dim);
+    const int32_t* table = a.tables + t.seq * a.table_stride;
+    const int num_walks = (num_rows + kWalkRows - 1) / kWalkRows;
+    for (int i = 0; i < num_walks; ++i) {
+        const int begin = num_rows * i / num_walks, rows = num_rows * (i + 1) / num_walks - begin;
+        Walk w;
+        w.acc = part.acc + static_cast<ptrdiff_t>(begin) * a.padded_dim;
+        w.padded_dim = a.padded_dim;
+        int first = split * kSplit + kSplit, last = -1;
+        for (int r = 0; r < rows; ++r) {
+            const int token = t.first_token + (begin + r) / group;
+            const int head = t.kv_head * group + (begin + r) % group;
+            w.q[r] = a.q + (static_cast<ptrdiff_t>(token) * a.heads + head) * a.dim;
+            w.last_key[r] = a.positions[token];
+            w.first_key[r] = a.window ? max_of(w.last_key[r] - a.window + 1, 0) : 0;
+            first = min_of(first, w.first_key[r]);
+            last = max_of(last, w.last_key[r]);
+            w.max[r] = kNoScore;
+            store(w.partial[r], zero());
+        }
+        for (int d = 0; d < rows * a.padded_dim; d += 16) store(w.acc + d, zero());
+        first = max_of(first, split * kSplit);
+        last = min_of(last, split * kSplit + kSplit - 1);
+        const auto walk = a.kv_kind == Kind::f32   ? walk_rows<Kind::f32>
+                          : a.kv_kind == Kind::f16 ? walk_rows<Kind::f16>
+                                                   : walk_rows<Kind::bf16>;
+        if (first <= last) walk(a, w, rows, table, t.kv_head, first, last);
+        for (int r = 0; r < rows; ++r) {
+            part.max[begin + r] = w.max[r];
+            part.sum[begin + r] = tree_sum(load(w.partial[r]));
         }
     }
 }
 
-void attention(const Attention& a, int seq, int first_token, int num_tokens, int kv_head,
-               float* scratch) {
-    const int group = a.heads / a.kv_heads, num_rows = num_tokens * group;
-    RowState rows[kMaxTileRows];
-    float* scores = scratch;
-    float* values = scratch + 32 * static_cast<size_t>(num_rows);
+EL_INLINE float exp_of(float x) {
+    float t[16];
+    store(t, exp(set1(x)));
+    return t[0];
+}
+
+void attention_join(const Attention& a, const AttentionTile& t, float* parts, int num_parts) {
+    const int group = a.heads / a.kv_heads, num_rows = t.num_tokens * group;
+    const std::size_t stride = elinvar::attention_part_floats(num_rows, a.padded_dim);
     for (int r = 0; r < num_rows; ++r) {
-        const int t = first_token + r / group;
-        const int head = kv_head * group + r % group;
-        const ptrdiff_t at = (static_cast<ptrdiff_t>(t) * a.heads + head) * a.dim;
-        RowState& row = rows[r];
-        row.q = a.q + at;
-        row.out = a.out + at;
-        row.last_key = a.positions[t];
-        row.first_key = a.window ? max_of(row.last_key - a.window + 1, 0) : 0;
-        row.merged_max = kNoScore;
-        row.merged_sum = 0.0f;
-        row.acc = values + 2 * static_cast<size_t>(r) * a.padded_dim;
-        row.merged = row.acc + a.padded_dim;
-        // Only a row of NaN scores ends with this, as 0 / 0.
-        for (int d = 0; d < a.padded_dim; ++d) row.merged[d] = 0.0f;
-        reset_split(row, a.padded_dim);
+        float max = kNoScore, sum = 0.0f;
+        const float* acc = nullptr;
+        for (int i = 0; i < num_parts; ++i) {
+            const Part part(parts + static_cast<std::size_t>(i) * stride, num_rows, a.padded_dim);
+            float* now = part.acc + static_cast<ptrdiff_t>(r) * a.padded_dim;
+            if (part.max[r] == kNoScore) continue;
+            if (!acc) {
+                max = part.max[r];
+                sum = part.sum[r];
+                acc = now;
+                continue;
+            }
+            const float m = max_of(max, part.max[r]);
+            const float f0 = exp_of(max - m), f1 = exp_of(part.max[r] - m);
+            for (int d = 0; d < a.padded_dim; d += 16)
+                store(now + d, fma(load(acc + d), set1(f0), load(now + d) * set1(f1)));
+            sum = fmadd(sum, f0, part.sum[r] * f1);
+            max = m;
+            acc = now;
+        }
+        const ptrdiff_t token = t.first_token + r / group;
+        const ptrdiff_t head = t.kv_head * group + r % group;
+        float* out = a.out + (token * a.heads + head) * a.dim;
+        for (int d = 0; d < a.dim; d += 16) {
+            // Only a row of NaN scores has no part: 0 / 0. + 0: no negative zero leaves here.
+            const V o = (acc ? load(acc + d) : zero()) / set1(sum) + zero();
+            store_n(out + d, o, min_of(16, a.dim - d));
+        }
     }
-    const auto run = a.kv_kind == Kind::f32   ? attention_tile<Kind::f32>
-                     : a.kv_kind == Kind::f16 ? attention_tile<Kind::f16>
-                                              : attention_tile<Kind::bf16>;
-    run(a, seq, rows, num_rows, kv_head, scores);
 }

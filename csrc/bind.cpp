@@ -3,14 +3,16 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstdlib>
-#include <mutex>
-#include <new>
+#include <functional>
+#include <memory>
 #include <stdexcept>
+#include <vector>
 
+#include "arena.h"
 #include "float_env.h"
 #include "provider.h"
 
@@ -25,54 +27,30 @@ using AnyIn = nb::ndarray<nb::c_contig, nb::device::cpu>;
 using F32Out = nb::ndarray<nb::numpy, float>;
 using I32Out = nb::ndarray<nb::numpy, int32_t>;
 
-// Freed result buffers by size class: a large step would otherwise fault its pages in anew.
-class Buffers {
-  public:
-    struct Buffer {
-        std::size_t size_class;
-        Buffer* next;
-    };
-
-    void* take(std::size_t bytes) {
-        std::size_t c = 8;
-        while ((std::size_t{1} << c) < bytes) ++c;
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            if (Buffer* b = free_[c]) {
-                free_[c] = b->next;
-                return reinterpret_cast<char*>(b) + kHeader;
-            }
-        }
-        void* raw = std::aligned_alloc(64, kHeader + (std::size_t{1} << c));
-        if (!raw) throw std::bad_alloc();
-        static_cast<Buffer*>(raw)->size_class = c;
-        return static_cast<char*>(raw) + kHeader;
-    }
-    void give(void* p) noexcept {
-        auto* b = reinterpret_cast<Buffer*>(static_cast<char*>(p) - kHeader);
-        const std::lock_guard<std::mutex> lock(mutex_);
-        b->next = free_[b->size_class];
-        free_[b->size_class] = b;
-    }
-
-  private:
-    static constexpr std::size_t kHeader = 64;
-    std::mutex mutex_;
-    Buffer* free_[64] = {};
+// Ops in order, with their arguments, done again by one call. Results lie in the provider's
+// workspace, shared by all its recordings: only one runs at a time.
+struct Recording {
+    std::vector<std::function<void()>> ops;
+    std::vector<nb::object> keep;
+    std::shared_ptr<Arena> workspace;
+    float* out = nullptr;
+    std::vector<std::size_t> shape;
 };
 
-Buffers& buffers() {
-    static Buffers* b = new Buffers;  // outlives every array
-    return *b;
-}
+// A provider, and what it is recording, if anything.
+struct Session : Provider {
+    using Provider::Provider;
+    std::shared_ptr<Arena> workspace = std::make_shared<Arena>();
+    std::shared_ptr<Recording> recording;
+};
 
 template <class T>
-nb::ndarray<nb::numpy, T> result(std::initializer_list<std::size_t> shape) {
+nb::ndarray<nb::numpy, T> result(const Session& p, std::initializer_list<std::size_t> shape) {
     std::size_t n = 1;
     for (const std::size_t s : shape) n *= s;
-    void* p = buffers().take(n * sizeof(T));
-    nb::capsule owner(p, [](void* q) noexcept { buffers().give(q); });
-    return nb::ndarray<nb::numpy, T>(static_cast<T*>(p), shape, owner);
+    void* data = Arena::take(p.recording ? p.workspace : Arena::common(), n * sizeof(T));
+    nb::capsule owner(data, [](void* q) noexcept { Arena::give(q); });
+    return nb::ndarray<nb::numpy, T>(static_cast<T*>(data), shape, owner);
 }
 
 Kind kind_of(const std::string& name) {
@@ -109,66 +87,78 @@ struct Working {  // around an op
     DefaultFloatMode mode;
 };
 
+// Does the work now, or keeps it for every replay: then `body` owns nothing but what
+// Recording::keep was given, and its pointers are to arrays that outlive the recording.
+template <class Body>
+void submit(Session& p, const Body& body) {
+    if (p.recording) {
+        p.recording->ops.emplace_back(body);
+    } else {
+        const Working working;
+        body();
+    }
+}
+
 int rows_of(const F32In& x) { return static_cast<int>(x.shape(0)); }
 int last_of(const F32In& x) { return static_cast<int>(x.shape(x.ndim() - 1)); }
 
-F32Out embed(Provider& p, I32In ids, const BoundMatrix& w, float scale) {
-    auto out = result<float>({ids.size(), static_cast<std::size_t>(w.k)});
-    const Working working;
-    p.embed(ids.data(), static_cast<int>(ids.size()), w, scale, out.data());
+F32Out embed(Session& p, I32In ids, const BoundMatrix& w, float scale) {
+    auto out = result<float>(p, {ids.size(), static_cast<std::size_t>(w.k)});
+    submit(p, [&p, &w, scale, i = ids.data(), n = static_cast<int>(ids.size()), o = out.data()] {
+        p.embed(i, n, w, scale, o);
+    });
     return out;
 }
 
-F32Out rms_norm(Provider& p, F32In x, F32In gain, float eps) {
-    auto out = result<float>({x.shape(0), x.shape(1)});
-    const Working working;
-    p.rms_norm(x.data(), nullptr, gain.data(), eps, rows_of(x), last_of(x), nullptr, out.data());
+F32Out rms_norm(Session& p, F32In x, F32In gain, float eps) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    submit(p, [&p, x = x.data(), gain = gain.data(), eps, rows = rows_of(x), dim = last_of(x),
+               o = out.data()] { p.rms_norm(x, nullptr, gain, eps, rows, dim, nullptr, o); });
     return out;
 }
 
-nb::tuple add_rms_norm(Provider& p, F32In x, F32In y, F32In gain, float eps) {
-    auto sum = result<float>({x.shape(0), x.shape(1)});
-    auto out = result<float>({x.shape(0), x.shape(1)});
-    {
-        const Working working;
-        p.rms_norm(x.data(), y.data(), gain.data(), eps, rows_of(x), last_of(x), sum.data(),
-                   out.data());
-    }
+nb::tuple add_rms_norm(Session& p, F32In x, F32In y, F32In gain, float eps) {
+    auto sum = result<float>(p, {x.shape(0), x.shape(1)});
+    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    submit(p, [&p, x = x.data(), y = y.data(), gain = gain.data(), eps, rows = rows_of(x),
+               dim = last_of(x), s = sum.data(),
+               o = out.data()] { p.rms_norm(x, y, gain, eps, rows, dim, s, o); });
     return nb::make_tuple(sum, out);
 }
 
-F32Out add(Provider& p, F32In x, F32In y) {
-    auto out = result<float>({x.shape(0), x.shape(1)});
-    const Working working;
-    p.add(x.data(), y.data(), x.size(), out.data());
+F32Out add(Session& p, F32In x, F32In y) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    submit(p,
+           [&p, x = x.data(), y = y.data(), n = x.size(), o = out.data()] { p.add(x, y, n, o); });
     return out;
 }
 
-F32Out linear(Provider& p, F32In x, const std::vector<const BoundMatrix*>& ws) {
+F32Out linear(Session& p, F32In x, const std::vector<const BoundMatrix*>& ws) {
     std::size_t n = 0;
     std::vector<const Matrix*> matrices;
     for (const BoundMatrix* w : ws) {
         n += static_cast<std::size_t>(w->n);
         matrices.push_back(w);
     }
-    auto out = result<float>({x.shape(0), n});
-    const Working working;
-    p.linear(x.data(), rows_of(x), matrices, out.data());
+    auto out = result<float>(p, {x.shape(0), n});
+    submit(p, [&p, x = x.data(), rows = rows_of(x), matrices = std::move(matrices),
+               o = out.data()] { p.linear(x, rows, matrices, o); });
     return out;
 }
 
-F32Out gated_linear(Provider& p, F32In x, const BoundMatrix& gate, const BoundMatrix& up,
+F32Out gated_linear(Session& p, F32In x, const BoundMatrix& gate, const BoundMatrix& up,
                     int activation) {
-    auto out = result<float>({x.shape(0), static_cast<std::size_t>(gate.n)});
-    const Working working;
-    p.gated_linear(x.data(), rows_of(x), gate, up, activation, out.data());
+    auto out = result<float>(p, {x.shape(0), static_cast<std::size_t>(gate.n)});
+    submit(p, [&p, &gate, &up, activation, x = x.data(), rows = rows_of(x), o = out.data()] {
+        p.gated_linear(x, rows, gate, up, activation, o);
+    });
     return out;
 }
 
-F32Out rope_write(Provider& p, F32In qkv, I32In positions, F32In table, BoundCache& kv, I32In slots,
+F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCache& kv, I32In slots,
                   int heads, std::optional<F32In> q_gain, std::optional<F32In> k_gain, float eps) {
     auto q = result<float>(
-        {qkv.shape(0), static_cast<std::size_t>(heads), static_cast<std::size_t>(kv.dim)});
+        p, {qkv.shape(0), static_cast<std::size_t>(heads), static_cast<std::size_t>(kv.dim)});
     const Rope a{qkv.data(),
                  positions.data(),
                  table.data(),
@@ -184,14 +174,14 @@ F32Out rope_write(Provider& p, F32In qkv, I32In positions, F32In table, BoundCac
                  kv.k.data(),
                  kv.v.data(),
                  q.data()};
-    const Working working;
-    p.rope_write(a, rows_of(qkv));
+    if (p.recording) p.recording->keep.push_back(nb::cast(table));  // it may grow elsewhere
+    submit(p, [&p, a, rows = rows_of(qkv)] { p.rope_write(a, rows); });
     return q;
 }
 
-F32Out attention(Provider& p, F32In q, const BoundCache& kv, I32In query_start, I32In tables,
+F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I32In tables,
                  I32In positions, float scale, int window) {
-    auto out = result<float>({q.shape(0), q.shape(1) * q.shape(2)});
+    auto out = result<float>(p, {q.shape(0), q.shape(1) * q.shape(2)});
     const Attention a{q.data(),
                       kv.k.data(),
                       kv.v.data(),
@@ -206,20 +196,21 @@ F32Out attention(Provider& p, F32In q, const BoundCache& kv, I32In query_start, 
                       scale,
                       window,
                       out.data()};
-    const Working working;
-    p.attention(a, static_cast<int>(query_start.size()) - 1, query_start.data());
+    submit(p, [&p, a, seqs = static_cast<int>(query_start.size()) - 1, start = query_start.data()] {
+        p.attention(a, seqs, start);
+    });
     return out;
 }
 
-nb::tuple sample(Provider& p, F32In logits, nb::ndarray<const uint64_t, nb::c_contig> seeds,
+nb::tuple sample(Session& p, F32In logits, nb::ndarray<const uint64_t, nb::c_contig> seeds,
                  I32In positions, F32In temperature, I32In top_k, F32In top_p, F32In min_p,
                  int num_top) {
     const std::size_t rows = logits.shape(0);
     num_top = std::min(num_top, last_of(logits));
-    auto ids = result<int32_t>({rows});
-    auto logprobs = result<float>({rows});
-    auto top_ids = result<int32_t>({rows, static_cast<std::size_t>(num_top)});
-    auto top = result<float>({rows, static_cast<std::size_t>(num_top)});
+    auto ids = result<int32_t>(p, {rows});
+    auto logprobs = result<float>(p, {rows});
+    auto top_ids = result<int32_t>(p, {rows, static_cast<std::size_t>(num_top)});
+    auto top = result<float>(p, {rows, static_cast<std::size_t>(num_top)});
     std::vector<SampleRow> args;
     for (std::size_t i = 0; i < rows; ++i)
         args.push_back({seeds.data()[i], positions.data()[i], temperature.data()[i],
@@ -230,6 +221,32 @@ nb::tuple sample(Provider& p, F32In logits, nb::ndarray<const uint64_t, nb::c_co
                  logprobs.data(), top_ids.data(), top.data());
     }
     return nb::make_tuple(ids, logprobs, top_ids, top);
+}
+
+void begin_recording(Session& p) {
+    p.recording = std::make_shared<Recording>();
+    p.recording->workspace = p.workspace;
+}
+
+// `out`: what replay() will return.
+std::shared_ptr<Recording> end_recording(Session& p, std::optional<F32In> out) {
+    auto done = std::move(p.recording);
+    p.recording.reset();
+    if (!out) return nullptr;
+    done->out = const_cast<float*>(out->data());
+    for (std::size_t i = 0; i < out->ndim(); ++i) done->shape.push_back(out->shape(i));
+    return done;
+}
+
+F32Out replay(std::shared_ptr<Recording> r) {
+    {
+        const Working working;
+        for (const auto& op : r->ops) op();
+    }
+    auto* held = new std::shared_ptr<Recording>(r);
+    nb::capsule owner(held,
+                      [](void* p) noexcept { delete static_cast<std::shared_ptr<Recording>*>(p); });
+    return F32Out(r->out, r->shape.size(), r->shape.data(), owner);
 }
 
 }  // namespace
@@ -246,10 +263,13 @@ NB_MODULE(_cpu, m) {
         .def(nb::init<const std::string&, int, int,
                       nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>>());
     nb::class_<BoundCache>(m, "Cache").def(nb::init<AnyIn, AnyIn, const std::string&>());
-    nb::class_<Provider>(m, "Provider")
+    nb::class_<Recording>(m, "Recording").def("__call__", &replay);
+    nb::class_<Session>(m, "Provider")
         .def(nb::init<int, const std::string&>())
-        .def_prop_ro("simd", &Provider::simd)
-        .def_prop_ro("num_threads", &Provider::num_threads)
+        .def_prop_ro("simd", &Session::simd)
+        .def_prop_ro("num_threads", &Session::num_threads)
+        .def("begin_recording", &begin_recording)
+        .def("end_recording", &end_recording, nb::arg().none())
         .def("embed", &embed)
         .def("rms_norm", &rms_norm)
         .def("add_rms_norm", &add_rms_norm)

@@ -2,13 +2,18 @@
 // lives in that namespace: nothing compiled for a wide machine can be linked into a narrow path.
 #include "kernels.h"
 
+#include <type_traits>
+#include <utility>
+
 #include "simd.h"
 
 namespace ELINVAR_ISA {
 
 using elinvar::Attention;
+using elinvar::AttentionTile;
 using elinvar::Kernels;
 using elinvar::Kind;
+using elinvar::QuantGroup;
 using elinvar::QuantRows;
 using elinvar::Rope;
 using elinvar::RowStats;
@@ -33,8 +38,8 @@ const Kernels kernels = {
     rms_norm,
     add,
     rope_write,
-    attention_scratch,
-    attention,
+    attention_part,
+    attention_join,
     row_stats,
     scale_logits,
     exp_all,

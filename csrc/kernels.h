@@ -7,14 +7,21 @@
 
 namespace elinvar {
 
-// Activations rounded to int8 per row and group of 32: x ~ scale * code.
-// Row m: codes + m * k, scale/sum/isum + m * groups.
+// Activations rounded to int8: a group of 32 of one row, x ~ scale * code.
+struct QuantGroup {
+    int8_t codes[32];
+    float scale;
+    float sum;     // scale * (sum of the codes)
+    int32_t isum;  // sum of the codes
+};
+
+// Rows lie in blocks of eight, the last one as high as it is: [block][group][row]. So a tile of
+// rows reads one stream (linear_quant.h finds a row's records).
 struct QuantRows {
-    int8_t* codes;
-    float* scale;
-    float* sum;     // scale * (sum of the group's codes)
-    int32_t* isum;  // sum of the group's codes
-    std::ptrdiff_t k, groups;
+    static constexpr int kBlock = 8;
+    QuantGroup* data;
+    int rows;
+    std::ptrdiff_t groups;
 };
 
 enum class Kind : int { q4, q8, f16, bf16, f32 };  // of weights; the cache uses the last three
@@ -45,13 +52,24 @@ struct Attention {
     float* out;  // [T, heads, dim]
 };
 
+struct AttentionTile {  // tokens of one sequence, times the query heads of one KV head
+    int seq, first_token, num_tokens, kv_head;
+};
+// Keys (absolute positions) whose softmax is accumulated before it is merged (ops/api.py).
+constexpr int kAttentionSplit = 1024;
+// Floats of what one split leaves of a tile of `rows` query rows; whole cache lines.
+constexpr std::size_t attention_part_floats(int rows, int padded_dim) {
+    return (static_cast<std::size_t>(rows) * (static_cast<std::size_t>(padded_dim) + 2) + 15) & ~15;
+}
+
 struct RowStats {
     float max;
     int32_t argmax;  // the lowest id among equals
     float log_sum;   // ln of the sum of e^(x - max)
 };
 
-// Panels are packed as ops/layout.py says. `num_cols` counts the real columns from the first panel.
+// Panels are packed as ops/layout.py says. `num_cols` counts the real columns from the first panel;
+// linear_quant's first_row begins a block.
 struct Kernels {
     const char* name;
     void (*quantize_rows)(const float* x, int rows, const QuantRows& out, int first_row);
@@ -69,9 +87,10 @@ struct Kernels {
                      int dim, float* sum, float* out);
     void (*add)(const float* x, const float* y, std::size_t n, float* out);
     void (*rope_write)(const Rope& a, int first_token, int num_tokens);
-    std::size_t (*attention_scratch)(int rows, int padded_dim);  // floats
-    void (*attention)(const Attention& a, int seq, int first_token, int num_tokens, int kv_head,
-                      float* scratch);
+    // What the keys of one split give to a tile, and the output of all its parts, one after the
+    // other in memory and by ascending split; the join overwrites them.
+    void (*attention_part)(const Attention& a, const AttentionTile& t, int split, float* part);
+    void (*attention_join)(const Attention& a, const AttentionTile& t, float* parts, int num_parts);
     RowStats (*row_stats)(const float* x, int n);
     // z[i] = (x[i] - max) / temperature; returns the sum of e^z when asked
     float (*scale_logits)(const float* x, int n, float max, float temperature, bool sum, float* z);

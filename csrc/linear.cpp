@@ -12,8 +12,12 @@ namespace {
 struct Tiling {
     int row_block, row_blocks, chunk, chunks;
 
-    Tiling(int rows, int row_bytes, int panels, int threads) {
-        row_block = std::max(8, std::min(rows, 256 * 1024 / row_bytes));
+    Tiling(int rows, const Matrix& w, int threads) {
+        const int row_bytes = w.quantised() ? w.k / 32 * int{sizeof(QuantGroup)} : 4 * w.k;
+        const int panels = w.num_panels();
+        const int most = std::max(8, 256 * 1024 / row_bytes);
+        row_blocks = (rows + most - 1) / most;
+        row_block = ((rows + row_blocks - 1) / row_blocks + 7) / 8 * 8;  // a tile begins there
         row_blocks = (rows + row_block - 1) / row_block;
         const int wanted =
             threads == 1 ? 1 : std::max(1, threads * (rows <= 4 ? 2 : 6) / row_blocks);
@@ -54,15 +58,10 @@ Matrix::Matrix(Kind kind_, int n_, int k_, const uint8_t* data_, std::size_t byt
 }
 
 const QuantRows& Provider::quantize(const float* x, int rows, int k) {
-    const auto r = static_cast<std::size_t>(rows);
-    const std::size_t codes = r * static_cast<std::size_t>(k), groups = codes / 32;
-    if (codes_.size() < codes) codes_.resize(codes);
-    if (scales_.size() < groups) {
-        scales_.resize(groups);
-        sums_.resize(groups);
-        isums_.resize(groups);
-    }
-    quant_ = {codes_.data(), scales_.data(), sums_.data(), isums_.data(), k, k / 32};
+    const int groups = k / 32;
+    const auto count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(groups);
+    if (groups_.size() < count) groups_.resize(count);
+    quant_ = {groups_.data(), rows, groups};
     const int block = 16;
     pool_.run((rows + block - 1) / block, [&](int i, int) {
         kernels_->quantize_rows(x, std::min(block, rows - i * block), quant_, i * block);
@@ -71,6 +70,7 @@ const QuantRows& Provider::quantize(const float* x, int rows, int k) {
 }
 
 void Provider::linear(const float* x, int rows, const std::vector<const Matrix*>& ws, float* out) {
+    if (rows == 0) return;
     const int k = ws[0]->k;
     std::ptrdiff_t ld = 0;
     bool quantised = false;
@@ -90,7 +90,7 @@ void Provider::linear(const float* x, int rows, const std::vector<const Matrix*>
     int items = 0;
     std::ptrdiff_t column = 0;
     for (const Matrix* w : ws) {
-        const Tiling t(rows, w->quantised() ? k : 4 * k, w->num_panels(), pool_.size());
+        const Tiling t(rows, *w, pool_.size());
         parts.push_back({w, t, items, column});
         items += t.count();
         column += w->n;
@@ -118,9 +118,10 @@ void Provider::linear(const float* x, int rows, const std::vector<const Matrix*>
 
 void Provider::gated_linear(const float* x, int rows, const Matrix& gate, const Matrix& up,
                             int activation, float* out) {
+    if (rows == 0) return;
     const int k = gate.k, n = gate.n;
     if (gate.quantised() || up.quantised()) quantize(x, rows, k);
-    const Tiling t(rows, gate.quantised() ? k : 4 * k, gate.num_panels(), pool_.size());
+    const Tiling t(rows, gate, pool_.size());
     pool_.run(t.count(), [&](int item, int thread) {
         const int row = item / t.chunks * t.row_block, panel = item % t.chunks * t.chunk;
         const int m = std::min(t.row_block, rows - row);

@@ -2,49 +2,48 @@
 // at hand: an exact integer dot per group of 32, the groups joined by FMA in ascending order.
 // Included inside namespace ELINVAR_ISA.
 
-template <int MR>
-struct Rows {};
+// A row's first group; the next one is block_height records further.
+EL_INLINE QuantGroup* quant_row(const QuantRows& x, int m) {
+    const int block = m / QuantRows::kBlock * QuantRows::kBlock;
+    return x.data + block * x.groups + (m - block);
+}
+EL_INLINE ptrdiff_t block_height(const QuantRows& x, int m) {
+    return min_of(QuantRows::kBlock, x.rows - m / QuantRows::kBlock * QuantRows::kBlock);
+}
 
-// `next`: the panel to ask memory for meanwhile, or null.
+// Memory answers after about this much has streamed by. Panels lie one after the other, so the
+// place ahead is the right one across their borders; beyond the last, asking costs nothing.
+constexpr ptrdiff_t kAhead = 4096;
+
+template <Kind kind>
+constexpr ptrdiff_t kCodeBytes = kind == Kind::q4 ? 256 : 512;  // of a group: scales, mins follow
+template <Kind kind>
+constexpr ptrdiff_t kGroupBytes = kCodeBytes<kind> + (kind == Kind::q4 ? 64 : 32);
+
+// MR rows of one block: a group's records are side by side, the next group's `step` further.
 template <Kind kind, int MR>
-void quant_tile(const uint8_t* panel, const uint8_t* next, const QuantRows& x, int row, float* out,
-                ptrdiff_t ld_out, int cols) {
-    const ptrdiff_t groups = x.groups, ld = x.k;
-    constexpr int kGroupBytes = kind == Kind::q4 ? 256 : 512;
-    const auto* scales = reinterpret_cast<const uint16_t*>(panel + groups * kGroupBytes);
-    const uint16_t* mins = scales + groups * 16;
+void quant_tile(const uint8_t* group, ptrdiff_t groups, ptrdiff_t ahead, const QuantGroup* x,
+                ptrdiff_t step, float* out, ptrdiff_t ld_out, int cols) {
     V acc[MR];
     EL_UNROLL
     for (int r = 0; r < MR; ++r) acc[r] = zero();
-    for (ptrdiff_t g = 0; g < groups; ++g) {
-        if (next) {
-            EL_UNROLL
-            for (int line = 0; line < kGroupBytes / 64; ++line)
-                prefetch(next + g * kGroupBytes + 64 * line);
-            prefetch(next + groups * kGroupBytes + 32 * g);
-            if (kind == Kind::q4) prefetch(next + groups * (kGroupBytes + 32) + 32 * g);
-        }
-        const int8_t* codes = x.codes + row * ld + 32 * g;
-        const ptrdiff_t at = row * groups + g;
+    for (ptrdiff_t g = 0; g < groups; ++g, group += kGroupBytes<kind>, x += step) {
+        EL_UNROLL
+        for (ptrdiff_t line = 0; line < kGroupBytes<kind>; line += 64)
+            prefetch(group + ahead + line);
         I dots[MR];
-        const V scale = load_half(scales + 16 * g);
-        if constexpr (kind == Kind::q4) {
-            q4_group<MR>(panel + g * kGroupBytes, codes, ld, dots);
-            const V min = load_half(mins + 16 * g);
-            EL_UNROLL
-            for (int r = 0; r < MR; ++r) {
-                const V factor = scale * set1(x.scale[at + r * groups]);
-                acc[r] = fma(to_float(dots[r]), factor, acc[r]);
-                acc[r] = fma(min, set1(x.sum[at + r * groups]), acc[r]);
-            }
-        } else {
-            q8_group<MR>(reinterpret_cast<const int8_t*>(panel) + g * kGroupBytes, codes, ld,
-                         x.isum + at, groups, dots);
-            EL_UNROLL
-            for (int r = 0; r < MR; ++r) {
-                const V factor = scale * set1(x.scale[at + r * groups]);
-                acc[r] = fma(to_float(dots[r]), factor, acc[r]);
-            }
+        const auto* scales = reinterpret_cast<const uint16_t*>(group + kCodeBytes<kind>);
+        if constexpr (kind == Kind::q4)
+            q4_group<MR>(group, x, dots);
+        else
+            q8_group<MR>(reinterpret_cast<const int8_t*>(group), x, dots);
+        const V scale = load_half(scales);
+        V min;
+        if constexpr (kind == Kind::q4) min = load_half(scales + 16);
+        EL_UNROLL
+        for (int r = 0; r < MR; ++r) {
+            acc[r] = fma(to_float(dots[r]), scale * set1(x[r].scale), acc[r]);
+            if constexpr (kind == Kind::q4) acc[r] = fma(min, set1(x[r].sum), acc[r]);
         }
     }
     EL_UNROLL
@@ -56,29 +55,30 @@ void quant_tile(const uint8_t* panel, const uint8_t* next, const QuantRows& x, i
     }
 }
 
+using QuantTile = void (*)(const uint8_t*, ptrdiff_t, ptrdiff_t, const QuantGroup*, ptrdiff_t,
+                           float*, ptrdiff_t, int);
+template <Kind kind, size_t... I>
+EL_INLINE QuantTile quant_tile_of(int rows, std::index_sequence<I...>) {
+    static constexpr QuantTile tiles[] = {quant_tile<kind, I + 1>...};
+    return tiles[rows - 1];
+}
+
 template <Kind kind>
-void quant_panel(const uint8_t* panel, size_t stride, const QuantRows& x, int first, int rows,
-                 float* out, ptrdiff_t ld, int cols) {
-    // Panels stream from memory once, and one is too short for the hardware to learn its three
-    // streams: the first tile asks for the next panel, place by place.
-    const uint8_t* next = panel + stride;
-    int m = 0;
-    const auto tiles = [&]<int MR>(Rows<MR>) {
-        for (; m + MR <= rows; m += MR, next = nullptr)
-            quant_tile<kind, MR>(panel, next, x, first + m, out + m * ld, ld, cols);
-    };
-    tiles(Rows<kQuantRows>{});
-    if constexpr (kQuantRows > 4) tiles(Rows<4>{});
-    if constexpr (kQuantRows > 2) tiles(Rows<2>{});
-    tiles(Rows<1>{});
+void quant_panels(const uint8_t* panel, size_t stride, int num_panels, const QuantRows& x,
+                  int first, int rows, float* out, ptrdiff_t ld, int cols) {
+    static_assert(QuantRows::kBlock % kQuantRows == 0, "a tile stays within a block");
+    for (int p = 0; p < num_panels; ++p, panel += stride, out += 16, cols -= 16)
+        for (int m = 0; m < rows; m += kQuantRows) {
+            const auto tile = quant_tile_of<kind>(min_of(kQuantRows, rows - m),
+                                                  std::make_index_sequence<kQuantRows>());
+            // The first rows stream the panel from memory; the others find it in L1.
+            tile(panel, x.groups, m ? 0 : kAhead, quant_row(x, first + m),
+                 block_height(x, first + m), out + m * ld, ld, cols);
+        }
 }
 
 void linear_quant(Kind kind, const uint8_t* panels, size_t stride, int num_panels,
                   const QuantRows& x, int first, int rows, float* out, ptrdiff_t ld, int cols) {
-    for (int p = 0; p < num_panels; ++p, panels += stride, out += 16, cols -= 16) {
-        if (kind == Kind::q4)
-            quant_panel<Kind::q4>(panels, stride, x, first, rows, out, ld, cols);
-        else
-            quant_panel<Kind::q8>(panels, stride, x, first, rows, out, ld, cols);
-    }
+    const auto run = kind == Kind::q4 ? quant_panels<Kind::q4> : quant_panels<Kind::q8>;
+    run(panels, stride, num_panels, x, first, rows, out, ld, cols);
 }

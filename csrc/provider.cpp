@@ -25,9 +25,7 @@ Provider::Provider(int num_threads, const std::string& simd)
     : kernels_(choose(simd)), pool_(num_threads), scratch_(static_cast<std::size_t>(num_threads)) {}
 
 float* Provider::scratch(int thread, std::size_t floats) {
-    auto& s = scratch_[static_cast<std::size_t>(thread)];
-    if (s.size() < floats) s.resize(floats);
-    return s.data();
+    return scratch_[static_cast<std::size_t>(thread)].at_least(floats);
 }
 
 void Provider::embed(const int32_t* ids, int rows, const Matrix& w, float scale, float* out) {
@@ -35,10 +33,9 @@ void Provider::embed(const int32_t* ids, int rows, const Matrix& w, float scale,
         const uint8_t* panel = w.panel(ids[m] / 16);
         const int col = ids[m] % 16;
         float* o = out + static_cast<std::ptrdiff_t>(m) * w.k;
-        const int groups = w.k / 32;
-        const auto half = [&](std::size_t at, int g) {
+        const auto half = [](const uint8_t* p) {
             uint16_t h;
-            std::memcpy(&h, panel + at + static_cast<std::size_t>(g * 16 + col) * 2, 2);
+            std::memcpy(&h, p, 2);
             return half_value(h);
         };
         for (int k = 0; k < w.k; ++k) {
@@ -46,18 +43,17 @@ void Provider::embed(const int32_t* ids, int rows, const Matrix& w, float scale,
             float value = 0;
             switch (w.kind) {
                 case Kind::q4: {
-                    const uint8_t b = panel[g * 256 + i / 8 * 64 + col * 4 + i % 4];
+                    const uint8_t* group = panel + g * 320;
+                    const uint8_t b = group[i / 8 * 64 + col * 4 + i % 4];
                     const int code = i % 8 < 4 ? b & 15 : b >> 4;
-                    const auto scales = static_cast<std::size_t>(groups) * 256;
-                    const float product = static_cast<float>(code) * half(scales, g);
-                    value = product + half(scales + static_cast<std::size_t>(groups) * 32, g);
+                    const float product = static_cast<float>(code) * half(group + 256 + 2 * col);
+                    value = product + half(group + 288 + 2 * col);
                     break;
                 }
                 case Kind::q8: {
-                    const auto code =
-                        static_cast<int8_t>(panel[g * 512 + i / 4 * 64 + col * 4 + i % 4]);
-                    value =
-                        static_cast<float>(code) * half(static_cast<std::size_t>(groups) * 512, g);
+                    const uint8_t* group = panel + g * 544;
+                    const auto code = static_cast<int8_t>(group[i / 4 * 64 + col * 4 + i % 4]);
+                    value = static_cast<float>(code) * half(group + 512 + 2 * col);
                     break;
                 }
                 case Kind::f32:

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,26 @@ struct Matrix {  // a packed weight; the bytes belong to the caller
     bool quantised() const { return kind == Kind::q4 || kind == Kind::q8; }
 };
 
+// Memory that only grows; begins on a cache line.
+class Floats {
+  public:
+    float* at_least(std::size_t floats) {
+        if (size_ < floats) {
+            data_.reset(static_cast<float*>(::operator new(floats * 4, kLine)));
+            size_ = floats;
+        }
+        return data_.get();
+    }
+
+  private:
+    static constexpr std::align_val_t kLine{64};
+    struct Free {
+        void operator()(float* p) const { ::operator delete(p, kLine); }
+    };
+    std::unique_ptr<float, Free> data_;
+    std::size_t size_ = 0;
+};
+
 struct SampleRow {
     uint64_t seed;
     int position;
@@ -32,6 +53,13 @@ struct SampleRow {
     int top_k;
     float top_p, min_p;
 };
+
+struct AttentionItem {
+    AttentionTile tile;
+    int first_split, num_splits;
+    std::size_t parts;  // where in the shared parts; kOwnParts: nobody else needs them
+};
+constexpr std::size_t kOwnParts = ~std::size_t{0};
 
 class Provider {
   public:
@@ -58,10 +86,10 @@ class Provider {
 
     const Kernels* kernels_;
     Pool pool_;
-    std::vector<std::vector<float>> scratch_;
-    std::vector<int8_t> codes_;
-    std::vector<float> scales_, sums_;
-    std::vector<int32_t> isums_;
+    std::vector<Floats> scratch_;
+    Floats parts_;
+    std::vector<AttentionItem> items_, joins_;
+    std::vector<QuantGroup> groups_;
     QuantRows quant_{};
 };
 

@@ -7,28 +7,25 @@ EL_INLINE V saturate(V x, float limit) { return max(min(x, set1(limit)), set1(-l
 constexpr float kMaxFloat = 0x1.fffffep127f, kMaxBf16 = 0x1.fep127f, kMaxHalf = 65504.0f;
 
 void quantize_rows(const float* x, int rows, const QuantRows& out, int first_row) {
-    for (int m = first_row; m < first_row + rows; ++m)
-        for (ptrdiff_t g = 0; g < out.groups; ++g) {
-            const float* p = x + m * out.k + 32 * g;
+    for (int m = first_row; m < first_row + rows; ++m) {
+        const float* p = x + m * out.groups * 32;
+        QuantGroup* group = quant_row(out, m);
+        const ptrdiff_t step = block_height(out, m);
+        for (ptrdiff_t g = 0; g < out.groups; ++g, p += 32, group += step) {
             // No instruction set agrees with another on the integer of an infinity or a NaN.
             const V a = saturate(load(p), kMaxFloat), b = saturate(load(p + 16), kMaxFloat);
             const float largest = tree_max(max(abs(a), abs(b)));
             const bool live = largest >= 1e-30f;
             const V inverse = set1(live ? 127.0f / largest : 0.0f);
-            int8_t* codes = out.codes + m * out.k + 32 * g;
-            float rounded[32];
-            const V ra = to_float(round_to_int(a * inverse)),
-                    rb = to_float(round_to_int(b * inverse));
-            store(rounded, ra);
-            store(rounded + 16, rb);
-            for (int i = 0; i < 32; ++i) codes[i] = static_cast<int8_t>(rounded[i]);
-            const float total = tree_sum(ra + rb);  // small integers: exact
-            const ptrdiff_t at = m * out.groups + g;
-            const float scale = live ? largest / 127.0f : 0.0f;
-            out.scale[at] = scale;
-            out.isum[at] = static_cast<int32_t>(total);
-            out.sum[at] = scale * total;
+            const I ra = round_to_int(a * inverse), rb = round_to_int(b * inverse);
+            store_bytes(group->codes, ra);
+            store_bytes(group->codes + 16, rb);
+            const float total = tree_sum(to_float(ra + rb));  // small integers: exact
+            group->scale = live ? largest / 127.0f : 0.0f;
+            group->sum = group->scale * total;
+            group->isum = static_cast<int32_t>(total);
         }
+    }
 }
 
 // 1 / sqrt(mean(x^2) + eps); partial sum i takes elements i mod 16.

@@ -87,6 +87,20 @@ EL_INLINE uint16_t float_to_bf16(float f) {
 #endif
 
 // The tree that joins sixteen partial sums: lanes i and i + 8, then + 4, + 2, + 1.
+#if defined(ELINVAR_AVX512) || defined(ELINVAR_AVX2)
+EL_INLINE float tree_sum(V a) {
+    const __m256 t8 = _mm256_add_ps(low_half(a), high_half(a));
+    const __m128 t4 = _mm_add_ps(_mm256_castps256_ps128(t8), _mm256_extractf128_ps(t8, 1));
+    const __m128 t2 = _mm_add_ps(t4, _mm_movehl_ps(t4, t4));
+    return _mm_cvtss_f32(_mm_add_ss(t2, _mm_movehdup_ps(t2)));
+}
+EL_INLINE float tree_max(V a) {
+    const __m256 t8 = _mm256_max_ps(low_half(a), high_half(a));
+    const __m128 t4 = _mm_max_ps(_mm256_castps256_ps128(t8), _mm256_extractf128_ps(t8, 1));
+    const __m128 t2 = _mm_max_ps(t4, _mm_movehl_ps(t4, t4));
+    return _mm_cvtss_f32(_mm_max_ss(t2, _mm_movehdup_ps(t2)));
+}
+#else
 EL_INLINE float tree_sum(V a) {
     float t[16];
     store(t, a);
@@ -101,6 +115,7 @@ EL_INLINE float tree_max(V a) {
         for (int i = 0; i < width; ++i) t[i] = max_of(t[i], t[i + width]);
     return t[0];
 }
+#endif
 
 // e^x. Range reduction by ln 2 in two parts (Cody and Waite, 1980), a polynomial of degree 6 on
 // |r| <= ln(2)/2; below -87.33 the result is 0, above 88.37 it stays at e^88.37.

@@ -39,9 +39,14 @@ EL_INLINE V abs(V a) { return {_mm512_abs_ps(a.v)}; }
 EL_INLINE V select_lt(V a, V b, V yes, V no) {  // a < b ? yes : no
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
 }
+EL_INLINE __m256 low_half(V a) { return _mm512_castps512_ps256(a.v); }
+EL_INLINE __m256 high_half(V a) { return _mm512_extractf32x8_ps(a.v, 1); }
 EL_INLINE I round_to_int(V a) { return {_mm512_cvtps_epi32(a.v)}; }
 EL_INLINE V to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 EL_INLINE I int_set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
+EL_INLINE void store_bytes(int8_t* p, I a) {  // lanes within -128 .. 127
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
 EL_INLINE I operator+(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
 EL_INLINE I operator-(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 EL_INLINE I operator&(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }

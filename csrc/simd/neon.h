@@ -93,6 +93,11 @@ EL_INLINE I int_set1(int32_t x) {
     I r;
     EL_EACH(vdupq_n_s32(x));
 }
+EL_INLINE void store_bytes(int8_t* p, I a) {  // lanes within -128 .. 127
+    const int16x8_t low = vcombine_s16(vmovn_s32(a.v[0]), vmovn_s32(a.v[1]));
+    const int16x8_t high = vcombine_s16(vmovn_s32(a.v[2]), vmovn_s32(a.v[3]));
+    vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+}
 EL_INLINE I operator+(I a, I b) {
     I r;
     EL_EACH(vaddq_s32(a.v[i], b.v[i]));

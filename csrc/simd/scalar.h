@@ -89,6 +89,9 @@ EL_INLINE I int_set1(int32_t x) {
     I r;
     EL_EACH(x);
 }
+EL_INLINE void store_bytes(int8_t* p, I a) {  // lanes within -128 .. 127
+    for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.v[i]);
+}
 EL_INLINE I operator+(I a, I b) {
     I r;
     EL_EACH(static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i])));

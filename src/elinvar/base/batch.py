@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from elinvar.base.config import BLOCK_SIZE
+
 I32 = NDArray[np.int32]
 
 
@@ -24,8 +26,22 @@ class ForwardBatch:
     seq_lens: I32
     """[R] keys of each sequence after this step's tokens are written."""
     block_tables: tuple[I32, ...]
-    """G arrays [R, B]: block id of each 32 positions; -1 where none is held."""
+    """G arrays [R, B]: block id of each 32 positions; columns past a sequence's end say nothing."""
     slot_mapping: tuple[I32, ...]
     """G arrays [T]: block id * block_size + offset where each token's K and V are written."""
     logit_rows: I32
     """[L] indices into T."""
+
+    @property
+    def num_positions(self) -> int:
+        """No position is this large: what the block tables can hold."""
+        return self.block_tables[0].shape[1] * BLOCK_SIZE
+
+    @property
+    def all_logits(self) -> bool:
+        """Whether every token's logits are asked for, as in a step of decode alone."""
+        return len(self.logit_rows) == len(self.input_ids)
+
+    def where_logits(self, x_TD: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The rows [L, D] that need logits."""
+        return x_TD if self.all_logits else x_TD[self.logit_rows]

@@ -1,21 +1,18 @@
 """Metrics of one engine, in Prometheus' terms.
 
-The step loop adds to plain numbers; they become metric families only when somebody scrapes.
-Each engine has its own registry, so that two engines in one process do not mix.
+The step loop adds to plain numbers; they become metric families only when somebody scrapes, and
+the library that makes them is imported only then. Each engine has metrics of its own, so that two
+in one process do not mix.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+if TYPE_CHECKING:
+    from prometheus_client.core import HistogramMetricFamily, Metric
 
 STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 LATENCY_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -37,6 +34,8 @@ class Histogram:
         self.total += value
 
     def family(self, name: str, text: str) -> HistogramMetricFamily:
+        from prometheus_client.core import HistogramMetricFamily
+
         buckets: list[tuple[str, float]] = []
         seen = 0
         for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
@@ -62,11 +61,11 @@ class EngineMetrics:
         self.ttft_seconds = Histogram(LATENCY_SECONDS)
         self.itl_seconds = Histogram(LATENCY_SECONDS)
         self.e2e_seconds = Histogram(REQUEST_SECONDS)
-        self.registry = CollectorRegistry()
-        self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
         """What a scrape reads (the collector protocol of prometheus-client)."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
         for name, value, text in (
             ("requests_running", self.requests_running, "Requests that hold a row."),
             ("requests_waiting", self.requests_waiting, "Requests waiting for a row or memory."),
@@ -94,4 +93,8 @@ class EngineMetrics:
 
     def expose(self) -> bytes:
         """The text that /metrics answers."""
-        return generate_latest(self.registry)
+        from prometheus_client import CollectorRegistry, generate_latest
+
+        registry = CollectorRegistry()
+        registry.register(self)
+        return generate_latest(registry)

@@ -21,7 +21,7 @@ from elinvar.base.errors import EngineError, InputError, ModelError
 from elinvar.base.metrics import EngineMetrics
 from elinvar.base.plan import StepPlan, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
-from elinvar.engine.memory import available_memory
+from elinvar.engine.memory import available_memory, give_back
 from elinvar.engine.output import Delta, FinishReason
 from elinvar.engine.plan_kv import plan_kv
 from elinvar.engine.seeds import draw_seed
@@ -90,7 +90,10 @@ class Engine:
             tokenizer = load_tokenizer(checkpoint, cache_root())
         finally:
             checkpoint.close()
-        return cls(built, ops, tokenizer, config, checkpoint.fingerprint)
+        fingerprint = checkpoint.fingerprint
+        del checkpoint  # a GGUF file's keys hold the vocabulary, too
+        give_back()
+        return cls(built, ops, tokenizer, config, fingerprint)
 
     def __init__(
         self,

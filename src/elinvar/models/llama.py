@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, LayerKind, ModelConfig, RopeConfig
 from elinvar.models.keys import (
@@ -52,17 +50,17 @@ class Llama:
         """Computes the batch's tokens, writes their keys and values to `kv` (one a layer), and
         returns the logits [L, V] of `batch.logit_rows`."""
         ops, eps = self.ops, self.config.norm_eps
-        rope_PD = self.rope.upto(int(batch.seq_lens.max()))
+        rope_PD = self.rope.upto(batch.num_positions)
         x_TD = ops.embed(batch.input_ids, self.embed, 1.0)
         h_TD = ops.rms_norm(x_TD, self.gains[0], eps)
         for layer, kv_layer, next_gain in zip(self.layers, kv, self.gains[1:], strict=True):
             a_TD = layer.attention(h_TD, rope_PD, batch, kv_layer)
+            if layer is self.layers[-1]:  # nothing after it looks at other tokens
+                x_TD, a_TD = batch.where_logits(x_TD), batch.where_logits(a_TD)
             x_TD, h_TD = ops.add_rms_norm(x_TD, a_TD, layer.mlp_norm, eps)
             m_TD = layer.mlp(h_TD)
             x_TD, h_TD = ops.add_rms_norm(x_TD, m_TD, next_gain, eps)
-        if not batch.logit_rows.size:
-            return np.empty((0, self.config.vocab_size), np.float32)
-        return ops.linear(h_TD[batch.logit_rows], self.head)
+        return ops.linear(h_TD, self.head)
 
 
 class LlamaLayer:

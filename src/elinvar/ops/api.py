@@ -10,7 +10,9 @@ are 16 partial sums, element i going to partial i mod 16, joined by the tree 8, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import mmap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -27,6 +29,9 @@ Activation = Literal["silu", "gelu_tanh"]
 ATTENTION_SPLIT = 1024
 """Keys (absolute positions) whose softmax is accumulated before it is merged, in ascending
 order, into the row's result. Part of attention's definition."""
+
+
+_HUGE_FROM = 8 << 20
 
 
 @dataclass(slots=True, eq=False)
@@ -47,9 +52,19 @@ def new_kv_layer(spec: KVSpec, num_blocks: int) -> KVLayer:
     """Zeroed arrays of one layer (the memory is touched only when written)."""
     dtype: Any = {"f16": np.float16, "bf16": np.uint16, "f32": np.float32}[spec.dtype]
     padded = -(-spec.head_dim // PANEL) * PANEL
-    k = np.zeros((num_blocks, spec.num_kv_heads, spec.head_dim, spec.block_size), dtype)
-    v = np.zeros((num_blocks, spec.num_kv_heads, spec.block_size, padded), dtype)
+    k = _mapped((num_blocks, spec.num_kv_heads, spec.head_dim, spec.block_size), dtype)
+    v = _mapped((num_blocks, spec.num_kv_heads, spec.block_size, padded), dtype)
     return KVLayer(spec.dtype, k, v)
+
+
+def _mapped(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Zeros in pages of their own. From the heap they could be memory used before, which zeroing
+    touches; and huge pages, a gain for a large cache, would take 2 MiB of each for one block."""
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    pages = mmap.mmap(-1, num_bytes)
+    if num_bytes >= _HUGE_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, dtype).reshape(shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,6 +165,15 @@ class Ops(Protocol):
         max(0, p - window + 1) .. p. Keys are walked in blocks of 32 at absolute positions with a
         running softmax (Milakov and Gimelshein, 2018), restarted every ATTENTION_SPLIT keys and
         merged in ascending order (Dao et al., 2023)."""
+        ...
+
+    def record(self, run: Callable[[], F32]) -> Callable[[], F32]:
+        """A call that does the ops of `run` again, on what the same arrays hold by then.
+
+        `run` must call ops alone, whatever the arrays hold: it may be run to learn them, and its
+        results mean nothing. Weights, caches and input arrays must outlive the recording. The
+        result is valid until the next call of any recording of this provider.
+        """
         ...
 
     def sample(self, logits_LV: F32, args: SampleArgs) -> SampleResult:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,15 @@ class CpuOps:
         return self._provider.attention(
             q_THD, _cache(kv), query_start_loc, block_table_RB, positions_T, scale, window or 0
         )
+
+    def record(self, run: Callable[[], F32]) -> Callable[[], F32]:
+        self._provider.begin_recording()
+        out = None
+        try:
+            out = run()
+        finally:
+            replay = self._provider.end_recording(out)
+        return replay
 
     def sample(self, logits_LV: F32, args: SampleArgs) -> SampleResult:
         return SampleResult(

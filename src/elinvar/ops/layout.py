@@ -7,10 +7,10 @@ instruction set: a packed file moves between machines.
 
 One panel, padded to 64 bytes (G = K / 32 groups):
 
-    q4   codes [G][4][16][4] bytes; byte (g, c, n, j) holds code k = 32g + 8c + j in its low and
-         k + 4 in its high nibble; then scales f16 [G][16], then mins f16 [G][16];
+    q4   [G] of: codes [4][16][4] bytes, where byte (c, n, j) holds code k = 8c + j of the group
+         in its low and k + 4 in its high nibble; scales f16 [16]; mins f16 [16];
          w = scale * code + min, code 0..15
-    q8   codes int8 [G][8][16][4]; byte (g, c, n, j) is k = 32g + 4c + j; then scales f16 [G][16];
+    q8   [G] of: codes int8 [8][16][4], where byte (c, n, j) is k = 4c + j; scales f16 [16];
          w = scale * code, code -127..127
     f16, bf16, f32   [K][16] values
 """
@@ -28,6 +28,8 @@ PANEL = 16
 ALIGN = 64
 
 WeightKind = Literal["q4", "q8", "f16", "bf16", "f32"]
+_CODE_BYTES = {"q4": PANEL * GROUP // 2, "q8": PANEL * GROUP}
+_GROUP_BYTES = {"q4": _CODE_BYTES["q4"] + 4 * PANEL, "q8": _CODE_BYTES["q8"] + 2 * PANEL}
 _FLOATS: dict[str, Any] = {"f16": np.float16, "bf16": np.uint16, "f32": np.float32}
 
 
@@ -54,10 +56,8 @@ def num_panels(n: int) -> int:
 
 def panel_bytes(kind: WeightKind, k: int) -> int:
     """Bytes of one panel of 16 columns, padding included."""
-    if kind == "q4":
-        size = k // GROUP * (PANEL * GROUP // 2 + 2 * PANEL * 2)
-    elif kind == "q8":
-        size = k // GROUP * (PANEL * GROUP + PANEL * 2)
+    if kind in _GROUP_BYTES:
+        size = k // GROUP * _GROUP_BYTES[kind]
     else:
         size = k * PANEL * np.dtype(_FLOATS[kind]).itemsize
     return -(-size // ALIGN) * ALIGN
@@ -124,9 +124,10 @@ def unpack_codes(
     """Codes [N, K], scales [N, K/32] and (q4) mins [N, K/32] of a quantised Weight."""
     n, k = w.shape
     p, g = num_panels(n), k // GROUP
-    raw = w.data.reshape(p, panel_bytes(w.kind, k))
-    code_bytes = PANEL * (k // 2 if w.kind == "q4" else k)
-    body = raw[:, :code_bytes]
+    size = _GROUP_BYTES[w.kind]
+    raw = w.data.reshape(p, panel_bytes(w.kind, k))[:, : g * size].reshape(p, g, size)
+    scales_at = _CODE_BYTES[w.kind]
+    body = raw[:, :, :scales_at]
     if w.kind == "q4":
         b = body.reshape(p, g, 4, 1, PANEL, 4)
         halves = np.concatenate([b & 15, b >> 4], axis=3)  # panel, g, c, half, n, j
@@ -136,12 +137,11 @@ def unpack_codes(
     codes8 = np.ascontiguousarray(codes).reshape(p * PANEL, k)[:n].view(np.int8)
 
     def column_values(at: int) -> NDArray[np.float32]:
-        part = np.ascontiguousarray(raw[:, at : at + g * PANEL * 2]).view(np.float16)
-        flat = part.reshape(p, g, PANEL).transpose(0, 2, 1).reshape(p * PANEL, g)
-        return flat[:n].astype(np.float32)
+        part = np.ascontiguousarray(raw[:, :, at : at + PANEL * 2]).view(np.float16)
+        return part.transpose(0, 2, 1).reshape(p * PANEL, g)[:n].astype(np.float32)
 
-    mins = column_values(code_bytes + g * PANEL * 2) if w.kind == "q4" else None
-    return codes8, column_values(code_bytes), mins
+    mins = column_values(scales_at + PANEL * 2) if w.kind == "q4" else None
+    return codes8, column_values(scales_at), mins
 
 
 def _panels(a: NDArray[Any]) -> NDArray[Any]:
@@ -157,13 +157,15 @@ def _group_columns(values: NDArray[np.float16]) -> NDArray[np.float16]:
 
 
 def _assemble(kind: WeightKind, shape: tuple[int, int], *parts: NDArray[Any]) -> Weight:
-    p, size = num_panels(shape[0]), panel_bytes(kind, shape[1])
-    data = aligned_empty(p * size)
-    panels = data.reshape(p, size)
-    at = 0
-    for part in parts:
-        flat = np.ascontiguousarray(part).reshape(p, -1).view(np.uint8)
-        panels[:, at : at + flat.shape[1]] = flat
-        at += flat.shape[1]
-    panels[:, at:] = 0
+    """Panels of records: each part is [P, records, ...], its bytes follow the part before."""
+    p, records = parts[0].shape[:2]
+    flat = [np.ascontiguousarray(part).reshape(p, records, -1).view(np.uint8) for part in parts]
+    data = aligned_empty(packed_bytes(kind, shape))
+    panels = data.reshape(p, -1)
+    used = records * sum(part.shape[2] for part in flat)
+    body, at = panels[:, :used].reshape(p, records, -1), 0
+    for part in flat:
+        body[:, :, at : at + part.shape[2]] = part
+        at += part.shape[2]
+    panels[:, used:] = 0
     return Weight(kind, shape, data)

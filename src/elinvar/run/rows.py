@@ -9,9 +9,10 @@ Legend: T tokens of this step, R planned items, L rows that sample, B blocks, G 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from elinvar.base.batch import I32, ForwardBatch
 from elinvar.base.config import BLOCK_SIZE
@@ -20,6 +21,7 @@ from elinvar.base.sampling import SamplingParams
 from elinvar.ops.api import SampleArgs
 
 _SEED_MASK = 2**64 - 1
+_MIN_WIDTH = 16
 
 
 class Rows:
@@ -29,7 +31,7 @@ class Rows:
     """
 
     def __init__(self, max_rows: int, max_context: int, num_groups: int) -> None:
-        max_blocks = -(-max_context // BLOCK_SIZE)
+        max_blocks = table_width(max_context)
         self.token_ids: I32 = np.zeros((max_rows, max_context), np.int32)
         self.tables: list[I32] = [
             np.zeros((max_rows, max_blocks), np.int32) for _ in range(num_groups)
@@ -42,10 +44,14 @@ class Rows:
         self.min_p = np.zeros(max_rows, np.float32)
         self.num_logprobs: list[int | None] = [None] * max_rows
         """As in SamplingParams.logprobs."""
+        # Of the last step, until a row or a table changes: most steps are like the one before.
+        self._gathered: tuple[tuple[list[int], int], tuple[I32, ...]] | None = None
+        self._sampling: tuple[list[int], Any, tuple[Any, ...], int] | None = None
 
     def start(self, started: RowStart) -> None:
         """Take a row: all known tokens, the blocks found in the cache, the parameters."""
         row = started.row
+        self._gathered = self._sampling = None
         self.token_ids[row, : len(started.token_ids)] = started.token_ids
         for table, lens, blocks in zip(self.tables, self.table_lens, started.blocks, strict=True):
             table[row] = -1
@@ -67,47 +73,59 @@ class Rows:
         for item in items:
             for group, blocks in enumerate(item.new_blocks):
                 if blocks:
+                    self._gathered = None
                     held = self.table_lens[group][item.row]
                     self.tables[group][item.row, held : held + len(blocks)] = blocks
                     self.table_lens[group][item.row] = held + len(blocks)
 
-    def gather(self, items: Sequence[PlanItem]) -> tuple[ForwardBatch, NDArray[np.intp], I32]:
-        """The flat batch of `items`, and which rows sample: row_L and position_L.
+    def gather(self, items: Sequence[PlanItem]) -> tuple[ForwardBatch, list[int], I32]:
+        """The flat batch of `items`, and which rows sample: rows_L and position_L.
 
         position_L is the index that the sampled token will have in its sequence.
         """
-        num_items = len(items)
-        spans = np.array([(i.row, i.start, i.num_tokens, i.sample) for i in items], np.int32)
-        row_R, start_R, num_R = spans[:, 0], spans[:, 1], spans[:, 2]
-        ends_R = np.cumsum(num_R, dtype=np.int32)
-        query_start_loc = np.zeros(num_items + 1, np.int32)
-        query_start_loc[1:] = ends_R
-        seq_lens = start_R + num_R
-        row_T = np.repeat(row_R, num_R)
-        positions = np.arange(ends_R[-1], dtype=np.int32)
-        positions += np.repeat(start_R - query_start_loc[:-1], num_R)
-        num_blocks = (int(seq_lens.max()) + BLOCK_SIZE - 1) // BLOCK_SIZE
+        rows = [item.row for item in items]
+        stops = [item.start + item.num_tokens for item in items]
+        ends = list(accumulate(item.num_tokens for item in items))
+        if ends[-1] == len(items):
+            row_T = np.array(rows)
+            positions = np.array([item.start for item in items], np.int32)
+        else:
+            row_T = np.repeat(np.array(rows), [item.num_tokens for item in items])
+            spans = zip(items, stops, strict=True)
+            positions = np.concatenate([np.arange(i.start, e, dtype=np.int32) for i, e in spans])
         index_T, offset_T = positions // BLOCK_SIZE, positions % BLOCK_SIZE
-        sampling = np.flatnonzero(spans[:, 3])
+        sampling = [i for i, item in enumerate(items) if item.sample]
         batch = ForwardBatch(
             input_ids=self.token_ids[row_T, positions],
             positions=positions,
-            query_start_loc=query_start_loc,
-            seq_lens=seq_lens,
-            block_tables=tuple(t[:, :num_blocks].take(row_R, axis=0) for t in self.tables),
+            query_start_loc=np.array([0, *ends], np.int32),
+            seq_lens=np.array(stops, np.int32),
+            block_tables=self._block_tables(rows, table_width(max(stops))),
             slot_mapping=tuple(t[row_T, index_T] * BLOCK_SIZE + offset_T for t in self.tables),
-            logit_rows=ends_R[sampling] - 1,
+            logit_rows=np.array([ends[i] - 1 for i in sampling], np.int32),
         )
-        return batch, row_R[sampling].astype(np.intp), seq_lens[sampling]
+        position_L = np.array([stops[i] for i in sampling], np.int32)
+        return batch, [rows[i] for i in sampling], position_L
 
-    def sample_args(self, row_L: NDArray[np.intp], position_L: I32) -> SampleArgs:
+    def _block_tables(self, rows: list[int], width: int) -> tuple[I32, ...]:
+        """The last answer again while nothing changed: blocks are added once in 32 steps."""
+        key = rows, width
+        if self._gathered is None or self._gathered[0] != key:
+            tables = tuple(t[:, :width].take(rows, axis=0) for t in self.tables)
+            self._gathered = key, tables
+        return self._gathered[1]
+
+    def sample_args(self, rows_L: list[int], position_L: I32) -> SampleArgs:
         """Sampling parameters of the rows that sample."""
-        return SampleArgs(
-            seeds=self.seeds[row_L],
-            positions=position_L,
-            temperature=self.temperature[row_L],
-            top_k=self.top_k[row_L],
-            top_p=self.top_p[row_L],
-            min_p=self.min_p[row_L],
-            num_logprobs=max(self.num_logprobs[row] or 0 for row in row_L.tolist()),
-        )
+        if self._sampling is None or self._sampling[0] != rows_L:
+            most = max(self.num_logprobs[row] or 0 for row in rows_L)
+            params = (self.temperature, self.top_k, self.top_p, self.min_p)
+            self._sampling = rows_L, self.seeds[rows_L], tuple(p[rows_L] for p in params), most
+        _, seeds, (temperature, top_k, top_p, min_p), num_logprobs = self._sampling
+        return SampleArgs(seeds, position_L, temperature, top_k, top_p, min_p, num_logprobs)
+
+
+def table_width(num_positions: int) -> int:
+    """Columns of a step's block tables: a power of two, so that steps of one shape come often."""
+    num_blocks = -(-num_positions // BLOCK_SIZE)
+    return max(_MIN_WIDTH, 1 << (num_blocks - 1).bit_length())

@@ -12,6 +12,7 @@ from elinvar.base.config import KVSpec
 from elinvar.base.plan import StepOutput, StepPlan, TokenLogprobs
 from elinvar.models.registry import Model
 from elinvar.ops.api import KVLayer, Ops, SampleResult
+from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
 
 
@@ -35,6 +36,7 @@ class Runner:
             for layer in spec.layers:
                 layers[layer] = ops.kv_layer(spec, count)
         self.kv: list[KVLayer] = [layers[i] for i in range(len(layers))]
+        self.graphs = Graphs(model, ops, self.kv)
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Compute the planned spans and sample where a span ends at the last known token.
@@ -49,12 +51,12 @@ class Runner:
         if not items:
             return StepOutput(sampled, logprobs)
         rows.append_blocks(items)
-        batch, row_L, position_L = rows.gather(items)
-        logits_LV = self.model.forward(batch, self.kv)
-        if not row_L.size:
+        batch, rows_L, position_L = rows.gather(items)
+        logits_LV = self.graphs.forward(batch)
+        if not rows_L:
             return StepOutput(sampled, logprobs)
-        result = self.ops.sample(logits_LV, rows.sample_args(row_L, position_L))
-        rows.token_ids[row_L, position_L] = result.ids
+        result = self.ops.sample(logits_LV, rows.sample_args(rows_L, position_L))
+        rows.token_ids[rows_L, position_L] = result.ids
         sampling = [i for i, item in enumerate(items) if item.sample]
         for at, (i, token) in enumerate(zip(sampling, result.ids.tolist(), strict=True)):
             sampled[i] = [token]

@@ -67,9 +67,9 @@ def warm_up(sides: list[Side]) -> None:
     for side in sides:
         try:
             side.measure(Job("start"))
-            side.end_round()
         except PeerError:
             pass  # it will say so again in the first round
+        side.close()  # even a slow one: its first start may have filled the caches
 
 
 def report_of(model: Path, sides: list[Side], found: Rounds, failed: dict[str, str]) -> Report:

@@ -19,7 +19,7 @@ import json
 import os
 import platform
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -65,10 +65,8 @@ def compare(sides: list[Side], jobs: tuple[Job, ...], rounds: int) -> tuple[Roun
 def warm_up(sides: list[Side]) -> None:
     """Fills the caches on disk: Elinvar's packed weights, compiled graphs, the files themselves."""
     for side in sides:
-        try:
+        with suppress(PeerError):  # it will say so again in the first round
             side.measure(Job("start"))
-        except PeerError:
-            pass  # it will say so again in the first round
         side.close()  # even a slow one: its first start may have filled the caches
 
 

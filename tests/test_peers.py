@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +277,21 @@ class TestWorkers:
         with pytest.raises(PeerError, match="cannot be run"):
             Worker(["/nonexistent/python", "x"])
 
+    def test_it_goes_when_its_runner_is_killed(self, fake: list[str]) -> None:
+        runner = f"""
+import os, sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+from sidebyside.processes import Worker
+worker = Worker({fake!r})
+print(worker._process.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+        done = subprocess.run([sys.executable, "-c", runner], capture_output=True, text=True)
+        deadline = time.monotonic() + 20
+        while _alive(int(done.stdout)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
     def test_python_peer_fills_the_rows_of_each_job(
         self, fake: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -296,6 +313,14 @@ class TestWorkers:
             assert peer.four_bit and peer.describe()["version"] == "1.0"
         finally:
             peer.close()
+
+
+def _alive(pid: int) -> bool:
+    """A zombie that nobody has reaped yet is not alive."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 class TestProcesses:

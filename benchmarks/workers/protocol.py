@@ -15,15 +15,18 @@ End of input ends it. An error is {"error": "one sentence"} and ends it, too.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+PR_SET_PDEATHSIG = 1
 VOCABULARY = 30_000
 """Prompts stay below this id: every model measured here has more."""
 
@@ -49,6 +52,8 @@ def serve(load: Callable[[Path, int], Peer]) -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--text", required=True)
     args = parser.parse_args()
+    # Stopped by a signal, it would never see that the runner is gone: it goes with it.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # Libraries print to stdout as they like: the protocol keeps the real one for itself.
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

@@ -1,11 +1,14 @@
-"""Elinvar and llama.cpp in turn (A B A B ...) on one GGUF file: prefill 512, decode at batch 1, 4,
-16 and 32, median ratio with its spread. Absolute numbers move with the machine and its neighbours;
-ratios taken within one round move far less.
+"""Elinvar and its peers in turn (A B A B ...) on one model: prompt and decode speed, process start
+to first token, peak memory; medians, and Elinvar's ratio to each peer with its spread. Absolute
+numbers move with the machine and its neighbours; ratios taken within one round move far less.
 
-    .venv/bin/python benchmarks/peers.py --llama-cpp path/to/llama.cpp/build/bin
+    .venv/bin/python benchmarks/peers.py --llama-cpp path/to/llama.cpp/build \\
+        --peer openvino-genai=path/to/venv --peer onnxruntime-genai=path/to/venv \\
+        --model smollm2-135m --model path/to/another.gguf
 
-The folder holds llama-bench and llama-batched-bench, built for this machine (-DGGML_NATIVE=ON
--DCMAKE_BUILD_TYPE=Release). Writes benchmarks/results/DATE-CPU-MODEL.json. Run it on an idle
+Peers are installed apart, each in a virtual environment of its own; docs/performance.md says how.
+Their weights, where they cannot read the GGUF file, come from benchmarks/convert.py. Each model's
+result goes to benchmarks/results/; benchmarks/report.py makes the page of them. Run it on an idle
 machine.
 """
 
@@ -15,149 +18,151 @@ import argparse
 import json
 import os
 import platform
-import re
-import statistics
-import subprocess
 import sys
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from elinvar.weights.sources import resolve
-
-PROMPT = 512
-BATCHES = (1, 4, 16, 32)
-LENGTH = 128
-"""Tokens of each prompt before decode, and steps that are timed after it."""
-RESULTS = Path(__file__).parent / "results"
-
-Rates = dict[str, float]
-"""Tokens/s over all rows by "prefill 512", "decode 1", ..."""
+from sidebyside import results
+from sidebyside.finding import CONVERTED, find_llama_cpp, peers, python_peers
+from sidebyside.processes import PeerError
+from sidebyside.results import Report, Rounds
+from sidebyside.rows import QUICK, Job, chosen, unit
+from sidebyside.sides import Elinvar, Side
 
 
-def run(command: list[str], what: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{what} failed ({done.returncode}): {done.stderr.strip()[-500:]}")
-    return done.stdout
+def warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
-def measure_elinvar(model: Path, threads: int) -> tuple[Rates, dict[str, Any]]:
-    command = [str(Path(sys.executable).with_name("elinvar")), "bench", str(model), "--json"]
-    command += ["--repeats=1", f"--threads={threads}", f"--prefill={PROMPT}"]
-    command += [f"--prompt-tokens={LENGTH}", f"--decode-tokens={LENGTH}"]
-    command += [f"--batch={','.join(map(str, BATCHES))}"]
-    found = json.loads(run(command, "elinvar bench"))
-    rates = {f"prefill {n}": rate for n, rate in found["prefill"].items()}
-    return rates | {f"decode {n}": rate for n, rate in found["decode"].items()}, found
+def compare(sides: list[Side], jobs: tuple[Job, ...], rounds: int) -> tuple[Rounds, dict[str, str]]:
+    """Each round does each job on each side in turn. A peer that fails is out, and why is told."""
+    found: Rounds = {side.name: [] for side in sides}
+    failed: dict[str, str] = {}
+    with ExitStack() as stack:
+        for side in sides:
+            stack.callback(side.close)
+        for round_ in range(rounds):
+            for values in found.values():
+                values.append({})
+            for job in jobs:
+                warn(f"round {round_ + 1} of {rounds}: {job.rows[0]}")
+                for side in sides:
+                    if side.name in failed:
+                        continue
+                    try:
+                        found[side.name][-1] |= side.measure(job)
+                    except PeerError as error:
+                        if side.name == "elinvar":
+                            raise SystemExit(str(error)) from None
+                        failed[side.name] = str(error)
+                        warn(f"{side.name} is out: {error}")
+            for side in sides:
+                side.end_round()
+    return found, failed
 
 
-def measure_llama_cpp(folder: Path, model: Path, threads: int) -> tuple[Rates, dict[str, Any]]:
-    """llama-bench for the prompt; llama-batched-bench for decode, its prompts shared (-pps)."""
-    bench = [str(folder / "llama-bench"), "-m", str(model), "-t", str(threads)]
-    bench += ["-p", str(PROMPT), "-n", "0", "-r", "1", "-o", "jsonl"]
-    prefill = json.loads(run(bench, "llama-bench").splitlines()[0])
-    context = max(BATCHES) * 2 * LENGTH + 256
-    batched = [str(folder / "llama-batched-bench"), "-m", str(model), "-c", str(context)]
-    batched += ["-b", "2048", "-ub", "512", "-t", str(threads), "-tb", str(threads)]
-    batched += ["-npp", str(LENGTH), "-ntg", str(LENGTH), "-npl", ",".join(map(str, BATCHES))]
-    batched += ["-pps", "--output-format", "jsonl"]
-    lines = run(batched, "llama-batched-bench").splitlines()
-    decode = [json.loads(line) for line in lines if line.startswith("{")]
-    rates = {f"prefill {PROMPT}": prefill["avg_ts"]}
-    return rates | {f"decode {row['pl']}": row["speed_tg"] for row in decode}, prefill
+def warm_up(sides: list[Side]) -> None:
+    """Fills the caches on disk: Elinvar's packed weights, compiled graphs, the files themselves."""
+    for side in sides:
+        with suppress(PeerError):  # it will say so again in the first round
+            side.measure(Job("start"))
+        side.close()  # even a slow one: its first start may have filled the caches
 
 
-def llama_cpp_version(folder: Path) -> str:
-    done = subprocess.run([folder / "llama-bench", "--version"], capture_output=True, text=True)
-    lines = (done.stdout + done.stderr).strip().splitlines()
-    # Archives without git history build as number 0: then the folder's name says which it is.
-    return " ".join([*lines[:2], f"({'/'.join(folder.resolve().parts[-4:-2])})"])
+def report_of(model: Path, sides: list[Side], found: Rounds, failed: dict[str, str]) -> Report:
+    return {
+        "model": model.name,
+        "versions": {"python": platform.python_version(), "kernel": platform.release()},
+        "sides": {
+            side.name: {
+                **side.describe(),
+                "weights": "the same file" if side.weights == model else side.weights.name,
+                "four_bit": side.four_bit,
+            }
+            for side in sides
+            if any(found[side.name])
+        },
+        "failed": failed,
+        "summary": results.summary(found),
+        "rounds": found,
+    }
 
 
-def summary(ours: list[Rates], theirs: list[Rates]) -> dict[str, Any]:
-    """Per measurement: both medians, and the median and range of the rounds' ratios."""
-    found = {}
-    for name in ours[0]:
-        ratios = [a[name] / b[name] for a, b in zip(ours, theirs, strict=True)]
-        found[name] = {
-            "elinvar": round(statistics.median(r[name] for r in ours), 1),
-            "llama.cpp": round(statistics.median(r[name] for r in theirs), 1),
-            "ratio": round(statistics.median(ratios), 3),
-            "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
-        }
-    return found
+def print_table(report: Report) -> None:
+    print(f"\n{report['model']}, {report['threads']} threads, {report['cpu']}")
+    for row, line in report["summary"].items():
+        elinvar = line["median"]["elinvar"]
+        print(f"{row:<16}{'elinvar':<22}{elinvar:>10,.4g} {unit(row)}")
+        for side, (middle, low, high) in line["ratio"].items():
+            value = f"{line['median'][side]:>10,.4g} {unit(row):<6}"
+            print(f"{'':<16}{side:<22}{value} elinvar / it {middle:.2f} [{low:.2f} - {high:.2f}]")
 
 
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def git_commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    add = parser.add_argument
+    add("--model", action="append", help="a GGUF model that elinvar knows; may be repeated")
+    add("--llama-cpp", type=Path, metavar="FOLDER", help="a build of it (default: $LLAMA_CPP)")
+    add("--peer", action="append", default=[], metavar="NAME=PYTHON", help="may be repeated")
+    add("--converted", type=Path, default=CONVERTED, help="where convert.py put peers' weights")
+    add("--sides", help="these peers alone, with commas")
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="ROW",
+        help='such as "decode 1" or decode; repeatable',
+    )
+    add("--rounds", type=int, help="default: 5")
+    add("--quick", action="store_true", help="one round of few rows; writes no file unless --out")
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add("--json", action="store_true", help="the reports on stdout instead of tables")
+    add("--out", type=Path, help="the file to write (default: a new one in benchmarks/results/)")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--llama-cpp", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--model", default="smollm2-135m", help="a GGUF model that elinvar knows")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--out", type=Path, help="where to write (default: benchmarks/results/)")
-    args = parser.parse_args()
-    for name in ("llama-bench", "llama-batched-bench"):
-        if not os.access(args.llama_cpp / name, os.X_OK):
-            sys.exit(f"{args.llama_cpp} holds no {name}; build that target of llama.cpp first.")
-    model = resolve(args.model)
-    load = os.getloadavg()[0]
-    if load > 0.5:
-        print(f"The machine is busy (load {load:.1f}): expect noise.", file=sys.stderr)
+    args = parse()
+    models = args.model or ["smollm2-135m"]
+    if args.out and len(models) > 1:
+        sys.exit("--out takes one model's report: give one --model.")
+    rounds = args.rounds or (1 if args.quick else 5)
+    jobs = QUICK if args.quick and not args.only else chosen(args.only)
+    llama_cpp = find_llama_cpp(args.llama_cpp)
+    pythons = python_peers(args.peer)
 
-    ours: list[Rates] = []
-    theirs: list[Rates] = []
-    about: dict[str, Any] = {}
-    for round_ in range(args.rounds):
-        print(f"round {round_ + 1} of {args.rounds}", file=sys.stderr)
-        rates, about = measure_elinvar(model, args.threads)
-        ours.append(rates)
-        theirs.append(measure_llama_cpp(args.llama_cpp, model, args.threads)[0])
-    table = summary(ours, theirs)
+    from elinvar.weights.sources import resolve
 
-    print(f"{'tokens/s':<14}{'elinvar':>10}{'llama.cpp':>11}   ratio")
-    for name, row in table.items():
-        low, high = row["ratio_range"]
-        print(
-            f"{name:<14}{row['elinvar']:>10,.1f}{row['llama.cpp']:>11,.1f}   "
-            f"{row['ratio']:.2f} [{low:.2f} - {high:.2f}]"
-        )
-
-    now = datetime.now(UTC)
-    report = {
-        "date": now.isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "threads": args.threads,
-        "load_at_start": round(load, 2),
-        "model": model.name,
-        "versions": {
-            "elinvar": f"{version('elinvar')} ({git_commit()})",
-            "simd": about["simd"],
-            "llama.cpp": llama_cpp_version(args.llama_cpp),
-            "python": platform.python_version(),
-            "kernel": platform.release(),
-        },
-        "summary": table,
-        "rounds": {"elinvar": ours, "llama.cpp": theirs},
-    }
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()} {model.stem}".lower()).strip("-")
-    out = args.out or RESULTS / f"{now:%Y-%m-%d}-{slug}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {out}", file=sys.stderr)
+    for name in models:
+        model = resolve(name)
+        load = os.getloadavg()[0]
+        if load > 0.5:
+            warn(f"The machine is busy (load {load:.1f}): expect noise.")
+        sides: list[Side] = [Elinvar(model, args.threads)]
+        sides += peers(model, args.converted, llama_cpp, pythons, args.threads, warn)
+        if args.sides:
+            wanted = ["elinvar", *args.sides.split(",")]
+            if unknown := set(wanted) - {side.name for side in sides}:
+                sys.exit(f"--sides: {', '.join(sorted(unknown))} was not found here.")
+            sides = [side for side in sides if side.name in wanted]
+        warn(f"{model.name}: {', '.join(side.name for side in sides)}")
+        begun = datetime.now(UTC).isoformat(timespec="seconds")
+        if not args.quick:
+            warm_up(sides)
+        found, failed = compare(sides, jobs, rounds)
+        report = {
+            "date": begun,
+            "cpu": results.cpu_name(),
+            "threads": args.threads,
+            "load_at_start": round(load, 2),
+            **report_of(model, sides, found, failed),
+        }
+        print(json.dumps(report, indent=1)) if args.json else print_table(report)
+        for line in results.regressions(report, results.load_all()):
+            warn(f"Slower than last time: {line}")
+        if args.out or not args.quick:
+            warn(f"written to {results.write(report, args.out)}")
 
 
 if __name__ == "__main__":

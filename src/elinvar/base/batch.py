@@ -15,7 +15,7 @@ from elinvar.base.config import BLOCK_SIZE
 I32 = NDArray[np.int32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class ForwardBatch:
     input_ids: I32
     """[T] token ids, sequence after sequence."""

@@ -67,7 +67,7 @@ def _mapped(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return np.frombuffer(pages, dtype).reshape(shape)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class SampleArgs:
     """Per logit row. Noise is Philox4x32-10 (Salmon et al., 2011) of (seed, position, token id)."""
 
@@ -84,7 +84,7 @@ class SampleArgs:
     """Top log-probs to return for every row; 0 for none."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class SampleResult:
     ids: I32
     """[L]"""

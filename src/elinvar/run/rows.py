@@ -87,25 +87,43 @@ class Rows:
         stops = [item.start + item.num_tokens for item in items]
         ends = list(accumulate(item.num_tokens for item in items))
         if ends[-1] == len(items):
-            row_T = np.array(rows)
-            positions = np.array([item.start for item in items], np.int32)
+            ids, positions, slots = self._gather_decode(items)
         else:
-            row_T = np.repeat(np.array(rows), [item.num_tokens for item in items])
-            spans = zip(items, stops, strict=True)
-            positions = np.concatenate([np.arange(i.start, e, dtype=np.int32) for i, e in spans])
-        index_T, offset_T = positions // BLOCK_SIZE, positions % BLOCK_SIZE
+            ids, positions, slots = self._gather_spans(items)
         sampling = [i for i, item in enumerate(items) if item.sample]
         batch = ForwardBatch(
-            input_ids=self.token_ids[row_T, positions],
+            input_ids=ids,
             positions=positions,
             query_start_loc=np.array([0, *ends], np.int32),
             seq_lens=np.array(stops, np.int32),
             block_tables=self._block_tables(rows, table_width(max(stops))),
-            slot_mapping=tuple(t[row_T, index_T] * BLOCK_SIZE + offset_T for t in self.tables),
+            slot_mapping=slots,
             logit_rows=np.array([ends[i] - 1 for i in sampling], np.int32),
         )
         position_L = np.array([stops[i] for i in sampling], np.int32)
         return batch, [rows[i] for i in sampling], position_L
+
+    def _gather_spans(self, items: Sequence[PlanItem]) -> tuple[I32, I32, tuple[I32, ...]]:
+        """Token ids, positions and (per group) slots of the spans."""
+        spans = [(i.start, i.start + i.num_tokens) for i in items]
+        positions = np.concatenate([np.arange(*span, dtype=np.int32) for span in spans])
+        row_T = np.repeat([i.row for i in items], [i.num_tokens for i in items])
+        index_T, offset_T = positions // BLOCK_SIZE, positions % BLOCK_SIZE
+        slots = tuple(t[row_T, index_T] * BLOCK_SIZE + offset_T for t in self.tables)
+        return self.token_ids[row_T, positions], positions, slots
+
+    def _gather_decode(self, items: Sequence[PlanItem]) -> tuple[I32, I32, tuple[I32, ...]]:
+        """The same for spans of one token, where Python's ints beat NumPy's indexing."""
+        at = [(i.row, *divmod(i.start, BLOCK_SIZE)) for i in items]
+        ids = [self.token_ids.item(i.row, i.start) for i in items]
+        slots = (
+            [t.item(row, b) * BLOCK_SIZE + offset for row, b, offset in at] for t in self.tables
+        )
+        return (
+            np.array(ids, np.int32),
+            np.array([i.start for i in items], np.int32),
+            tuple(np.array(s, np.int32) for s in slots),
+        )
 
     def _block_tables(self, rows: list[int], width: int) -> tuple[I32, ...]:
         """The last answer again while nothing changed: blocks are added once in 32 steps."""

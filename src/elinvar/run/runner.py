@@ -56,11 +56,12 @@ class Runner:
         if not rows_L:
             return StepOutput(sampled, logprobs)
         result = self.ops.sample(logits_LV, rows.sample_args(rows_L, position_L))
-        rows.token_ids[rows_L, position_L] = result.ids
         sampling = [i for i, item in enumerate(items) if item.sample]
         for at, (i, token) in enumerate(zip(sampling, result.ids.tolist(), strict=True)):
+            item = items[i]
             sampled[i] = [token]
-            asked = rows.num_logprobs[items[i].row]
+            rows.token_ids[item.row, item.start + item.num_tokens] = token
+            asked = rows.num_logprobs[item.row]
             if asked is not None:
                 logprobs[i] = [_token_logprobs(result, at, asked)]
         return StepOutput(sampled, logprobs)

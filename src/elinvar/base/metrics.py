@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from prometheus_client.core import HistogramMetricFamily, Metric
@@ -44,18 +44,28 @@ class Histogram:
         return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self.total)
 
 
-class EngineMetrics:
-    """Counters (since the engine started), gauges (after the last step) and histograms."""
+class Load(Protocol):
+    """What a scheduler says of its state, asked when somebody scrapes."""
 
-    def __init__(self) -> None:
-        self.requests_running = 0
-        self.requests_waiting = 0
-        self.kv_usage = 0.0
+    num_preemptions: int
+
+    @property
+    def num_running(self) -> int: ...
+    @property
+    def num_waiting(self) -> int: ...
+    @property
+    def kv_usage(self) -> float: ...
+
+
+class EngineMetrics:
+    """Counters (since the engine started), gauges (of `load`) and histograms."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
         self.steps = 0
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.generated_tokens = 0
-        self.preemptions = 0
         self.finished: dict[str, int] = {"stop": 0, "length": 0, "abort": 0, "error": 0}
         self.step_seconds = Histogram(STEP_SECONDS)
         self.ttft_seconds = Histogram(LATENCY_SECONDS)
@@ -67,9 +77,9 @@ class EngineMetrics:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         for name, value, text in (
-            ("requests_running", self.requests_running, "Requests that hold a row."),
-            ("requests_waiting", self.requests_waiting, "Requests waiting for a row or memory."),
-            ("kv_usage", self.kv_usage, "Share of the KV blocks in use by requests, 0 to 1."),
+            ("requests_running", self.load.num_running, "Requests that hold a row."),
+            ("requests_waiting", self.load.num_waiting, "Requests waiting for a row or memory."),
+            ("kv_usage", self.load.kv_usage, "Share of the KV blocks in use by requests, 0 to 1."),
         ):
             yield GaugeMetricFamily(f"elinvar_{name}", text, value=value)
         for name, count, text in (
@@ -77,7 +87,7 @@ class EngineMetrics:
             ("prompt_tokens", self.prompt_tokens, "Prompt tokens of the requests that began."),
             ("cached_tokens", self.cached_tokens, "Prompt tokens found in the prefix cache."),
             ("generated_tokens", self.generated_tokens, "Tokens sampled."),
-            ("preemptions", self.preemptions, "Requests put back to wait for memory."),
+            ("preemptions", self.load.num_preemptions, "Requests put back to wait for memory."),
         ):
             yield CounterMetricFamily(f"elinvar_{name}", text, value=count)
         finished = CounterMetricFamily(

@@ -130,7 +130,6 @@ class Engine:
         # Where an answer ends is the model's and the user's to say, never the free memory's: the
         # scheduler caps at this, and refuses what the cache cannot hold.
         self._context = config.max_context or model.config.max_context
-        self.metrics = EngineMetrics()
         self.scheduler = Scheduler(
             specs,
             kv.num_blocks,
@@ -140,6 +139,7 @@ class Engine:
             tokenizer.eos_ids,
             config.prefix_cache,
         )
+        self.metrics = EngineMetrics(self.scheduler)
         longest = min(self._context, self.scheduler.kv.max_sequence + 1)
         self.runner = Runner(model, ops, specs, kv.num_blocks, config.max_rows, longest)
         self._live: dict[str, _Live] = {}
@@ -198,7 +198,6 @@ class Engine:
             return False
         self.scheduler.abort(request_id)
         self.metrics.finished["abort"] += 1
-        self._measure()
         self._ready.append(_delta(live.request, finish_reason="abort"))
         return True
 
@@ -225,7 +224,6 @@ class Engine:
                 deltas += [self._advance(update, now) for update in updates]
                 self.metrics.steps += 1
                 self.metrics.step_seconds.observe(now - began)
-        self._measure()
         return deltas
 
     def close(self) -> None:
@@ -278,13 +276,6 @@ class Engine:
             message = f"{type(error).__name__}: {error}"
             deltas.append(_delta(live.request, finish_reason="error", error=message))
         return deltas
-
-    def _measure(self) -> None:
-        metrics, scheduler = self.metrics, self.scheduler
-        metrics.requests_running = scheduler.num_running
-        metrics.requests_waiting = scheduler.num_waiting
-        metrics.kv_usage = scheduler.kv_usage
-        metrics.preemptions = scheduler.num_preemptions
 
 
 def _fingerprint(config: EngineConfig, weights: str) -> str:

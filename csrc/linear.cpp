@@ -14,10 +14,8 @@ namespace {
 struct Tiling {
     int row_block, row_blocks, chunk, chunks;
 
-    Tiling(int rows, const Matrix& w, int threads) {
-        const bool quantised = w.quantised();
-        const int row_bytes = quantised ? w.k / 32 * int{sizeof(QuantGroup)} : 4 * w.k;
-        const int panels = w.num_panels();
+    Tiling(int rows, int k, int panels, bool quantised, int threads) {
+        const int row_bytes = quantised ? k / 32 * int{sizeof(QuantGroup)} : 4 * k;
         const int most = std::max(8, (quantised ? 256 : 1024) * 1024 / row_bytes);
         row_blocks = (rows + most - 1) / most;
         row_block = ((rows + row_blocks - 1) / row_blocks + 7) / 8 * 8;  // a tile begins there
@@ -82,49 +80,47 @@ void Provider::linear(const float* x, int rows, const std::vector<const Matrix*>
         quantised |= w->quantised();
     }
     if (quantised) quantize(x, rows, k);
-    // All the matrices' items form one list, so that a small one does not idle the pool.
-    struct Part {
-        const Matrix* w;
-        Tiling tiling;
-        int first_item;
-        std::ptrdiff_t column;
-    };
-    std::vector<Part> parts;
-    int items = 0;
-    std::ptrdiff_t column = 0;
-    for (const Matrix* w : ws) {
-        const Tiling t(rows, *w, pool_.size());
-        parts.push_back({w, t, items, column});
-        items += t.count();
-        column += w->n;
-    }
-    pool_.run(items, [&](int item, int) {
-        std::size_t which = parts.size() - 1;
-        while (parts[which].first_item > item) --which;
-        const Part& part = parts[which];
-        const Tiling& t = part.tiling;
-        const Matrix& w = *part.w;
-        const int local = item - part.first_item;
-        const int row = local / t.chunks * t.row_block, panel = local % t.chunks * t.chunk;
-        const int m = std::min(t.row_block, rows - row);
-        const int panels = std::min(t.chunk, w.num_panels() - panel);
-        float* o = out + row * ld + part.column + panel * 16;
-        if (w.quantised())
-            kernels_->linear_quant(w.kind, w.panel(panel), w.panel_bytes, panels, quant_, row, m, o,
-                                   ld, w.n - panel * 16);
-        else
-            kernels_->linear_float(w.kind, w.panel(panel), w.panel_bytes, panels,
-                                   x + static_cast<std::ptrdiff_t>(row) * k, k, m, o, ld,
-                                   w.n - panel * 16);
+    // The matrices' panels form one list: a chunk may begin in one and end in the next, so that
+    // small ones make neither small chunks nor idle threads.
+    int panels = 0;
+    for (const Matrix* w : ws) panels += w->num_panels();
+    const Tiling t(rows, k, panels, quantised, pool_.size());
+    pool_.run(t.count(), [&](int item, int) {
+        const int row = item / t.chunks * t.row_block;
+        int first = item % t.chunks * t.chunk, last = first + t.chunk;
+        float* o = out + row * ld;
+        for (const Matrix* w : ws) {
+            const int from = std::max(first, 0), to = std::min(last, w->num_panels());
+            if (from < to)
+                multiply(*w, from, to - from, x, row, std::min(t.row_block, rows - row),
+                         o + from * 16, ld);
+            first -= w->num_panels();
+            last -= w->num_panels();
+            o += w->n;
+        }
     });
+}
+
+// Rows row .. row + count - 1 of x, or of their rounded form, times `num` panels of w.
+void Provider::multiply(const Matrix& w, int panel, int num, const float* x, int row, int count,
+                        float* out, std::ptrdiff_t ld) {
+    const int cols = std::min(num * 16, w.n - panel * 16);
+    if (w.quantised())
+        kernels_->linear_quant(w.kind, w.panel(panel), w.panel_bytes, num, quant_, row, count, out,
+                               ld, cols);
+    else
+        kernels_->linear_float(w.kind, w.panel(panel), w.panel_bytes, num,
+                               x + static_cast<std::ptrdiff_t>(row) * w.k, w.k, count, out, ld,
+                               cols);
 }
 
 void Provider::gated_linear(const float* x, int rows, const Matrix& gate, const Matrix& up,
                             int activation, float* out) {
     if (rows == 0) return;
     const int k = gate.k, n = gate.n;
-    if (gate.quantised() || up.quantised()) quantize(x, rows, k);
-    const Tiling t(rows, gate, pool_.size());
+    const bool quantised = gate.quantised() || up.quantised();
+    if (quantised) quantize(x, rows, k);
+    const Tiling t(rows, k, gate.num_panels(), quantised, pool_.size());
     pool_.run(t.count(), [&](int item, int thread) {
         const int row = item / t.chunks * t.row_block, panel = item % t.chunks * t.chunk;
         const int m = std::min(t.row_block, rows - row);
@@ -133,16 +129,8 @@ void Provider::gated_linear(const float* x, int rows, const Matrix& gate, const 
         float* g = out + static_cast<std::ptrdiff_t>(row) * n + panel * 16;
         const std::ptrdiff_t ld_up = panels * 16;
         float* u = scratch(thread, static_cast<std::size_t>(m) * static_cast<std::size_t>(ld_up));
-        const auto multiply = [&](const Matrix& w, float* o, std::ptrdiff_t ld) {
-            if (w.quantised())
-                kernels_->linear_quant(w.kind, w.panel(panel), w.panel_bytes, panels, quant_, row,
-                                       m, o, ld, cols);
-            else
-                kernels_->linear_float(w.kind, w.panel(panel), w.panel_bytes, panels,
-                                       x + static_cast<std::ptrdiff_t>(row) * k, k, m, o, ld, cols);
-        };
-        multiply(gate, g, n);
-        multiply(up, u, ld_up);
+        multiply(gate, panel, panels, x, row, m, g, n);
+        multiply(up, panel, panels, x, row, m, u, ld_up);
         kernels_->activate(activation, g, n, u, ld_up, m, cols);
     });
 }

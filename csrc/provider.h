@@ -82,6 +82,8 @@ class Provider {
 
   private:
     const QuantRows& quantize(const float* x, int rows, int k);
+    void multiply(const Matrix& w, int panel, int num, const float* x, int row, int count,
+                  float* out, std::ptrdiff_t ld);
     float* scratch(int thread, std::size_t floats);
 
     const Kernels* kernels_;

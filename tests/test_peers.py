@@ -325,14 +325,22 @@ def _alive(pid: int) -> bool:
 
 class TestProcesses:
     def test_memory_and_output_of_a_process(self) -> None:
-        done = run([sys.executable, "-c", "x = b'x' * 200_000_000; print(len(x))"])
-        assert done.stdout == "200000000\n" and 200e6 < done.peak_memory < 300e6
+        # From a process as small as the runner is; this one may hold torch.
+        code = f"""
+import sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+from sidebyside.processes import run
+done = run([sys.executable, "-c", "x = b'x' * 200_000_000; print(len(x))"])
+assert done.stdout == "200000000\\n", done
+print(done.peak_memory)
+"""
+        assert 200e6 < int(run([sys.executable, "-c", code]).stdout) < 300e6
         with pytest.raises(PeerError, match=r"failed \(3\): why"):
             run([sys.executable, "-c", "import sys; print('why', file=sys.stderr); sys.exit(3)"])
 
     def test_time_to_the_first_byte(self) -> None:
-        code = "import time; print('x', flush=True); time.sleep(1)"
-        assert seconds_to_output([sys.executable, "-c", code]) < 0.9
+        code = "import time; print('x', flush=True); time.sleep(3)"
+        assert seconds_to_output([sys.executable, "-c", code]) < 3
         with pytest.raises(PeerError):
             seconds_to_output([sys.executable, "-c", ""])
 

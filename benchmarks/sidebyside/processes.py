@@ -26,7 +26,8 @@ class PeerError(Exception):
 class Finished:
     stdout: str
     peak_memory: int
-    """Bytes resident at most."""
+    """Bytes resident at most; never below what the caller itself held when it began the process
+    (Linux counts from before the exec), so the caller must be small."""
 
 
 def run(command: list[str]) -> Finished:

@@ -72,6 +72,10 @@ class EngineMetrics:
         self.itl_seconds = Histogram(LATENCY_SECONDS)
         self.e2e_seconds = Histogram(REQUEST_SECONDS)
 
+    @property
+    def preemptions(self) -> int:
+        return self.load.num_preemptions
+
     def collect(self) -> Iterator[Metric]:
         """What a scrape reads (the collector protocol of prometheus-client)."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -87,7 +91,7 @@ class EngineMetrics:
             ("prompt_tokens", self.prompt_tokens, "Prompt tokens of the requests that began."),
             ("cached_tokens", self.cached_tokens, "Prompt tokens found in the prefix cache."),
             ("generated_tokens", self.generated_tokens, "Tokens sampled."),
-            ("preemptions", self.load.num_preemptions, "Requests put back to wait for memory."),
+            ("preemptions", self.preemptions, "Requests put back to wait for memory."),
         ):
             yield CounterMetricFamily(f"elinvar_{name}", text, value=count)
         finished = CounterMetricFamily(

@@ -28,7 +28,7 @@ CPUS = {
     for level, n in [(level, 1) for level in LEVELS] + [(LEVELS[0], 2), (LEVELS[0], 4)]
 }
 BASE = CPUS[LEVELS[0], 1]
-ROWS = [1, 2, 3, 17, 97]
+ROWS = [*range(1, 9), 12, 17, 97]  # every height of a tile, alone and after full ones
 KINDS: list[WeightKind] = ["q4", "q8", "f16", "bf16", "f32"]
 
 

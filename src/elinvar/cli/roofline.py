@@ -9,6 +9,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from elinvar.base.sampling import SamplingParams
+from elinvar.cli.bench.arguments import spread_prompt
 from elinvar.cli.ceilings import shares
 from elinvar.engine.core import Engine
 from elinvar.ops.ceilings import Ceilings
@@ -98,12 +99,14 @@ class Mix:
     def check(self, prefills: Sequence[int], prompt_tokens: int) -> None:
         """Raises InputError where the model's context is too short for what is asked."""
         for length in [*prefills, prompt_tokens]:
-            self.engine.check(self._prompt(0, length), SamplingParams(max_tokens=1))
+            self.engine.check(spread_prompt(self.engine, 0, length), SamplingParams(max_tokens=1))
 
     def prefill(self, length: int, repeats: int) -> Phase:
         phase = Phase(f"prefill {length}", length)
         for i in range(repeats + 1):
-            self.engine.add(self._prompt(i, length), SamplingParams(max_tokens=1, temperature=0))
+            self.engine.add(
+                spread_prompt(self.engine, i, length), SamplingParams(max_tokens=1, temperature=0)
+            )
             done = self._pass()
             if i:  # the first one warms up
                 phase.passes.append(done)
@@ -113,7 +116,9 @@ class Mix:
         """Steps in which every row decodes."""
         engine, phase = self.engine, Phase(f"decode, batch {size}", size)
         params = SamplingParams(max_tokens=2**20, temperature=0, ignore_eos=True)
-        ids = [engine.add(self._prompt(i, prompt_tokens), params) for i in range(size)]
+        ids = [
+            engine.add(spread_prompt(self.engine, i, prompt_tokens), params) for i in range(size)
+        ]
         begun: set[str] = set()
         while len(begun) < size:
             begun |= {delta.request_id for delta in engine.step() if delta.token_ids}
@@ -134,11 +139,6 @@ class Mix:
                 self.engine.step()
             end = perf_counter_ns()
         return Pass(start, end, recording.calls, recording.overhead)
-
-    def _prompt(self, row: int, length: int) -> list[int]:
-        """Token ids spread over the vocabulary, other ones for each row."""
-        size = self.engine.tokenizer.vocab_size
-        return [(7919 * (i + 131 * row) + 17) % size for i in range(length)]
 
 
 def chrome_trace(phases: Sequence[Phase]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import typer
 
 from elinvar.base.sampling import SamplingParams
 from elinvar.cli import options as opt
-from elinvar.cli.bench.arguments import numbers
+from elinvar.cli.bench.arguments import numbers, spread_prompt
 from elinvar.cli.terminal import bar
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ class _Bench:
     def check(self, prefills: list[int]) -> None:
         """Raises InputError where the model's context is too short for what is asked."""
         for length in prefills:
-            self.engine.check(self._prompt(0, length), SamplingParams(max_tokens=1))
-        self.engine.check(self._prompt(0, self.prompt_tokens), self._decode_params())
+            self.engine.check(spread_prompt(self.engine, 0, length), SamplingParams(max_tokens=1))
+        self.engine.check(spread_prompt(self.engine, 0, self.prompt_tokens), self._decode_params())
 
     def run(self, prefills: list[int], batches: list[int], repeats: int) -> None:
         """One warm-up round of the shortest kind, then `repeats` rounds over everything."""
@@ -109,7 +109,9 @@ class _Bench:
 
     def _prefill(self, length: int) -> float:
         """Tokens/s of one prompt, to its first sampled token."""
-        self.engine.add(self._prompt(0, length), SamplingParams(max_tokens=1, temperature=0))
+        self.engine.add(
+            spread_prompt(self.engine, 0, length), SamplingParams(max_tokens=1, temperature=0)
+        )
         start = time.perf_counter()
         while self.engine.has_work:
             self.engine.step()
@@ -118,7 +120,10 @@ class _Bench:
     def _decode(self, size: int) -> float:
         """Tokens/s over all rows, from the step after the last prompt was computed."""
         engine, params = self.engine, self._decode_params()
-        ids = [engine.add(self._prompt(i, self.prompt_tokens), params) for i in range(size)]
+        ids = [
+            engine.add(spread_prompt(self.engine, i, self.prompt_tokens), params)
+            for i in range(size)
+        ]
         begun: set[str] = set()
         while len(begun) < size:
             begun |= {delta.request_id for delta in engine.step() if delta.token_ids}
@@ -135,11 +140,6 @@ class _Bench:
         # Rows whose prompt came first decode while the others' prompts are computed, and none may
         # end before the last timed step: twice the steps is more than enough.
         return SamplingParams(max_tokens=2**20, temperature=0, ignore_eos=True)
-
-    def _prompt(self, row: int, length: int) -> list[int]:
-        """Token ids spread over the vocabulary, other ones for each row."""
-        size = self.engine.tokenizer.vocab_size
-        return [(7919 * (i + 131 * row) + 17) % size for i in range(length)]
 
 
 def _as_json(measured: _Bench, about: dict[str, Any]) -> dict[str, Any]:

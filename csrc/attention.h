@@ -143,10 +143,11 @@ __attribute__((noinline)) void walk_keys(const Attention& a, Walk& w, const int3
     const auto* values = static_cast<const Stored<kind>*>(a.v);
     const V scale = set1(a.scale);
     for (int b = first / 32; b <= last / 32; ++b) {
-        const ptrdiff_t here = static_cast<ptrdiff_t>(table[b]) * a.kv_heads + kv_head;
+        const ptrdiff_t here = static_cast<ptrdiff_t>(table[b]) * a.block_step + kv_head;
         const int32_t follower = table[min_of(b + 1, last / 32)];
-        const ptrdiff_t next = static_cast<ptrdiff_t>(follower) * a.kv_heads + kv_head;
-        block_scores<kind, R>(w, keys + here * a.dim * 32, keys + next * a.dim * 32, a.dim, scale);
+        const ptrdiff_t next = static_cast<ptrdiff_t>(follower) * a.block_step + kv_head;
+        block_scores<kind, R>(w, keys + here * a.padded_dim * 32, keys + next * a.padded_dim * 32,
+                              a.dim, scale);
         for (int r = 0; r < R; ++r) block_softmax(w, r, 32 * b);
         const int low = max_of(first - 32 * b, 0), high = min_of(last + 1 - 32 * b, 32);
         const auto* v = values + here * 32 * a.padded_dim;

@@ -71,17 +71,23 @@ struct BoundMatrix : Matrix {  // keeps the packed bytes alive
         : Matrix(kind_of(kind), n, k, data.data(), data.size()), owner(data) {}
 };
 
-struct BoundCache {  // K and V arrays of one layer
-    AnyIn k, v;
+struct BoundCache {  // K and V of one layer: views of a cache in which all layers lie
+    using Strided = nb::ndarray<nb::device::cpu>;
+    Strided k, v;
     Kind kind;
-    int kv_heads, dim, padded_dim;
-    BoundCache(AnyIn k_, AnyIn v_, const std::string& dtype)
+    int kv_heads, dim, padded_dim, block_step;
+    BoundCache(Strided k_, Strided v_, const std::string& dtype)
         : k(k_),
           v(v_),
           kind(kind_of(dtype)),
           kv_heads(static_cast<int>(k_.shape(1))),
           dim(static_cast<int>(k_.shape(2))),
-          padded_dim(static_cast<int>(v_.shape(3))) {}
+          padded_dim(static_cast<int>(v_.shape(3))),
+          block_step(static_cast<int>(k_.stride(0) / k_.stride(1))) {
+        if (k_.stride(3) != 1 || v_.stride(3) != 1 || k_.stride(0) != v_.stride(0) ||
+            k_.stride(1) != v_.stride(1) || k_.stride(1) != std::int64_t{padded_dim} * 32)
+            throw std::invalid_argument("K and V do not lie as ops/api.py makes them");
+    }
 };
 
 struct Working {  // around an op
@@ -175,6 +181,7 @@ F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCach
                  kv.kind,
                  kv.k.data(),
                  kv.v.data(),
+                 kv.block_step,
                  q.data()};
     if (p.recording) p.recording->keep.push_back(nb::cast(table));  // it may grow elsewhere
     submit(p, [&p, a, rows = rows_of(qkv)] { p.rope_write(a, rows); });
@@ -187,6 +194,7 @@ F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I
     const Attention a{q.data(),
                       kv.k.data(),
                       kv.v.data(),
+                      kv.block_step,
                       kv.kind,
                       static_cast<int>(q.shape(1)),
                       kv.kv_heads,
@@ -301,7 +309,8 @@ NB_MODULE(_cpu, m) {
     nb::class_<BoundMatrix>(m, "Matrix")
         .def(nb::init<const std::string&, int, int,
                       nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>>());
-    nb::class_<BoundCache>(m, "Cache").def(nb::init<AnyIn, AnyIn, const std::string&>());
+    nb::class_<BoundCache>(m, "Cache")
+        .def(nb::init<BoundCache::Strided, BoundCache::Strided, const std::string&>());
     nb::class_<Recording>(m, "Recording").def("__call__", &replay).def("timed", &replay_timed);
     nb::class_<Session>(m, "Provider")
         .def(nb::init<int, const std::string&>())

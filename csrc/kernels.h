@@ -35,13 +35,15 @@ struct Rope {
     float eps;
     int heads, kv_heads, dim, padded_dim;
     Kind kv_kind;
-    void *k, *v;  // [B, kv_heads, dim, 32], [B, kv_heads, 32, padded_dim]
-    float* q;     // [T, heads, dim]
+    void *k, *v;     // [kv_heads, padded_dim, 32] and [kv_heads, 32, padded_dim] of block 0
+    int block_step;  // from a block to the next, in the size of one head's keys
+    float* q;        // [T, heads, dim]
 };
 
 struct Attention {
-    const float* q;  // [T, heads, dim]
-    const void *k, *v;
+    const float* q;     // [T, heads, dim]
+    const void *k, *v;  // as in Rope
+    int block_step;
     Kind kv_kind;
     int heads, kv_heads, dim, padded_dim;
     const int32_t* tables;  // [R, table_stride]

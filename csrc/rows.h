@@ -165,8 +165,8 @@ void rope_write_kind(const Rope& a, int first, int num) {
     alignas(64) T keys[kRun * kMaxHeadDim];
     const ptrdiff_t width = static_cast<ptrdiff_t>(a.heads + 2 * a.kv_heads) * a.dim;
     const auto keys_at = [&](int32_t slot) {
-        return static_cast<T*>(a.k) + static_cast<ptrdiff_t>(slot / 32) * a.kv_heads * a.dim * 32 +
-               slot % 32;
+        return static_cast<T*>(a.k) +
+               static_cast<ptrdiff_t>(slot / 32) * a.block_step * a.padded_dim * 32 + slot % 32;
     };
     const auto turn = [&](int t, const float* x, const float* gain, float* out) {
         if (gain) scale_row(x, inverse_rms(x, a.dim, a.eps), gain, a.dim, normed);
@@ -176,13 +176,14 @@ void rope_write_kind(const Rope& a, int first, int num) {
     // A key is a cache line of its own for every dim: asked for one token ahead.
     const auto ask = [&](int t) {
         const T* k = keys_at(a.slots[t]);
-        for (int d = 0; d < a.kv_heads * a.dim; ++d) prefetch(k + static_cast<ptrdiff_t>(d) * 32);
+        for (int d = 0; d < a.kv_heads * a.padded_dim; ++d)
+            prefetch(k + static_cast<ptrdiff_t>(d) * 32);
     };
     for (int t = first, run; t < first + num; t += run) {
         run = run_length(a.slots + t, first + num - t);
         T* k = keys_at(a.slots[t]);
         T* v = static_cast<T*>(a.v) +
-               (static_cast<ptrdiff_t>(a.slots[t] / 32) * a.kv_heads * 32 + a.slots[t] % 32) *
+               (static_cast<ptrdiff_t>(a.slots[t] / 32) * a.block_step * 32 + a.slots[t] % 32) *
                    a.padded_dim;
         if (t == first) ask(t);
         if (t + run < first + num) ask(t + run);
@@ -198,7 +199,7 @@ void rope_write_kind(const Rope& a, int first, int num) {
                 to_cache<kind>(row + a.kv_heads * a.dim, a.dim,
                                v + (static_cast<ptrdiff_t>(h) * 32 + i) * a.padded_dim);
             }
-            turn_keys(keys, run, a.dim, k + static_cast<ptrdiff_t>(h) * a.dim * 32);
+            turn_keys(keys, run, a.dim, k + static_cast<ptrdiff_t>(h) * a.padded_dim * 32);
         }
     }
 }

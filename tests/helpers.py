@@ -33,7 +33,7 @@ def make_cache(model: Model, ops: Ops, num_blocks: int, kv_dtype: KVDtype) -> li
     """One KVLayer a layer, `num_blocks` blocks in every group."""
     layers: dict[int, KVLayer] = {}
     for spec in model.kv_specs(kv_dtype):
-        layers |= {i: ops.kv_layer(spec, num_blocks) for i in spec.layers}
+        layers |= zip(spec.layers, ops.kv_layers(spec, num_blocks), strict=True)
     return [layers[i] for i in range(len(layers))]
 
 

@@ -209,7 +209,7 @@ def test_rope_write(dtype: str, dim: int, gains: bool) -> None:
     q_gain, k_gain = (normal(rng, dim), normal(rng, dim)) if gains else (None, None)
 
     def run(ops: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        kv = ops.kv_layer(s, 3)  # type: ignore[attr-defined]
+        [kv] = ops.kv_layers(s, 3)  # type: ignore[attr-defined]
         q = ops.rope_write(qkv, positions, table, kv, slots, heads, q_gain, k_gain, 1e-6)  # type: ignore[attr-defined]
         return q, kv.k, kv.v
 
@@ -245,7 +245,7 @@ def test_attention(
     counts = [min(97, length), 1, 17]
     s = spec(dim, dtype, kv_heads, window)
     blocks = [-(-n // 32) for n in lengths]
-    kv = BASE.kv_layer(s, sum(blocks) + 1)
+    [kv] = BASE.kv_layers(s, sum(blocks) + 1)
     table = np.full((3, max(blocks)), -1, np.int32)
     ids = rng.permutation(sum(blocks) + 1)
     for r, count in enumerate(blocks):
@@ -301,7 +301,7 @@ def test_attention_sees_nothing_of_a_later_token_that_is_not_finite(
     qkv[20, -20:-3] = value
     flat, slots = np.ones((40, 16), np.float32), np.arange(40, dtype=np.int32)
     slots = np.where(slots < 32, slots + 32, slots - 32).astype(np.int32)
-    kvs = [ops.kv_layer(spec(16, dtype, 1), 2) for ops in CPUS.values()]
+    kvs = [ops.kv_layers(spec(16, dtype, 1), 2)[0] for ops in CPUS.values()]
     qs = [
         ops.rope_write(qkv, np.arange(40, dtype=np.int32), flat, kv, slots, 2, None, None, 1e-6)
         for ops, kv in zip(CPUS.values(), kvs, strict=True)
@@ -319,7 +319,7 @@ def test_attention_sees_nothing_of_a_later_token_that_is_not_finite(
 @pytest.mark.parametrize("value", [np.nan, -3e38])
 def test_attention_without_a_score_shows_nothing_of_earlier_work(value: float) -> None:
     rng = np.random.default_rng(8)
-    kv = BASE.kv_layer(spec(16, "f32", 1), 2)
+    [kv] = BASE.kv_layers(spec(16, "f32", 1), 2)
     kv.k[...] = 9
     q = normal(rng, 1, 2, 16)
     lost = np.full((1, 2, 16), value, np.float32)

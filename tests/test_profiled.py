@@ -10,7 +10,7 @@ import pytest
 from elinvar.base.config import KVSpec
 from elinvar.base.sampling import SamplingParams
 from elinvar.ops import cost, load_provider
-from elinvar.ops.api import Ops, SampleArgs, new_kv_layer
+from elinvar.ops.api import Ops, SampleArgs, new_kv_layers
 from elinvar.ops.cost import COSTS
 from elinvar.ops.profiled import ProfiledOps
 from engines import answers, provider, random_weight, tiny_engine
@@ -28,7 +28,7 @@ def ints(*values: int) -> np.ndarray:
 
 def test_every_op_that_computes_has_a_cost() -> None:
     names = {name for name, value in vars(Ops).items() if callable(value) and name[0] != "_"}
-    assert set(COSTS) == names - {"kv_layer", "record"}
+    assert set(COSTS) == names - {"kv_layers", "record"}
 
 
 def test_linear_multiplies_every_weight_with_every_row() -> None:
@@ -57,7 +57,7 @@ def test_elementwise_ops_move_their_arrays_once() -> None:
 
 def attention_cost(window: int | None) -> cost.Cost:
     """A prompt of 40 tokens from its start, and one token at position 99."""
-    kv = new_kv_layer(KVSpec("full", (0,), 2, 16, "f16"), 8)
+    [kv] = new_kv_layers(KVSpec("full", (0,), 2, 16, "f16"), 8)
     positions = np.concatenate([np.arange(40), [99]]).astype(np.int32)
     return cost.attention(
         zeros(41, 4, 16), kv, ints(0, 40, 41), ints(40, 100), zeros(2, 4), positions, 1.0, window
@@ -74,7 +74,7 @@ def test_attention_reads_a_key_once_and_multiplies_it_for_each_query() -> None:
 
 
 def test_rope_and_sample_costs() -> None:
-    kv = new_kv_layer(KVSpec("full", (0,), 2, 16, "bf16"), 8)
+    [kv] = new_kv_layers(KVSpec("full", (0,), 2, 16, "bf16"), 8)
     arguments = zeros(3, 8 * 16), ints(0, 1, 2), zeros(4, 16), kv, ints(0, 1, 2), 4
     plain = cost.rope_write(*arguments, None, None, 0.0)
     assert plain.streamed == 3 * 2 * 2 * 16 * 2

@@ -54,29 +54,40 @@ int main(int argc, char** argv) {
             positions.push_back(t);
             slots.push_back(tables[static_cast<std::size_t>(t / 32)] * 32 + t % 32);
         }
-        std::vector<float> k(static_cast<std::size_t>(blocks * kv_heads * dim * 32));
-        std::vector<float> v(static_cast<std::size_t>(blocks * kv_heads * padded * 32));
+        std::vector<float> cache(static_cast<std::size_t>(blocks * 2 * kv_heads * padded * 32));
+        // Only f32 needs all of it; a value's elements are counted in its own size.
+        const auto bytes =
+            static_cast<std::size_t>(kv_heads * padded * 32) * (kv == Kind::f32 ? 4 : 2);
+        uint8_t *k = reinterpret_cast<uint8_t*>(cache.data()), *v = k + bytes;
         std::vector<float> q(static_cast<std::size_t>(tokens * heads * dim)), o(q.size());
-        const Rope rope{qkv.data(),   positions.data(),
-                        table.data(), slots.data(),
-                        gain.data(),  gain.data(),
-                        1e-6f,        heads,
-                        kv_heads,     dim,
-                        padded,       kv,
-                        k.data(),     v.data(),
+        const Rope rope{qkv.data(),
+                        positions.data(),
+                        table.data(),
+                        slots.data(),
+                        gain.data(),
+                        gain.data(),
+                        1e-6f,
+                        heads,
+                        kv_heads,
+                        dim,
+                        padded,
+                        kv,
+                        k,
+                        v,
+                        2 * kv_heads,
                         q.data()};
         p.rope_write(rope, tokens);
         show("q", q);
-        show("k", k);
-        show("v", v);
+        show("cache", cache);
         // A piece of a prompt, then few tokens whose splits are items of their own.
         for (const int last : {70, 2}) {
             const int first = tokens - last;
             const std::vector<int32_t> starts{0, last};
             const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(first) * heads * dim;
             const Attention a{q.data() + at,
-                              k.data(),
-                              v.data(),
+                              k,
+                              v,
+                              2 * kv_heads,
                               kv,
                               heads,
                               kv_heads,

@@ -32,6 +32,7 @@ order, into the row's result. Part of attention's definition."""
 
 
 _HUGE_FROM = 8 << 20
+"""Bytes: a smaller cache is not worth pages of 2 MiB."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,20 +49,24 @@ class KVLayer:
     """How a provider holds it, bound at its first use."""
 
 
-def new_kv_layer(spec: KVSpec, num_blocks: int) -> KVLayer:
-    """Zeroed arrays of one layer (the memory is touched only when written)."""
+def new_kv_layers(spec: KVSpec, num_blocks: int) -> list[KVLayer]:
+    """One a layer of `spec`, zeroed: views of one array, in which a block's keys and values of all
+    layers lie together. So a cache takes memory as its blocks are used, by large pages without
+    waste, and a block can move as one piece."""
     dtype: Any = {"f16": np.float16, "bf16": np.uint16, "f32": np.float32}[spec.dtype]
     padded = -(-spec.head_dim // PANEL) * PANEL
-    k = _mapped((num_blocks, spec.num_kv_heads, spec.head_dim, spec.block_size), dtype)
-    v = _mapped((num_blocks, spec.num_kv_heads, spec.block_size, padded), dtype)
-    return KVLayer(spec.dtype, k, v)
+    heads = (num_blocks, len(spec.layers), 2, spec.num_kv_heads)
+    cache = _mapped((*heads, padded * spec.block_size), dtype)
+    k = cache.reshape((*heads, padded, spec.block_size))[..., : spec.head_dim, :]
+    v = cache.reshape((*heads, spec.block_size, padded))
+    return [KVLayer(spec.dtype, k[:, i, 0], v[:, i, 1]) for i in range(len(spec.layers))]
 
 
 def _mapped(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Zeros in pages of their own. From the heap they could be memory used before, which zeroing
-    touches; and huge pages, a gain for a large cache, would take 2 MiB of each for one block."""
+    """Zeros in pages of their own: from the heap they could be memory used before, which zeroing
+    touches."""
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    pages = mmap.mmap(-1, num_bytes)
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if num_bytes >= _HUGE_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, dtype).reshape(shape)
@@ -100,8 +105,8 @@ class Ops(Protocol):
 
     name: str
 
-    def kv_layer(self, spec: KVSpec, num_blocks: int) -> KVLayer:
-        """The zeroed cache of one layer."""
+    def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[KVLayer]:
+        """The zeroed caches of the layers of `spec`."""
         ...
 
     def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:

@@ -18,7 +18,7 @@ from elinvar.ops.api import (
     KVLayer,
     SampleArgs,
     SampleResult,
-    new_kv_layer,
+    new_kv_layers,
 )
 from elinvar.ops.layout import Weight
 
@@ -48,8 +48,8 @@ class CpuOps:
     def num_threads(self) -> int:
         return self._provider.num_threads
 
-    def kv_layer(self, spec: KVSpec, num_blocks: int) -> KVLayer:
-        return new_kv_layer(spec, num_blocks)
+    def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[KVLayer]:
+        return new_kv_layers(spec, num_blocks)
 
     def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:
         return self._provider.embed(ids_T, _matrix(w_VD), scale)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elinvar.base.config import BLOCK_SIZE, KVSpec
-from elinvar.ops.api import F32, I32, Activation, KVLayer, SampleArgs, SampleResult, new_kv_layer
+from elinvar.ops.api import F32, I32, Activation, KVLayer, SampleArgs, SampleResult, new_kv_layers
 from elinvar.ops.layout import GROUP, Weight, unpack, unpack_codes
 
 F64 = NDArray[np.float64]
@@ -31,8 +31,8 @@ class RefOps:
     def __init__(self) -> None:
         self._dense: WeakKeyDictionary[Weight, F32] = WeakKeyDictionary()
 
-    def kv_layer(self, spec: KVSpec, num_blocks: int) -> KVLayer:
-        return new_kv_layer(spec, num_blocks)
+    def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[KVLayer]:
+        return new_kv_layers(spec, num_blocks)
 
     def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:
         return (self._matrix(w_VD)[ids_T] * np.float32(scale)).astype(np.float32)

@@ -33,8 +33,7 @@ class Runner:
         self.rows = Rows(max_rows, max_context, len(specs))
         layers: dict[int, KVLayer] = {}
         for spec, count in zip(specs, num_blocks, strict=True):
-            for layer in spec.layers:
-                layers[layer] = ops.kv_layer(spec, count)
+            layers |= zip(spec.layers, ops.kv_layers(spec, count), strict=True)
         self.kv: list[KVLayer] = [layers[i] for i in range(len(layers))]
         self.graphs = Graphs(model, ops, self.kv)
 

@@ -15,20 +15,26 @@ constexpr int kSplitTokens = 4;
 // but at most this part of its share, which keeps the threads' ends together.
 constexpr int kChunkBlocks = 64, kChunksOfThread = 4;
 
-// The n-th block that a tile reads in a split, as kernels count blocks.
-std::ptrdiff_t block_of(const Attention& a, const AttentionTile& t, int split, int n) {
+struct Blocks {
+    int first, last;
+};
+
+// Those that a tile reads in some splits, by their place in its sequence.
+Blocks blocks_of(const Attention& a, const AttentionTile& t, int split, int num_splits) {
     const int least = a.positions[t.first_token];
     const int most = a.positions[t.first_token + t.num_tokens - 1];
     const int seen = a.window ? std::max(least - a.window + 1, 0) : 0;
-    const int first = std::max(seen, split * kAttentionSplit) / 32;
-    const int last = std::min(most, (split + 1) * kAttentionSplit - 1) / 32;
-    return std::ptrdiff_t{a.tables[t.seq * a.table_stride + std::min(first + n, last)]} *
-               a.kv_heads +
-           t.kv_head;
+    return {std::max(seen, split * kAttentionSplit) / 32,
+            std::min(most, (split + num_splits) * kAttentionSplit - 1) / 32};
 }
 
 AttentionAhead ahead_of(const Attention& a, const AttentionTile& t, int split) {
-    return {{block_of(a, t, split, 0), block_of(a, t, split, 1)}};
+    const Blocks b = blocks_of(a, t, split, 1);
+    const int32_t* table = a.tables + t.seq * a.table_stride;
+    const auto place = [&](int block) {
+        return std::ptrdiff_t{table[block]} * a.kv_heads + t.kv_head;
+    };
+    return {{place(b.first), place(std::min(b.first + 1, b.last))}};
 }
 
 }  // namespace
@@ -95,13 +101,9 @@ void Provider::attention(const Attention& a, int num_seqs, const int32_t* query_
 
 // Neighbours in memory go to one thread; each of them asks for the first blocks of the next.
 void Provider::cut_chunks(const Attention& a) {
-    const auto work = [&](const AttentionItem& item) {  // blocks, once for every token
-        const AttentionTile& t = item.tile;
-        const int end = (item.first_split + item.num_splits) * kAttentionSplit;
-        const int last = std::min(a.positions[t.first_token + t.num_tokens - 1] + 1, end);
-        const int seen = a.window ? std::max(a.positions[t.first_token] - a.window + 1, 0) : 0;
-        const int first = std::max(seen, item.first_split * kAttentionSplit);
-        return t.num_tokens * ((last + 31) / 32 - first / 32);
+    const auto work = [&](const AttentionItem& item) {
+        const Blocks b = blocks_of(a, item.tile, item.first_split, item.num_splits);
+        return (b.last - b.first + 1) * item.tile.num_tokens;
     };
     int total = 0;
     for (const AttentionItem& item : items_) total += work(item);

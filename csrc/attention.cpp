@@ -11,6 +11,31 @@ constexpr int kTileRows = 48;  // they share the keys that the first of them bro
 // A tile of more tokens goes through its splits alone: prompts have tiles enough, and the parts of
 // few tokens stay small beside the keys.
 constexpr int kSplitTokens = 4;
+// What a thread takes at once: items of so many blocks that most of them know which one follows,
+// but at most this part of its share, which keeps the threads' ends together.
+constexpr int kChunkBlocks = 64, kChunksOfThread = 4;
+
+struct Blocks {
+    int first, last;
+};
+
+// Those that a tile reads in some splits, by their place in its sequence.
+Blocks blocks_of(const Attention& a, const AttentionTile& t, int split, int num_splits) {
+    const int least = a.positions[t.first_token];
+    const int most = a.positions[t.first_token + t.num_tokens - 1];
+    const int seen = a.window ? std::max(least - a.window + 1, 0) : 0;
+    return {std::max(seen, split * kAttentionSplit) / 32,
+            std::min(most, (split + num_splits) * kAttentionSplit - 1) / 32};
+}
+
+AttentionAhead ahead_of(const Attention& a, const AttentionTile& t, int split) {
+    const Blocks b = blocks_of(a, t, split, 1);
+    const int32_t* table = a.tables + t.seq * a.table_stride;
+    const auto place = [&](int block) {
+        return std::ptrdiff_t{table[block]} * a.kv_heads + t.kv_head;
+    };
+    return {{place(b.first), place(std::min(b.first + 1, b.last))}};
+}
 
 }  // namespace
 
@@ -41,24 +66,58 @@ void Provider::attention(const Attention& a, int num_seqs, const int32_t* query_
             }
         }
     float* shared = parts_.at_least(parts);
+    cut_chunks(a);
     // Later tiles of a prompt see more keys: the pool counts down, so the long ones go first.
-    pool_.run(static_cast<int>(items_.size()), [&](int i, int thread) {
-        const AttentionItem& item = items_[static_cast<std::size_t>(i)];
-        if (item.parts != kOwnParts) {
-            kernels_->attention_part(a, item.tile, item.first_split, shared + item.parts);
-            return;
+    pool_.run(static_cast<int>(chunks_.size()) - 1, [&](int c, int thread) {
+        const auto chunk = chunks_.begin() + c;
+        // Where threads keep step, the chunk that this one takes next.
+        const std::size_t then = *(chunk - std::min(c, pool_.size()));
+        for (std::size_t i = chunk[0]; i < chunk[1]; ++i) {
+            const AttentionItem& item = items_[i];
+            const AttentionItem& next = items_[i + 1 < chunk[1] ? i + 1 : then];
+            const AttentionAhead ahead = ahead_of(a, next.tile, next.first_split);
+            if (item.parts != kOwnParts) {
+                kernels_->attention_part(a, item.tile, item.first_split, ahead,
+                                         shared + item.parts);
+                continue;
+            }
+            const std::size_t stride = part_floats(item.tile);
+            float* own = scratch(thread, stride * static_cast<std::size_t>(item.num_splits));
+            for (int s = 0; s < item.num_splits; ++s) {
+                const int split = item.first_split + s;
+                kernels_->attention_part(
+                    a, item.tile, split,
+                    s + 1 < item.num_splits ? ahead_of(a, item.tile, split + 1) : ahead,
+                    own + stride * static_cast<std::size_t>(s));
+            }
+            kernels_->attention_join(a, item.tile, own, item.num_splits);
         }
-        const std::size_t stride = part_floats(item.tile);
-        float* own = scratch(thread, stride * static_cast<std::size_t>(item.num_splits));
-        for (int s = 0; s < item.num_splits; ++s)
-            kernels_->attention_part(a, item.tile, item.first_split + s,
-                                     own + stride * static_cast<std::size_t>(s));
-        kernels_->attention_join(a, item.tile, own, item.num_splits);
     });
     pool_.run(static_cast<int>(joins_.size()), [&](int i, int) {
         const AttentionItem& item = joins_[static_cast<std::size_t>(i)];
         kernels_->attention_join(a, item.tile, shared + item.parts, item.num_splits);
     });
+}
+
+// Neighbours in memory go to one thread; each of them asks for the first blocks of the next.
+void Provider::cut_chunks(const Attention& a) {
+    const auto work = [&](const AttentionItem& item) {
+        const Blocks b = blocks_of(a, item.tile, item.first_split, item.num_splits);
+        return (b.last - b.first + 1) * item.tile.num_tokens;
+    };
+    int total = 0;
+    for (const AttentionItem& item : items_) total += work(item);
+    const int enough = std::min(kChunkBlocks, total / (pool_.size() * kChunksOfThread));
+    chunks_.clear();
+    int present = enough;
+    for (std::size_t i = 0; i < items_.size(); ++i) {
+        if (present >= enough) {
+            chunks_.push_back(i);
+            present = 0;
+        }
+        present += work(items_[i]);
+    }
+    chunks_.push_back(items_.size());
 }
 
 }  // namespace elinvar

@@ -12,6 +12,8 @@ constexpr int kWalkRows = 6, kSums = 6;
 #else
 constexpr int kWalkRows = 1, kSums = 1;
 #endif
+// Blocks that few rows take at once: the chains of one alone are too few to hide an FMA's latency.
+constexpr int kBlocks = 2;
 
 constexpr float kMinusInfinity = -__builtin_inff();
 // Max of a row that has met no score. Finite, so that a masked -infinity stays below it and weighs
@@ -28,8 +30,10 @@ struct Walk {
     int first_key[kWalkRows], last_key[kWalkRows];
     float max[kWalkRows];
     alignas(64) float partial[kWalkRows][16];
-    alignas(64) float scores[kWalkRows][32];  // of the present block, then e^(score - max)
-    float* acc;                               // [rows, padded_dim]
+    // Of the present blocks: scores, then e^(score - max); what the values before them weigh now.
+    alignas(64) float scores[kBlocks][kWalkRows][32];
+    float factor[kBlocks][kWalkRows];
+    float* acc;  // [rows, padded_dim]
     int padded_dim;
 };
 
@@ -47,44 +51,59 @@ EL_INLINE void prefetch_values(const T* p, int n) {
     for (int i = 0; i < n; i += 64 / static_cast<int>(sizeof(T))) prefetch(p + i);
 }
 
-// Scores of R rows against the block's 32 keys: one chain over d for each. The blocks lie
-// scattered: each line read here asks for the same line of the next block.
-template <Kind kind, int R>
-EL_INLINE void block_scores(Walk& w, const Stored<kind>* k, const Stored<kind>* next, int dim,
-                            V scale) {
-    constexpr int vectors = 2 * R <= kSums ? 2 : 1;
+EL_INLINE float first_lane(V a) {
+    float t[16];
+    store(t, a);
+    return t[0];
+}
+
+// Scores of R rows against the 32 keys of each of B blocks: one chain over d for each. The blocks
+// lie scattered: each line read here asks for the same line of a block to come.
+template <Kind kind, int R, int B>
+EL_INLINE void block_scores(Walk& w, const Stored<kind>* const* k, const Stored<kind>* const* next,
+                            int dim, V scale) {
+    constexpr int vectors = 2 * R * B <= kSums ? 2 : 1;
     for (int at = 0; at < 32; at += 16 * vectors) {
-        V s[R][vectors];
+        V s[B][R][vectors];
         EL_UNROLL
+        for (int b = 0; b < B; ++b) EL_UNROLL
         for (int r = 0; r < R; ++r) EL_UNROLL
-        for (int i = 0; i < vectors; ++i) s[r][i] = zero();
+        for (int i = 0; i < vectors; ++i) s[b][r][i] = zero();
         for (int d = 0; d < dim; ++d) {
-            prefetch_values(next + 32 * d + at, 16 * vectors);
-            V keys[vectors];
+            V keys[B][vectors];
             EL_UNROLL
-            for (int i = 0; i < vectors; ++i) keys[i] = load_kv<kind>(k + 32 * d + at + 16 * i);
+            for (int b = 0; b < B; ++b) {
+                prefetch_values(next[b] + 32 * d + at, 16 * vectors);
+                EL_UNROLL
+                for (int i = 0; i < vectors; ++i)
+                    keys[b][i] = load_kv<kind>(k[b] + 32 * d + at + 16 * i);
+            }
             EL_UNROLL
             for (int r = 0; r < R; ++r) {
                 const V q = set1(w.q[r][d]);
                 EL_UNROLL
-                for (int i = 0; i < vectors; ++i) s[r][i] = fma(q, keys[i], s[r][i]);
+                for (int b = 0; b < B; ++b) EL_UNROLL
+                for (int i = 0; i < vectors; ++i) s[b][r][i] = fma(q, keys[b][i], s[b][r][i]);
             }
         }
         EL_UNROLL
+        for (int b = 0; b < B; ++b) EL_UNROLL
         for (int r = 0; r < R; ++r) EL_UNROLL
-        for (int i = 0; i < vectors; ++i) store(w.scores[r] + at + 16 * i, s[r][i] * scale);
+        for (int i = 0; i < vectors; ++i) store(w.scores[b][r] + at + 16 * i, s[b][r][i] * scale);
     }
 }
 
 // Folds the block's scores into the row's max and sum; leaves e^(score - max), exact zeros outside
 // the row's keys.
-EL_INLINE void block_softmax(Walk& w, int r, int first_of_block) {
-    V s0 = load(w.scores[r]), s1 = load(w.scores[r] + 16);
+EL_INLINE void block_softmax(Walk& w, int b, int r, int first_of_block) {
+    float* scores = w.scores[b][r];
+    V s0 = load(scores), s1 = load(scores + 16);
+    w.factor[b][r] = 1.0f;
     const int low = w.first_key[r] - first_of_block, high = w.last_key[r] + 1 - first_of_block;
     if (low > 0 || high < 32) {
         if (low >= 32 || high <= 0) {  // none of this block's keys: no other row may leave a trace
-            store(w.scores[r], zero());
-            store(w.scores[r] + 16, zero());
+            store(scores, zero());
+            store(scores + 16, zero());
             return;
         }
         const V from = set1(static_cast<float>(low)), to = set1(static_cast<float>(high));
@@ -97,74 +116,99 @@ EL_INLINE void block_softmax(Walk& w, int r, int first_of_block) {
     if (block_max > w.max[r]) {
         const V factor = exp(set1(w.max[r] - block_max));
         partial = partial * factor;
-        float* acc = w.acc + r * w.padded_dim;
-        for (int d = 0; d < w.padded_dim; d += 16) store(acc + d, load(acc + d) * factor);
+        w.factor[b][r] = first_lane(factor);
         w.max[r] = block_max;
     }
     const V m = set1(w.max[r]);
     const V p0 = exp(s0 - m), p1 = exp(s1 - m);
-    store(w.scores[r], p0);
-    store(w.scores[r] + 16, p1);
+    store(scores, p0);
+    store(scores + 16, p1);
     store(w.partial[r], (partial + p0) + p1);
 }
 
 // Adds the block's weighted values to 16 N dims of R rows, keys low .. high - 1 in turn.
 template <Kind kind, int R, int N>
-EL_INLINE void block_values(Walk& w, const Stored<kind>* v, const Stored<kind>* next, int low,
-                            int high, int d) {
+EL_INLINE void block_values(Walk& w, int b, const Stored<kind>* v, const Stored<kind>* next,
+                            int low, int high, int d) {
+    const ptrdiff_t padded_dim = w.padded_dim;
+    float* rows = w.acc + d;
     V acc[R][N];
     EL_UNROLL
     for (int r = 0; r < R; ++r) EL_UNROLL
-    for (int i = 0; i < N; ++i) acc[r][i] = load(w.acc + r * w.padded_dim + d + 16 * i);
+    for (int i = 0; i < N; ++i)
+        acc[r][i] = load(rows + r * padded_dim + 16 * i) * set1(w.factor[b][r]);
     for (int j = low; j < high; ++j) {
-        const ptrdiff_t at = static_cast<ptrdiff_t>(j) * w.padded_dim + d;
+        const ptrdiff_t at = j * padded_dim + d;
         prefetch_values(next + at, 16 * N);
         V values[N];
         EL_UNROLL
         for (int i = 0; i < N; ++i) values[i] = load_kv<kind>(v + at + 16 * i);
         EL_UNROLL
         for (int r = 0; r < R; ++r) {
-            const V p = set1(w.scores[r][j]);
+            const V p = set1(w.scores[b][r][j]);
             EL_UNROLL
             for (int i = 0; i < N; ++i) acc[r][i] = fma(p, values[i], acc[r][i]);
         }
     }
     EL_UNROLL
     for (int r = 0; r < R; ++r) EL_UNROLL
-    for (int i = 0; i < N; ++i) store(w.acc + r * w.padded_dim + d + 16 * i, acc[r][i]);
+    for (int i = 0; i < N; ++i) store(rows + r * padded_dim + 16 * i, acc[r][i]);
 }
 
-// R rows through the keys first .. last, which lie within one split.
-template <Kind kind, int R>
-__attribute__((noinline)) void walk_keys(const Attention& a, Walk& w, const int32_t* table,
-                                         int kv_head, int first, int last) {
+// Where a walk goes: the blocks of its keys, first .. last within one split, then those ahead.
+struct Path {
+    const int32_t* table;
+    int block_step, kv_head, first, last;
+    const AttentionAhead& ahead;
+
+    ptrdiff_t place(int b) const {
+        const int beyond = b - last / 32 - 1;
+        return beyond < 0 ? static_cast<ptrdiff_t>(table[b]) * block_step + kv_head
+                          : ahead.blocks[beyond];
+    }
+};
+
+// R rows through B blocks from block b.
+template <Kind kind, int R, int B>
+EL_INLINE void take_blocks(const Attention& a, Walk& w, const Path& path, int b, int step) {
     constexpr int vectors = R * 4 <= kSums ? 4 : R * 2 <= kSums ? 2 : 1;
-    const auto* keys = static_cast<const Stored<kind>*>(a.k);
-    const auto* values = static_cast<const Stored<kind>*>(a.v);
-    const V scale = set1(a.scale);
-    for (int b = first / 32; b <= last / 32; ++b) {
-        const ptrdiff_t here = static_cast<ptrdiff_t>(table[b]) * a.block_step + kv_head;
-        const int32_t follower = table[min_of(b + 1, last / 32)];
-        const ptrdiff_t next = static_cast<ptrdiff_t>(follower) * a.block_step + kv_head;
-        block_scores<kind, R>(w, keys + here * a.padded_dim * 32, keys + next * a.padded_dim * 32,
-                              a.dim, scale);
-        for (int r = 0; r < R; ++r) block_softmax(w, r, 32 * b);
-        const int low = max_of(first - 32 * b, 0), high = min_of(last + 1 - 32 * b, 32);
-        const auto* v = values + here * 32 * a.padded_dim;
-        const auto* v_next = values + next * 32 * a.padded_dim;
+    const Stored<kind>*k[B], *k_next[B], *v[B], *v_next[B];
+    for (int i = 0; i < B; ++i) {
+        const ptrdiff_t here = path.place(b + i), next = path.place(b + i + step);
+        k[i] = static_cast<const Stored<kind>*>(a.k) + here * a.padded_dim * 32;
+        k_next[i] = static_cast<const Stored<kind>*>(a.k) + next * a.padded_dim * 32;
+        v[i] = static_cast<const Stored<kind>*>(a.v) + here * a.padded_dim * 32;
+        v_next[i] = static_cast<const Stored<kind>*>(a.v) + next * a.padded_dim * 32;
+    }
+    block_scores<kind, R, B>(w, k, k_next, a.dim, set1(a.scale));
+    for (int i = 0; i < B; ++i)
+        for (int r = 0; r < R; ++r) block_softmax(w, i, r, 32 * (b + i));
+    for (int i = 0; i < B; ++i) {
+        const int low = max_of(path.first - 32 * (b + i), 0);
+        const int high = min_of(path.last + 1 - 32 * (b + i), 32);
         int d = 0;
         for (; d + 16 * vectors <= a.padded_dim; d += 16 * vectors)
-            block_values<kind, R, vectors>(w, v, v_next, low, high, d);
-        for (; d < a.padded_dim; d += 16) block_values<kind, R, 1>(w, v, v_next, low, high, d);
+            block_values<kind, R, vectors>(w, i, v[i], v_next[i], low, high, d);
+        for (; d < a.padded_dim; d += 16)
+            block_values<kind, R, 1>(w, i, v[i], v_next[i], low, high, d);
     }
 }
 
+template <Kind kind, int R>
+__attribute__((noinline)) void walk_keys(const Attention& a, Walk& w, const Path& path) {
+    constexpr int step = 2 * R * kBlocks <= kSums ? kBlocks : 1;
+    int b = path.first / 32;
+    for (; b + step - 1 <= path.last / 32; b += step)
+        take_blocks<kind, R, step>(a, w, path, b, step);
+    if constexpr (step > 1)
+        for (; b <= path.last / 32; ++b) take_blocks<kind, R, 1>(a, w, path, b, step);
+}
+
 template <Kind kind, int R = kWalkRows>
-void walk_rows(const Attention& a, Walk& w, int rows, const int32_t* table, int kv_head, int first,
-               int last) {
+void walk_rows(const Attention& a, Walk& w, int rows, const Path& path) {
     if constexpr (R > 1)
-        if (rows < R) return walk_rows<kind, R - 1>(a, w, rows, table, kv_head, first, last);
-    walk_keys<kind, R>(a, w, table, kv_head, first, last);
+        if (rows < R) return walk_rows<kind, R - 1>(a, w, rows, path);
+    walk_keys<kind, R>(a, w, path);
 }
 
 // One split's part of a tile: [rows, padded_dim] weighted values, [rows] max, [rows] sum.
@@ -174,7 +218,8 @@ struct Part {
         : acc(p), max(p + static_cast<ptrdiff_t>(rows) * padded_dim), sum(max + rows) {}
 };
 
-void attention_part(const Attention& a, const AttentionTile& t, int split, float* out) {
+void attention_part(const Attention& a, const AttentionTile& t, int split,
+                    const AttentionAhead& ahead, float* out) {
     const int group = a.heads / a.kv_heads, num_rows = t.num_tokens * group;
     const Part part(out, num_rows, a.padded_dim);
     const int32_t* table = a.tables + t.seq * a.table_stride;
@@ -202,18 +247,12 @@ void attention_part(const Attention& a, const AttentionTile& t, int split, float
         const auto walk = a.kv_kind == Kind::f32   ? walk_rows<Kind::f32>
                           : a.kv_kind == Kind::f16 ? walk_rows<Kind::f16>
                                                    : walk_rows<Kind::bf16>;
-        if (first <= last) walk(a, w, rows, table, t.kv_head, first, last);
+        if (first <= last) walk(a, w, rows, {table, a.block_step, t.kv_head, first, last, ahead});
         for (int r = 0; r < rows; ++r) {
             part.max[begin + r] = w.max[r];
             part.sum[begin + r] = tree_sum(load(w.partial[r]));
         }
     }
-}
-
-EL_INLINE float exp_of(float x) {
-    float t[16];
-    store(t, exp(set1(x)));
-    return t[0];
 }
 
 void attention_join(const Attention& a, const AttentionTile& t, float* parts, int num_parts) {
@@ -233,7 +272,8 @@ void attention_join(const Attention& a, const AttentionTile& t, float* parts, in
                 continue;
             }
             const float m = max_of(max, part.max[r]);
-            const float f0 = exp_of(max - m), f1 = exp_of(part.max[r] - m);
+            const float f0 = first_lane(exp(set1(max - m))),
+                        f1 = first_lane(exp(set1(part.max[r] - m)));
             for (int d = 0; d < a.padded_dim; d += 16)
                 store(now + d, fma(load(acc + d), set1(f0), load(now + d) * set1(f1)));
             sum = fmadd(sum, f0, part.sum[r] * f1);

@@ -10,6 +10,7 @@
 namespace ELINVAR_ISA {
 
 using elinvar::Attention;
+using elinvar::AttentionAhead;
 using elinvar::AttentionTile;
 using elinvar::Kernels;
 using elinvar::Kind;

@@ -64,6 +64,12 @@ constexpr std::size_t attention_part_floats(int rows, int padded_dim) {
     return (static_cast<std::size_t>(rows) * (static_cast<std::size_t>(padded_dim) + 2) + 15) & ~15;
 }
 
+// Where the keys begin that a thread reads next, so that it may ask for them: two blocks of a KV
+// head, block * kv_heads + kv_head.
+struct AttentionAhead {
+    std::ptrdiff_t blocks[2];
+};
+
 struct RowStats {
     float max;
     int32_t argmax;  // the lowest id among equals
@@ -91,7 +97,8 @@ struct Kernels {
     void (*rope_write)(const Rope& a, int first_token, int num_tokens);
     // What the keys of one split give to a tile, and the output of all its parts, one after the
     // other in memory and by ascending split; the join overwrites them.
-    void (*attention_part)(const Attention& a, const AttentionTile& t, int split, float* part);
+    void (*attention_part)(const Attention& a, const AttentionTile& t, int split,
+                           const AttentionAhead& ahead, float* part);
     void (*attention_join)(const Attention& a, const AttentionTile& t, float* parts, int num_parts);
     RowStats (*row_stats)(const float* x, int n);
     // z[i] = (x[i] - max) / temperature; returns the sum of e^z when asked

@@ -84,6 +84,7 @@ class Provider {
     const QuantRows& quantize(const float* x, int rows, int k);
     void multiply(const Matrix& w, int panel, int num, const float* x, int row, int count,
                   float* out, std::ptrdiff_t ld);
+    void cut_chunks(const Attention& a);
     float* scratch(int thread, std::size_t floats);
 
     const Kernels* kernels_;
@@ -91,6 +92,7 @@ class Provider {
     std::vector<Floats> scratch_;
     Floats parts_;
     std::vector<AttentionItem> items_, joins_;
+    std::vector<std::size_t> chunks_;  // where each begins in items_, and the end
     std::vector<QuantGroup> groups_;
     QuantRows quant_{};
 };

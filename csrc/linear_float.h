@@ -137,25 +137,27 @@ void float_walk(const FloatBlock& all, int rows) {
         b.first = first == 0;
         b.x = all.x + first;
         b.panels = all.panels + static_cast<ptrdiff_t>(first) * kFloatBytes<kind>;
-        b.next = b.panels + static_cast<ptrdiff_t>(b.num_k) * kFloatBytes<kind>;
+        b.next = first + block < k ? b.panels + static_cast<ptrdiff_t>(block) * kFloatBytes<kind>
+                                   : all.panels + NP * all.stride;
         float_block<kind, NP>(b, rows);
     }
 }
 
-// Panels that a tile takes together lie half a list apart, so that each is the next of a stream
-// that goes on without a break: neighbours, taken in pairs, would leave a gap after every panel,
-// and memory answers such streams no faster than a single one (docs/design/005).
+// Two panels that few rows take together lie half a list apart: each is the next of a stream that
+// goes on without a break, where neighbours taken in pairs would leave a gap after every panel, at
+// which memory's own look-ahead begins anew. More rows take neighbours: they ask a block ahead.
 template <Kind kind>
 void float_panels(const uint8_t* panels, size_t stride, int num_panels, const float* x, int k,
                   int rows, float* out, ptrdiff_t ld, int cols) {
-    const int pairs = rows <= kPairedRows || kFloatPanels == 2 ? num_panels / 2 : 0;
+    const bool few = rows <= kPairedRows;
+    const int pairs = few || kFloatPanels == 2 ? num_panels / 2 : 0;
     const auto walk = [&](void (*panel_walk)(const FloatBlock&, int), int p, int apart) {
         panel_walk({panels + p * stride, stride * apart, 16 * apart, k, true, x, k, out + 16 * p,
                     ld, cols - 16 * p, nullptr, 0},
                    rows);
     };
     if constexpr (kPairedRows > 0)
-        for (int p = 0; p < pairs; ++p) walk(float_walk<kind, 2>, p, pairs);
+        for (int i = 0; i < pairs; ++i) walk(float_walk<kind, 2>, few ? i : 2 * i, few ? pairs : 1);
     for (int p = 2 * pairs; p < num_panels; ++p) walk(float_walk<kind, 1>, p, 1);
 }
 

@@ -20,7 +20,7 @@ struct Tiling {
         row_blocks = (rows + most - 1) / most;
         row_block = ((rows + row_blocks - 1) / row_blocks + 7) / 8 * 8;  // a tile begins there
         row_blocks = (rows + row_block - 1) / row_block;
-        const int a_thread = rows <= (quantised ? 4 : 8) ? 2 : quantised ? 3 : 6;
+        const int a_thread = rows <= (quantised ? 4 : 32) ? 2 : quantised ? 3 : 6;
         const int wanted = threads == 1 ? 1 : (threads * a_thread + row_blocks - 1) / row_blocks;
         chunk = (panels + wanted - 1) / wanted;
         if (!quantised) chunk = (chunk + 1) / 2 * 2;

@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,11 @@ def test_help_of_each_command(command: str) -> None:
 def test_bare_command_and_version() -> None:
     bare = run()
     assert bare.returncode == 0 and "generate" in bare.stdout
-    assert re.fullmatch(r"elinvar \d+\.\d+\.\d+\S*\n", run("--version").stdout)
+    assert run("--version").stdout == f"elinvar {version('elinvar')}\n"
+
+
+def test_a_command_that_was_mistyped() -> None:
+    assert_fails(run("generat", "m"), 2, "generat", "Did you mean 'generate'?")
 
 
 def test_help_imports_nothing_heavy() -> None:

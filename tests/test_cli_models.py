@@ -8,22 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner, Result
+from click.testing import CliRunner, Result
 
 from elinvar.base.errors import ModelError
+from elinvar.cli import app
 from elinvar.cli.describe import describe_model, readable
-from elinvar.cli.models import models_app
-from elinvar.cli.pull import pull
 from elinvar.engine.tokenizer import load_tokenizer
 from elinvar.weights import sources
 from elinvar.weights.cache import CachedFile
 from elinvar.weights.checkpoint import open_checkpoint
 from elinvar.weights.fetch import Fetched
-
-app = typer.Typer()
-app.command()(pull)
-app.add_typer(models_app, name="models")
 
 
 def run(*arguments: str) -> Result:

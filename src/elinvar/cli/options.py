@@ -20,8 +20,14 @@ from elinvar.base.errors import InputError
 from elinvar.base.sampling import SamplingParams
 from elinvar.cli.command import option, options
 
+
+class Whole(click.IntRange):
+    name = "whole number"
+    """As in "'x' is not a valid whole number"; click says "integer range" there."""
+
+
 DEFAULTS = SamplingParams()
-AT_LEAST_1 = click.IntRange(min=1)
+AT_LEAST_1 = Whole(min=1)
 FILE = click.Path(path_type=Path)
 FILE_THAT_IS_THERE = click.Path(exists=True, dir_okay=False, path_type=Path)
 

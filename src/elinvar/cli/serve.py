@@ -6,8 +6,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import click
-
 from elinvar.base.errors import ElinvarError
 from elinvar.cli import options as opt
 from elinvar.cli.command import command, option
@@ -19,7 +17,7 @@ from elinvar.cli.terminal import note
 @option("--host", default="127.0.0.1", help="Address to listen on.")
 @option(
     "--port",
-    type=click.IntRange(0, 65535),
+    type=opt.Whole(0, 65535),
     metavar="N",
     default=8000,
     help="0 takes a free one.",
@@ -28,7 +26,7 @@ from elinvar.cli.terminal import note
 @opt.max_rows
 @option(
     "--max-waiting",
-    type=click.IntRange(min=0),
+    type=opt.Whole(min=0),
     metavar="N",
     default=1024,
     help="Requests waiting before new ones get 429.",

@@ -64,7 +64,7 @@ DEFAULT_RATE = 4.0
 @option("--scale", default=1.0, help="Lengths of the trace times this.", section=_LOAD)
 @option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=opt.Whole(min=0),
     metavar="S",
     default=0,
     help="Same seed, same load.",

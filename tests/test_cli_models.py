@@ -8,22 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner, Result
+from click.testing import CliRunner, Result
 
 from elinvar.base.errors import ModelError
+from elinvar.cli import app
 from elinvar.cli.describe import describe_model, readable
-from elinvar.cli.models import models_app
-from elinvar.cli.pull import pull
 from elinvar.engine.tokenizer import load_tokenizer
 from elinvar.weights import sources
 from elinvar.weights.cache import CachedFile
 from elinvar.weights.checkpoint import open_checkpoint
 from elinvar.weights.fetch import Fetched
-
-app = typer.Typer()
-app.command()(pull)
-app.add_typer(models_app, name="models")
 
 
 def run(*arguments: str) -> Result:
@@ -121,8 +115,8 @@ def test_remove(tinycoder: None, cache: Path) -> None:
     path = Path(run("pull", "tinycoder").stdout.strip())
     checkpoint = open_checkpoint(path)
     load_tokenizer(checkpoint, cache)
-    packed = cache / "packed" / f"tiny-{checkpoint.fingerprint[:16]}-auto-v2.pack"
-    other = cache / "packed" / "tiny-0123456789abcdef-auto-v2.pack"
+    packed = cache / "packed" / f"tiny-{checkpoint.fingerprint[:16]}-auto-v3.pack"
+    other = cache / "packed" / "tiny-0123456789abcdef-auto-v3.pack"
     packed.parent.mkdir()
     packed.write_bytes(b"p")
     other.write_bytes(b"o")

@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from elinvar import __version__
 from elinvar.base.cpus import cpu_name
 from elinvar.base.errors import ModelError
+from elinvar.cli.command import option
 from elinvar.cli.terminal import note
 
 if TYPE_CHECKING:
     from elinvar.ops.ceilings import Ceilings
 
-Remeasure = Annotated[
-    bool, typer.Option("--remeasure", help="Measure the machine's ceilings anew (a second).")
-]
+remeasure_option = option(
+    "--remeasure", is_flag=True, help="Measure the machine's ceilings anew (a second)."
+)
 
 
 def ceilings(num_threads: int, simd: str, remeasure: bool = False) -> Ceilings:
@@ -29,7 +28,7 @@ def ceilings(num_threads: int, simd: str, remeasure: bool = False) -> Ceilings:
     from elinvar.weights.atomic import atomic_file
     from elinvar.weights.cache import cache_root
 
-    name = f"{cpu_name()} {num_threads} threads {simd} {version('elinvar')}"
+    name = f"{cpu_name()} {num_threads} threads {simd} {__version__}"
     path = cache_root() / "ceilings" / f"{re.sub(r'[^a-z0-9.]+', '-', name.lower())}.json"
     if not remeasure:
         try:

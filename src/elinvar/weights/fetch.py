@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -43,6 +42,8 @@ def is_model_file(name: str) -> bool:
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
+    import hashlib  # loads OpenSSL, which only downloads need
+
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

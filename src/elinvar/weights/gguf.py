@@ -7,7 +7,6 @@ nothing else. Arrays of strings (vocabularies) are walked once and decoded only 
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, NoReturn, overload
 
 import numpy as np
 
+from elinvar.base.digest import blake2b
 from elinvar.base.errors import ModelError
 from elinvar.weights.quants import SUPPORTED
 from elinvar.weights.tensor import BLOCKS, HostTensor, MappedFile
@@ -133,7 +133,7 @@ def _parse(file: MappedFile) -> GGUFFile:
             f"{file.path} is one of {split} parts; join them with llama-gguf-split --merge first."
         )
     tensors, start = _read_tensors(cursor, num_tensors, metadata)
-    digest = hashlib.sha256(file.view[:start]).hexdigest()
+    digest = blake2b(file.view[:start], digest_size=32).hexdigest()
     return GGUFFile(file, metadata, tensors, digest)
 
 

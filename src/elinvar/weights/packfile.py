@@ -8,7 +8,6 @@ does not fit is StalePack, and the caller packs again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import struct
@@ -20,17 +19,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from elinvar.base.digest import blake2b
 from elinvar.base.errors import ModelError
 from elinvar.ops.layout import ALIGN, Weight, WeightKind, packed_bytes
 from elinvar.weights.atomic import atomic_file
 from elinvar.weights.tensor import MappedFile
 
-PACK_VERSION = 2
+PACK_VERSION = 3
 """Raised whenever ops.layout, quants or this file change what the bytes mean."""
 
 _MAGIC = b"ELINVARW"
 _HEADER = struct.Struct("<8sIIQ32s32s")
-"""magic, version, bytes of the table, bytes of the file, key, sha256 of the table."""
+"""magic, version, bytes of the table, bytes of the file, key, blake2b of the table."""
 
 
 class StalePack(Exception):  # noqa: N818 (not an error: the cache is behind)
@@ -61,7 +61,7 @@ class Pack:
 
 def pack_key(*parts: object) -> bytes:
     """32 bytes that stand for everything a pack depends on."""
-    return hashlib.sha256(repr((PACK_VERSION, *parts)).encode()).digest()
+    return blake2b(repr((PACK_VERSION, *parts)).encode(), digest_size=32).digest()
 
 
 def write_pack(
@@ -79,7 +79,7 @@ def write_pack(
     rows = [[e.name, e.kind, list(e.shape)] for e in entries]
     table = json.dumps({"entries": rows, "notes": list(notes)}).encode()
     total = _offsets(len(table), entries)[-1]
-    digest = hashlib.sha256(table).digest()
+    digest = blake2b(table, digest_size=32).digest()
     header = _HEADER.pack(_MAGIC, PACK_VERSION, len(table), total, key, digest)
     with atomic_file(path, total) as file:
         file.write(header + table)
@@ -117,7 +117,7 @@ def _read(file: MappedFile, key: bytes) -> Pack:
     if total != file.size or table_bytes > file.size - _HEADER.size:
         raise StalePack("it is truncated")
     table = bytes(file.view[_HEADER.size : _HEADER.size + table_bytes])
-    if hashlib.sha256(table).digest() != digest:
+    if blake2b(table, digest_size=32).digest() != digest:
         raise StalePack("its table is damaged")
     content = json.loads(table)
     entries = [Entry(name, kind, tuple(shape)) for name, kind, shape in content["entries"]]

@@ -11,7 +11,6 @@ model is in the cache whole or not at all, whoever else pulls it and whenever it
 
 from __future__ import annotations
 
-import difflib
 import errno
 import fcntl
 import logging
@@ -149,7 +148,9 @@ def _parse_repository(model: str, text: str) -> Source:
 
 
 def _did_you_mean(model: str) -> str:
-    near = difflib.get_close_matches(model.lower(), CATALOGUE, n=1)
+    from difflib import get_close_matches
+
+    near = get_close_matches(model.lower(), CATALOGUE, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

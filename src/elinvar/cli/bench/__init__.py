@@ -12,28 +12,20 @@ written ./kernels, or `bench offline kernels`.
 
 from __future__ import annotations
 
-from typing import Any
+import click
 
-import typer
-from typer.core import TyperGroup
-
-from elinvar.cli.bench.kernels import kernels
-from elinvar.cli.bench.offline import offline
-from elinvar.cli.bench.online import online
+from elinvar.cli.command import Group
 
 DEFAULT = "offline"
 
 
-class _WithDefault(TyperGroup):
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
+class _WithDefault(Group):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in {*self.list_commands(ctx), *ctx.help_option_names}:
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
 
 
-bench_app = typer.Typer(
-    cls=_WithDefault,
-    help="Measure speed. `elinvar bench MODEL` is short for `elinvar bench offline MODEL`.",
-)
-for command in (offline, online, kernels):
-    bench_app.command()(command)
+@click.group(cls=_WithDefault, home=__name__, lazy=("offline", "online", "kernels"))
+def bench() -> None:
+    """Measure speed. `elinvar bench MODEL` is short for `elinvar bench offline MODEL`."""

@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import cycle
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from elinvar.cli import options as opt
 from elinvar.cli.bench.arguments import numbers
-from elinvar.cli.ceilings import Remeasure, ceilings, describe, shares
+from elinvar.cli.ceilings import ceilings, describe, remeasure_option, shares
+from elinvar.cli.command import command, option
 from elinvar.cli.terminal import bar
 
 if TYPE_CHECKING:
@@ -33,30 +34,30 @@ ROUNDS = 10
 """The quickest counts, as it does for the ceilings: what disturbs a machine only makes it slower."""
 
 
+@command
+@option(
+    "--shape",
+    multiple=True,
+    metavar="N,K",
+    help="Outputs and inputs of the matrix; may be given several times "
+    "(default: those of a 135M model).",
+)
+@option("--rows", "-m", default="1,4,16,512", help="Rows of activations, with commas.")
+@option("--kinds", default=",".join(KINDS), help="Kinds of weights, with commas.")
+@option("--warm", is_flag=True, help="One copy of the weights, which a cache may hold.")
+@option("--simd", help="Instruction set (default: the widest here).")
+@opt.as_json
+@remeasure_option
+@opt.threads
 def kernels(
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="N,K",
-            help="Outputs and inputs of the matrix; may be given several times "
-            "(default: those of a 135M model).",
-            show_default=False,
-        ),
-    ] = None,
-    rows: Annotated[
-        str, typer.Option("--rows", "-m", help="Rows of activations, with commas.")
-    ] = "1,4,16,512",
-    kinds: Annotated[str, typer.Option(help="Kinds of weights, with commas.")] = ",".join(KINDS),
-    warm: Annotated[
-        bool, typer.Option("--warm", help="One copy of the weights, which a cache may hold.")
-    ] = False,
-    simd: Annotated[
-        str | None,
-        typer.Option(help="Instruction set (default: the widest here).", show_default=False),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-    remeasure: Remeasure = False,
-    threads: opt.Threads = None,
+    shape: tuple[str, ...],
+    rows: str,
+    kinds: str,
+    warm: bool,
+    simd: str | None,
+    as_json: bool,
+    remeasure: bool,
+    threads: int | None,
 ) -> None:
     """Measure the matrix kernels (no model): GB/s, GOP/s, share of this machine's ceilings."""
     shapes = [_shape(text) for text in shape or SHAPES]
@@ -64,7 +65,7 @@ def kernels(
     names = [name.strip() for name in kinds.split(",") if name.strip()]
     for name in names:
         if name not in KINDS:
-            raise typer.BadParameter(
+            raise click.BadParameter(
                 f"{name!r} is not one of {', '.join(KINDS)}", param_hint="--kinds"
             )
 
@@ -91,7 +92,7 @@ def _shape(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"\s*(\d+)\s*[,x]\s*(\d+)\s*", text)
     n, k = (int(found[1]), int(found[2])) if found else (0, 0)
     if not n or not k or k % 32:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{text!r} is not N,K with K a multiple of 32", param_hint="--shape"
         )
     return n, k

@@ -7,17 +7,15 @@ is timed, scheduling, sampling and detokenising included. Prefix reuse is off.
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from elinvar.base.sampling import SamplingParams
 from elinvar.cli import options as opt
-from elinvar.cli.bench.arguments import numbers, spread_prompt
+from elinvar.cli.bench import arguments as arg
+from elinvar.cli.command import command
 from elinvar.cli.terminal import bar
 
 if TYPE_CHECKING:
@@ -26,34 +24,29 @@ if TYPE_CHECKING:
 Rates = dict[int, list[float]]
 
 
+@command
+@opt.model
+@arg.batch("1,4,16,32")
+@arg.prefill
+@arg.prompt_tokens
+@arg.count("--decode-tokens", 128, "Steps timed per batch size.")
+@arg.count("--repeats", 3, "Rounds; median and range are told.")
+@opt.as_json
+@opt.engine
+@opt.verbose
 def offline(
-    model: opt.ModelArgument,
-    batch: Annotated[
-        str, typer.Option("--batch", "-b", help="Batch sizes of decode, with commas.")
-    ] = "1,4,16,32",
-    prefill: Annotated[str, typer.Option(help="Prompt lengths, with commas.")] = "512",
-    prompt_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens of each prompt before decode.")
-    ] = 128,
-    decode_tokens: Annotated[int, typer.Option(min=1, help="Steps timed per batch size.")] = 128,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds; median and range are told.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-    threads: opt.Threads = None,
-    kv_dtype: opt.KVDtypeOption = "f16",
-    kv_memory: opt.KVMemory = None,
-    weight_format: opt.WeightFormat = "auto",
-    verbose: opt.Verbose = False,
+    model: str,
+    batch: str,
+    prefill: str,
+    prompt_tokens: int,
+    decode_tokens: int,
+    repeats: int,
+    as_json: bool,
+    **flags: Any,
 ) -> None:
     """Measure prompt and decode tokens/s: all rows at once, nothing arrives meanwhile."""
-    batches, prefills = numbers(batch, "--batch"), numbers(prefill, "--prefill")
-    config = opt.engine_config(
-        threads=threads,
-        kv_memory=kv_memory,
-        kv_dtype=kv_dtype,
-        weight_format=weight_format,
-        prefix_cache=False,
-        max_rows=max(batches, default=1),
-    )
+    batches, prefills = arg.numbers(batch, "--batch"), arg.numbers(prefill, "--prefill")
+    config = opt.engine_config(flags, prefix_cache=False, max_rows=max(batches, default=1))
 
     from elinvar.cli.load import load
 
@@ -66,8 +59,8 @@ def offline(
         "model": model,
         "threads": ops.num_threads,
         "simd": ops.simd,
-        "kv_dtype": kv_dtype,
-        "weight_format": weight_format,
+        "kv_dtype": config.kv_dtype,
+        "weight_format": config.weight_format,
         "repeats": repeats,
         "prompt_tokens": prompt_tokens,
         "decode_tokens": decode_tokens,
@@ -91,8 +84,12 @@ class _Bench:
     def check(self, prefills: list[int]) -> None:
         """Raises InputError where the model's context is too short for what is asked."""
         for length in prefills:
-            self.engine.check(spread_prompt(self.engine, 0, length), SamplingParams(max_tokens=1))
-        self.engine.check(spread_prompt(self.engine, 0, self.prompt_tokens), self._decode_params())
+            self.engine.check(
+                arg.spread_prompt(self.engine, 0, length), SamplingParams(max_tokens=1)
+            )
+        self.engine.check(
+            arg.spread_prompt(self.engine, 0, self.prompt_tokens), self._decode_params()
+        )
 
     def run(self, prefills: list[int], batches: list[int], repeats: int) -> None:
         """One warm-up round of the shortest kind, then `repeats` rounds over everything."""
@@ -110,7 +107,7 @@ class _Bench:
     def _prefill(self, length: int) -> float:
         """Tokens/s of one prompt, to its first sampled token."""
         self.engine.add(
-            spread_prompt(self.engine, 0, length), SamplingParams(max_tokens=1, temperature=0)
+            arg.spread_prompt(self.engine, 0, length), SamplingParams(max_tokens=1, temperature=0)
         )
         start = time.perf_counter()
         while self.engine.has_work:
@@ -121,7 +118,7 @@ class _Bench:
         """Tokens/s over all rows, from the step after the last prompt was computed."""
         engine, params = self.engine, self._decode_params()
         ids = [
-            engine.add(spread_prompt(self.engine, i, self.prompt_tokens), params)
+            engine.add(arg.spread_prompt(self.engine, i, self.prompt_tokens), params)
             for i in range(size)
         ]
         begun: set[str] = set()
@@ -147,7 +144,7 @@ def _as_json(measured: _Bench, about: dict[str, Any]) -> dict[str, Any]:
         return {str(size): value(found) for size, found in rates.items()}
 
     def middle(found: list[float]) -> float:
-        return round(statistics.median(found), 2)
+        return round(_median(found), 2)
 
     def spread(found: list[float]) -> list[float]:
         return [round(min(found), 2), round(max(found), 2)]
@@ -161,10 +158,16 @@ def _as_json(measured: _Bench, about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _median(found: list[float]) -> float:
+    """The statistics module would bring decimal and OpenSSL into a process whose memory is told."""
+    ordered, half = sorted(found), len(found) // 2
+    return (ordered[half] + ordered[~half]) / 2
+
+
 def _print_table(measured: _Bench, about: dict[str, Any]) -> None:
     print(f"{about['model']}: {about['threads']} threads, {about['simd']}, tokens/s over all rows")
     rows = [(f"prefill {size}", rates) for size, rates in measured.prefill.items()]
     rows += [(f"decode, batch {size}", rates) for size, rates in measured.decode.items()]
     for name, rates in rows:
         low, high = min(rates), max(rates)
-        print(f"  {name:<18}{statistics.median(rates):>9,.1f}   [{low:,.1f} - {high:,.1f}]")
+        print(f"  {name:<18}{_median(rates):>9,.1f}   [{low:,.1f} - {high:,.1f}]")

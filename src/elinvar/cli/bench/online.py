@@ -10,12 +10,13 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from elinvar.base.errors import ElinvarError
 from elinvar.cli import options as opt
+from elinvar.cli.command import command, option
 
 if TYPE_CHECKING:
     from elinvar.cli.bench.clients import Client
@@ -26,91 +27,74 @@ _GOALS = "Goals of a good request, in ms"
 DEFAULT_RATE = 4.0
 
 
+@command
+@opt.model
+@option(
+    "--url",
+    metavar="URL",
+    help="Ask this server (http://host:port/v1) for MODEL instead of loading it here.",
+)
+@option("--api-key", help="Sent to the server of --url.")
+@option(
+    "--rate",
+    type=float,
+    help=f"Requests a second on average, at random times; inf: all at once (default: "
+    f"{DEFAULT_RATE:g}, or the trace's own times).",
+    section=_LOAD,
+)
+@option(
+    "--requests",
+    "-n",
+    type=opt.AT_LEAST_1,
+    metavar="N",
+    default=64,
+    help="How many.",
+    section=_LOAD,
+)
+@option("--prompt-tokens", default="256", help="Tokens of a prompt: 256, or 32-512.", section=_LOAD)
+@option("--output-tokens", default="64", help="Tokens of an answer: 64, or 16-128.", section=_LOAD)
+@option(
+    "--trace",
+    type=opt.FILE_THAT_IS_THERE,
+    metavar="FILE",
+    help="Times and lengths from a trace: Mooncake's JSONL or Azure's CSV.",
+    section=_LOAD,
+)
+@option("--speed", default=1.0, help="Play the trace this much faster.", section=_LOAD)
+@option("--scale", default=1.0, help="Lengths of the trace times this.", section=_LOAD)
+@option(
+    "--seed",
+    type=opt.Whole(min=0),
+    metavar="S",
+    default=0,
+    help="Same seed, same load.",
+    section=_LOAD,
+)
+@option("--slo-ttft", type=float, help="To the first token.", section=_GOALS)
+@option("--slo-tpot", type=float, help="A token after the first, on average.", section=_GOALS)
+@option("--slo-e2e", type=float, help="The whole answer.", section=_GOALS)
+@opt.as_json
+@opt.max_rows
+@opt.engine
+@opt.verbose
 def online(
-    model: opt.ModelArgument,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Ask this server (http://host:port/v1) for MODEL instead of loading it here.",
-            show_default=False,
-        ),
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(help="Sent to the server of --url.", show_default=False)
-    ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            help=f"Requests a second on average, at random times; inf: all at once (default: "
-            f"{DEFAULT_RATE:g}, or the trace's own times).",
-            show_default=False,
-            rich_help_panel=_LOAD,
-        ),
-    ] = None,
-    requests: Annotated[
-        int, typer.Option("--requests", "-n", min=1, help="How many.", rich_help_panel=_LOAD)
-    ] = 64,
-    prompt_tokens: Annotated[
-        str,
-        typer.Option(help="Tokens of a prompt: 256, or 32-512.", rich_help_panel=_LOAD),
-    ] = "256",
-    output_tokens: Annotated[
-        str,
-        typer.Option(help="Tokens of an answer: 64, or 16-128.", rich_help_panel=_LOAD),
-    ] = "64",
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            help="Times and lengths from a trace: Mooncake's JSONL or Azure's CSV.",
-            show_default=False,
-            rich_help_panel=_LOAD,
-        ),
-    ] = None,
-    speed: Annotated[
-        float, typer.Option(help="Play the trace this much faster.", rich_help_panel=_LOAD)
-    ] = 1.0,
-    scale: Annotated[
-        float, typer.Option(help="Lengths of the trace times this.", rich_help_panel=_LOAD)
-    ] = 1.0,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Same seed, same load.", rich_help_panel=_LOAD)
-    ] = 0,
-    goal_ttft: Annotated[
-        float | None,
-        typer.Option(
-            "--slo-ttft",
-            help="To the first token.",
-            show_default=False,
-            rich_help_panel=_GOALS,
-        ),
-    ] = None,
-    goal_tpot: Annotated[
-        float | None,
-        typer.Option(
-            "--slo-tpot",
-            help="A token after the first, on average.",
-            show_default=False,
-            rich_help_panel=_GOALS,
-        ),
-    ] = None,
-    goal_e2e: Annotated[
-        float | None,
-        typer.Option(
-            "--slo-e2e", help="The whole answer.", show_default=False, rich_help_panel=_GOALS
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-    max_rows: Annotated[int, typer.Option(min=1, help="Requests running at once.")] = 256,
-    threads: opt.Threads = None,
-    kv_dtype: opt.KVDtypeOption = "f16",
-    kv_memory: opt.KVMemory = None,
-    weight_format: opt.WeightFormat = "auto",
-    verbose: opt.Verbose = False,
-) -> None:
+    model: str,
+    url: str | None,
+    api_key: str | None,
+    rate: float | None,
+    requests: int,
+    prompt_tokens: str,
+    output_tokens: str,
+    trace: Path | None,
+    speed: float,
+    scale: float,
+    seed: int,
+    slo_ttft: float | None,
+    slo_tpot: float | None,
+    slo_e2e: float | None,
+    as_json: bool,
+    **flags: Any,
+) -> int:
     """Measure latencies and goodput under requests that arrive over time."""
     import asyncio
 
@@ -119,12 +103,12 @@ def online(
 
     for flag, value in (("--rate", rate), ("--speed", speed), ("--scale", scale)):
         if value is not None and not value > 0:
-            raise typer.BadParameter(f"{value} is not above 0", param_hint=flag)
+            raise click.BadParameter(f"{value} is not above 0", param_hint=flag)
     arrivals = _arrivals(
         trace, requests, rate, speed, scale, seed,
         _length(prompt_tokens, "--prompt-tokens"), _length(output_tokens, "--output-tokens"),
     )  # fmt: skip
-    goals = Goals(*(None if ms is None else ms / 1000 for ms in (goal_ttft, goal_tpot, goal_e2e)))
+    goals = Goals(*(None if ms is None else ms / 1000 for ms in (slo_ttft, slo_tpot, slo_e2e)))
     about: dict[str, Any] = {
         "model": model,
         "rate": rate if rate is None or math.isfinite(rate) else "inf",
@@ -141,17 +125,11 @@ def online(
         from elinvar.cli.bench.clients import EngineClient
         from elinvar.cli.load import load
 
-        config = opt.engine_config(
-            threads=threads,
-            kv_memory=kv_memory,
-            kv_dtype=kv_dtype,
-            weight_format=weight_format,
-            max_rows=max_rows,
-        )
+        config = opt.engine_config(flags)
         engine = load(model, config).engine
         client = EngineClient(engine)
         ops: Any = engine.ops
-        about |= {"threads": ops.num_threads, "simd": ops.simd, "kv_dtype": kv_dtype}
+        about |= {"threads": ops.num_threads, "simd": ops.simd, "kv_dtype": config.kv_dtype}
     records, interrupted = asyncio.run(drive(client, arrivals, seed))
     found = {**about, "interrupted": interrupted, **summary(records, goals)}
     if not found["completed"] and found["failed"] and not interrupted:
@@ -160,15 +138,14 @@ def online(
         print(json.dumps(found))
     else:
         _print(found)
-    if interrupted:
-        raise typer.Exit(130)
+    return 130 if interrupted else 0
 
 
 def _length(text: str, flag: str) -> tuple[int, int]:
     found = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", text)
     low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= low <= high:
-        raise typer.BadParameter(f"{text!r} is not a length such as 256 or 32-512", param_hint=flag)
+        raise click.BadParameter(f"{text!r} is not a length such as 256 or 32-512", param_hint=flag)
     return low, high
 
 

@@ -121,8 +121,8 @@ def test_remove(tinycoder: None, cache: Path) -> None:
     path = Path(run("pull", "tinycoder").stdout.strip())
     checkpoint = open_checkpoint(path)
     load_tokenizer(checkpoint, cache)
-    packed = cache / "packed" / f"tiny-{checkpoint.fingerprint[:16]}-auto-v2.pack"
-    other = cache / "packed" / "tiny-0123456789abcdef-auto-v2.pack"
+    packed = cache / "packed" / f"tiny-{checkpoint.fingerprint[:16]}-auto-v3.pack"
+    other = cache / "packed" / "tiny-0123456789abcdef-auto-v3.pack"
     packed.parent.mkdir()
     packed.write_bytes(b"p")
     other.write_bytes(b"o")

@@ -25,7 +25,7 @@ from elinvar.ops.layout import ALIGN, Weight, WeightKind, packed_bytes
 from elinvar.weights.atomic import atomic_file
 from elinvar.weights.tensor import MappedFile
 
-PACK_VERSION = 2
+PACK_VERSION = 3
 """Raised whenever ops.layout, quants or this file change what the bytes mean."""
 
 _MAGIC = b"ELINVARW"

@@ -2,10 +2,17 @@
 //
 // Integer dots of one group of 32 against 16 columns, for MR rows of activations side by side.
 // codes of q4: byte (c, n, j) = k 8c + j low, 8c + 4 + j high; of q8: byte (c, n, j) = k 4c + j.
-// q5 is q4 and a plane of fifth bits behind it: of byte (n, j) bit c = k 8c + j, 4 + c = 8c + 4 + j.
+// q5 is q4 and a plane of fifth bits behind it: of byte (n, j) bit c = k 8c + j, 4 + c = 8c + 4 +
+// j.
 
 #if defined(ELINVAR_AVX512)
 
+// A value that stays in its register: GCC else loads it again for every use, and loads are what
+// these loops are bound by.
+EL_INLINE __m512i pinned(__m512i value) {
+    asm("" : "+v"(value));
+    return value;
+}
 EL_INLINE __m512i broadcast4(const int8_t* p) {
     int32_t v;
     std::memcpy(&v, p, 4);
@@ -15,12 +22,12 @@ template <Kind kind, int MR>
 EL_INLINE void nibble_group(const uint8_t* codes, const QuantGroup* x, I* dots) {
     const __m512i mask = _mm512_set1_epi8(15), fifth = _mm512_set1_epi8(16);
     __m512i plane;
-    if constexpr (kind == Kind::q5) plane = _mm512_loadu_si512(codes + 256);
+    if constexpr (kind == Kind::q5) plane = pinned(_mm512_loadu_si512(codes + 256));
     EL_UNROLL
     for (int r = 0; r < MR; ++r) dots[r].v = _mm512_setzero_si512();
     EL_UNROLL
     for (int c = 0; c < 4; ++c) {
-        const __m512i b = _mm512_loadu_si512(codes + 64 * c);
+        const __m512i b = pinned(_mm512_loadu_si512(codes + 64 * c));
         __m512i low = _mm512_and_si512(b, mask);
         __m512i high = _mm512_and_si512(_mm512_srli_epi16(b, 4), mask);
         if constexpr (kind == Kind::q5) {

@@ -27,7 +27,9 @@ struct QuantRows {
 enum class Kind : int { q4, q5, q8, f16, bf16, f32 };  // of weights; the cache uses the last three
 
 // A group of 32 in a quantised panel: codes, scales f16 [16], but for q8 mins f16 [16].
-constexpr int code_bytes(Kind kind) { return kind == Kind::q4 ? 256 : kind == Kind::q5 ? 320 : 512; }
+constexpr int code_bytes(Kind kind) {
+    return kind == Kind::q4 ? 256 : kind == Kind::q5 ? 320 : 512;
+}
 constexpr bool has_mins(Kind kind) { return kind != Kind::q8; }
 constexpr int group_bytes(Kind kind) { return code_bytes(kind) + (has_mins(kind) ? 64 : 32); }
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from elinvar.base.batch import ForwardBatch
+from elinvar.base.batch import DecodeBatch, ForwardBatch
 from elinvar.base.config import BLOCK_SIZE, KVDtype
 from elinvar.models.registry import Model
 from elinvar.ops import KVLayer, Ops
@@ -58,6 +58,13 @@ def make_batch(spans: Sequence[Span], num_groups: int) -> ForwardBatch:
         slot_mapping=(np.array(slots, np.int32),) * num_groups,
         logit_rows=np.arange(len(positions), dtype=np.int32),
     )
+
+
+def decode_batch(spans: Sequence[Span], num_groups: int) -> DecodeBatch:
+    """The same for spans of one token."""
+    flat = make_batch(spans, num_groups)
+    numbers = [flat.input_ids, flat.positions, flat.seq_lens, *flat.slot_mapping]
+    return DecodeBatch(np.array(numbers, np.int32), flat.block_tables)
 
 
 def run_sequences(

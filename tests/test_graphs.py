@@ -12,7 +12,7 @@ from elinvar.ops import load_provider
 from elinvar.run import graphs
 from elinvar.run.graphs import Graphs
 from engines import tiny_model
-from helpers import Span, make_batch, make_cache
+from helpers import Span, decode_batch, make_batch, make_cache
 
 BLOCKS = 40
 VOCAB = 96
@@ -41,12 +41,12 @@ def test_a_replay_is_a_forward(family: str, simd: str, monkeypatch: pytest.Monke
     model.forward(prompts, plain)
     for step in range(40):
         rows = [r for r in range(3) if (step >> r) % 3 != 2] or [0]
-        batch = make_batch(
+        batch = decode_batch(
             [Span(ids[r], done[r], done[r] + 1, blocks[r]) for r in rows], num_groups
         )
         for r in rows:
             done[r] += 1
-        expected = model.forward(batch, plain)
+        expected = model.forward(batch.flat(), plain)
         np.testing.assert_array_equal(recorder.forward(batch), expected)
     assert done[0] > 512
     for a, b in zip(recorded, plain, strict=True):
@@ -62,7 +62,7 @@ def test_decode_of_a_known_shape_runs_no_python(monkeypatch: pytest.MonkeyPatch)
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda *a: (next(calls), forward(*a))[1])
     for position in range(20):
-        recorder.forward(make_batch([Span([7] * 20, position, position + 1, [1])], 1))
+        recorder.forward(decode_batch([Span([7] * 20, position, position + 1, [1])], 1))
     assert next(calls) == 1
 
 

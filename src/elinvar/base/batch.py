@@ -1,4 +1,5 @@
 """ForwardBatch: the one input of every model's forward. Flat and ragged, no padding.
+DecodeBatch: the same for a step of decode alone, before anybody needs its arrays one by one.
 
 Legend: T tokens of this step, R sequences, L rows that need logits, G KV groups, B blocks.
 """
@@ -45,3 +46,22 @@ class ForwardBatch:
     def where_logits(self, x_TD: NDArray[np.float32]) -> NDArray[np.float32]:
         """The rows [L, D] that need logits."""
         return x_TD if self.all_logits else x_TD[self.logit_rows]
+
+
+@dataclass(slots=True, eq=False)
+class DecodeBatch:
+    """Every sequence computes one token and samples."""
+
+    numbers: I32
+    """[3 + G, R]: token ids, positions, lengths, and each group's slots."""
+    block_tables: tuple[I32, ...]
+    """As in ForwardBatch."""
+
+    def flat(self) -> ForwardBatch:
+        """The batch for a model, of views of `numbers`."""
+        ids, positions, seq_lens, *slots = self.numbers
+        starts = np.arange(len(ids) + 1, dtype=np.int32)
+        tables = self.block_tables
+        return ForwardBatch(
+            ids, positions, starts, seq_lens, tables, tuple(slots), logit_rows=starts[:-1]
+        )

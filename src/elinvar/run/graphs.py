@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from elinvar.base.batch import I32, ForwardBatch
+from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
 from elinvar.models.registry import Model
 from elinvar.ops.api import F32, KVLayer, Ops
 
@@ -23,18 +23,16 @@ MAX_GRAPHS = 64
 
 @dataclass(slots=True)
 class _Graph:
-    own: ForwardBatch
+    own: DecodeBatch
+    flat: ForwardBatch
+    """Of `own`: the recording points to its arrays."""
     replay: Callable[[], F32]
     last: tuple[I32, ...] = ()
     """Block tables that were copied last: a batch brings the same arrays while they hold."""
 
-    def __call__(self, batch: ForwardBatch) -> F32:
+    def __call__(self, batch: DecodeBatch) -> F32:
         own = self.own
-        own.input_ids[:] = batch.input_ids
-        own.positions[:] = batch.positions
-        own.seq_lens[:] = batch.seq_lens
-        for to, slots in zip(own.slot_mapping, batch.slot_mapping, strict=True):
-            to[:] = slots
+        own.numbers[:] = batch.numbers
         if batch.block_tables is not self.last:
             for to, table in zip(own.block_tables, batch.block_tables, strict=True):
                 to[:] = table
@@ -49,12 +47,14 @@ class Graphs:
         self.model, self.ops, self.kv = model, ops, kv
         self._graphs: OrderedDict[tuple[int, int], _Graph] = OrderedDict()
 
-    def forward(self, batch: ForwardBatch) -> F32:
+    def forward(self, batch: ForwardBatch | DecodeBatch) -> F32:
         """Logits [L, V], valid until the next forward."""
-        size = len(batch.input_ids)
-        if size > MAX_TOKENS or not batch.all_logits or len(batch.seq_lens) != size:
+        if isinstance(batch, ForwardBatch):
             return self.model.forward(batch, self.kv)
-        shape = size, batch.num_positions
+        size = batch.numbers.shape[1]
+        if size > MAX_TOKENS:
+            return self.model.forward(batch.flat(), self.kv)
+        shape = size, batch.block_tables[0].shape[1]
         graph = self._graphs.get(shape)
         if graph is None:
             graph = self._graphs[shape] = self._record(batch)
@@ -63,14 +63,7 @@ class Graphs:
         self._graphs.move_to_end(shape)
         return graph(batch)
 
-    def _record(self, batch: ForwardBatch) -> _Graph:
-        own = ForwardBatch(
-            input_ids=batch.input_ids.copy(),
-            positions=batch.positions.copy(),
-            query_start_loc=batch.query_start_loc.copy(),
-            seq_lens=batch.seq_lens.copy(),
-            block_tables=tuple(t.copy() for t in batch.block_tables),
-            slot_mapping=tuple(s.copy() for s in batch.slot_mapping),
-            logit_rows=batch.logit_rows.copy(),
-        )
-        return _Graph(own, self.ops.record(lambda: self.model.forward(own, self.kv)))
+    def _record(self, batch: DecodeBatch) -> _Graph:
+        own = DecodeBatch(batch.numbers.copy(), tuple(t.copy() for t in batch.block_tables))
+        flat = own.flat()
+        return _Graph(own, flat, self.ops.record(lambda: self.model.forward(flat, self.kv)))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from elinvar.base.batch import I32, ForwardBatch
+from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
 from elinvar.base.config import BLOCK_SIZE
 from elinvar.base.plan import PlanItem, RowStart
 from elinvar.base.sampling import SamplingParams
@@ -78,18 +78,19 @@ class Rows:
                     self.tables[group][item.row, held : held + len(blocks)] = blocks
                     self.table_lens[group][item.row] = held + len(blocks)
 
-    def gather(self, items: Sequence[PlanItem]) -> tuple[ForwardBatch, list[int], I32]:
+    def gather(
+        self, items: Sequence[PlanItem]
+    ) -> tuple[ForwardBatch | DecodeBatch, list[int], I32]:
         """The flat batch of `items`, and which rows sample: rows_L and position_L.
 
         position_L is the index that the sampled token will have in its sequence.
         """
+        if all([item.sample and item.num_tokens == 1 for item in items]):
+            return self._gather_decode(items)
         rows = [item.row for item in items]
         stops = [item.start + item.num_tokens for item in items]
         ends = list(accumulate(item.num_tokens for item in items))
-        if ends[-1] == len(items):
-            ids, positions, slots = self._gather_decode(items)
-        else:
-            ids, positions, slots = self._gather_spans(items)
+        ids, positions, slots = self._gather_spans(items)
         sampling = [i for i, item in enumerate(items) if item.sample]
         batch = ForwardBatch(
             input_ids=ids,
@@ -112,18 +113,22 @@ class Rows:
         slots = tuple(t[row_T, index_T] * BLOCK_SIZE + offset_T for t in self.tables)
         return self.token_ids[row_T, positions], positions, slots
 
-    def _gather_decode(self, items: Sequence[PlanItem]) -> tuple[I32, I32, tuple[I32, ...]]:
-        """The same for spans of one token, where Python's ints beat NumPy's indexing."""
-        at = [(i.row, *divmod(i.start, BLOCK_SIZE)) for i in items]
-        ids = [self.token_ids.item(i.row, i.start) for i in items]
-        slots = (
-            [t.item(row, b) * BLOCK_SIZE + offset for row, b, offset in at] for t in self.tables
-        )
-        return (
-            np.array(ids, np.int32),
-            np.array([i.start for i in items], np.int32),
-            tuple(np.array(s, np.int32) for s in slots),
-        )
+    def _gather_decode(self, items: Sequence[PlanItem]) -> tuple[DecodeBatch, list[int], I32]:
+        """The same for spans of one token, where Python's ints beat NumPy's indexing and one array
+        is made: such steps come every few milliseconds."""
+        rows = [item.row for item in items]
+        positions = [item.start for item in items]
+        ids = [self.token_ids.item(row, at) for row, at in zip(rows, positions, strict=True)]
+        stops = [at + 1 for at in positions]
+        numbers = ids + positions + stops
+        for table in self.tables:
+            numbers += [
+                table.item(row, at // BLOCK_SIZE) * BLOCK_SIZE + at % BLOCK_SIZE
+                for row, at in zip(rows, positions, strict=True)
+            ]
+        packed = np.array(numbers, np.int32).reshape(-1, len(rows))
+        tables = self._block_tables(rows, table_width(max(stops)))
+        return DecodeBatch(packed, tables), rows, packed[2]
 
     def _block_tables(self, rows: list[int], width: int) -> tuple[I32, ...]:
         """The last answer again while nothing changed: blocks are added once in 32 steps."""

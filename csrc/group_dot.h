@@ -2,13 +2,12 @@
 //
 // Integer dots of one group of 32 against 16 columns, for MR rows of activations side by side.
 // codes of q4: byte (c, n, j) = k 8c + j low, 8c + 4 + j high; of q8: byte (c, n, j) = k 4c + j.
-// q5 is q4 and a plane of fifth bits behind it: of byte (n, j) bit c = k 8c + j, 4 + c = 8c + 4 +
+// q5 is q4 with a plane of fifth bits behind: bits c and 4 + c of byte (n, j) = k 8c + j, 8c + 4 +
 // j.
 
 #if defined(ELINVAR_AVX512)
 
-// A value that stays in its register: GCC else loads it again for every use, and loads are what
-// these loops are bound by.
+// A value that stays in its register: GCC else loads it again for every use, 5 % of a q5 product.
 EL_INLINE __m512i pinned(__m512i value) {
     asm("" : "+v"(value));
     return value;

@@ -26,7 +26,7 @@ struct QuantRows {
 
 enum class Kind : int { q4, q5, q8, f16, bf16, f32 };  // of weights; the cache uses the last three
 
-// A group of 32 in a quantised panel: codes, scales f16 [16], but for q8 mins f16 [16].
+// Bytes of a group of 32 in a quantised panel: codes, scales f16 [16], then mins f16 [16] or none.
 constexpr int code_bytes(Kind kind) {
     return kind == Kind::q4 ? 256 : kind == Kind::q5 ? 320 : 512;
 }

@@ -90,12 +90,12 @@ def pack_q5(
 ) -> Weight:
     """codes [N, K] in 0..31, scales and mins [N, K/32]: w = scale * code + min."""
     n, k = codes.shape
-    fifth = (_panels(codes) >> 4).reshape(num_panels(n), PANEL, k // GROUP, 4, 2, 4)
+    fifth = (_panels(codes) >> np.uint8(4)).reshape(num_panels(n), PANEL, k // GROUP, 4, 2, 4)
     # panel, g, n, j, (half, c): bit 4 half + c
     bits = fifth.transpose(0, 2, 1, 5, 4, 3).reshape(-1, k // GROUP, PANEL, 4, 8)
     plane = np.packbits(bits, axis=-1, bitorder="little")
     columns = map(_group_columns, (scales, mins))
-    return _assemble("q5", (n, k), _nibbles(codes & 15), plane, *columns)
+    return _assemble("q5", (n, k), _nibbles(codes & np.uint8(15)), plane, *columns)
 
 
 def pack_q8(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> Weight:

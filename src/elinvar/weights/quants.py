@@ -259,8 +259,8 @@ def _q4_k(blocks: U8) -> F32:
 
 
 def _q5_k_values(blocks: U8) -> U8:
-    high = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-    return _q4_k_nibbles(blocks[:, 48:]) | (high << 4)
+    high = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & np.uint8(1)
+    return _q4_k_nibbles(blocks[:, 48:]) | (high << np.uint8(4))
 
 
 def _q5_k_codes(blocks: U8) -> tuple[U8, F16, F16]:

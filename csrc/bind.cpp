@@ -57,6 +57,7 @@ nb::ndarray<nb::numpy, T> result(const Session& p, std::initializer_list<std::si
 
 Kind kind_of(const std::string& name) {
     if (name == "q4") return Kind::q4;
+    if (name == "q5") return Kind::q5;
     if (name == "q8") return Kind::q8;
     if (name == "f16") return Kind::f16;
     if (name == "bf16") return Kind::bf16;

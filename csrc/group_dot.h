@@ -2,24 +2,38 @@
 //
 // Integer dots of one group of 32 against 16 columns, for MR rows of activations side by side.
 // codes of q4: byte (c, n, j) = k 8c + j low, 8c + 4 + j high; of q8: byte (c, n, j) = k 4c + j.
+// q5 is q4 with a plane of fifth bits behind: bits c and 4 + c of byte (n, j) = k 8c + j, 8c + 4 +
+// j.
 
 #if defined(ELINVAR_AVX512)
 
+// A value that stays in its register: GCC else loads it again for every use, 5 % of a q5 product.
+EL_INLINE __m512i pinned(__m512i value) {
+    asm("" : "+v"(value));
+    return value;
+}
 EL_INLINE __m512i broadcast4(const int8_t* p) {
     int32_t v;
     std::memcpy(&v, p, 4);
     return _mm512_set1_epi32(v);
 }
-template <int MR>
-EL_INLINE void q4_group(const uint8_t* codes, const QuantGroup* x, I* dots) {
-    const __m512i mask = _mm512_set1_epi8(15);
+template <Kind kind, int MR>
+EL_INLINE void nibble_group(const uint8_t* codes, const QuantGroup* x, I* dots) {
+    const __m512i mask = _mm512_set1_epi8(15), fifth = _mm512_set1_epi8(16);
+    __m512i plane;
+    if constexpr (kind == Kind::q5) plane = pinned(_mm512_loadu_si512(codes + 256));
     EL_UNROLL
     for (int r = 0; r < MR; ++r) dots[r].v = _mm512_setzero_si512();
     EL_UNROLL
     for (int c = 0; c < 4; ++c) {
-        const __m512i b = _mm512_loadu_si512(codes + 64 * c);
-        const __m512i low = _mm512_and_si512(b, mask);
-        const __m512i high = _mm512_and_si512(_mm512_srli_epi16(b, 4), mask);
+        const __m512i b = pinned(_mm512_loadu_si512(codes + 64 * c));
+        __m512i low = _mm512_and_si512(b, mask);
+        __m512i high = _mm512_and_si512(_mm512_srli_epi16(b, 4), mask);
+        if constexpr (kind == Kind::q5) {
+            const __m512i up = _mm512_slli_epi16(plane, 4 - c), down = _mm512_srli_epi16(plane, c);
+            low = _mm512_or_si512(low, _mm512_and_si512(up, fifth));
+            high = _mm512_or_si512(high, _mm512_and_si512(down, fifth));
+        }
         EL_UNROLL
         for (int r = 0; r < MR; ++r)
             dots[r].v = _mm512_dpbusd_epi32(dots[r].v, low, broadcast4(x[r].codes + 8 * c));
@@ -59,31 +73,44 @@ EL_INLINE __m256i pinned(__m256i sum) {
     asm("" : "+x"(sum));
     return sum;
 }
-template <int MR>
-EL_INLINE void q4_group(const uint8_t* codes, const QuantGroup* x, I* dots) {
-    // 16-bit sums are exact: 8 steps of 2 products of at most 15 * 127 make 30,480.
-    const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+// Step c of 8: codes k 4c + j, of columns 0 to 7 or (at = 32) 8 to 15.
+template <Kind kind>
+EL_INLINE __m256i step_codes(const uint8_t* codes, int c, int at) {
+    const __m256i b = load_bytes(codes + c / 2 * 64 + at);
+    const __m256i w = _mm256_and_si256(c % 2 ? _mm256_srli_epi16(b, 4) : b, _mm256_set1_epi8(15));
+    if constexpr (kind == Kind::q4) return w;
+    const __m256i plane = load_bytes(codes + 256 + at);
+    const __m256i bit =
+        c % 2 ? _mm256_srli_epi16(plane, c / 2) : _mm256_slli_epi16(plane, 4 - c / 2);
+    return _mm256_or_si256(w, _mm256_and_si256(bit, _mm256_set1_epi8(16)));
+}
+template <Kind kind, int MR>
+EL_INLINE void nibble_group(const uint8_t* codes, const QuantGroup* x, I* dots) {
+    // 16-bit sums are exact: 8 steps of 2 products of at most 15 * 127 make 30,480, 4 of at most
+    // 31 * 127 make 31,496.
+    constexpr int kSteps = kind == Kind::q4 ? 8 : 4;
+    const __m256i ones = _mm256_set1_epi16(1);
     EL_UNROLL
-    for (int r = 0; r < MR; ++r) dots[r] = int_set1(0);
-    EL_UNROLL
-    for (int c = 0; c < 8; ++c) {
-        __m256i w0 = load_bytes(codes + c / 2 * 64), w1 = load_bytes(codes + c / 2 * 64 + 32);
-        if (c % 2) {
-            w0 = _mm256_srli_epi16(w0, 4);
-            w1 = _mm256_srli_epi16(w1, 4);
+    for (int first = 0; first < 8; first += kSteps) {
+        I sums[MR];
+        EL_UNROLL
+        for (int r = 0; r < MR; ++r) sums[r] = int_set1(0);
+        EL_UNROLL
+        for (int c = first; c < first + kSteps; ++c) {
+            const __m256i w0 = step_codes<kind>(codes, c, 0), w1 = step_codes<kind>(codes, c, 32);
+            EL_UNROLL
+            for (int r = 0; r < MR; ++r) {
+                const __m256i a = broadcast4(x[r].codes + 4 * c);
+                sums[r].a = pinned(_mm256_add_epi16(sums[r].a, _mm256_maddubs_epi16(w0, a)));
+                sums[r].b = pinned(_mm256_add_epi16(sums[r].b, _mm256_maddubs_epi16(w1, a)));
+            }
         }
-        w0 = _mm256_and_si256(w0, mask);
-        w1 = _mm256_and_si256(w1, mask);
         EL_UNROLL
         for (int r = 0; r < MR; ++r) {
-            const __m256i a = broadcast4(x[r].codes + 4 * c);
-            dots[r].a = pinned(_mm256_add_epi16(dots[r].a, _mm256_maddubs_epi16(w0, a)));
-            dots[r].b = pinned(_mm256_add_epi16(dots[r].b, _mm256_maddubs_epi16(w1, a)));
+            const I part{_mm256_madd_epi16(sums[r].a, ones), _mm256_madd_epi16(sums[r].b, ones)};
+            dots[r] = first ? dots[r] + part : part;
         }
     }
-    EL_UNROLL
-    for (int r = 0; r < MR; ++r)
-        dots[r] = {_mm256_madd_epi16(dots[r].a, ones), _mm256_madd_epi16(dots[r].b, ones)};
 }
 template <int MR>
 EL_INLINE void q8_group(const int8_t* codes, const QuantGroup* x, I* dots) {
@@ -114,8 +141,8 @@ EL_INLINE int8x16_t broadcast4(const int8_t* p) {
     std::memcpy(&v, p, 4);
     return vreinterpretq_s8_s32(vdupq_n_s32(v));
 }
-template <int MR>
-EL_INLINE void q4_group(const uint8_t* codes, const QuantGroup* x, I* dots) {
+template <Kind kind, int MR>
+EL_INLINE void nibble_group(const uint8_t* codes, const QuantGroup* x, I* dots) {
     EL_UNROLL
     for (int r = 0; r < MR; ++r) dots[r] = int_set1(0);
     EL_UNROLL
@@ -123,13 +150,19 @@ EL_INLINE void q4_group(const uint8_t* codes, const QuantGroup* x, I* dots) {
         EL_UNROLL
         for (int i = 0; i < 4; ++i) {
             const uint8x16_t b = vld1q_u8(codes + 64 * c + 16 * i);
-            const int8x16_t low = vreinterpretq_s8_u8(vandq_u8(b, vdupq_n_u8(15)));
-            const int8x16_t high = vreinterpretq_s8_u8(vshrq_n_u8(b, 4));
+            uint8x16_t low = vandq_u8(b, vdupq_n_u8(15)), high = vshrq_n_u8(b, 4);
+            if constexpr (kind == Kind::q5) {
+                const uint8x16_t plane = vld1q_u8(codes + 256 + 16 * i), fifth = vdupq_n_u8(16);
+                const auto moved = [&](int left) { return vshlq_u8(plane, vdupq_n_s8(left)); };
+                low = vorrq_u8(low, vandq_u8(moved(4 - c), fifth));
+                high = vorrq_u8(high, vandq_u8(moved(-c), fifth));
+            }
             EL_UNROLL
             for (int r = 0; r < MR; ++r) {
                 const int8_t* p = x[r].codes + 8 * c;
-                dots[r].v[i] = vdotq_s32(dots[r].v[i], low, broadcast4(p));
-                dots[r].v[i] = vdotq_s32(dots[r].v[i], high, broadcast4(p + 4));
+                int32x4_t& dot = dots[r].v[i];
+                dot = vdotq_s32(dot, vreinterpretq_s8_u8(low), broadcast4(p));
+                dot = vdotq_s32(dot, vreinterpretq_s8_u8(high), broadcast4(p + 4));
             }
         }
     }
@@ -151,8 +184,8 @@ constexpr int kQuantRows = 4;
 
 #else
 
-template <int MR>
-EL_INLINE void q4_group(const uint8_t* codes, const QuantGroup* x, I* dots) {
+template <Kind kind, int MR>
+EL_INLINE void nibble_group(const uint8_t* codes, const QuantGroup* x, I* dots) {
     EL_UNROLL
     for (int r = 0; r < MR; ++r)
         for (int n = 0; n < 16; ++n) {
@@ -161,7 +194,13 @@ EL_INLINE void q4_group(const uint8_t* codes, const QuantGroup* x, I* dots) {
             for (int c = 0; c < 4; ++c)
                 for (int j = 0; j < 4; ++j) {
                     const uint8_t b = codes[64 * c + 4 * n + j];
-                    s += (b & 15) * x[r].codes[8 * c + j] + (b >> 4) * x[r].codes[8 * c + 4 + j];
+                    int low = b & 15, high = b >> 4;
+                    if constexpr (kind == Kind::q5) {
+                        const int plane = codes[256 + 4 * n + j];
+                        low |= plane << (4 - c) & 16;
+                        high |= plane >> c & 16;
+                    }
+                    s += low * x[r].codes[8 * c + j] + high * x[r].codes[8 * c + 4 + j];
                 }
             dots[r].v[n] = s;
         }

@@ -24,7 +24,14 @@ struct QuantRows {
     std::ptrdiff_t groups;
 };
 
-enum class Kind : int { q4, q8, f16, bf16, f32 };  // of weights; the cache uses the last three
+enum class Kind : int { q4, q5, q8, f16, bf16, f32 };  // of weights; the cache uses the last three
+
+// Bytes of a group of 32 in a quantised panel: codes, scales f16 [16], then mins f16 [16] or none.
+constexpr int code_bytes(Kind kind) {
+    return kind == Kind::q4 ? 256 : kind == Kind::q5 ? 320 : 512;
+}
+constexpr bool has_mins(Kind kind) { return kind != Kind::q8; }
+constexpr int group_bytes(Kind kind) { return code_bytes(kind) + (has_mins(kind) ? 64 : 32); }
 
 struct Rope {
     const float* qkv;  // [T, (heads + 2 kv_heads) dim]

@@ -36,10 +36,9 @@ std::size_t panel_bytes(Kind kind, int k) {
     std::size_t size = 0;
     switch (kind) {
         case Kind::q4:
-            size = kk / 32 * (256 + 64);
-            break;
+        case Kind::q5:
         case Kind::q8:
-            size = kk / 32 * (512 + 32);
+            size = kk / 32 * static_cast<std::size_t>(group_bytes(kind));
             break;
         case Kind::f16:
         case Kind::bf16:

@@ -15,35 +15,30 @@ EL_INLINE ptrdiff_t block_height(const QuantRows& x, int m) {
 // place ahead is the right one across their borders; beyond the last, asking costs nothing.
 constexpr ptrdiff_t kAhead = 4096;
 
-template <Kind kind>
-constexpr ptrdiff_t kCodeBytes = kind == Kind::q4 ? 256 : 512;  // of a group: scales, mins follow
-template <Kind kind>
-constexpr ptrdiff_t kGroupBytes = kCodeBytes<kind> + (kind == Kind::q4 ? 64 : 32);
-
 // MR rows of one block: a group's records are side by side, the next group's `step` further.
 template <Kind kind, int MR>
 void quant_tile(const uint8_t* group, ptrdiff_t groups, ptrdiff_t ahead, const QuantGroup* x,
                 ptrdiff_t step, float* out, ptrdiff_t ld_out, int cols) {
+    constexpr ptrdiff_t kCodes = elinvar::code_bytes(kind), kGroup = elinvar::group_bytes(kind);
     V acc[MR];
     EL_UNROLL
     for (int r = 0; r < MR; ++r) acc[r] = zero();
-    for (ptrdiff_t g = 0; g < groups; ++g, group += kGroupBytes<kind>, x += step) {
+    for (ptrdiff_t g = 0; g < groups; ++g, group += kGroup, x += step) {
         EL_UNROLL
-        for (ptrdiff_t line = 0; line < kGroupBytes<kind>; line += 64)
-            prefetch(group + ahead + line);
+        for (ptrdiff_t line = 0; line < kGroup; line += 64) prefetch(group + ahead + line);
         I dots[MR];
-        const auto* scales = reinterpret_cast<const uint16_t*>(group + kCodeBytes<kind>);
-        if constexpr (kind == Kind::q4)
-            q4_group<MR>(group, x, dots);
-        else
+        const auto* scales = reinterpret_cast<const uint16_t*>(group + kCodes);
+        if constexpr (kind == Kind::q8)
             q8_group<MR>(reinterpret_cast<const int8_t*>(group), x, dots);
+        else
+            nibble_group<kind, MR>(group, x, dots);
         const V scale = load_half(scales);
         V min;
-        if constexpr (kind == Kind::q4) min = load_half(scales + 16);
+        if constexpr (elinvar::has_mins(kind)) min = load_half(scales + 16);
         EL_UNROLL
         for (int r = 0; r < MR; ++r) {
             acc[r] = fma(to_float(dots[r]), scale * set1(x[r].scale), acc[r]);
-            if constexpr (kind == Kind::q4) acc[r] = fma(min, set1(x[r].sum), acc[r]);
+            if constexpr (elinvar::has_mins(kind)) acc[r] = fma(min, set1(x[r].sum), acc[r]);
         }
     }
     EL_UNROLL
@@ -79,6 +74,8 @@ void quant_panels(const uint8_t* panel, size_t stride, int num_panels, const Qua
 
 void linear_quant(Kind kind, const uint8_t* panels, size_t stride, int num_panels,
                   const QuantRows& x, int first, int rows, float* out, ptrdiff_t ld, int cols) {
-    const auto run = kind == Kind::q4 ? quant_panels<Kind::q4> : quant_panels<Kind::q8>;
+    const auto run = kind == Kind::q4   ? quant_panels<Kind::q4>
+                     : kind == Kind::q5 ? quant_panels<Kind::q5>
+                                        : quant_panels<Kind::q8>;
     run(panels, stride, num_panels, x, first, rows, out, ld, cols);
 }

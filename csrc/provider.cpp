@@ -42,18 +42,21 @@ void Provider::embed(const int32_t* ids, int rows, const Matrix& w, float scale,
             const int g = k / 32, i = k % 32;
             float value = 0;
             switch (w.kind) {
-                case Kind::q4: {
-                    const uint8_t* group = panel + g * 320;
-                    const uint8_t b = group[i / 8 * 64 + col * 4 + i % 4];
-                    const int code = i % 8 < 4 ? b & 15 : b >> 4;
-                    const float product = static_cast<float>(code) * half(group + 256 + 2 * col);
-                    value = product + half(group + 288 + 2 * col);
+                case Kind::q4:
+                case Kind::q5: {
+                    const uint8_t* group = panel + g * group_bytes(w.kind);
+                    const int c = i / 8, at = col * 4 + i % 4, high = i % 8 / 4;
+                    int code = group[64 * c + at] >> 4 * high & 15;
+                    if (w.kind == Kind::q5) code |= (group[256 + at] >> (4 * high + c) & 1) << 4;
+                    const uint8_t* scale = group + code_bytes(w.kind) + 2 * col;
+                    const float product = static_cast<float>(code) * half(scale);
+                    value = product + half(scale + 32);
                     break;
                 }
                 case Kind::q8: {
-                    const uint8_t* group = panel + g * 544;
+                    const uint8_t* group = panel + g * group_bytes(w.kind);
                     const auto code = static_cast<int8_t>(group[i / 4 * 64 + col * 4 + i % 4]);
-                    value = static_cast<float>(code) * half(group + 512 + 2 * col);
+                    value = static_cast<float>(code) * half(group + code_bytes(w.kind) + 2 * col);
                     break;
                 }
                 case Kind::f32:

@@ -23,7 +23,7 @@ struct Matrix {  // a packed weight; the bytes belong to the caller
     Matrix(Kind kind, int n, int k, const uint8_t* data, std::size_t bytes);
     int num_panels() const { return (n + 15) / 16; }
     const uint8_t* panel(int p) const { return data + panel_bytes * static_cast<std::size_t>(p); }
-    bool quantised() const { return kind == Kind::q4 || kind == Kind::q8; }
+    bool quantised() const { return kind <= Kind::q8; }
 };
 
 // Memory that only grows; begins on a cache line.

@@ -16,7 +16,7 @@ from elinvar.engine.core import Engine
 from elinvar.engine.output import CompletionBuilder
 from elinvar.models.registry import FAMILIES, Model
 from elinvar.ops import Ops, Weight, load_provider
-from elinvar.ops.layout import GROUP, pack_float, pack_q4, pack_q8
+from elinvar.ops.layout import GROUP, pack_float, pack_q4, pack_q5, pack_q8
 
 VOCAB = 288
 EOS = 256
@@ -54,9 +54,10 @@ def random_weight(rng: np.random.Generator, kind: str, n: int, k: int) -> Weight
         codes = np.rint(groups / scales[..., None].astype(np.float32)).clip(-127, 127)
         return pack_q8(codes.reshape(n, k).astype(np.int8), scales)
     mins = groups.min(-1).astype(np.float16)
-    scales = ((groups.max(-1) - mins) / 15).astype(np.float16)
+    pack, largest = (pack_q4, 15) if kind == "q4" else (pack_q5, 31)
+    scales = ((groups.max(-1) - mins) / largest).astype(np.float16)
     codes = np.rint((groups - mins[..., None]) / scales[..., None].astype(np.float32))
-    return pack_q4(codes.clip(0, 15).reshape(n, k).astype(np.uint8), scales, mins)
+    return pack(codes.clip(0, largest).reshape(n, k).astype(np.uint8), scales, mins)
 
 
 def tiny_config(family: str) -> ModelConfig:

@@ -65,7 +65,7 @@ def together(engine: Engine) -> list[Answer]:
     return answers(engine, PROMPTS, PARAMS)
 
 
-@pytest.mark.parametrize("kind", ["q4", "q8", "f16", "bf16", "f32"])
+@pytest.mark.parametrize("kind", ["q4", "q5", "q8", "f16", "bf16", "f32"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batch_composition(family: str, kind: str) -> None:
     assert together(tiny_engine(family, kind)) == expected(family, kind)
@@ -143,7 +143,7 @@ def test_threads(family: str, kind: str, num_threads: int) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("kind", ["q4", "q8", "f16", "bf16", "f32"])
+@pytest.mark.parametrize("kind", ["q4", "q5", "q8", "f16", "bf16", "f32"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_vector_width(family: str, kind: str, level: str) -> None:
     engine = tiny_engine(family, kind, provider("cpu", 1, level), max_step_tokens=50)

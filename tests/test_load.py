@@ -59,7 +59,8 @@ def test_values(model: Path) -> None:
     kinds = {name: w.kind for name, w in state.items() if isinstance(w, Weight)}
     assert {kinds[d] for d in ("Q4_0", "Q4_1", "Q4_K")} == {"q4"}
     assert (kinds["F32"], kinds["F16"], kinds["BF16"]) == ("f32", "f16", "bf16")
-    assert {kinds[d] for d in SUPPORTED if d[0] in "QI" and d[:2] != "Q4"} == {"q8"}
+    assert {kinds[d] for d in ("Q5_0", "Q5_1", "Q5_K")} == {"q5"}
+    assert {kinds[d] for d in ("Q8_0", "Q2_K", "Q3_K", "Q6_K", "IQ4_NL")} == {"q8"}
     for dtype in SUPPORTED:
         exact = dequantize(source[f"{dtype}.weight"])
         assert np.abs(unpack(state[dtype]) - exact).max() <= np.abs(exact).max() / 200

@@ -12,10 +12,12 @@ from elinvar import _cpu
 from elinvar.base.config import KVSpec
 from elinvar.ops import SampleArgs, load_provider
 from elinvar.ops.layout import (
+    QUANTISED,
     Weight,
     WeightKind,
     pack_float,
     pack_q4,
+    pack_q5,
     pack_q8,
     packed_bytes,
     unpack,
@@ -29,16 +31,17 @@ CPUS = {
 }
 BASE = CPUS[LEVELS[0], 1]
 ROWS = [*range(1, 9), 12, 17, 97]  # every height of a tile, alone and after full ones
-KINDS: list[WeightKind] = ["q4", "q8", "f16", "bf16", "f32"]
+KINDS: list[WeightKind] = ["q4", "q5", "q8", "f16", "bf16", "f32"]
 
 
 def weight(rng: np.random.Generator, kind: WeightKind, n: int, k: int) -> Weight:
-    if kind in ("q4", "q8"):
+    if kind in QUANTISED:
         scales = rng.uniform(0.001, 0.02, (n, k // 32)).astype(np.float16)
         if kind == "q8":
             return pack_q8(rng.integers(-127, 128, (n, k)).astype(np.int8), scales)
         mins = rng.normal(0, 0.05, (n, k // 32)).astype(np.float16)
-        return pack_q4(rng.integers(0, 16, (n, k)).astype(np.uint8), scales, mins)
+        pack, codes = (pack_q4, 16) if kind == "q4" else (pack_q5, 32)
+        return pack(rng.integers(0, codes, (n, k)).astype(np.uint8), scales, mins)
     w = rng.normal(0, 0.05, (n, k)).astype(np.float32)
     if kind == "bf16":
         return pack_float(kind, (w.view(np.uint32) >> 16).astype(np.uint16))
@@ -97,6 +100,21 @@ def test_linear_float_over_blocks_of_k_and_tiles_of_rows(kind: WeightKind) -> No
         same([np.ascontiguousarray(whole[:rows]), *outputs])
 
 
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_integer_sums_hold_the_largest_codes(kind: WeightKind) -> None:
+    """All codes and all activations at the end of their range: no sum of a kernel may saturate."""
+    scales = np.full((17, 3), 2.0**-6, np.float16)
+    codes = np.full((17, 96), {"q4": 15, "q5": 31, "q8": 127}[kind], np.uint8)
+    w = (
+        pack_q8(codes.view(np.int8), scales)
+        if kind == "q8"
+        else {"q4": pack_q4, "q5": pack_q5}[kind](codes, scales, scales)
+    )
+    x = np.repeat(np.float32([[127], [-127]]), 96, axis=1)  # what it is rounded to, too
+    outputs = [ops.linear(x, [w]) for ops in CPUS.values()]
+    same([REF.linear(x, [w]), *outputs])
+
+
 def test_linear_mixes_kinds() -> None:
     rng = np.random.default_rng(5)
     ws = [weight(rng, kind, 33, 64) for kind in KINDS]
@@ -127,7 +145,7 @@ def test_no_op_leans_on_the_thread_s_float_mode() -> None:
         torch.set_flush_denormal(False)
 
 
-@pytest.mark.parametrize("kind", ["q4", "q8"])
+@pytest.mark.parametrize("kind", QUANTISED)
 def test_linear_of_what_is_not_finite(kind: WeightKind) -> None:
     """Rounded to int8, infinities and NaN saturate: the same on every instruction set."""
     rng = np.random.default_rng(4)
@@ -144,7 +162,7 @@ def test_linear_of_what_is_not_finite(kind: WeightKind) -> None:
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
-@pytest.mark.parametrize("kind", ["q4", "q8", "f32"])
+@pytest.mark.parametrize("kind", [*QUANTISED, "f32"])
 def test_gated_linear(kind: WeightKind, activation: str) -> None:
     rng = np.random.default_rng(7)
     gate, up = weight(rng, kind, 83, 96), weight(rng, kind, 83, 96)

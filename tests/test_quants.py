@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elinvar.base.errors import ModelError
-from elinvar.ops.layout import pack_float, pack_q4, pack_q8, unpack
+from elinvar.ops.layout import pack_float, pack_q4, pack_q5, pack_q8, unpack
 from elinvar.weights.quants import SUPPORTED, Codes, dequantize, kind_of, requantize, to_codes
 from elinvar.weights.tensor import BLOCKS, HostTensor
 from model_files import host_tensor, random_blocks
 
-EXACT = {"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "IQ4_NL"}
-REQUANTISED = {"Q5_1", "Q2_K", "Q3_K", "Q5_K", "Q6_K"}
+EXACT = {"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"}
+REQUANTISED = {"Q2_K", "Q3_K", "Q6_K"}
 
 
 def reference(tensor: HostTensor) -> np.ndarray:
@@ -27,13 +27,15 @@ def packed(codes: Codes) -> np.ndarray:
     """What the kernels will see: [N, K] float32."""
     if codes.kind == "q4":
         return unpack(pack_q4(codes.values, codes.scales, codes.mins))
+    if codes.kind == "q5":
+        return unpack(pack_q5(codes.values, codes.scales, codes.mins))
     if codes.kind == "q8":
         return unpack(pack_q8(codes.values, codes.scales))
     return unpack(pack_float(codes.kind, codes.values))
 
 
 def test_every_type_of_the_issue_is_supported() -> None:
-    assert {"F32", "F16", "BF16", *REQUANTISED, *EXACT, "Q4_K"} == set(SUPPORTED)
+    assert {*EXACT, "Q4_K", "Q5_K", *REQUANTISED} == set(SUPPORTED)
 
 
 @pytest.mark.parametrize("dtype", SUPPORTED)
@@ -63,15 +65,16 @@ def test_exact_types_keep_every_value(dtype: str) -> None:
     assert "(" not in kind_of(tensor)[1]
 
 
-def test_q4_k_rounds_only_its_factors() -> None:
-    tensor = host_tensor("Q4_K", 33, 512)
+@pytest.mark.parametrize(("dtype", "kind", "largest"), [("Q4_K", "q4", 15), ("Q5_K", "q5", 31)])
+def test_k_quants_with_mins_round_only_their_factors(dtype: str, kind: str, largest: int) -> None:
+    tensor = host_tensor(dtype, 33, 512)
     codes, expected = to_codes(tensor), reference(tensor)
-    assert codes.kind == "q4" and codes.values.max() == 15
+    assert codes.kind == kind and codes.values.max() == largest
     # Half a unit in the last place of each f16 factor.
     scale, low = (
         np.repeat(np.abs(f.astype(np.float32)), 32, 1) for f in (codes.scales, codes.mins)
     )
-    bound = (15 * scale + low) * 2.0**-11 + 15 * 2.0**-24
+    bound = (largest * scale + low) * 2.0**-11 + largest * 2.0**-24
     assert (np.abs(packed(codes) - expected) <= bound).all()
 
 

@@ -27,8 +27,8 @@ void show(const char* name, const std::vector<float>& v) { show(name, v.data(), 
 int main(int argc, char** argv) {
     Provider p(argc > 2 ? std::atoi(argv[2]) : 1, argc > 1 ? argv[1] : "");
     std::fprintf(stderr, "%s\n", p.simd());
-    const char* names[] = {"q4", "q8", "f16", "bf16", "f32"};
-    for (int kind = 0; kind < 5; ++kind)
+    const char* names[] = {"q4", "q5", "q8", "f16", "bf16", "f32"};
+    for (int kind = 0; kind < 6; ++kind)
         for (const int rows : {1, 2, 3, 17}) {
             const int n = 83, k = 96;
             const auto bytes = packed(static_cast<Kind>(kind), n, k);

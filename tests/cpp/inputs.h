@@ -27,10 +27,10 @@ inline std::vector<uint8_t> packed(Kind kind, int n, int k) {
     const std::size_t panel = panel_bytes(kind, k);
     std::vector<uint8_t> bytes(panel * static_cast<std::size_t>((n + 15) / 16));
     for (std::size_t i = 0; i < bytes.size(); ++i) {
-        const std::size_t at = i % panel, codes = kind == Kind::q4 ? 256 : 512;
+        const std::size_t at = i % panel;
         uint32_t r = next();
-        if (kind == Kind::q4 || kind == Kind::q8) {
-            if (at % (kind == Kind::q4 ? 320 : 544) < codes)
+        if (kind <= Kind::q8) {
+            if (static_cast<int>(at) % group_bytes(kind) < code_bytes(kind))
                 bytes[i] = static_cast<uint8_t>(kind == Kind::q8 && (r & 255) == 128 ? 0 : r);
             else  // f16 between 2^-6 and 2^-4, either sign
                 bytes[i] = static_cast<uint8_t>(at % 2 ? 0x24 | (r & 0x87) : r);

@@ -40,9 +40,9 @@ std::size_t size(int a, int b = 1, int c = 1) {
 }
 
 void count_linear(Provider& p) {
-    const char* names[] = {"q4", "q8", "f16", "bf16", "f32"};
+    const char* names[] = {"q4", "q5", "q8", "f16", "bf16", "f32"};
     const int k = 576;
-    for (const int which : {0, 1, 2, 4})
+    for (const int which : {0, 1, 2, 3, 5})
         for (const int rows : {1, 16}) {
             const auto kind = static_cast<Kind>(which);
             const auto x = floats(size(rows, k));

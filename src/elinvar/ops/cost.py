@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from elinvar.ops.api import F32, I32, Activation, KVLayer, SampleArgs
-from elinvar.ops.layout import Weight
+from elinvar.ops.layout import QUANTISED, Weight
 
 Unit = Literal["f32", "int8"]
 
@@ -125,7 +125,7 @@ def _products(rows: int, weights: Sequence[Weight]) -> int:
 
 
 def _unit(weights: Sequence[Weight]) -> Unit:
-    return "int8" if weights[0].kind in ("q4", "q8") else "f32"
+    return "int8" if weights[0].kind in QUANTISED else "f32"
 
 
 def _names(weights: Sequence[Weight]) -> str:

@@ -10,6 +10,9 @@ One panel, padded to 64 bytes (G = K / 32 groups):
     q4   [G] of: codes [4][16][4] bytes, where byte (c, n, j) holds code k = 8c + j of the group
          in its low and k + 4 in its high nibble; scales f16 [16]; mins f16 [16];
          w = scale * code + min, code 0..15
+    q5   [G] of: the low four bits of the codes as in q4; fifth bits [16][4] bytes, where bit c of
+         byte (n, j) belongs to code k = 8c + j and bit 4 + c to k + 4; scales; mins;
+         w = scale * code + min, code 0..31
     q8   [G] of: codes int8 [8][16][4], where byte (c, n, j) is k = 4c + j; scales f16 [16];
          w = scale * code, code -127..127
     f16, bf16, f32   [K][16] values
@@ -27,9 +30,10 @@ GROUP = 32
 PANEL = 16
 ALIGN = 64
 
-WeightKind = Literal["q4", "q8", "f16", "bf16", "f32"]
-_CODE_BYTES = {"q4": PANEL * GROUP // 2, "q8": PANEL * GROUP}
-_GROUP_BYTES = {"q4": _CODE_BYTES["q4"] + 4 * PANEL, "q8": _CODE_BYTES["q8"] + 2 * PANEL}
+WeightKind = Literal["q4", "q5", "q8", "f16", "bf16", "f32"]
+QUANTISED: tuple[WeightKind, ...] = ("q4", "q5", "q8")
+_CODE_BYTES = {kind: PANEL * GROUP * int(kind[1:]) // 8 for kind in QUANTISED}
+_GROUP_BYTES = {kind: _CODE_BYTES[kind] + PANEL * (2 if kind == "q8" else 4) for kind in QUANTISED}
 _FLOATS: dict[str, Any] = {"f16": np.float16, "bf16": np.uint16, "f32": np.float32}
 
 
@@ -78,11 +82,20 @@ def pack_q4(
     codes: NDArray[np.uint8], scales: NDArray[np.float16], mins: NDArray[np.float16]
 ) -> Weight:
     """codes [N, K] in 0..15, scales and mins [N, K/32]: w = scale * code + min."""
+    return _assemble("q4", codes.shape, _nibbles(codes), *map(_group_columns, (scales, mins)))
+
+
+def pack_q5(
+    codes: NDArray[np.uint8], scales: NDArray[np.float16], mins: NDArray[np.float16]
+) -> Weight:
+    """codes [N, K] in 0..31, scales and mins [N, K/32]: w = scale * code + min."""
     n, k = codes.shape
-    p, g = num_panels(n), k // GROUP
-    c = _panels(codes).reshape(p, PANEL, g, 4, 2, 4)  # panel, n, g, c, half, j
-    nibbles = (c[:, :, :, :, 0] | (c[:, :, :, :, 1] << 4)).transpose(0, 2, 3, 1, 4)
-    return _assemble("q4", (n, k), nibbles, _group_columns(scales), _group_columns(mins))
+    fifth = (_panels(codes) >> np.uint8(4)).reshape(num_panels(n), PANEL, k // GROUP, 4, 2, 4)
+    # panel, g, n, j, (half, c): bit 4 half + c
+    bits = fifth.transpose(0, 2, 1, 5, 4, 3).reshape(-1, k // GROUP, PANEL, 4, 8)
+    plane = np.packbits(bits, axis=-1, bitorder="little")
+    columns = map(_group_columns, (scales, mins))
+    return _assemble("q5", (n, k), _nibbles(codes & np.uint8(15)), plane, *columns)
 
 
 def pack_q8(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> Weight:
@@ -104,7 +117,7 @@ def unpack(w: Weight) -> NDArray[np.float32]:
     n, k = w.shape
     p, g = num_panels(n), k // GROUP
     raw = w.data.reshape(p, panel_bytes(w.kind, k))
-    if w.kind in ("q4", "q8"):
+    if w.kind in QUANTISED:
         codes, scales, mins = unpack_codes(w)
         full = codes.reshape(n, g, GROUP).astype(np.float32) * scales[:, :, None]
         if mins is not None:
@@ -121,16 +134,20 @@ def unpack(w: Weight) -> NDArray[np.float32]:
 def unpack_codes(
     w: Weight,
 ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32] | None]:
-    """Codes [N, K], scales [N, K/32] and (q4) mins [N, K/32] of a quantised Weight."""
+    """Codes [N, K], scales [N, K/32] and (q4, q5) mins [N, K/32] of a quantised Weight."""
     n, k = w.shape
     p, g = num_panels(n), k // GROUP
     size = _GROUP_BYTES[w.kind]
     raw = w.data.reshape(p, panel_bytes(w.kind, k))[:, : g * size].reshape(p, g, size)
     scales_at = _CODE_BYTES[w.kind]
     body = raw[:, :, :scales_at]
-    if w.kind == "q4":
-        b = body.reshape(p, g, 4, 1, PANEL, 4)
+    if w.kind != "q8":
+        b = body[:, :, : _CODE_BYTES["q4"]].reshape(p, g, 4, 1, PANEL, 4)
         halves = np.concatenate([b & 15, b >> 4], axis=3)  # panel, g, c, half, n, j
+        if w.kind == "q5":
+            plane = body[:, :, _CODE_BYTES["q4"] :].reshape(p, g, PANEL, 4, 1)
+            fifth = np.unpackbits(plane, axis=-1, bitorder="little").reshape(p, g, PANEL, 4, 2, 4)
+            halves |= fifth.transpose(0, 1, 5, 4, 2, 3) << np.uint8(4)
         codes = halves.transpose(0, 4, 1, 2, 3, 5)
     else:
         codes = body.reshape(p, g, 8, PANEL, 4).transpose(0, 3, 1, 2, 4)
@@ -140,8 +157,16 @@ def unpack_codes(
         part = np.ascontiguousarray(raw[:, :, at : at + PANEL * 2]).view(np.float16)
         return part.transpose(0, 2, 1).reshape(p * PANEL, g)[:n].astype(np.float32)
 
-    mins = column_values(scales_at + PANEL * 2) if w.kind == "q4" else None
+    mins = column_values(scales_at + PANEL * 2) if w.kind != "q8" else None
     return codes8, column_values(scales_at), mins
+
+
+def _nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[N, K] in 0..15 -> [P, G, 4, 16, 4]: k = 8c + j and k + 4 share a byte."""
+    n, k = codes.shape
+    c = _panels(codes).reshape(num_panels(n), PANEL, k // GROUP, 4, 2, 4)  # p, n, g, c, half, j
+    nibbles: NDArray[np.uint8] = c[:, :, :, :, 0] | (c[:, :, :, :, 1] << 4)
+    return nibbles.transpose(0, 2, 3, 1, 4)
 
 
 def _panels(a: NDArray[Any]) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from elinvar.base.config import BLOCK_SIZE, KVSpec
 from elinvar.ops.api import F32, I32, Activation, KVLayer, SampleArgs, SampleResult, new_kv_layers
-from elinvar.ops.layout import GROUP, Weight, unpack, unpack_codes
+from elinvar.ops.layout import GROUP, QUANTISED, Weight, unpack, unpack_codes
 
 F64 = NDArray[np.float64]
 
@@ -153,7 +153,7 @@ class RefOps:
         return dense
 
     def _linear(self, x_TK: F32, w: Weight) -> F32:
-        if w.kind not in ("q4", "q8"):
+        if w.kind not in QUANTISED:
             return (x_TK.astype(np.float64) @ self._matrix(w).T.astype(np.float64)).astype(
                 np.float32
             )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from elinvar.base.config import ModelConfig
 from elinvar.base.errors import ModelError
-from elinvar.ops.layout import PANEL, aligned_empty, pack_float, pack_q4, pack_q8
+from elinvar.ops.layout import PANEL, aligned_empty, pack_float, pack_q4, pack_q5, pack_q8
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.packfile import (
     PACK_VERSION,
@@ -142,7 +142,8 @@ def _pack_rows(tensor: HostTensor, entry: Entry, start: int, stop: int) -> NDArr
         return pack_float(codes.kind, codes.values).data
     if codes.mins is None:
         return pack_q8(codes.values, codes.scales).data
-    return pack_q4(codes.values, codes.scales, codes.mins).data
+    pack = pack_q4 if codes.kind == "q4" else pack_q5
+    return pack(codes.values, codes.scales, codes.mins).data
 
 
 def _gather(entry: Entry, chunks: Iterator[NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -33,12 +33,12 @@ class Codes:
 
     kind: WeightKind
     values: NDArray[Any]
-    """[N, K]: uint8 codes 0..15 (q4), int8 codes -127..127 (q8), float16, uint16 (bf16 bits)
+    """[N, K]: uint8 codes 0..15 (q4) or 0..31 (q5), int8 codes -127..127 (q8), float16, uint16 (bf16 bits)
     or float32."""
     scales: F16 | None = None
     """[N, G]: w = scale * code (+ min)."""
     mins: F16 | None = None
-    """[N, G], q4 only."""
+    """[N, G], q4 and q5 only."""
 
 
 def dequantize(tensor: HostTensor, start: int = 0, stop: int | None = None) -> F32:
@@ -69,17 +69,18 @@ def kind_of(tensor: HostTensor) -> tuple[WeightKind, str]:
     dtype = tensor.dtype
     if dtype in _FLOAT_KINDS:
         return _FLOAT_KINDS[dtype], f"{dtype} -> {_FLOAT_KINDS[dtype]}"
-    if dtype in _Q4_CODES:
-        rounded = " (scales and mins rounded to f16)" if dtype == "Q4_K" else ""
-        return "q4", f"{dtype} -> q4 g32{rounded}"
+    if dtype in _MIN_CODES:
+        kind = _MIN_CODES[dtype][0]
+        rounded = " (scales and mins rounded to f16)" if dtype.endswith("_K") else ""
+        return kind, f"{dtype} -> {kind} g32{rounded}"
     return "q8", f"{dtype} -> q8 g32" + ("" if dtype in _Q8_CODES else " (requantised)")
 
 
 def to_codes(tensor: HostTensor, start: int = 0, stop: int | None = None) -> Codes:
     """Rows start .. stop in the kind of `kind_of`.
 
-    Q4_0, Q4_1, Q5_0, Q8_0, IQ4_NL and floats keep their values exactly; Q4_K rounds each group's
-    scale and min to f16; the others are quantised again to 8 bits over groups of 32. Raises
+    Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL and floats keep their values exactly; Q4_K and Q5_K round
+    each group's scale and min to f16; the others are quantised again to 8 bits over groups of 32. Raises
     ModelError when a scale is not finite, which only a corrupt file has.
     """
     kind, _ = kind_of(tensor)
@@ -90,8 +91,8 @@ def to_codes(tensor: HostTensor, start: int = 0, stop: int | None = None) -> Cod
             return Codes(kind, rows.view("<f4"))
         if kind in ("f16", "bf16"):
             return Codes(kind, rows.view("<f2" if kind == "f16" else "<u2"))
-        if kind == "q4":
-            codes, scales, mins = _Q4_CODES[tensor.dtype](_blocks(tensor, rows))
+        if tensor.dtype in _MIN_CODES:
+            codes, scales, mins = _MIN_CODES[tensor.dtype][1](_blocks(tensor, rows))
             _check_finite(tensor, scales, mins)
             return Codes(kind, codes.reshape(n, -1), scales.reshape(n, -1), mins.reshape(n, -1))
         if tensor.dtype in _Q8_CODES:
@@ -174,9 +175,13 @@ def _q4_1_codes(blocks: U8) -> tuple[U8, F16, F16]:
     return _nibbles(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2)
 
 
-def _q5_0_codes(blocks: U8) -> tuple[NDArray[np.int8], F16]:
-    codes = (_nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)).view(np.int8)
-    return codes - np.int8(16), _half(blocks, 0)
+def _q5_0_codes(blocks: U8) -> tuple[U8, F16, F16]:
+    scales = _half(blocks, 0)
+    return _nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2), scales, scales * np.float16(-16)
+
+
+def _q5_1_codes(blocks: U8) -> tuple[U8, F16, F16]:
+    return _nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4), _half(blocks, 0), _half(blocks, 2)
 
 
 def _q8_0_codes(blocks: U8) -> tuple[NDArray[np.int8], F16]:
@@ -198,26 +203,26 @@ def _q4_0(blocks: U8) -> F32:
     return _f32(_half(blocks, 0)) * codes.astype(np.float32)
 
 
-def _q4_1(blocks: U8) -> F32:
-    codes, scales, mins = _q4_1_codes(blocks)
-    return _f32(scales) * codes.astype(np.float32) + _f32(mins)
+def _q5_0(blocks: U8) -> F32:
+    codes = (_nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)).view(np.int8) - np.int8(16)
+    return _f32(_half(blocks, 0)) * codes.astype(np.float32)
 
 
-def _q5_1(blocks: U8) -> F32:
-    codes = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4)
-    return _f32(_half(blocks, 0)) * codes.astype(np.float32) + _f32(_half(blocks, 2))
+def _with_mins(codes: Callable[[U8], tuple[U8, F16, F16]]) -> Callable[[U8], F32]:
+    def dequantized(blocks: U8) -> F32:
+        values, scales, mins = codes(blocks)
+        return _f32(scales) * values.astype(np.float32) + _f32(mins)
+
+    return dequantized
 
 
 def _q8_0(blocks: U8) -> F32:
     return _f32(_half(blocks, 0)) * blocks[:, 2:].view(np.int8).astype(np.float32)
 
 
-def _scaled(codes: Callable[[U8], tuple[NDArray[np.int8], F16]]) -> Callable[[U8], F32]:
-    def dequantized(blocks: U8) -> F32:
-        values, scales = codes(blocks)
-        return _f32(scales) * values.astype(np.float32)
-
-    return dequantized
+def _iq4_nl(blocks: U8) -> F32:
+    values, scales = _iq4_nl_codes(blocks)
+    return _f32(scales) * values.astype(np.float32)
 
 
 # K-quants: super-blocks of 256 with small integer scales (and mins) of their sub-blocks.
@@ -253,11 +258,19 @@ def _q4_k(blocks: U8) -> F32:
     return scales * _q4_k_nibbles(blocks[:, 16:]).astype(np.float32) - mins
 
 
+def _q5_k_values(blocks: U8) -> U8:
+    high = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & np.uint8(1)
+    return _q4_k_nibbles(blocks[:, 48:]) | (high << np.uint8(4))
+
+
+def _q5_k_codes(blocks: U8) -> tuple[U8, F16, F16]:
+    scales, mins = _k_factors(blocks)
+    return _q5_k_values(blocks), scales.astype(np.float16), -mins.astype(np.float16)
+
+
 def _q5_k(blocks: U8) -> F32:
     scales, mins = _k_factors(blocks)
-    high = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-    codes = _q4_k_nibbles(blocks[:, 48:]) | (high << 4)
-    return scales * codes.astype(np.float32) - mins
+    return scales * _q5_k_values(blocks).astype(np.float32) - mins
 
 
 def _q2_k(blocks: U8) -> F32:
@@ -286,23 +299,25 @@ def _q6_k(blocks: U8) -> F32:
     return factors[..., None] * codes.reshape(-1, 16, 16).astype(np.float32)
 
 
-_Q4_CODES: dict[str, Callable[[U8], tuple[U8, F16, F16]]] = {
-    "Q4_0": _q4_0_codes,
-    "Q4_1": _q4_1_codes,
-    "Q4_K": _q4_k_codes,
+_MIN_CODES: dict[str, tuple[WeightKind, Callable[[U8], tuple[U8, F16, F16]]]] = {
+    "Q4_0": ("q4", _q4_0_codes),
+    "Q4_1": ("q4", _q4_1_codes),
+    "Q4_K": ("q4", _q4_k_codes),
+    "Q5_0": ("q5", _q5_0_codes),
+    "Q5_1": ("q5", _q5_1_codes),
+    "Q5_K": ("q5", _q5_k_codes),
 }
 _Q8_CODES: dict[str, Callable[[U8], tuple[NDArray[np.int8], F16]]] = {
     "Q8_0": _q8_0_codes,
-    "Q5_0": _q5_0_codes,
     "IQ4_NL": _iq4_nl_codes,
 }
 _DEQUANTIZERS: dict[str, Callable[[U8], F32]] = {
     "Q4_0": _q4_0,
-    "Q4_1": _q4_1,
-    "Q5_0": _scaled(_q5_0_codes),
-    "Q5_1": _q5_1,
+    "Q4_1": _with_mins(_q4_1_codes),
+    "Q5_0": _q5_0,
+    "Q5_1": _with_mins(_q5_1_codes),
     "Q8_0": _q8_0,
-    "IQ4_NL": _scaled(_iq4_nl_codes),
+    "IQ4_NL": _iq4_nl,
     "Q2_K": _q2_k,
     "Q3_K": _q3_k,
     "Q4_K": _q4_k,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from elinvar.ops import Weight
     from elinvar.ops.ceilings import Ceilings
 
-KINDS = ("q4", "q8", "f16", "bf16", "f32")
+KINDS = ("q4", "q5", "q8", "f16", "bf16", "f32")
 SHAPES = ("576,576", "1536,576", "576,1536", "49152,576")
 """Of SmolLM2-135M: attention's output, the MLP's gate and down, the head."""
 SECONDS = 0.05
@@ -107,14 +107,14 @@ def _weights(kind: str, n: int, k: int, at_least: int) -> list[Weight]:
 
     rng = np.random.default_rng(1)
     panel: Weight
-    if kind in ("q4", "q8"):
+    if kind in layout.QUANTISED:
         scales = np.full((layout.PANEL, k // layout.GROUP), 0.01, np.float16)
         codes = rng.integers(0, 16, (layout.PANEL, k))
-        panel = (
-            layout.pack_q4(codes.astype(np.uint8), scales, scales)
-            if kind == "q4"
-            else layout.pack_q8((codes - 8).astype(np.int8), scales)
-        )
+        if kind == "q8":
+            panel = layout.pack_q8((codes - 8).astype(np.int8), scales)
+        else:
+            pack = layout.pack_q4 if kind == "q4" else layout.pack_q5
+            panel = pack(codes.astype(np.uint8), scales, scales)
     else:
         values = rng.standard_normal((layout.PANEL, k), np.float32)
         bits = {"f16": values.astype(np.float16), "bf16": values.view(np.uint32) >> 16}

@@ -42,8 +42,20 @@ MISTRAL = replace(
     GEMMA3, family="mistral", embed_scale=1.0, activation="silu", tied_head=False
 )
 QWEN3 = replace(LLAMA, family="qwen3")
+PHI3 = replace(LLAMA, family="phi3", rope={"full": RopeConfig(10000.0, 8)})
+GRANITE = replace(
+    LLAMA, family="granite", embed_scale=3.0, residual_scale=0.5, logit_scale=0.25, attn_scale=0.125
+)
+GLM = replace(LLAMA, family="glm", rope={"full": RopeConfig(10000.0, 8)})
 
-ENGINES: dict[str, ModelConfig] = {c.family: c for c in (LLAMA, GEMMA3, MISTRAL, QWEN3)}
+ENGINES: dict[str, ModelConfig] = {
+    c.family: c
+    for c in (
+        *(LLAMA, GEMMA3, MISTRAL, QWEN3, PHI3, GRANITE, GLM),
+        replace(LLAMA, family="qwen2"),
+        replace(GLM, family="glm4"),
+    )
+}
 """By family: what the tests of the contract run."""
 
 
@@ -85,6 +97,18 @@ LINEAR8 = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+GRANITE_SCALES = {
+    "embedding_multiplier": 6.0,
+    "residual_multiplier": 0.3,
+    "attention_multiplier": 0.1,
+    "logits_scaling": 4.0,
+}
 FULL_AND_SLIDING = ["full_attention", "sliding_attention", "full_attention"]
 
 
@@ -110,6 +134,49 @@ CASES: dict[str, Case] = {
         "MinistralForCausalLM",
         "MinistralConfig",
         {"sliding_window": 40, "layer_types": FULL_AND_SLIDING},
+    ),
+    "qwen2": Case("qwen2", "Qwen2ForCausalLM", "Qwen2Config", {"head_dim": None}),
+    "qwen2-sliding": Case(
+        "qwen2",
+        "Qwen2ForCausalLM",
+        "Qwen2Config",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 2,
+            "rope_parameters": YARN,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "phi3": Case("phi3", "Phi3ForCausalLM", "Phi3Config", {"sliding_window": 8}),
+    "phi3-longrope": Case(
+        "phi3",
+        "Phi3ForCausalLM",
+        "Phi3Config",
+        {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10_000.0,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.1, 1.3, 1.5, 1.8, 2.0],
+                "long_factor": [1.5, 2.0, 3.0, 5.0, 8.0, 16.0],
+            },
+            "original_max_position_embeddings": 32,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granite": Case("granite", "GraniteForCausalLM", "GraniteConfig", GRANITE_SCALES),
+    "granite-tied": Case(
+        "granite",
+        "GraniteForCausalLM",
+        "GraniteConfig",
+        GRANITE_SCALES | {"tie_word_embeddings": True, "num_key_value_heads": 1},
+    ),
+    "glm": Case("glm", "GlmForCausalLM", "GlmConfig"),
+    "glm-plain": Case("glm", "GlmForCausalLM", "GlmConfig", {"attention_bias": False}),
+    "glm4": Case("glm4", "Glm4ForCausalLM", "Glm4Config"),
+    "glm4-tied": Case(
+        "glm4", "Glm4ForCausalLM", "Glm4Config", {"tie_word_embeddings": True, "head_dim": 32}
     ),
     "qwen3": Case("qwen3", "Qwen3ForCausalLM", "Qwen3Config", {"rope_parameters": LLAMA3}),
     "qwen3-sliding": Case(

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.base.errors import ModelError
-from elinvar.models import gemma3, llama, mistral, qwen3
+from elinvar.models import gemma3, glm, granite, llama, mistral, phi3, qwen2, qwen3
 from elinvar.ops.api import F32, KVLayer, Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
@@ -74,6 +74,16 @@ FAMILIES = (
         llama.build,
     ),
     Family(
+        "qwen2",
+        "Qwen2, Qwen2.5 (dense)",
+        ("Qwen2ForCausalLM",),
+        ("qwen2",),
+        qwen2.config_from_hf,
+        qwen2.config_from_gguf,
+        qwen2.rules,
+        llama.build,
+    ),
+    Family(
         "qwen3",
         "Qwen3 (dense)",
         ("Qwen3ForCausalLM",),
@@ -82,6 +92,46 @@ FAMILIES = (
         qwen3.config_from_gguf,
         qwen3.rules,
         llama.build,
+    ),
+    Family(
+        "phi3",
+        "Phi-3, Phi-3.5, Phi-4, Phi-4-mini",
+        ("Phi3ForCausalLM",),
+        (),
+        phi3.config_from_hf,
+        None,
+        phi3.rules,
+        llama.build,
+    ),
+    Family(
+        "granite",
+        "Granite 3 (dense)",
+        ("GraniteForCausalLM",),
+        (),
+        granite.config_from_hf,
+        None,
+        granite.rules,
+        granite.build,
+    ),
+    Family(
+        "glm",
+        "GLM-4-9B (glm-4-9b-chat-hf)",
+        ("GlmForCausalLM",),
+        (),
+        glm.config_from_hf,
+        None,
+        glm.rules,
+        glm.build,
+    ),
+    Family(
+        "glm4",
+        "GLM-4-0414, GLM-Z1",
+        ("Glm4ForCausalLM",),
+        (),
+        glm.config_from_hf,
+        None,
+        glm.rules,
+        glm.build,
     ),
     Family(
         "gemma3",

@@ -50,6 +50,7 @@ class Family:
     """None: there are no GGUF files of it, or another family reads them."""
     rules: Callable[[ModelConfig], list[Rule]]
     build: Callable[[ModelConfig, Mapping[str, Any], Ops], Model]
+    tested: str = "random weights against transformers"
 
 
 FAMILIES = (
@@ -62,6 +63,7 @@ FAMILIES = (
         llama.config_from_gguf,
         llama.rules,
         llama.build,
+        "the same, and SmolLM2-135M",
     ),
     Family(
         "mistral",
@@ -142,6 +144,7 @@ FAMILIES = (
         gemma3.config_from_gguf,
         gemma3.rules,
         gemma3.build,
+        "the same, and Gemma 3 270M",
     ),
 )
 

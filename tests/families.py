@@ -38,9 +38,7 @@ GEMMA3 = replace(
     tied_head=True,
 )
 
-MISTRAL = replace(
-    GEMMA3, family="mistral", embed_scale=1.0, activation="silu", tied_head=False
-)
+MISTRAL = replace(GEMMA3, family="mistral", embed_scale=1.0, activation="silu", tied_head=False)
 QWEN3 = replace(LLAMA, family="qwen3")
 PHI3 = replace(LLAMA, family="phi3", rope={"full": RopeConfig(10000.0, 8)})
 GRANITE = replace(

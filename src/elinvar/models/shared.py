@@ -75,24 +75,21 @@ def sizes_from_gguf(
     }
 
 
-def one_rope_from_hf(keys: Keys, head_dim: int, base: float = 10_000.0) -> RopeConfig:
-    """The rotary embedding of a model whose layers have one. base: where the file gives none."""
+def one_rope_from_hf(
+    keys: Keys, head_dim: int, base: float = 10_000.0, partial: float | None = None
+) -> RopeConfig:
+    """The rotary embedding of a model whose layers have one. base, and for families that may rotate
+    a part of each head, partial: where the file gives none."""
+    original = "original_max_position_embeddings"
+    if partial is not None:
+        partial = keys.number("partial_rotary_factor", partial)
     return rope_from_hf(
         keys.part("rope_parameters" if keys.has("rope_parameters") else "rope_scaling"),
         keys.number("rope_theta", base, smallest=1),
         head_dim,
         keys.size("max_position_embeddings"),
-    )
-
-
-def one_rope_from_gguf(
-    keys: Keys, tensors: Mapping[str, HostTensor], head_dim: int, base: float = 10_000.0
-) -> RopeConfig:
-    return RopeConfig(
-        base=keys.number("rope.freq_base", base, smallest=1),
-        dim=keys.size("rope.dimension_count", head_dim),
-        factor=rope_factor_from_gguf(keys),
-        divisors=rope_divisors_from_gguf(tensors),
+        partial,
+        keys.size(original) if keys.has(original) else None,
     )
 
 

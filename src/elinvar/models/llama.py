@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elinvar.base.batch import ForwardBatch
-from elinvar.base.config import KVDtype, KVSpec, LayerKind, ModelConfig, RopeConfig
+from elinvar.base.config import KVDtype, KVSpec, LayerKind, ModelConfig
 from elinvar.models.keys import (
     MAX_LAYERS,
     Keys,
     checked,
     head_dim_of,
-    rope_divisors_from_gguf,
-    rope_factor_from_gguf,
+    rope_from_gguf,
     rope_from_hf,
     vocab_size_from_gguf,
 )
@@ -146,12 +145,8 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
     dim, heads = keys.size("embedding_length"), keys.size("attention.head_count")
     head_dim = head_dim_of(keys, "attention.key_length", dim, heads)
     num_layers = keys.size("block_count", largest=MAX_LAYERS)
-    rope = RopeConfig(
-        base=keys.number("rope.freq_base", 10_000.0, smallest=1),
-        dim=keys.size("rope.dimension_count", head_dim),
-        factor=rope_factor_from_gguf(keys),
-        divisors=rope_divisors_from_gguf(tensors),
-    )
+    keys.only("rope.dimension_count", head_dim)
+    max_context = keys.size("context_length")
     config = ModelConfig(
         family="llama",
         vocab_size=vocab_size_from_gguf(keys, tensors),
@@ -161,10 +156,10 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
         num_kv_heads=keys.size("attention.head_count_kv", heads),
         head_dim=head_dim,
         ff_dim=keys.size("feed_forward_length"),
-        max_context=min(keys.size("context_length"), MAX_POSITIONS),
+        max_context=min(max_context, MAX_POSITIONS),
         norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
         layer_kinds=FULL * num_layers,
-        rope={"full": rope},
+        rope={"full": rope_from_gguf(keys, tensors, head_dim, max_context)},
         attn_scale=head_dim**-0.5,
         tied_head="output.weight" not in tensors,
     )

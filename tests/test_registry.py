@@ -135,7 +135,9 @@ def test_yarn_and_longrope() -> None:
     assert even.yarn == YarnConfig(4.0, 64, 16.0, truncate=False) and even.attention_factor == 1
     given = llama(rope_scaling=YARN | {"factor": None, "attention_factor": 1.25}).rope["full"]
     assert given == RopeConfig(10_000.0, 16, yarn=YarnConfig(4.0, 64), attention_factor=1.25)
-    assert llama(rope_scaling={"type": "dynamic", "factor": 2.0}).rope["full"] == llama().rope["full"]
+    assert (
+        llama(rope_scaling={"type": "dynamic", "factor": 2.0}).rope["full"] == llama().rope["full"]
+    )
 
     long = llama(rope_scaling=LONGROPE).rope["full"]
     assert long.divisors == (1.0,) * 4 + (32.0,) * 4

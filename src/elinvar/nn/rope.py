@@ -107,7 +107,8 @@ def _yarn(powers_F: F32, base: float, dim: int, yarn: YarnConfig) -> F32:
     with decimal.localcontext(_PRECISE):
         # The index (a fraction) of the frequency that turns so often in the original context.
         low, high = (
-            dim * (yarn.original_context / (decimal.Decimal(turns) * 2 * _PI)).ln()
+            dim
+            * (yarn.original_context / (decimal.Decimal(turns) * 2 * _PI)).ln()
             / (2 * decimal.Decimal(base).ln())
             for turns in (yarn.beta_fast, yarn.beta_slow)
         )

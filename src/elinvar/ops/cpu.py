@@ -22,7 +22,6 @@ from elinvar.ops.api import (
 )
 from elinvar.ops.layout import Weight
 
-
 _ACTIVATIONS: dict[Activation, int] = {a: i for i, a in enumerate(get_args(Activation))}
 
 

@@ -218,11 +218,15 @@ def _yarn_from_hf(params: Keys, base: float, dim: int, factor: float, context: i
 
 
 def rope_from_gguf(
-    keys: Keys, tensors: Mapping[str, HostTensor], head_dim: int, max_context: int
+    keys: Keys,
+    tensors: Mapping[str, HostTensor],
+    head_dim: int,
+    max_context: int,
+    base: float = 10_000.0,
 ) -> RopeConfig:
-    """From a GGUF file's rope.* keys and its tensors of rotary factors. Of LongRoPE's factors the
-    model's context chooses, as in rope_from_hf."""
-    base = keys.number("rope.freq_base", 10_000.0, smallest=1)
+    """From a GGUF file's rope.* keys and its tensors of rotary factors. base: where the file gives
+    none. Of LongRoPE's factors the model's context chooses, as in rope_from_hf."""
+    base = keys.number("rope.freq_base", base, smallest=1)
     dim = keys.size("rope.dimension_count", head_dim)
     keys.only("rope.scaling.type", "none", "linear", "yarn", "longrope")
     attention = keys.number("rope.scaling.attn_factor", 1.0)

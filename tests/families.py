@@ -133,7 +133,7 @@ CASES: dict[str, Case] = {
         "MinistralConfig",
         {"sliding_window": 40, "layer_types": FULL_AND_SLIDING},
     ),
-    "qwen2": Case("qwen2", "Qwen2ForCausalLM", "Qwen2Config", {"head_dim": None}),
+    "qwen2": Case("qwen2", "Qwen2ForCausalLM", "Qwen2Config"),
     "qwen2-sliding": Case(
         "qwen2",
         "Qwen2ForCausalLM",

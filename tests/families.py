@@ -177,6 +177,7 @@ CASES: dict[str, Case] = {
         "glm4", "Glm4ForCausalLM", "Glm4Config", {"tie_word_embeddings": True, "head_dim": 32}
     ),
     "qwen3": Case("qwen3", "Qwen3ForCausalLM", "Qwen3Config", {"rope_parameters": LLAMA3}),
+    "qwen3-tied": Case("qwen3", "Qwen3ForCausalLM", "Qwen3Config", {"tie_word_embeddings": True}),
     "qwen3-sliding": Case(
         "qwen3",
         "Qwen3ForCausalLM",

@@ -166,7 +166,7 @@ def write_gguf(reference: Any, family: str, path: Path) -> None:
     """What llama.cpp's converter makes of the reference: its names, its order of rotary pairs,
     Gemma's gains with their 1, and Llama 3.1's scaling as divisors of the frequencies."""
     config = reference.config
-    after_attention = "ffn_norm" if family == "llama" else "post_attention_norm"
+    after_attention = "post_attention_norm" if family == "gemma3" else "ffn_norm"
     names = GGUF_NAMES | {"post_attention_layernorm": after_attention}
     writer = gguf.GGUFWriter(path, family)
     writer.add_block_count(config.num_hidden_layers)
@@ -177,17 +177,19 @@ def write_gguf(reference: Any, family: str, path: Path) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if family == "gemma3":
+        writer.add_sliding_window(config.sliding_window)
+    else:
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        if not config.tie_word_embeddings:
+            writer.add_tensor("output.weight", reference.lm_head.weight.detach().numpy())
     if family == "llama":
         theta = config.rope_parameters["rope_theta"]
-        writer.add_rope_freq_base(theta)
         plain = theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
         divisors = plain / reference.model.rotary_emb.inv_freq.numpy()
         writer.add_tensor("rope_freqs.weight", np.maximum(divisors, 1).astype(np.float32))
-        writer.add_tensor("output.weight", reference.lm_head.weight.detach().numpy())
-    else:
-        writer.add_sliding_window(config.sliding_window)
     for name, parameter in reference.model.named_parameters():
-        stem = name.removesuffix(".weight")
+        stem, _, last = name.rpartition(".")
         values = parameter.detach().numpy()
         if family == "llama" and stem.endswith(("q_proj", "k_proj")):
             halves = values.reshape(-1, 2, config.head_dim // 2, values.shape[1])
@@ -196,7 +198,7 @@ def write_gguf(reference: Any, family: str, path: Path) -> None:
             values = values + np.float32(1)
         if stem.startswith("layers."):
             _, layer, stem = stem.split(".", 2)
-            writer.add_tensor(f"blk.{layer}.{names[stem]}.weight", np.ascontiguousarray(values))
+            writer.add_tensor(f"blk.{layer}.{names[stem]}.{last}", np.ascontiguousarray(values))
         else:
             writer.add_tensor(f"{names[stem]}.weight", values)
     writer.write_header_to_file()
@@ -205,7 +207,7 @@ def write_gguf(reference: Any, family: str, path: Path) -> None:
     writer.close()
 
 
-@pytest.mark.parametrize("case", ["llama-3", "gemma3"])
+@pytest.mark.parametrize("case", ["llama-3", "gemma3", "qwen2", "qwen3-tied"])
 def test_gguf_parity(case: str, ops: Ops, tmp_path: Path) -> None:
     reference = make_reference(case)
     if case == "gemma3":

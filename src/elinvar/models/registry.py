@@ -63,7 +63,7 @@ FAMILIES = (
         llama.config_from_gguf,
         llama.rules,
         llama.build,
-        "the same, and SmolLM2-135M",
+        "random weights against transformers, and SmolLM2-135M itself",
     ),
     Family(
         "mistral",
@@ -144,7 +144,7 @@ FAMILIES = (
         gemma3.config_from_gguf,
         gemma3.rules,
         gemma3.build,
-        "the same, and Gemma 3 270M",
+        "random weights against transformers, and Gemma 3 270M itself",
     ),
 )
 

@@ -75,6 +75,8 @@ class ModelConfig:
     """Sliding layers: a query at position p sees keys p - window + 1 .. p."""
     embed_scale: float = 1.0
     activation: Activation = "silu"
+    parallel: bool = False
+    """Attention and MLP of a layer both see its input."""
     tied_head: bool = False
 
 

@@ -46,12 +46,36 @@ GRANITE = replace(
 )
 GLM = replace(LLAMA, family="glm", rope={"full": RopeConfig(10000.0, 8)})
 
+NEOX = replace(
+    LLAMA,
+    family="gpt_neox",
+    num_kv_heads=4,
+    rope={"full": RopeConfig(10000.0, 4)},
+    activation="gelu",
+    parallel=True,
+)
+PHI = replace(NEOX, family="phi", activation="gelu_tanh", num_kv_heads=2)
+STARCODER2 = replace(MISTRAL, family="starcoder2", activation="gelu_tanh", tied_head=True)
+GPT2 = replace(
+    PHI, family="gpt2", num_kv_heads=4, rope={"full": RopeConfig(1.0, 0)}, parallel=False
+)
+
 ENGINES: dict[str, ModelConfig] = {
     c.family: c
     for c in (
-        *(LLAMA, GEMMA3, MISTRAL, QWEN3, PHI3, GRANITE, GLM),
+        LLAMA,
+        MISTRAL,
         replace(LLAMA, family="qwen2"),
+        QWEN3,
+        PHI3,
+        GRANITE,
+        GLM,
         replace(GLM, family="glm4"),
+        STARCODER2,
+        PHI,
+        NEOX,
+        GPT2,
+        GEMMA3,
     )
 }
 """By family: what the tests of the contract run."""
@@ -107,6 +131,7 @@ GRANITE_SCALES = {
     "attention_multiplier": 0.1,
     "logits_scaling": 4.0,
 }
+GPT2_SIZES = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256}
 FULL_AND_SLIDING = ["full_attention", "sliding_attention", "full_attention"]
 
 
@@ -189,6 +214,33 @@ CASES: dict[str, Case] = {
             "tie_word_embeddings": True,
             "head_dim": 32,
         },
+    ),
+    "starcoder2": Case(
+        "starcoder2", "Starcoder2ForCausalLM", "Starcoder2Config", {"sliding_window": 8}
+    ),
+    "starcoder2-plain": Case(
+        "starcoder2",
+        "Starcoder2ForCausalLM",
+        "Starcoder2Config",
+        {"use_bias": False, "tie_word_embeddings": False, "hidden_act": "gelu"},
+    ),
+    "phi": Case("phi", "PhiForCausalLM", "PhiConfig", {"partial_rotary_factor": 0.25}),
+    "phi-yarn": Case(
+        "phi", "PhiForCausalLM", "PhiConfig", {"rope_parameters": YARN, "hidden_act": "relu2"}
+    ),
+    "gpt-neox": Case("gpt_neox", "GPTNeoXForCausalLM", "GPTNeoXConfig"),
+    "gpt-neox-serial": Case(
+        "gpt_neox",
+        "GPTNeoXForCausalLM",
+        "GPTNeoXConfig",
+        {"use_parallel_residual": False, "attention_bias": False, "rotary_pct": 1.0},
+    ),
+    "gpt2": Case("gpt2", "GPT2LMHeadModel", "GPT2Config", GPT2_SIZES),
+    "gpt2-untied": Case(
+        "gpt2",
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        GPT2_SIZES | {"tie_word_embeddings": False, "n_inner": 112, "activation_function": "relu2"},
     ),
     "gemma3": _gemma3(),
     "gemma3-linear": _gemma3(rope_parameters=LINEAR8, head_dim=32),

@@ -78,6 +78,8 @@ class ModelConfig:
     """Factor on what a layer adds to the stream."""
     logit_scale: float = 1.0
     activation: Activation = "silu"
+    parallel: bool = False
+    """Attention and MLP of a layer both see its input."""
     tied_head: bool = False
 
 

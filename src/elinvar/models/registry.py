@@ -13,7 +13,20 @@ from typing import Any, Literal, Protocol
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.base.errors import ModelError
-from elinvar.models import gemma3, glm, granite, llama, mistral, phi3, qwen2, qwen3
+from elinvar.models import (
+    gemma3,
+    glm,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    mistral,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+    starcoder2,
+)
 from elinvar.ops.api import F32, KVLayer, Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
@@ -134,6 +147,46 @@ FAMILIES = (
         None,
         glm.rules,
         glm.build,
+    ),
+    Family(
+        "starcoder2",
+        "StarCoder2",
+        ("Starcoder2ForCausalLM",),
+        (),
+        starcoder2.config_from_hf,
+        None,
+        starcoder2.rules,
+        gpt_neox.build,
+    ),
+    Family(
+        "phi",
+        "Phi-1, Phi-1.5, Phi-2",
+        ("PhiForCausalLM",),
+        (),
+        phi.config_from_hf,
+        None,
+        phi.rules,
+        gpt_neox.build,
+    ),
+    Family(
+        "gpt_neox",
+        "GPT-NeoX, Pythia",
+        ("GPTNeoXForCausalLM",),
+        (),
+        gpt_neox.config_from_hf,
+        None,
+        gpt_neox.rules,
+        gpt_neox.build,
+    ),
+    Family(
+        "gpt2",
+        "GPT-2, DistilGPT2",
+        ("GPT2LMHeadModel",),
+        (),
+        gpt2.config_from_hf,
+        None,
+        gpt2.rules,
+        gpt2.build,
     ),
     Family(
         "gemma3",

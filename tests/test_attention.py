@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from elinvar.base.config import LayerKind, ModelConfig, RopeConfig
-from elinvar.nn.attention import Attention, kv_specs
+from elinvar.nn.attention import Attention, Step, kv_specs
 from elinvar.nn.rope import RopeTable
 from elinvar.ops import load_provider
-from engines import random_weight, tiny_config
+from engines import random_weight
+from families import LLAMA
 from helpers import Span, make_batch
 
 LENGTH = 75
@@ -19,7 +20,7 @@ LENGTH = 75
 def config(*kinds: LayerKind) -> ModelConfig:
     rope = {kind: RopeConfig(10_000.0, 16) for kind in kinds}
     return replace(
-        tiny_config("llama"), layer_kinds=kinds, num_layers=len(kinds), rope=rope,
+        LLAMA, layer_kinds=kinds, num_layers=len(kinds), rope=rope,
         window=8, attn_chunk=20, attn_softcap=1.5,
     )  # fmt: skip
 
@@ -50,7 +51,7 @@ def test_switches_reach_the_op_and_pieces_give_the_same_bits() -> None:
         for start in range(0, LENGTH, step):
             stop = min(start + step, LENGTH)
             batch = make_batch([Span(range(LENGTH), start, stop, [2, 0, 1])], 1)
-            out.append(layer(x[start:stop], rope, batch, kv))
+            out.append(layer(x[start:stop], Step(batch, {"chunked": rope}), kv))
         return np.concatenate(out)
 
     whole, oracle = run("cpu", LENGTH), run("ref", LENGTH)

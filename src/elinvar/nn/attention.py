@@ -12,7 +12,6 @@ from elinvar.base.config import KVDtype, KVSpec, LayerKind, ModelConfig
 from elinvar.ops.api import F32, KVLayer, Ops
 from elinvar.ops.layout import Weight
 
-
 CACHE_OF: dict[LayerKind, LayerKind] = {"full": "full", "sliding": "sliding", "chunked": "full"}
 """Chunked layers share the blocks of the full ones and keep every key: their chunk only masks."""
 

@@ -38,9 +38,7 @@ GEMMA3 = replace(
     tied_head=True,
 )
 
-MISTRAL = replace(
-    GEMMA3, family="mistral", embed_scale=1.0, activation="silu", tied_head=False
-)
+MISTRAL = replace(GEMMA3, family="mistral", embed_scale=1.0, activation="silu", tied_head=False)
 QWEN3 = replace(LLAMA, family="qwen3")
 
 ENGINES: dict[str, ModelConfig] = {c.family: c for c in (LLAMA, GEMMA3, MISTRAL, QWEN3)}

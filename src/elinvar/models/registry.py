@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.base.errors import ModelError
-from elinvar.models import gemma3, llama, mistral, qwen3
+from elinvar.models import gemma2, gemma3, llama, mistral, qwen3
 from elinvar.ops.api import F32, KVLayer, Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
@@ -82,6 +82,16 @@ FAMILIES = (
         qwen3.config_from_gguf,
         qwen3.rules,
         llama.build,
+    ),
+    Family(
+        "gemma2",
+        "Gemma 2",
+        ("Gemma2ForCausalLM",),
+        ("gemma2",),
+        gemma2.config_from_hf,
+        gemma2.config_from_gguf,
+        gemma2.rules,
+        gemma3.build,
     ),
     Family(
         "gemma3",

@@ -37,6 +37,13 @@ GEMMA3 = replace(
     activation="gelu_tanh",
     tied_head=True,
 )
+GEMMA2 = replace(
+    GEMMA3,
+    family="gemma2",
+    rope=dict.fromkeys(("full", "sliding"), RopeConfig(10000.0, 16)),
+    attn_softcap=1.5,
+    final_softcap=2.5,
+)
 
 MISTRAL = replace(GEMMA3, family="mistral", embed_scale=1.0, activation="silu", tied_head=False)
 QWEN3 = replace(LLAMA, family="qwen3")
@@ -75,6 +82,7 @@ ENGINES: dict[str, ModelConfig] = {
         PHI,
         NEOX,
         GPT2,
+        GEMMA2,
         GEMMA3,
     )
 }
@@ -137,6 +145,11 @@ FULL_AND_SLIDING = ["full_attention", "sliding_attention", "full_attention"]
 
 def _llama(**settings: Any) -> Case:
     return Case("llama", "LlamaForCausalLM", "LlamaConfig", settings)
+
+
+def _gemma2(**settings: Any) -> Case:
+    plain = {"sliding_window": 8, "query_pre_attn_scalar": 24}
+    return Case("gemma2", "Gemma2ForCausalLM", "Gemma2Config", plain | settings)
 
 
 def _gemma3(**settings: Any) -> Case:
@@ -241,6 +254,14 @@ CASES: dict[str, Case] = {
         "GPT2LMHeadModel",
         "GPT2Config",
         GPT2_SIZES | {"tie_word_embeddings": False, "n_inner": 112, "activation_function": "relu2"},
+    ),
+    "gemma2": _gemma2(attn_logit_softcapping=1.5, final_logit_softcapping=2.5),
+    "gemma2-no-caps": _gemma2(
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
+        head_dim=32,
+        layer_types=FULL_AND_SLIDING,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
     ),
     "gemma3": _gemma3(),
     "gemma3-linear": _gemma3(rope_parameters=LINEAR8, head_dim=32),

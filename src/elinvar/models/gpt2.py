@@ -4,7 +4,7 @@ as (in, out), an MLP without a gate, a tied head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elinvar.base.batch import ForwardBatch
@@ -18,7 +18,8 @@ from elinvar.models.shared import (
     activation_from_hf,
     with_bias,
 )
-from elinvar.nn.decoder import Decoder
+from elinvar.nn.decoder import Decoder, Layer
+from elinvar.nn.norm import Norm
 from elinvar.nn.rope import MAX_POSITIONS
 from elinvar.ops.api import F32, Ops
 from elinvar.weights.rules import Part, Rule
@@ -27,15 +28,24 @@ NO_ROPE = RopeConfig(1.0, 0)
 
 
 class GPT2(Decoder):
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Any],
+        ops: Ops,
+        layers: Sequence[Layer],
+        norm: Norm,
+    ) -> None:
+        super().__init__(config, weights, ops, layers, norm)
+        self.positions = weights["positions"]
+
     def embedded(self, batch: ForwardBatch) -> F32:
         position_TD = self.ops.embed(batch.positions, self.positions, 1.0)
         return self.ops.add(super().embedded(batch), position_TD)
 
 
 def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
-    model = gpt_neox.build(config, weights, ops, GPT2)
-    model.positions = weights["positions"]
-    return model
+    return gpt_neox.build(config, weights, ops, GPT2)
 
 
 def rules(config: ModelConfig) -> list[Rule]:

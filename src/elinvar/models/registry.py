@@ -14,6 +14,7 @@ from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.base.errors import ModelError
 from elinvar.models import (
+    gemma2,
     gemma3,
     glm,
     gpt2,
@@ -187,6 +188,16 @@ FAMILIES = (
         None,
         gpt2.rules,
         gpt2.build,
+    ),
+    Family(
+        "gemma2",
+        "Gemma 2",
+        ("Gemma2ForCausalLM",),
+        ("gemma2",),
+        gemma2.config_from_hf,
+        gemma2.config_from_gguf,
+        gemma2.rules,
+        gemma3.build,
     ),
     Family(
         "gemma3",

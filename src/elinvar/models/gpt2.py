@@ -4,7 +4,7 @@ as (in, out), an MLP without a gate, a tied head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elinvar.base.batch import ForwardBatch
@@ -16,26 +16,38 @@ from elinvar.models.shared import (
     GGUF,
     TO,
     activation_from_hf,
+    sizes_from_gguf,
     with_bias,
 )
-from elinvar.nn.decoder import Decoder
+from elinvar.nn.decoder import Decoder, Layer
+from elinvar.nn.norm import Norm
 from elinvar.nn.rope import MAX_POSITIONS
 from elinvar.ops.api import F32, Ops
 from elinvar.weights.rules import Part, Rule
+from elinvar.weights.tensor import HostTensor
 
 NO_ROPE = RopeConfig(1.0, 0)
 
 
 class GPT2(Decoder):
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Any],
+        ops: Ops,
+        layers: Sequence[Layer],
+        norm: Norm,
+    ) -> None:
+        super().__init__(config, weights, ops, layers, norm)
+        self.positions = weights["positions"]
+
     def embedded(self, batch: ForwardBatch) -> F32:
         position_TD = self.ops.embed(batch.positions, self.positions, 1.0)
         return self.ops.add(super().embedded(batch), position_TD)
 
 
 def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
-    model = gpt_neox.build(config, weights, ops, GPT2)
-    model.positions = weights["positions"]
-    return model
+    return gpt_neox.build(config, weights, ops, GPT2)
 
 
 def rules(config: ModelConfig) -> list[Rule]:
@@ -95,3 +107,18 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         tied_head=keys.flag("tie_word_embeddings", True),
     )
     return checked(config, "config.json")
+
+
+def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor]) -> ModelConfig:
+    """From a GGUF file's keys and its tensors; without output.weight the head is tied."""
+    keys = Keys(metadata, "The GGUF file", "gpt2.")
+    sizes = sizes_from_gguf(keys, tensors)
+    config = ModelConfig(
+        family="gpt2",
+        norm_eps=keys.number("attention.layer_norm_epsilon"),
+        layer_kinds=FULL * sizes["num_layers"],
+        rope={"full": NO_ROPE},
+        activation="gelu_tanh",
+        **sizes,
+    )
+    return checked(config, "The GGUF file")

@@ -17,7 +17,7 @@ from elinvar.models import gemma3, gpt2, gpt_neox, llama, mistral, phi, qwen3, s
 from elinvar.ops.api import F32, KVLayer, Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
-from elinvar.weights.rules import Rule
+from elinvar.weights.rules import Rule, as_published
 from elinvar.weights.tensor import HostTensor
 
 
@@ -171,6 +171,6 @@ def load_model(
 ) -> Model:
     """Reads the configuration, loads the weights (see load_weights) and builds the model."""
     family, config = find_family(checkpoint), read_config(checkpoint)
-    rules = family.rules(config)
+    rules = as_published(family.rules(config), checkpoint.tensors)
     weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
     return family.build(config, weights, ops)

@@ -11,14 +11,7 @@ from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import ModelConfig, RopeConfig
 from elinvar.models import gpt_neox
 from elinvar.models.keys import MAX_LAYERS, Keys, checked, head_dim_of
-from elinvar.models.shared import (
-    FULL,
-    GGUF,
-    TO,
-    activation_from_hf,
-    sizes_from_gguf,
-    with_bias,
-)
+from elinvar.models.shared import FULL, GGUF, TO, activation_from_hf, sizes_from_gguf, with_bias
 from elinvar.nn.decoder import Decoder, Layer
 from elinvar.nn.norm import Norm
 from elinvar.nn.rope import MAX_POSITIONS

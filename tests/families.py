@@ -237,6 +237,7 @@ CASES: dict[str, Case] = {
         "Starcoder2Config",
         {"use_bias": False, "tie_word_embeddings": False, "hidden_act": "gelu"},
     ),
+    "starcoder2-full": Case("starcoder2", "Starcoder2ForCausalLM", "Starcoder2Config"),
     "phi": Case("phi", "PhiForCausalLM", "PhiConfig", {"partial_rotary_factor": 0.25}),
     "phi-yarn": Case(
         "phi", "PhiForCausalLM", "PhiConfig", {"rope_parameters": YARN, "hidden_act": "relu2"}

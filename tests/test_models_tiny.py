@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from elinvar.models.registry import FAMILIES, Model, find_family, load_model, read_config
 from elinvar.ops import Ops, load_provider
@@ -142,6 +143,16 @@ def test_saved_state_is_what_transformers_reads(case: str, tmp_path: Path) -> No
     model = load_f32(tmp_path / "a", ops)
     expected = reference_logits(read_back(tmp_path / "b"), prompt())
     assert_parity(run_tokens(model, ops, prompt()), expected)
+
+
+def test_a_bare_model_is_found(tmp_path: Path) -> None:
+    reference, ops = make_reference("gpt2"), load_provider("cpu")
+    reference.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file({name.removeprefix("transformer."): t for name, t in tensors.items()}, path)
+    expected = reference_logits(reference, prompt())
+    assert_parity(run_tokens(load_f32(tmp_path, ops), ops, prompt()), expected)
 
 
 GGUF_NAMES = {

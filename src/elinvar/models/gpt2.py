@@ -11,18 +11,13 @@ from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import ModelConfig, RopeConfig
 from elinvar.models import gpt_neox
 from elinvar.models.keys import MAX_LAYERS, Keys, checked, head_dim_of
-from elinvar.models.shared import (
-    FULL,
-    GGUF,
-    TO,
-    activation_from_hf,
-    with_bias,
-)
+from elinvar.models.shared import FULL, GGUF, TO, activation_from_hf, sizes_from_gguf, with_bias
 from elinvar.nn.decoder import Decoder, Layer
 from elinvar.nn.norm import Norm
 from elinvar.nn.rope import MAX_POSITIONS
 from elinvar.ops.api import F32, Ops
 from elinvar.weights.rules import Part, Rule
+from elinvar.weights.tensor import HostTensor
 
 NO_ROPE = RopeConfig(1.0, 0)
 
@@ -105,3 +100,18 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         tied_head=keys.flag("tie_word_embeddings", True),
     )
     return checked(config, "config.json")
+
+
+def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor]) -> ModelConfig:
+    """From a GGUF file's keys and its tensors; without output.weight the head is tied."""
+    keys = Keys(metadata, "The GGUF file", "gpt2.")
+    sizes = sizes_from_gguf(keys, tensors)
+    config = ModelConfig(
+        family="gpt2",
+        norm_eps=keys.number("attention.layer_norm_epsilon"),
+        layer_kinds=FULL * sizes["num_layers"],
+        rope={"full": NO_ROPE},
+        activation="gelu_tanh",
+        **sizes,
+    )
+    return checked(config, "The GGUF file")

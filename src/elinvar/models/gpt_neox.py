@@ -15,8 +15,10 @@ from elinvar.models.shared import (
     TO,
     activation_from_hf,
     by_layer,
+    one_rope_from_gguf,
     one_rope_from_hf,
     qkv_bias,
+    sizes_from_gguf,
     sizes_from_hf,
     with_bias,
 )
@@ -26,6 +28,7 @@ from elinvar.nn.mlp import MLP
 from elinvar.nn.norm import LayerNorm
 from elinvar.ops.api import Ops
 from elinvar.weights.rules import Part, Rule
+from elinvar.weights.tensor import HostTensor
 
 
 def build(
@@ -38,8 +41,9 @@ def build(
 
     def layer(i: int, w: dict[str, Any]) -> Layer:
         qkv = (w["q"], w["k"], w["v"])
-        bias = {"qkv_bias": qkv_bias(w), "out_bias": w.get("o_bias")}
-        attention = Attention(config, i, qkv, w["o"], ops, **bias)
+        attention = Attention(
+            config, i, qkv, w["o"], ops, qkv_bias=qkv_bias(w), out_bias=w.get("o_bias")
+        )
         biases = w.get("up_bias"), w.get("down_bias")
         mlp = MLP(w["up"], w["down"], config.activation, ops, *biases)
         first, second = norm(w, "attn_norm"), norm(w, "mlp_norm") if "mlp_norm" in w else None
@@ -96,3 +100,19 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         **sizes,
     )
     return checked(config, "config.json")
+
+
+def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor]) -> ModelConfig:
+    """From a GGUF file's keys."""
+    keys = Keys(metadata, "The GGUF file", "gptneox.")
+    sizes = sizes_from_gguf(keys, tensors)
+    config = ModelConfig(
+        family="gpt_neox",
+        norm_eps=keys.number("attention.layer_norm_epsilon"),
+        layer_kinds=FULL * sizes["num_layers"],
+        rope={"full": one_rope_from_gguf(keys, tensors, sizes["head_dim"])},
+        activation="gelu",
+        parallel=keys.flag("use_parallel_residual", True),
+        **sizes,
+    )
+    return checked(config, "The GGUF file")

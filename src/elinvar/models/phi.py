@@ -15,11 +15,14 @@ from elinvar.models.shared import (
     HF,
     TO,
     activation_from_hf,
+    one_rope_from_gguf,
     one_rope_from_hf,
+    sizes_from_gguf,
     sizes_from_hf,
     with_bias,
 )
 from elinvar.weights.rules import Rule
+from elinvar.weights.tensor import HostTensor
 
 
 def rules(config: ModelConfig) -> list[Rule]:
@@ -61,3 +64,18 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         **sizes,
     )
     return checked(config, "config.json")
+
+
+def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor]) -> ModelConfig:
+    """From a GGUF file's keys and its tensors."""
+    keys = Keys(metadata, "The GGUF file", "phi2.")
+    sizes = sizes_from_gguf(keys, tensors)
+    config = ModelConfig(
+        family="phi",
+        norm_eps=keys.number("attention.layer_norm_epsilon"),
+        layer_kinds=FULL * sizes["num_layers"],
+        rope={"full": one_rope_from_gguf(keys, tensors, sizes["head_dim"])},
+        activation="gelu_tanh",
+        **sizes,
+    )
+    return checked(config, "The GGUF file")

@@ -31,7 +31,7 @@ from elinvar.models import (
 from elinvar.ops.api import F32, KVLayer, Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
-from elinvar.weights.rules import Rule
+from elinvar.weights.rules import Rule, as_published
 from elinvar.weights.tensor import HostTensor
 
 
@@ -153,9 +153,9 @@ FAMILIES = (
         "starcoder2",
         "StarCoder2",
         ("Starcoder2ForCausalLM",),
-        (),
+        ("starcoder2",),
         starcoder2.config_from_hf,
-        None,
+        starcoder2.config_from_gguf,
         starcoder2.rules,
         gpt_neox.build,
     ),
@@ -163,9 +163,9 @@ FAMILIES = (
         "phi",
         "Phi-1, Phi-1.5, Phi-2",
         ("PhiForCausalLM",),
-        (),
+        ("phi2",),
         phi.config_from_hf,
-        None,
+        phi.config_from_gguf,
         phi.rules,
         gpt_neox.build,
     ),
@@ -173,9 +173,9 @@ FAMILIES = (
         "gpt_neox",
         "GPT-NeoX, Pythia",
         ("GPTNeoXForCausalLM",),
-        (),
+        ("gptneox",),
         gpt_neox.config_from_hf,
-        None,
+        gpt_neox.config_from_gguf,
         gpt_neox.rules,
         gpt_neox.build,
     ),
@@ -183,9 +183,9 @@ FAMILIES = (
         "gpt2",
         "GPT-2, DistilGPT2",
         ("GPT2LMHeadModel",),
-        (),
+        ("gpt2",),
         gpt2.config_from_hf,
-        None,
+        gpt2.config_from_gguf,
         gpt2.rules,
         gpt2.build,
     ),
@@ -248,6 +248,6 @@ def load_model(
 ) -> Model:
     """Reads the configuration, loads the weights (see load_weights) and builds the model."""
     family, config = find_family(checkpoint), read_config(checkpoint)
-    rules = family.rules(config)
+    rules = as_published(family.rules(config), checkpoint.tensors)
     weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
     return family.build(config, weights, ops)

@@ -10,18 +10,22 @@ from typing import Any
 from elinvar.base.config import LayerKind, ModelConfig
 from elinvar.models.keys import Keys, checked
 from elinvar.models.shared import (
+    FULL,
     GGUF,
     HF,
     TO,
     activation_from_hf,
     attention_rules,
     bias_rules,
+    one_rope_from_gguf,
     one_rope_from_hf,
     outer_rules,
+    sizes_from_gguf,
     sizes_from_hf,
     with_bias,
 )
 from elinvar.weights.rules import Rule
+from elinvar.weights.tensor import HostTensor
 
 
 def rules(config: ModelConfig) -> list[Rule]:
@@ -55,3 +59,19 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         **sizes,
     )
     return checked(config, "config.json")
+
+
+def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor]) -> ModelConfig:
+    """From a GGUF file's keys and its tensors; without output.weight the head is tied. The files do
+    not tell of a sliding window."""
+    keys = Keys(metadata, "The GGUF file", "starcoder2.")
+    sizes = sizes_from_gguf(keys, tensors)
+    config = ModelConfig(
+        family="starcoder2",
+        norm_eps=keys.number("attention.layer_norm_epsilon"),
+        layer_kinds=FULL * sizes["num_layers"],
+        rope={"full": one_rope_from_gguf(keys, tensors, sizes["head_dim"])},
+        activation="gelu_tanh",
+        **sizes,
+    )
+    return checked(config, "The GGUF file")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -211,6 +211,16 @@ def transpose(tensor: HostTensor) -> HostTensor:
     return HostTensor(
         tensor.name, (*stack, k, n), tensor.dtype, np.ascontiguousarray(data).reshape(-1, n * size)
     )
+
+
+def as_published(rules: Sequence[Rule], names: Container[str]) -> list[Rule]:
+    """The rules for a checkpoint with tensors of these names: one that was saved from the bare model
+    (GPT-2 is published so) leaves out the first part of every name."""
+    embed = next((rule.hf for rule in rules if rule.name == "embed"), None)
+    prefix, _, bare = (embed or "").partition(".")
+    if embed in names or bare not in names:
+        return list(rules)
+    return [replace(rule, hf=rule.hf and rule.hf.removeprefix(f"{prefix}.")) for rule in rules]
 
 
 def save_state(

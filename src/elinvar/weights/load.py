@@ -191,9 +191,11 @@ def _plan(
 
 def _check_biases(checkpoint: Checkpoint, used: set[str]) -> None:
     """A bias beside a matrix that is used would be dropped in silence, and the answers wrong."""
-    for name in checkpoint.tensors:
+    for name, tensor in checkpoint.tensors.items():
         stem, _, last = name.rpartition(".")
         if last == "bias" and name not in used and f"{stem}.weight" in used:
+            if not dequantize(tensor).any():
+                continue  # GPTQ's tools write zeros
             raise ModelError(
                 f"{checkpoint.path} holds the bias {name}, and {checkpoint.architecture} models "
                 "with biases are not supported."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,7 +53,7 @@ class UnpermuteRows:
 
     def _reorder(self, tensor: HostTensor, shape: tuple[int, int, int]) -> HostTensor:
         order = np.arange(len(tensor.data)).reshape(shape).swapaxes(1, 2).reshape(-1)
-        return HostTensor(tensor.name, tensor.shape, tensor.dtype, tensor.data[order])
+        return replace(tensor, data=tensor.data[order])
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from elinvar.ops.layout import unpack
 from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
 from elinvar.weights.load import load_weights
 from elinvar.weights.quants import dequantize, kind_of, to_codes
-from elinvar.weights.rules import Rule, UnpermuteRows
+from elinvar.weights.rules import Part, Rule, UnpermuteRows
 from helpers import assert_parity, log_softmax, run_tokens
 from test_quants import packed
 from test_rules import CONFIG
@@ -232,6 +232,14 @@ def test_experts_lie_one_after_the_other(tmp_path: Path) -> None:
     expected = oracle(blocks, scales, dtype=torch.float32).transpose(1, 2).reshape(30, 64).numpy()
     assert np.array_equal(dequantize(tensor), expected)
     assert np.array_equal(packed(to_codes(tensor, 7, 23)), expected[7:23])
+    # The second expert, and its even rows (gate and up alternate). Unquantised, they lie transposed.
+    rules = [
+        Rule("x", tensor.name, None, (10, 64), hf_part=Part(tensor.shape, 10), hf_transposed=True),
+        Rule("even", tensor.name, None, (5, 64), hf_part=Part(tensor.shape, 10, 1, 2)),
+    ]
+    state = load_weights(checkpoint, rules, CONFIG)
+    assert np.array_equal(unpack(state["x"]), expected[10:20])
+    assert np.array_equal(unpack(state["even"]), expected[10:20:2])
 
 
 def folder_of(folder: Path, tensors: dict[str, Any], settings: Any) -> Checkpoint:

@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from elinvar.base.config import EngineConfig, KVSpec, ModelConfig, RopeConfig
+from elinvar.base.config import EngineConfig, KVSpec
 from elinvar.base.plan import TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
 from elinvar.engine.output import CompletionBuilder
-from elinvar.models.registry import FAMILIES, Model
+from elinvar.models.registry import FAMILIES, Family, Model
 from elinvar.ops import Ops, Weight, load_provider
 from elinvar.ops.layout import GROUP, pack_float, pack_q4, pack_q5, pack_q8
+from elinvar.weights.rules import bind
+from families import ENGINES, VOCAB
 
-VOCAB = 288
 EOS = 256
 
 
@@ -60,64 +61,29 @@ def random_weight(rng: np.random.Generator, kind: str, n: int, k: int) -> Weight
     return pack(codes.clip(0, largest).reshape(n, k).astype(np.uint8), scales, mins)
 
 
-def tiny_config(family: str) -> ModelConfig:
-    gemma = family == "gemma3"
-    kinds = ("sliding", "full", "sliding") if gemma else ("full", "full")
-    ropes = {"full": RopeConfig(10000.0, 16), "sliding": RopeConfig(1000.0, 16)}
-    return ModelConfig(
-        family=family,
-        vocab_size=VOCAB,
-        dim=64,
-        num_layers=len(kinds),
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        ff_dim=96,
-        max_context=512,
-        norm_eps=1e-5,
-        layer_kinds=kinds,  # type: ignore[arg-type]
-        rope={k: ropes[k] for k in set(kinds)},  # type: ignore[misc]
-        attn_scale=0.25,
-        window=40 if gemma else None,
-        embed_scale=0.5 if gemma else 1.0,
-        activation="gelu_tanh" if gemma else "silu",
-        tied_head=gemma,
-    )
-
-
 @cache
 def tiny_weights(family: str, kind: str) -> dict[str, Any]:
-    c = tiny_config(family)
+    """Random ones, of the shapes that the family's rules tell."""
+    config, rules = ENGINES[family], _family(family).rules(ENGINES[family])
     rng = np.random.default_rng(7)
-    q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    shapes = {
-        **{"q": (q, c.dim), "k": (kv, c.dim), "v": (kv, c.dim), "o": (c.dim, q)},
-        **{"gate": (c.ff_dim, c.dim), "up": (c.ff_dim, c.dim), "down": (c.dim, c.ff_dim)},
-    }
-    norms = {"attn_norm": c.dim, "mlp_norm": c.dim}
-    if family == "gemma3":
-        norms |= {"attn_post_norm": c.dim, "mlp_post_norm": c.dim}
-        norms |= {"q_norm": c.head_dim, "k_norm": c.head_dim}
-    weights: dict[str, Any] = {
-        "embed": random_weight(rng, kind, c.vocab_size, c.dim),
-        "head": random_weight(rng, kind, c.vocab_size, c.dim),
-        "norm": _gain(rng, c.dim),
-    }
-    for i in range(c.num_layers):
-        for name, (n, k) in shapes.items():
-            weights[f"layers.{i}.{name}"] = random_weight(rng, kind, n, k)
-        for name, dim in norms.items():
-            weights[f"layers.{i}.{name}"] = _gain(rng, dim)
+    weights: dict[str, Any] = {}
+    for binding in bind(rules, "safetensors", config.num_layers):
+        assert binding.shape is not None
+        if len(binding.shape) == 2:
+            weights[binding.name] = random_weight(rng, kind, *binding.shape)
+        elif binding.name.endswith("norm"):
+            weights[binding.name] = rng.uniform(0.5, 1.5, binding.shape).astype(np.float32)
+        else:
+            weights[binding.name] = (rng.standard_normal(binding.shape) / 8).astype(np.float32)
     return weights
 
 
-def _gain(rng: np.random.Generator, dim: int) -> np.ndarray:
-    return rng.uniform(0.5, 1.5, dim).astype(np.float32)
+def _family(name: str) -> Family:
+    return next(family for family in FAMILIES if family.name == name)
 
 
 def tiny_model(ops: Ops, family: str = "llama", kind: str = "q4") -> Model:
-    build = next(f.build for f in FAMILIES if f.name == family)
-    return build(tiny_config(family), tiny_weights(family, kind), ops)
+    return _family(family).build(ENGINES[family], tiny_weights(family, kind), ops)
 
 
 @cache

@@ -14,9 +14,12 @@ from elinvar import _cpu
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
 from elinvar.engine.output import CompletionBuilder
+from elinvar.models.registry import FAMILIES as REGISTRY
 from engines import VOCAB, Answer, answers, provider, tiny_engine
 
 FAMILIES = ("llama", "gemma3")
+"""Full attention alone, and with windows: these two go through everything, all others through
+test_every_family."""
 LEVELS = [level for level in ("scalar", "avx2", "avx512", "neon") if level in _cpu.available()]
 
 
@@ -69,6 +72,15 @@ def together(engine: Engine) -> list[Answer]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batch_composition(family: str, kind: str) -> None:
     assert together(tiny_engine(family, kind)) == expected(family, kind)
+
+
+@pytest.mark.parametrize("kind", ["q4", "f32"])
+@pytest.mark.parametrize("family", [family.name for family in REGISTRY])
+def test_every_family(family: str, kind: str) -> None:
+    """In a batch, in chunks that cut blocks and windows, on more threads, with prefixes reused."""
+    engine = tiny_engine(family, kind, provider(num_threads=3), max_step_tokens=21)
+    assert together(engine) == expected(family, kind)
+    assert together(engine) == expected(family, kind)
 
 
 @pytest.mark.parametrize("kv_dtype", ["f16", "bf16", "f32"])

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from elinvar.base.config import ModelConfig, RopeConfig
 from elinvar.base.errors import ModelError
-from elinvar.ops.layout import Weight, pack_float, pack_q8
+from elinvar.ops.layout import Weight, pack_float, pack_q8, unpack
 from elinvar.weights.checkpoint import open_checkpoint
 from elinvar.weights.load import load_weights
 from elinvar.weights.quants import SUPPORTED, dequantize
-from elinvar.weights.rules import AddOne, Rule, UnpermuteRows, bind, save_state
+from elinvar.weights.rules import AddOne, Part, Rule, UnpermuteRows, bind, save_state
 from elinvar.weights.tensor import HostTensor
 from model_files import float_rows, host_tensor, write_gguf
 
@@ -96,6 +96,67 @@ def test_add_one() -> None:
     assert gains.dtype == "F32" and np.array_equal(dequantize(gains), expected)
     again = AddOne().apply(AddOne().invert(gains))
     assert np.array_equal(again.data, gains.data)
+
+
+E, F, D = 3, 6, 32
+"""Experts, their rows, their inputs."""
+MERGED = [
+    # q and k take turns by head in one matrix, their biases in one vector; v is what is left.
+    *(
+        rule
+        for at, name in enumerate("qk")
+        for rule in (
+            Rule(f"layers.{{i}}.{name}", "l.{i}.qkv.weight", None, (8, D), hf_part=Part((20, D), 4 * at, 4, 8)),
+            Rule(f"layers.{{i}}.{name}_bias", "l.{i}.qkv.bias", None, (8,), hf_part=Part((20,), 4 * at, 4, 8)),
+        )
+    ),
+    Rule("layers.{i}.v", "l.{i}.qkv.weight", None, (4, D), hf_part=Part((20, D), 16)),
+    Rule("layers.{i}.v_bias", "l.{i}.qkv.bias", None, (4,), hf_part=Part((20,), 16)),
+    # Gates and ups in turn, by columns, experts in a stack; only layer 1 has them.
+    *(
+        Rule(
+            f"layers.{{i}}.experts.{e}.{name}",
+            "l.{i}.experts",
+            None,
+            (F, D),
+            hf_part=Part((E, 2 * F, D), 2 * F * e + at, 1, 2),
+            hf_transposed=True,
+            layers=range(1, 2),
+        )
+        for e in range(E)
+        for at, name in enumerate(("gate", "up"))
+    ),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_parts_of_merged_and_stacked_tensors(dtype: type, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    stored = {f"l.{i}.qkv.weight": rng.standard_normal((20, D)).astype(dtype) for i in range(2)}
+    stored |= {f"l.{i}.qkv.bias": rng.standard_normal(20).astype(np.float32) for i in range(2)}
+    stored["l.1.experts"] = rng.standard_normal((E, D, 2 * F)).astype(dtype)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["X"]}))
+    save_file(stored, tmp_path / "model.safetensors")
+    state = load_weights(open_checkpoint(tmp_path), MERGED, CONFIG)
+    assert len(state) == 2 * 6 + 2 * E
+    for i in range(2):
+        qkv, bias = stored[f"l.{i}.qkv.weight"], stored[f"l.{i}.qkv.bias"]
+        for name, rows in (
+            ("q", [0, 1, 2, 3, 8, 9, 10, 11]),
+            ("k", [4, 5, 6, 7, 12, 13, 14, 15]),
+            ("v", [16, 17, 18, 19]),
+        ):
+            assert np.array_equal(unpack(state[f"layers.{i}.{name}"]), qkv[rows])
+            assert np.array_equal(state[f"layers.{i}.{name}_bias"], bias[rows])
+    for e in range(E):
+        both = stored["l.1.experts"][e].T
+        assert np.array_equal(unpack(state[f"layers.1.experts.{e}.gate"]), both[0::2])
+        assert np.array_equal(unpack(state[f"layers.1.experts.{e}.up"]), both[1::2])
+    save_state(state, MERGED, 2, tmp_path / "saved", {"architectures": ["X"]})
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert set(saved) == set(stored)
+    for name, values in stored.items():
+        assert saved[name].dtype == values.dtype and np.array_equal(saved[name], values)
 
 
 def make_gguf(path: Path, dtype: str) -> Path:

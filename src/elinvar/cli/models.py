@@ -86,6 +86,18 @@ def show(model: str, as_json: bool) -> None:
 
 
 @models.command(cls=Command)
+@as_json_option
+def support(as_json: bool) -> None:
+    """List the families and the formats that can be run."""
+    from elinvar.models.support import families, formats, markdown
+
+    if as_json:
+        print(json.dumps({"families": families(), "formats": formats()}, indent=2))
+    else:
+        print(markdown(), end="")
+
+
+@models.command(cls=Command)
 @opt.model
 @option("--yes", "-y", is_flag=True, help="Do not ask.")
 def remove(model: str, yes: bool) -> None:

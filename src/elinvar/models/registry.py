@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.base.errors import ModelError
-from elinvar.models import gemma3, llama
+from elinvar.models import gemma3, llama, mistral, qwen3
 from elinvar.ops.api import F32, KVLayer, Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
@@ -41,10 +41,13 @@ class Family:
     """A family's file: how its configuration is read, its weights named, its model built."""
 
     name: str
+    models: str
+    """Those that people know, for the table of what is supported."""
     hf_architectures: tuple[str, ...]
     gguf_architectures: tuple[str, ...]
     config_from_hf: Callable[[Mapping[str, Any]], ModelConfig]
-    config_from_gguf: Callable[[Mapping[str, Any], Mapping[str, HostTensor]], ModelConfig]
+    config_from_gguf: Callable[[Mapping[str, Any], Mapping[str, HostTensor]], ModelConfig] | None
+    """None: there are no GGUF files of it, or another family reads them."""
     rules: Callable[[ModelConfig], list[Rule]]
     build: Callable[[ModelConfig, Mapping[str, Any], Ops], Model]
 
@@ -52,21 +55,43 @@ class Family:
 FAMILIES = (
     Family(
         "llama",
+        "Llama 2, 3, 3.1, 3.2, 3.3; SmolLM2",
         ("LlamaForCausalLM",),
         ("llama",),
         llama.config_from_hf,
         llama.config_from_gguf,
         llama.rules,
-        llama.Llama,
+        llama.build,
+    ),
+    Family(
+        "mistral",
+        "Mistral 7B, Small, Nemo; Ministral 8B",
+        ("MistralForCausalLM", "MinistralForCausalLM"),
+        (),  # llama.cpp calls them llama
+        mistral.config_from_hf,
+        None,
+        llama.rules,
+        llama.build,
+    ),
+    Family(
+        "qwen3",
+        "Qwen3 (dense)",
+        ("Qwen3ForCausalLM",),
+        ("qwen3",),
+        qwen3.config_from_hf,
+        qwen3.config_from_gguf,
+        qwen3.rules,
+        llama.build,
     ),
     Family(
         "gemma3",
+        "Gemma 3, text",
         ("Gemma3ForCausalLM",),
         ("gemma3",),
         gemma3.config_from_hf,
         gemma3.config_from_gguf,
         gemma3.rules,
-        gemma3.Gemma3,
+        gemma3.build,
     ),
 )
 
@@ -83,7 +108,7 @@ def find_family(checkpoint: Checkpoint) -> Family:
         return known[checkpoint.architecture]
     raise ModelError(
         f"{checkpoint.path} has the architecture {checkpoint.architecture}, which is not "
-        f"supported; use a model with {' or '.join(known)}."
+        f"supported; there are {', '.join(known)}, and docs/adding-a-model.md shows how to add one."
     )
 
 
@@ -91,6 +116,7 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
     """The model's shape. Raises ModelError naming a key that is missing, wrong or unsupported."""
     family = find_family(checkpoint)
     if checkpoint.format == "gguf":
+        assert family.config_from_gguf is not None, "it names no GGUF architecture"
         return family.config_from_gguf(checkpoint.metadata, checkpoint.tensors)
     return family.config_from_hf(checkpoint.metadata)
 

@@ -5,6 +5,8 @@ Legend: T tokens of this step, D model dim, N = (H + 2 Hkv) * head_dim.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, LayerKind, ModelConfig
 from elinvar.ops.api import F32, KVLayer, Ops
@@ -32,6 +34,15 @@ def kv_specs(config: ModelConfig, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
     )
 
 
+@dataclass(slots=True)
+class Step:
+    """What every layer of a forward sees."""
+
+    batch: ForwardBatch
+    rope: dict[LayerKind, F32]
+    """By layer kind: the rotary table [P, R]."""
+
+
 class Attention:
     """Grouped-query attention with rotary positions (Ainslie et al., 2023) of one layer."""
 
@@ -57,14 +68,14 @@ class Attention:
         self.q_gain, self.k_gain = q_gain, k_gain
         self.ops = ops
 
-    def __call__(self, x_TD: F32, rope_PD: F32, batch: ForwardBatch, kv: KVLayer) -> F32:
+    def __call__(self, h_TD: F32, step: Step, kv: KVLayer) -> F32:
         """Writes the tokens' keys and values to `kv`, then attends -> [T, D]."""
-        ops, group = self.ops, self.group
-        qkv_TN = ops.linear(x_TD, self.qkv)
+        ops, group, batch = self.ops, self.group, step.batch
+        qkv_TN = ops.linear(h_TD, self.qkv)
         q_THD = ops.rope_write(
             qkv_TN,
             batch.positions,
-            rope_PD,
+            step.rope[self.kind],
             kv,
             batch.slot_mapping[group],
             self.num_heads,

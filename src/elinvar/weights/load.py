@@ -113,9 +113,7 @@ class _Packer:
     def chunks(self, entry: Entry) -> Iterator[NDArray[np.uint8]]:
         """The entry's packed bytes, a few panels at a time."""
         binding = self._items[entry.name].binding
-        tensor = self._checkpoint.tensors[binding.source]
-        if binding.fix is not None:
-            tensor = binding.fix.apply(tensor)
+        tensor = binding.canonical(self._checkpoint.tensors[binding.source])
         if entry.kind == "vector":
             yield self._counted(dequantize(tensor).view(np.uint8))
         else:
@@ -173,20 +171,21 @@ def _plan(
         tensor = tensors.get(binding.source)
         if tensor is None:
             continue
-        expected = binding.shape
-        if len(tensor.shape) not in (1, 2) or (expected and expected != tensor.shape):
+        expected = binding.stored_shape
+        shape = binding.shape or tensor.shape
+        if len(shape) not in (1, 2) or (expected and expected != tensor.shape):
             wanted = list(expected) if expected else "a vector or a matrix"
             raise ModelError(
                 f"Tensor {tensor.name} of {checkpoint.path} has shape {list(tensor.shape)}, and "
                 f"its configuration says {wanted}."
             )
         kind, note = kind_of(tensor)
-        if len(tensor.shape) == 1:
-            yield _Item(Entry(binding.name, "vector", tensor.shape), binding, "")
+        if len(shape) == 1:
+            yield _Item(Entry(binding.name, "vector", shape), binding, "")
         elif weight_format == "f32":
-            yield _Item(Entry(binding.name, "f32", tensor.shape), binding, f"{tensor.dtype} -> f32")
+            yield _Item(Entry(binding.name, "f32", shape), binding, f"{tensor.dtype} -> f32")
         else:
-            yield _Item(Entry(binding.name, kind, tensor.shape), binding, note)
+            yield _Item(Entry(binding.name, kind, shape), binding, note)
 
 
 def _check_biases(checkpoint: Checkpoint, used: set[str]) -> None:

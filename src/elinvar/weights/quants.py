@@ -76,6 +76,13 @@ def kind_of(tensor: HostTensor) -> tuple[WeightKind, str]:
     return "q8", f"{dtype} -> q8 g32" + ("" if dtype in _Q8_CODES else " (requantised)")
 
 
+def describe_types() -> list[tuple[str, str]]:
+    """(stored type, what it becomes), for every type that can be loaded."""
+    nothing = np.empty((0, 0), np.uint8)
+    notes = (kind_of(HostTensor("", (0, 0), dtype, nothing))[1] for dtype in SUPPORTED)
+    return [(stored, here) for stored, _, here in (note.partition(" -> ") for note in notes)]
+
+
 def to_codes(tensor: HostTensor, start: int = 0, stop: int | None = None) -> Codes:
     """Rows start .. stop in the kind of `kind_of`.
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,15 +22,16 @@ from elinvar.ops.layout import Weight, unpack
 from elinvar.weights.atomic import atomic_file
 from elinvar.weights.quants import dequantize
 from elinvar.weights.safetensors import SINGLE, write_safetensors
-from elinvar.weights.tensor import HostTensor
+from elinvar.weights.tensor import BLOCKS, HostTensor
 
 State = dict[str, Weight | NDArray[np.float32]]
 """Canonical name -> packed matrix or float32 vector."""
 
 
 class Fix(Protocol):
-    """An invertible change between a stored tensor and its canonical form. Shape stays; a
-    matrix also keeps its stored type. Fixes are frozen dataclasses: their repr names them."""
+    """An invertible change between a stored tensor (its part, if the rule names one) and its
+    canonical form. Shape stays; a matrix also keeps its stored type. Fixes are frozen dataclasses:
+    their repr names them."""
 
     def apply(self, tensor: HostTensor) -> HostTensor: ...
 
@@ -68,6 +70,26 @@ class AddOne:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of a larger stored tensor, whose leading dims count as rows: q of a merged qkv, an
+    expert of a stack. Of a vector, or for a vector, elements."""
+
+    of: tuple[int, ...]
+    """Shape of the whole, the contiguous dimension last."""
+    start: int = 0
+    block: int = 0
+    """Rows that lie together; 0: all of them."""
+    stride: int = 0
+    """From one block to the next."""
+
+    def rows(self, count: int) -> slice | NDArray[np.int64]:
+        if not self.block:
+            return slice(self.start, self.start + count)
+        starts = self.start + self.stride * np.arange(count // self.block)
+        return (starts[:, None] + np.arange(self.block)).reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One weight, or with {i} in its names one weight a layer."""
 
@@ -81,6 +103,14 @@ class Rule:
     hf_fix: Fix | None = None
     gguf_fix: Fix | None = None
     optional: bool = False
+    hf_part: Part | None = None
+    """A rule with a part has a shape."""
+    gguf_part: Part | None = None
+    hf_transposed: bool = False
+    """The checkpoint holds the matrix, or each of a stack, as (in, out); a part is of what lies
+    the other way round."""
+    layers: range | None = None
+    """Layers that have this weight; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +122,30 @@ class Binding:
     shape: tuple[int, ...] | None
     fix: Fix | None
     optional: bool
+    part: Part | None = None
+    transposed: bool = False
+
+    @property
+    def stored_shape(self) -> tuple[int, ...] | None:
+        """What the file should hold under `source`; None: any shape."""
+        whole = self.part.of if self.part else self.shape
+        if whole and self.transposed:
+            return (*whole[:-2], whole[-1], whole[-2])
+        return whole
+
+    def canonical(self, stored: HostTensor) -> HostTensor:
+        """The weight, from what the file holds."""
+        tensor, part = stored, self.part
+        if self.transposed:
+            if part is not None and len(part.of) > 2:  # of a stack, turn only what is needed
+                index, start = divmod(part.start, part.of[-2])
+                tensor = _matrix_of(tensor, index)
+                part = replace(part, of=part.of[-2:], start=start)
+            tensor = transpose(tensor)
+        if part is not None:
+            assert self.shape is not None
+            tensor = _take(tensor, part, self.shape)
+        return self.fix.apply(tensor) if self.fix else tensor
 
 
 def bind(rules: Sequence[Rule], format: str, num_layers: int) -> list[Binding]:
@@ -101,12 +155,54 @@ def bind(rules: Sequence[Rule], format: str, num_layers: int) -> list[Binding]:
         some = list(group)
         for i in range(num_layers if layered else 1):
             for rule in some:
-                source = rule.gguf if format == "gguf" else rule.hf
-                fix = rule.gguf_fix if format == "gguf" else rule.hf_fix
+                if layered and rule.layers is not None and i not in rule.layers:
+                    continue
+                gguf = format == "gguf"
+                source = rule.gguf if gguf else rule.hf
                 if source is not None:
-                    name, source = rule.name.replace("{i}", str(i)), source.replace("{i}", str(i))
-                    bindings.append(Binding(name, source, rule.shape, fix, rule.optional))
+                    bindings.append(
+                        Binding(
+                            rule.name.replace("{i}", str(i)),
+                            source.replace("{i}", str(i)),
+                            rule.shape,
+                            rule.gguf_fix if gguf else rule.hf_fix,
+                            rule.optional,
+                            rule.gguf_part if gguf else rule.hf_part,
+                            rule.hf_transposed and not gguf,
+                        )
+                    )
     return bindings
+
+
+def _take(tensor: HostTensor, part: Part, shape: tuple[int, ...]) -> HostTensor:
+    """The part, of `shape`; a view where its rows lie together."""
+    row = _row_bytes(tensor, shape)
+    rows = tensor.data.reshape(-1, row)[part.rows(shape[0])]
+    return HostTensor(tensor.name, shape, tensor.dtype, rows if shape[1:] else rows.reshape(1, -1))
+
+
+def _matrix_of(stack: HostTensor, index: int) -> HostTensor:
+    rows = stack.shape[-2]
+    data = stack.data[index * rows : (index + 1) * rows]
+    return HostTensor(stack.name, stack.shape[-2:], stack.dtype, data)
+
+
+def _row_bytes(tensor: HostTensor, shape: tuple[int, ...]) -> int:
+    """Bytes of a row of the weight: of one element for a vector."""
+    elements, size = BLOCKS[tensor.dtype]
+    return (shape[1] if len(shape) > 1 else 1) * size // elements
+
+
+def transpose(tensor: HostTensor) -> HostTensor:
+    """The last two dims the other way round. Raises ModelError for a type of blocks."""
+    elements, size = BLOCKS[tensor.dtype]
+    if elements > 1:
+        raise ModelError(f"Tensor {tensor.name} is stored as (in, out) and cannot be {tensor.dtype}.")
+    *stack, n, k = tensor.shape
+    data = tensor.data.reshape(-1, n, k, size).swapaxes(1, 2)
+    return HostTensor(
+        tensor.name, (*stack, k, n), tensor.dtype, np.ascontiguousarray(data).reshape(-1, n * size)
+    )
 
 
 def save_state(
@@ -122,23 +218,39 @@ def save_state(
     they stand for, vectors as float32. Raises ModelError when a weight is missing or the folder
     cannot be written.
     """
-    bindings = {b.source: b for b in bind(rules, "safetensors", num_layers)}
-    for binding in list(bindings.values()):
-        if binding.name not in state:
-            if not binding.optional:
-                raise ModelError(
-                    f"{folder} cannot be written: the weight {binding.name} is missing."
-                )
-            del bindings[binding.source]
-    entries = [
-        (source, _saved_dtype(state[b.name]), tuple(state[b.name].shape))
-        for source, b in bindings.items()
-    ]
+    sources: dict[str, list[Binding]] = {}
+    for binding in bind(rules, "safetensors", num_layers):
+        if binding.name in state:
+            sources.setdefault(binding.source, []).append(binding)
+        elif not binding.optional:
+            raise ModelError(f"{folder} cannot be written: the weight {binding.name} is missing.")
+    entries = []
+    for source, bindings in sources.items():
+        first = state[bindings[0].name]
+        shape = bindings[0].stored_shape or first.shape
+        entries.append((source, _joint_dtype(state[b.name] for b in bindings), tuple(shape)))
+
+    dtypes = {source: dtype for source, dtype, _ in entries}
 
     def stored(source: str) -> NDArray[np.uint8]:
-        binding = bindings[source]
-        tensor = _host_tensor(source, state[binding.name])
-        return (binding.fix.invert(tensor) if binding.fix else tensor).data
+        bindings, dtype = sources[source], dtypes[source]
+        whole: HostTensor | None = None
+        for binding in bindings:
+            tensor = _host_tensor(source, state[binding.name], dtype)
+            tensor = binding.fix.invert(tensor) if binding.fix else tensor
+            if binding.part is None:
+                whole = tensor
+                break
+            row = _row_bytes(tensor, tensor.shape)
+            if whole is None:
+                size = math.prod(binding.part.of) * BLOCKS[dtype][1]
+                data = np.zeros((size // row, row), np.uint8)
+                whole = HostTensor(source, binding.part.of, dtype, data)
+            whole.data.reshape(-1, row)[binding.part.rows(tensor.shape[0])] = tensor.data.reshape(
+                -1, row
+            )
+        assert whole is not None
+        return (transpose(whole) if bindings[0].transposed else whole).data
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,14 +265,18 @@ def save_state(
 _SAVED_DTYPES = {"f16": "F16", "bf16": "BF16"}
 
 
-def _saved_dtype(value: Weight | NDArray[np.float32]) -> str:
-    return _SAVED_DTYPES.get(value.kind, "F32") if isinstance(value, Weight) else "F32"
+def _joint_dtype(values: Iterable[Weight | NDArray[np.float32]]) -> str:
+    """The type in which all parts of one stored tensor are written."""
+    kinds = {
+        _SAVED_DTYPES.get(value.kind, "F32") if isinstance(value, Weight) else "F32"
+        for value in values
+    }
+    return kinds.pop() if len(kinds) == 1 else "F32"
 
 
-def _host_tensor(name: str, value: Weight | NDArray[np.float32]) -> HostTensor:
+def _host_tensor(name: str, value: Weight | NDArray[np.float32], dtype: str) -> HostTensor:
     if not isinstance(value, Weight):
         return _f32_vector(name, value)
-    dtype = _saved_dtype(value)
     w: NDArray[Any] = unpack(value)
     if dtype == "F16":
         w = w.astype("<f2")

@@ -1,0 +1,31 @@
+"""Mistral and Ministral (Jiang et al., 2023): Llama's blocks, with a sliding window on all layers, on
+some, or on none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from elinvar.base.config import LayerKind, ModelConfig
+from elinvar.models.keys import Keys, checked
+from elinvar.models.shared import kinds_from_hf, one_rope_from_hf, sizes_from_hf
+
+
+def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
+    """From config.json. Raises ModelError naming the key that is missing, wrong or unsupported."""
+    keys = Keys(metadata, "config.json")
+    keys.only("hidden_act", "silu")
+    sizes = sizes_from_hf(keys)
+    kind: LayerKind = "sliding" if keys.has("sliding_window") else "full"
+    kinds = kinds_from_hf(keys, (kind,) * sizes["num_layers"])
+    rope = one_rope_from_hf(keys, sizes["head_dim"])
+    config = ModelConfig(
+        family="mistral",
+        norm_eps=keys.number("rms_norm_eps"),
+        layer_kinds=kinds,
+        rope=dict.fromkeys(kinds, rope),
+        window=keys.size("sliding_window") if "sliding" in kinds else None,
+        **sizes,
+    )
+    return checked(config, "config.json")

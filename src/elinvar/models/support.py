@@ -1,0 +1,40 @@
+"""What can be run, as tables made from the registry: `elinvar models support` and docs/models.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from elinvar.models.registry import FAMILIES
+from elinvar.weights.quants import describe_types
+
+Row = Mapping[str, str]
+
+
+def families() -> list[Row]:
+    return [
+        {
+            "family": family.name,
+            "models": family.models,
+            "config.json": ", ".join(family.hf_architectures) or "-",
+            "GGUF": ", ".join(family.gguf_architectures) or "-",
+        }
+        for family in FAMILIES
+    ]
+
+
+def formats() -> list[Row]:
+    return [{"stored": stored, "runs as": here} for stored, here in describe_types()]
+
+
+def markdown() -> str:
+    return f"{_table(families())}\n{_table(formats())}"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(rows[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    padded = (
+        [cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines
+    )
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in padded)

@@ -1,0 +1,110 @@
+"""The frame that decoder-only models share: embedding, layers over a residual stream, head.
+
+A layer gets the stream x and its norm h, and returns both for the layer after it, so that a sum and
+the norm that follows are one op.
+
+Legend: T tokens of this step, D model dim, P positions, L rows that need logits, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from elinvar.base.batch import ForwardBatch
+from elinvar.base.config import KVDtype, KVSpec, ModelConfig
+from elinvar.nn.attention import Step, kv_specs
+from elinvar.nn.norm import Norm
+from elinvar.nn.rope import RopeTable
+from elinvar.ops.api import F32, KVLayer, Ops
+
+
+class Attends(Protocol):
+    def __call__(self, h_TD: F32, step: Step, kv: KVLayer) -> F32: ...
+
+
+class Feeds(Protocol):
+    def __call__(self, h_TD: F32) -> F32: ...
+
+
+class Layer(Protocol):
+    norm: Norm
+    """Of its input."""
+
+    def __call__(
+        self, x_TD: F32, h_TD: F32, step: Step, kv: KVLayer, next_norm: Norm, last: bool
+    ) -> tuple[F32, F32]:
+        """(the stream, its norm by `next_norm`). After the last layer's attention only rows that
+        need logits go on."""
+        ...
+
+
+class Block:
+    """Attention, then MLP, each added to the stream: x += post(part(norm(x)))."""
+
+    def __init__(
+        self,
+        norm: Norm,
+        attention: Attends,
+        mlp_norm: Norm,
+        mlp: Feeds,
+        attn_post: Norm | None = None,
+        mlp_post: Norm | None = None,
+    ) -> None:
+        self.norm, self.attention, self.attn_post = norm, attention, attn_post
+        self.mlp_norm, self.mlp, self.mlp_post = mlp_norm, mlp, mlp_post
+
+    def __call__(
+        self, x_TD: F32, h_TD: F32, step: Step, kv: KVLayer, next_norm: Norm, last: bool
+    ) -> tuple[F32, F32]:
+        a_TD = self.attention(h_TD, step, kv)
+        if self.attn_post is not None:
+            a_TD = self.attn_post(a_TD)
+        if last:
+            x_TD, a_TD = step.batch.where_logits(x_TD), step.batch.where_logits(a_TD)
+        x_TD, h_TD = self.mlp_norm.add(x_TD, a_TD)
+        m_TD = self.mlp(h_TD)
+        if self.mlp_post is not None:
+            m_TD = self.mlp_post(m_TD)
+        return next_norm.add(x_TD, m_TD)
+
+
+class Decoder:
+    """forward(): token ids to logits. Weights are bound once, context is an argument."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Any],
+        ops: Ops,
+        layers: Sequence[Layer],
+        norm: Norm,
+    ) -> None:
+        """norm: the last one, before the head."""
+        self.config, self.ops = config, ops
+        self.ropes = {kind: RopeTable(config.rope[kind]) for kind in config.rope}
+        self.embed = weights["embed"]
+        self.head = (weights["embed" if config.tied_head else "head"],)
+        self.layers = layers
+        self.next_norms = [*(layer.norm for layer in layers[1:]), norm]
+
+    def kv_specs(self, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
+        return kv_specs(self.config, kv_dtype)
+
+    def forward(self, batch: ForwardBatch, kv: Sequence[KVLayer]) -> F32:
+        """Computes the batch's tokens, writes their keys and values to `kv` (one a layer), and
+        returns the logits [L, V] of `batch.logit_rows`."""
+        rope = {kind: table.upto(batch.num_positions) for kind, table in self.ropes.items()}
+        step = Step(batch, rope)
+        x_TD = self.embedded(batch)
+        h_TD = self.layers[0].norm(x_TD)
+        for layer, cache, next_norm in zip(self.layers, kv, self.next_norms, strict=True):
+            last = layer is self.layers[-1]
+            x_TD, h_TD = layer(x_TD, h_TD, step, cache, next_norm, last)
+        return self.logits(h_TD)
+
+    def embedded(self, batch: ForwardBatch) -> F32:
+        return self.ops.embed(batch.input_ids, self.embed, self.config.embed_scale)
+
+    def logits(self, h_LD: F32) -> F32:
+        return self.ops.linear(h_LD, self.head)

@@ -1,0 +1,42 @@
+"""Norms, each with the sum before it: a layer's result is added to the stream and normed at once."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from elinvar.ops.api import F32, Ops
+
+
+class Norm(Protocol):
+    def __call__(self, x_TD: F32) -> F32: ...
+
+    def add(self, x_TD: F32, y_TD: F32) -> tuple[F32, F32]:
+        """(x + y, its norm)."""
+        ...
+
+
+class RMSNorm:
+    """x / rms(x) * gain (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, gain_D: F32, eps: float, ops: Ops) -> None:
+        self.gain, self.eps, self.ops = gain_D, eps, ops
+
+    def __call__(self, x_TD: F32) -> F32:
+        return self.ops.rms_norm(x_TD, self.gain, self.eps)
+
+    def add(self, x_TD: F32, y_TD: F32) -> tuple[F32, F32]:
+        return self.ops.add_rms_norm(x_TD, y_TD, self.gain, self.eps)
+
+
+class NoNorm:
+    """Where a family has none before its layers (OLMo 2)."""
+
+    def __init__(self, ops: Ops) -> None:
+        self.ops = ops
+
+    def __call__(self, x_TD: F32) -> F32:
+        return x_TD
+
+    def add(self, x_TD: F32, y_TD: F32) -> tuple[F32, F32]:
+        total = self.ops.add(x_TD, y_TD)
+        return total, total

@@ -176,8 +176,9 @@ nb::tuple route(Session& p, F32In logits, int top_k, bool sigmoid, bool renormal
     const auto k = static_cast<std::size_t>(top_k);
     auto ids = result<int32_t>(p, {logits.shape(0), k});
     auto weights = result<float>(p, {logits.shape(0), k});
-    const Route a{last_of(logits), top_k,      sigmoid,   renormalise, scaling,
-                  bias ? bias->data() : nullptr, num_groups, top_groups};
+    const Route a{last_of(logits), top_k,     sigmoid,
+                  renormalise,     scaling,   bias ? bias->data() : nullptr,
+                  num_groups,      top_groups};
     submit(p, [&p, a, x = logits.data(), rows = rows_of(logits), ids = ids.data(),
                weights = weights.data()] { p.route(x, rows, a, ids, weights); });
     return nb::make_tuple(ids, weights);
@@ -187,9 +188,8 @@ F32Out moe(Session& p, F32In x, I32In ids, F32In weights, const BoundExperts& ex
            int activation) {
     auto out = result<float>(p, {x.shape(0), x.shape(1)});
     submit(p, [&p, &experts, activation, x = x.data(), rows = rows_of(x), top_k = last_of(weights),
-               ids = ids.data(), weights = weights.data(), o = out.data()] {
-        p.moe(x, rows, top_k, ids, weights, experts, activation, o);
-    });
+               ids = ids.data(), weights = weights.data(),
+               o = out.data()] { p.moe(x, rows, top_k, ids, weights, experts, activation, o); });
     return out;
 }
 

@@ -90,8 +90,7 @@ void Provider::multiply(const Matrix& w, int panel, int num, const Rows& in, int
 
 // The same of a gated pair; out is [rows, gate.n], of which these panels are written.
 void Provider::multiply_gated(const Matrix& gate, const Matrix& up, int activation, int panel,
-                              int num, const Rows& in, int row, int count, float* out,
-                              int thread) {
+                              int num, const Rows& in, int row, int count, float* out, int thread) {
     const int cols = std::min(num * 16, gate.n - panel * 16);
     float* g = out + static_cast<std::ptrdiff_t>(row) * gate.n + panel * 16;
     const std::ptrdiff_t ld_up = num * 16;

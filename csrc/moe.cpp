@@ -56,7 +56,7 @@ void route_token(const Kernels& k, const Route& a, const float* logits, float* s
     const float* by = a.sigmoid || a.bias ? scores : logits;
     for (int e = 0; e < n; ++e) {
         const float c = a.bias ? by[e] + a.bias[e] : by[e];
-        choice[e] = c >= kLowest ? c : kLowest;  // NaN too: what follows can compare
+        choice[e] = c >= kLowest && logits[e] == logits[e] ? c : kLowest;  // NaN goes last
     }
     if (a.top_groups < a.num_groups) keep_groups(a, choice, choice + n);
     k.top_k(choice, n, a.top_k, ids);
@@ -151,7 +151,8 @@ void Provider::gather(const Rows& in, int num_tokens, const Experts& experts) {
         const auto& g = m.groups[static_cast<std::size_t>(b.group)];
         if (g.count == num_tokens) return;
         const int32_t* from = m.tokens.data() + g.first + b.row;
-        if (experts.rounds_x) kernels_->gather_quant(in.rounded, from, b.count, g.in.rounded, b.row);
+        if (experts.rounds_x)
+            kernels_->gather_quant(in.rounded, from, b.count, g.in.rounded, b.row);
         if (!experts.takes_x) return;
         for (int r = 0; r < b.count; ++r)
             std::memcpy(x + (g.first + b.row + r) * std::ptrdiff_t{dim},
@@ -167,7 +168,8 @@ void Provider::moe(const float* x, int rows, int top_k, const int32_t* ids, cons
     const auto pairs = static_cast<std::size_t>(rows) * static_cast<std::size_t>(top_k);
     const Rows in{x, experts.rounds_x ? quantize(x, rows, experts.dim()) : QuantRows{}};
     m.group(rows, top_k, ids, static_cast<int>(experts.gates.size()));
-    m.rounded.resize(std::max(m.rounded.size(), pairs * static_cast<std::size_t>(std::max(dim, ff) / 32)));
+    m.rounded.resize(
+        std::max(m.rounded.size(), pairs * static_cast<std::size_t>(std::max(dim, ff) / 32)));
     gather(in, rows, experts);
     float* h = m.h.at_least(pairs * static_cast<std::size_t>(ff));
     float* y = m.y.at_least(pairs * static_cast<std::size_t>(dim));

@@ -57,8 +57,8 @@ void add(const float* x, const float* y, size_t n, float* out) {
     for (; i < n; ++i) out[i] = x[i] + y[i];
 }
 
-void weighted_sum(const float* y, ptrdiff_t ld, const int32_t* rows, const float* weights, int count,
-                  int cols, float* out) {
+void weighted_sum(const float* y, ptrdiff_t ld, const int32_t* rows, const float* weights,
+                  int count, int cols, float* out) {
     for (int i = 0; i < cols; i += 16) {
         const int n = min_of(16, cols - i);
         V acc = zero();

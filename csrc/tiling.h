@@ -8,8 +8,8 @@
 namespace elinvar {
 
 // Blocks of rows small enough for their activations to stay in the L2 cache, times chunks of
-// panels, few as each begins cold, fine enough to balance threads. The kernel of float weights keeps
-// panels in L2 and takes its rows from L3: it wants larger blocks, and its panels in pairs.
+// panels, few as each begins cold, fine enough to balance threads. The kernel of float weights
+// keeps panels in L2 and takes its rows from L3: it wants larger blocks, and its panels in pairs.
 struct Tiling {
     int row_block, row_blocks, chunk, chunks;
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from elinvar.base.config import ModelConfig, RopeConfig
+from elinvar.base.config import ModelConfig, MoEConfig, RopeConfig
 
 VOCAB = 288
 """Of the tiny engines: a tokenizer of bytes, and some."""
@@ -38,12 +38,15 @@ GEMMA3 = replace(
     tied_head=True,
 )
 
-MISTRAL = replace(
-    GEMMA3, family="mistral", embed_scale=1.0, activation="silu", tied_head=False
-)
+MISTRAL = replace(GEMMA3, family="mistral", embed_scale=1.0, activation="silu", tied_head=False)
 QWEN3 = replace(LLAMA, family="qwen3")
 
-ENGINES: dict[str, ModelConfig] = {c.family: c for c in (LLAMA, GEMMA3, MISTRAL, QWEN3)}
+MIXTRAL = replace(LLAMA, family="mixtral", moe=MoEConfig(4, 2, 96, (0, 1), renormalise=True))
+QWEN3_MOE = replace(LLAMA, family="qwen3_moe", moe=MoEConfig(24, 5, 32, (0, 1)))
+
+ENGINES: dict[str, ModelConfig] = {
+    c.family: c for c in (LLAMA, GEMMA3, MISTRAL, QWEN3, MIXTRAL, QWEN3_MOE)
+}
 """By family: what the tests of the contract run."""
 
 
@@ -97,6 +100,13 @@ def _gemma3(**settings: Any) -> Case:
     return Case("gemma3", "Gemma3ForCausalLM", "Gemma3TextConfig", plain | settings)
 
 
+def _qwen_moe(name: str, **settings: Any) -> Case:
+    family = {"Qwen2Moe": "qwen2_moe", "Qwen3Moe": "qwen3_moe"}[name]
+    plain = {"num_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
+    shared = {"shared_expert_intermediate_size": 80} if name == "Qwen2Moe" else {}
+    return Case(family, f"{name}ForCausalLM", f"{name}Config", plain | shared | settings)
+
+
 CASES: dict[str, Case] = {
     "llama": _llama(tie_word_embeddings=False),
     "llama-tied": _llama(tie_word_embeddings=True, num_key_value_heads=4),
@@ -123,6 +133,21 @@ CASES: dict[str, Case] = {
             "tie_word_embeddings": True,
             "head_dim": 32,
         },
+    ),
+    "mixtral": Case("mixtral", "MixtralForCausalLM", "MixtralConfig", {"sliding_window": None}),
+    "mixtral-sliding": Case(
+        "mixtral",
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        {"sliding_window": 8, "num_local_experts": 5, "num_experts_per_tok": 1},
+    ),
+    "qwen3-moe": _qwen_moe("Qwen3Moe", norm_topk_prob=True),
+    "qwen3-moe-dense": _qwen_moe(
+        "Qwen3Moe",
+        mlp_only_layers=[1],
+        use_sliding_window=True,
+        sliding_window=8,
+        tie_word_embeddings=True,
     ),
     "gemma3": _gemma3(),
     "gemma3-linear": _gemma3(rope_parameters=LINEAR8, head_dim=32),

@@ -24,7 +24,7 @@ class Attends(Protocol):
 
 
 class Feeds(Protocol):
-    def __call__(self, h_TD: F32) -> F32: ...
+    def __call__(self, h_TD: F32, /) -> F32: ...
 
 
 class Layer(Protocol):

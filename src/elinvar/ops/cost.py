@@ -77,9 +77,7 @@ def route(
     return Cost("", 0, logits_TE.nbytes + 8 * rows * k, 4 * rows * experts)
 
 
-def moe(
-    x_TD: F32, ids_TK: I32, weights_TK: F32, experts: Experts, activation: Activation
-) -> Cost:
+def moe(x_TD: F32, ids_TK: I32, weights_TK: F32, experts: Experts, activation: Activation) -> Cost:
     """Experts that no token goes to are not read."""
     parts = experts.gates, experts.ups, experts.downs
     first = [part[0] for part in parts]

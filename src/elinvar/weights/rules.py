@@ -109,7 +109,7 @@ class Rule:
     hf_transposed: bool = False
     """The checkpoint holds the matrix, or each of a stack, as (in, out); a part is of what lies
     the other way round."""
-    layers: range | None = None
+    layers: Sequence[int] | None = None
     """Layers that have this weight; None: all."""
 
 
@@ -197,7 +197,9 @@ def transpose(tensor: HostTensor) -> HostTensor:
     """The last two dims the other way round. Raises ModelError for a type of blocks."""
     elements, size = BLOCKS[tensor.dtype]
     if elements > 1:
-        raise ModelError(f"Tensor {tensor.name} is stored as (in, out) and cannot be {tensor.dtype}.")
+        raise ModelError(
+            f"Tensor {tensor.name} is stored as (in, out) and cannot be {tensor.dtype}."
+        )
     *stack, n, k = tensor.shape
     data = tensor.data.reshape(-1, n, k, size).swapaxes(1, 2)
     return HostTensor(
@@ -283,7 +285,7 @@ def _host_tensor(name: str, value: Weight | NDArray[np.float32], dtype: str) -> 
     elif dtype == "BF16":
         # Exact: the values came from bf16, so the low half of each is zero.
         w = (w.view(np.uint32) >> 16).astype("<u2")
-    return HostTensor(name, value.shape, dtype, w.view(np.uint8))
+    return HostTensor(name, value.shape, dtype, np.ascontiguousarray(w).view(np.uint8))
 
 
 def _f32_vector(name: str, values: NDArray[np.float32]) -> HostTensor:

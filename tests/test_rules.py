@@ -106,8 +106,20 @@ MERGED = [
         rule
         for at, name in enumerate("qk")
         for rule in (
-            Rule(f"layers.{{i}}.{name}", "l.{i}.qkv.weight", None, (8, D), hf_part=Part((20, D), 4 * at, 4, 8)),
-            Rule(f"layers.{{i}}.{name}_bias", "l.{i}.qkv.bias", None, (8,), hf_part=Part((20,), 4 * at, 4, 8)),
+            Rule(
+                f"layers.{{i}}.{name}",
+                "l.{i}.qkv.weight",
+                None,
+                (8, D),
+                hf_part=Part((20, D), 4 * at, 4, 8),
+            ),
+            Rule(
+                f"layers.{{i}}.{name}_bias",
+                "l.{i}.qkv.bias",
+                None,
+                (8,),
+                hf_part=Part((20,), 4 * at, 4, 8),
+            ),
         )
     ),
     Rule("layers.{i}.v", "l.{i}.qkv.weight", None, (4, D), hf_part=Part((20, D), 16)),

@@ -285,6 +285,7 @@ def _host_tensor(name: str, value: Weight | NDArray[np.float32], dtype: str) -> 
     elif dtype == "BF16":
         # Exact: the values came from bf16, so the low half of each is zero.
         w = (w.view(np.uint32) >> 16).astype("<u2")
+    # A matrix that does not fill its last panel comes as a view of one that does.
     return HostTensor(name, value.shape, dtype, np.ascontiguousarray(w).view(np.uint8))
 
 

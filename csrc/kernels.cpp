@@ -26,6 +26,7 @@ using Stored = std::conditional_t<kind == Kind::f32, float, uint16_t>;  // in th
 #include "group_dot.h"
 #include "linear_float.h"
 #include "linear_quant.h"
+#include "maps.h"
 #include "rows.h"
 #include "sample.h"
 
@@ -50,6 +51,11 @@ const Kernels kernels = {
     log_one,
     top_k,
     gumbel_argmax,
+    layer_norm,
+    add_bias,
+    activate_all,
+    scale,
+    softcap,
     gather_quant,
     weighted_sum,
 };

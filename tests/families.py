@@ -40,12 +40,26 @@ GEMMA3 = replace(
 
 MISTRAL = replace(GEMMA3, family="mistral", embed_scale=1.0, activation="silu", tied_head=False)
 QWEN3 = replace(LLAMA, family="qwen3")
+PHI3 = replace(LLAMA, family="phi3", rope={"full": RopeConfig(10000.0, 8)})
+GRANITE = replace(
+    LLAMA, family="granite", embed_scale=3.0, residual_scale=0.5, logit_scale=0.25, attn_scale=0.125
+)
+GLM = replace(LLAMA, family="glm", rope={"full": RopeConfig(10000.0, 8)})
 
 MIXTRAL = replace(LLAMA, family="mixtral", moe=MoEConfig(4, 2, 96, (0, 1), renormalise=True))
+QWEN2_MOE = replace(
+    LLAMA, family="qwen2_moe", moe=MoEConfig(9, 4, 32, (1,), shared_ff_dim=64, shared_gate=True)
+)
 QWEN3_MOE = replace(LLAMA, family="qwen3_moe", moe=MoEConfig(24, 5, 32, (0, 1)))
 
 ENGINES: dict[str, ModelConfig] = {
-    c.family: c for c in (LLAMA, GEMMA3, MISTRAL, QWEN3, MIXTRAL, QWEN3_MOE)
+    c.family: c
+    for c in (
+        *(LLAMA, GEMMA3, MISTRAL, QWEN3, PHI3, GRANITE, GLM),
+        *(MIXTRAL, QWEN2_MOE, QWEN3_MOE),
+        replace(LLAMA, family="qwen2"),
+        replace(GLM, family="glm4"),
+    )
 }
 """By family: what the tests of the contract run."""
 
@@ -88,6 +102,18 @@ LINEAR8 = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+GRANITE_SCALES = {
+    "embedding_multiplier": 6.0,
+    "residual_multiplier": 0.3,
+    "attention_multiplier": 0.1,
+    "logits_scaling": 4.0,
+}
 FULL_AND_SLIDING = ["full_attention", "sliding_attention", "full_attention"]
 
 
@@ -121,6 +147,49 @@ CASES: dict[str, Case] = {
         "MinistralConfig",
         {"sliding_window": 40, "layer_types": FULL_AND_SLIDING},
     ),
+    "qwen2": Case("qwen2", "Qwen2ForCausalLM", "Qwen2Config", {"head_dim": None}),
+    "qwen2-sliding": Case(
+        "qwen2",
+        "Qwen2ForCausalLM",
+        "Qwen2Config",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 2,
+            "rope_parameters": YARN,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "phi3": Case("phi3", "Phi3ForCausalLM", "Phi3Config", {"sliding_window": 8}),
+    "phi3-longrope": Case(
+        "phi3",
+        "Phi3ForCausalLM",
+        "Phi3Config",
+        {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10_000.0,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.1, 1.3, 1.5, 1.8, 2.0],
+                "long_factor": [1.5, 2.0, 3.0, 5.0, 8.0, 16.0],
+            },
+            "original_max_position_embeddings": 32,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granite": Case("granite", "GraniteForCausalLM", "GraniteConfig", GRANITE_SCALES),
+    "granite-tied": Case(
+        "granite",
+        "GraniteForCausalLM",
+        "GraniteConfig",
+        GRANITE_SCALES | {"tie_word_embeddings": True, "num_key_value_heads": 1},
+    ),
+    "glm": Case("glm", "GlmForCausalLM", "GlmConfig"),
+    "glm-plain": Case("glm", "GlmForCausalLM", "GlmConfig", {"attention_bias": False}),
+    "glm4": Case("glm4", "Glm4ForCausalLM", "Glm4Config"),
+    "glm4-tied": Case(
+        "glm4", "Glm4ForCausalLM", "Glm4Config", {"tie_word_embeddings": True, "head_dim": 32}
+    ),
     "qwen3": Case("qwen3", "Qwen3ForCausalLM", "Qwen3Config", {"rope_parameters": LLAMA3}),
     "qwen3-sliding": Case(
         "qwen3",
@@ -140,6 +209,14 @@ CASES: dict[str, Case] = {
         "MixtralForCausalLM",
         "MixtralConfig",
         {"sliding_window": 8, "num_local_experts": 5, "num_experts_per_tok": 1},
+    ),
+    "qwen2-moe": _qwen_moe("Qwen2Moe"),
+    "qwen2-moe-norm": _qwen_moe(
+        "Qwen2Moe",
+        norm_topk_prob=True,
+        use_sliding_window=True,
+        sliding_window=8,
+        decoder_sparse_step=2,
     ),
     "qwen3-moe": _qwen_moe("Qwen3Moe", norm_topk_prob=True),
     "qwen3-moe-dense": _qwen_moe(

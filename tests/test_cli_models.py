@@ -14,10 +14,12 @@ from elinvar.base.errors import ModelError
 from elinvar.cli import app
 from elinvar.cli.describe import describe_model, readable
 from elinvar.engine.tokenizer import load_tokenizer
+from elinvar.models.registry import FAMILIES
 from elinvar.weights import sources
 from elinvar.weights.cache import CachedFile
 from elinvar.weights.checkpoint import open_checkpoint
 from elinvar.weights.fetch import Fetched
+from elinvar.weights.quants import SUPPORTED
 
 
 def run(*arguments: str) -> Result:
@@ -141,3 +143,15 @@ def test_a_local_path_is_never_removed(tiny_gguf: Path) -> None:
     with pytest.raises(ModelError, match="delete it yourself"):
         run("models", "remove", str(tiny_gguf), "--yes")
     assert tiny_gguf.exists()
+
+
+def test_support_is_the_registry_and_the_page() -> None:
+    tables = run("models", "support").stdout
+    listed = json.loads(run("models", "support", "--json").stdout)
+    assert [row["family"] for row in listed["families"]] == [f.name for f in FAMILIES]
+    assert {row["stored"] for row in listed["formats"]} == set(SUPPORTED)
+    page = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    families, formats = tables.strip().split("\n\n")
+    assert families in page and formats in page, (
+        "docs/models.md is behind: put the output of 'elinvar models support' there"
+    )

@@ -93,7 +93,7 @@ def write_gguf(reference: Any, architecture: str, path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("case", "architecture"),
-    [("mixtral", "llama"), ("qwen3-moe", "qwen3moe")],
+    [("mixtral", "llama"), ("qwen2-moe", "qwen2moe"), ("qwen3-moe", "qwen3moe")],
 )
 def test_gguf_parity(case: str, architecture: str, tmp_path: Path) -> None:
     reference = make_reference(case)
@@ -105,6 +105,7 @@ def test_gguf_parity(case: str, architecture: str, tmp_path: Path) -> None:
 
 MIXTURES: dict[str, dict[str, Any]] = {
     "MixtralForCausalLM": {"num_local_experts": 4},
+    "Qwen2MoeForCausalLM": {"num_experts": 4, "shared_expert_intermediate_size": 32},
     "Qwen3MoeForCausalLM": {"num_experts": 4},
 }
 

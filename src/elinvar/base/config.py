@@ -101,6 +101,9 @@ class ModelConfig:
     window: int | None = None
     """Sliding layers: a query at position p sees keys p - window + 1 .. p."""
     embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    """Factor on what a layer adds to the stream."""
+    logit_scale: float = 1.0
     activation: Activation = "silu"
     tied_head: bool = False
     moe: MoEConfig | None = None

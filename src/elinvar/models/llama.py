@@ -20,6 +20,7 @@ from elinvar.models.shared import (
     one_rope_from_gguf,
     one_rope_from_hf,
     outer_rules,
+    qkv_bias,
     sizes_from_gguf,
     sizes_from_hf,
 )
@@ -49,6 +50,8 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
             ops,
             q_gain=w.get("q_norm"),
             k_gain=w.get("k_norm"),
+            qkv_bias=qkv_bias(w),
+            out_bias=w.get("o_bias"),
         )
         mlp = feeds(config, w, ops)
         return Block(norm(w["attn_norm"]), attention, norm(w["mlp_norm"]), mlp)

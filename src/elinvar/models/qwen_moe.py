@@ -17,6 +17,7 @@ from elinvar.models.qwen3 import HEAD_NORMS
 from elinvar.models.shared import (
     FULL,
     attention_rules,
+    bias_rules,
     kinds_from_hf,
     norm_rules,
     one_rope_from_gguf,
@@ -30,10 +31,11 @@ from elinvar.weights.tensor import HostTensor
 
 
 def rules(config: ModelConfig) -> list[Rule]:
+    qwen2 = config.family == "qwen2_moe"
     return [
         *norm_rules(NORMS, config.dim),
         *attention_rules(config),
-        *norm_rules(HEAD_NORMS, config.head_dim),
+        *(bias_rules(config) if qwen2 else norm_rules(HEAD_NORMS, config.head_dim)),
         *dense_rules(config),
         *expert_rules(config),
         *outer_rules(config),

@@ -13,7 +13,18 @@ from typing import Any, Literal, Protocol
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.base.errors import ModelError
-from elinvar.models import gemma3, llama, mistral, mixtral, qwen3, qwen_moe
+from elinvar.models import (
+    gemma3,
+    glm,
+    granite,
+    llama,
+    mistral,
+    mixtral,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen_moe,
+)
 from elinvar.ops.api import F32, KVLayer, Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
@@ -50,6 +61,7 @@ class Family:
     """None: there are no GGUF files of it, or another family reads them."""
     rules: Callable[[ModelConfig], list[Rule]]
     build: Callable[[ModelConfig, Mapping[str, Any], Ops], Model]
+    tested: str = "random weights against transformers"
 
 
 FAMILIES = (
@@ -62,6 +74,7 @@ FAMILIES = (
         llama.config_from_gguf,
         llama.rules,
         llama.build,
+        "the same, and SmolLM2-135M",
     ),
     Family(
         "mistral",
@@ -71,6 +84,16 @@ FAMILIES = (
         mistral.config_from_hf,
         None,
         llama.rules,
+        llama.build,
+    ),
+    Family(
+        "qwen2",
+        "Qwen2, Qwen2.5 (dense)",
+        ("Qwen2ForCausalLM",),
+        ("qwen2",),
+        qwen2.config_from_hf,
+        qwen2.config_from_gguf,
+        qwen2.rules,
         llama.build,
     ),
     Family(
@@ -94,6 +117,16 @@ FAMILIES = (
         llama.build,
     ),
     Family(
+        "qwen2_moe",
+        "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B",
+        ("Qwen2MoeForCausalLM",),
+        ("qwen2moe",),
+        qwen_moe.qwen2_from_hf,
+        qwen_moe.qwen2_from_gguf,
+        qwen_moe.rules,
+        llama.build,
+    ),
+    Family(
         "qwen3_moe",
         "Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder",
         ("Qwen3MoeForCausalLM",),
@@ -104,6 +137,46 @@ FAMILIES = (
         llama.build,
     ),
     Family(
+        "phi3",
+        "Phi-3, Phi-3.5, Phi-4, Phi-4-mini",
+        ("Phi3ForCausalLM",),
+        (),
+        phi3.config_from_hf,
+        None,
+        phi3.rules,
+        llama.build,
+    ),
+    Family(
+        "granite",
+        "Granite 3 (dense)",
+        ("GraniteForCausalLM",),
+        (),
+        granite.config_from_hf,
+        None,
+        granite.rules,
+        granite.build,
+    ),
+    Family(
+        "glm",
+        "GLM-4-9B (glm-4-9b-chat-hf)",
+        ("GlmForCausalLM",),
+        (),
+        glm.config_from_hf,
+        None,
+        glm.rules,
+        glm.build,
+    ),
+    Family(
+        "glm4",
+        "GLM-4-0414, GLM-Z1",
+        ("Glm4ForCausalLM",),
+        (),
+        glm.config_from_hf,
+        None,
+        glm.rules,
+        glm.build,
+    ),
+    Family(
         "gemma3",
         "Gemma 3, text",
         ("Gemma3ForCausalLM",),
@@ -112,6 +185,7 @@ FAMILIES = (
         gemma3.config_from_gguf,
         gemma3.rules,
         gemma3.build,
+        "the same, and Gemma 3 270M",
     ),
 )
 

@@ -157,6 +157,29 @@ def attention_rules(
     ]
 
 
+def bias_rules(
+    config: ModelConfig, fixes: Mapping[str, Fix] | None = None, optional: bool = False
+) -> list[Rule]:
+    """Biases of q, k and v; fixes by name."""
+    n = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
+    return [
+        Rule(
+            f"{TO}{name}_bias",
+            f"{HF}self_attn.{name}_proj.bias",
+            f"{GGUF}attn_{name}.bias",
+            (heads * config.head_dim,),
+            hf_fix=(fixes or {}).get(name),
+            optional=optional,
+        )
+        for name, heads in n.items()
+    ]
+
+
+def qkv_bias(w: Mapping[str, Any]) -> list[Any] | None:
+    """Those of a layer, if it has them."""
+    return [w[f"{name}_bias"] for name in "qkv"] if "q_bias" in w else None
+
+
 def mlp_rules(config: ModelConfig) -> list[Rule]:
     d, f, mlp = config.dim, config.ff_dim, HF + "mlp."
     return [

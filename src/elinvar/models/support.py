@@ -17,6 +17,7 @@ def families() -> list[Row]:
             "models": family.models,
             "config.json": ", ".join(family.hf_architectures) or "-",
             "GGUF": ", ".join(family.gguf_architectures) or "-",
+            "tested with": family.tested,
         }
         for family in FAMILIES
     ]

@@ -5,7 +5,10 @@ Legend: T tokens of this step, D model dim, N = (H + 2 Hkv) * head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, LayerKind, ModelConfig
@@ -55,6 +58,8 @@ class Attention:
         ops: Ops,
         q_gain: F32 | None = None,
         k_gain: F32 | None = None,
+        qkv_bias: Sequence[F32] | None = None,
+        out_bias: F32 | None = None,
     ) -> None:
         """q_gain, k_gain: [head_dim] gains of an RMS norm on every head of q and k, if any."""
         kind = config.layer_kinds[layer]
@@ -66,12 +71,14 @@ class Attention:
         self.eps = config.norm_eps
         self.qkv, self.out = qkv, (out,)
         self.q_gain, self.k_gain = q_gain, k_gain
+        self.qkv_bias = None if qkv_bias is None else np.concatenate(qkv_bias)
+        self.out_bias = out_bias
         self.ops = ops
 
     def __call__(self, h_TD: F32, step: Step, kv: KVLayer) -> F32:
         """Writes the tokens' keys and values to `kv`, then attends -> [T, D]."""
         ops, group, batch = self.ops, self.group, step.batch
-        qkv_TN = ops.linear(h_TD, self.qkv)
+        qkv_TN = ops.linear(h_TD, self.qkv, self.qkv_bias)
         q_THD = ops.rope_write(
             qkv_TN,
             batch.positions,
@@ -93,4 +100,4 @@ class Attention:
             self.scale,
             self.window,
         )
-        return ops.linear(o_TD, self.out)
+        return ops.linear(o_TD, self.out, self.out_bias)

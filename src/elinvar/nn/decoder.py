@@ -40,7 +40,8 @@ class Layer(Protocol):
 
 
 class Block:
-    """Attention, then MLP, each added to the stream: x += post(part(norm(x)))."""
+    """Attention, then MLP, each added to the stream: x += post(part(norm(x))), and a post is a norm
+    or a scale, or nothing."""
 
     def __init__(
         self,
@@ -48,8 +49,8 @@ class Block:
         attention: Attends,
         mlp_norm: Norm,
         mlp: Feeds,
-        attn_post: Norm | None = None,
-        mlp_post: Norm | None = None,
+        attn_post: Feeds | None = None,
+        mlp_post: Feeds | None = None,
     ) -> None:
         self.norm, self.attention, self.attn_post = norm, attention, attn_post
         self.mlp_norm, self.mlp, self.mlp_post = mlp_norm, mlp, mlp_post

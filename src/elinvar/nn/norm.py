@@ -28,6 +28,16 @@ class RMSNorm:
         return self.ops.add_rms_norm(x_TD, y_TD, self.gain, self.eps)
 
 
+class Scale:
+    """x * factor, where a family scales what it adds to the stream."""
+
+    def __init__(self, factor: float, ops: Ops) -> None:
+        self.factor, self.ops = factor, ops
+
+    def __call__(self, x_TD: F32) -> F32:
+        return self.ops.scale(x_TD, self.factor)
+
+
 class NoNorm:
     """Where a family has none before its layers (OLMo 2)."""
 

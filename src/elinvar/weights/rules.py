@@ -40,12 +40,14 @@ class Fix(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UnpermuteRows:
-    """Rows of q or k from interleaved rotary pairs (2i, 2i+1), as llama.cpp's converter orders
-    them for the llama architecture, to half-split pairs (i, i + D/2). Whole rows move, so it
-    works on quantised blocks as they lie."""
+    """Rows of q or k, or elements of their biases, from interleaved rotary pairs (2i, 2i+1) to
+    half-split ones (i, i + R/2): llama.cpp's converter stores them so for the llama architecture, and
+    GLM is trained so. Whole rows move, so it works on quantised blocks as they lie."""
 
     num_heads: int
     """Heads of this matrix: num_kv_heads for k."""
+    rotary: int = 0
+    """R, the rows of a head that are rotated, its first ones; 0: all."""
 
     def apply(self, tensor: HostTensor) -> HostTensor:
         return self._reorder(tensor, (self.num_heads, -1, 2))
@@ -53,9 +55,13 @@ class UnpermuteRows:
     def invert(self, tensor: HostTensor) -> HostTensor:
         return self._reorder(tensor, (self.num_heads, 2, -1))
 
-    def _reorder(self, tensor: HostTensor, shape: tuple[int, int, int]) -> HostTensor:
-        order = np.arange(len(tensor.data)).reshape(shape).swapaxes(1, 2).reshape(-1)
-        return HostTensor(tensor.name, tensor.shape, tensor.dtype, tensor.data[order])
+    def _reorder(self, tensor: HostTensor, pairs: tuple[int, int, int]) -> HostTensor:
+        heads = np.arange(tensor.shape[0]).reshape(self.num_heads, -1)
+        rotary = self.rotary or heads.shape[1]
+        turned = heads[:, :rotary].reshape(pairs).swapaxes(1, 2).reshape(self.num_heads, -1)
+        order = np.concatenate([turned, heads[:, rotary:]], axis=1).reshape(-1)
+        rows = tensor.data.reshape(len(order), -1)[order].reshape(tensor.data.shape)
+        return HostTensor(tensor.name, tensor.shape, tensor.dtype, rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,100 @@
+"""GLM-4 (Zeng et al., 2024) and GLM-4-0414: biases on q, k and v, rotary pairs (2i, 2i + 1) on half of
+each head, gate and up in one matrix; the later one has norms behind attention and MLP, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from elinvar.base.config import ModelConfig
+from elinvar.models.keys import Keys, checked
+from elinvar.models.shared import (
+    FULL,
+    HF,
+    TO,
+    bias_rules,
+    by_layer,
+    norm_rules,
+    one_rope_from_hf,
+    outer_rules,
+    qkv_bias,
+    sizes_from_hf,
+)
+from elinvar.nn.attention import Attention
+from elinvar.nn.decoder import Block, Decoder
+from elinvar.nn.mlp import GatedMLP
+from elinvar.nn.norm import RMSNorm
+from elinvar.ops.api import Ops
+from elinvar.weights.rules import Part, Rule, UnpermuteRows
+
+NORMS = {
+    "attn_norm": ("input_layernorm", "attn_norm"),
+    "mlp_norm": ("post_attention_layernorm", "ffn_norm"),
+}
+POST_NORMS = {
+    "attn_post_norm": ("post_self_attn_layernorm", "post_attention_norm"),
+    "mlp_post_norm": ("post_mlp_layernorm", "post_ffw_norm"),
+}
+
+
+def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
+    def norm(gain: Any) -> RMSNorm:
+        return RMSNorm(gain, config.norm_eps, ops)
+
+    def block(i: int, w: dict[str, Any]) -> Block:
+        qkv = (w["q"], w["k"], w["v"])
+        posts = [norm(w[name]) if name in w else None for name in POST_NORMS]
+        return Block(
+            norm(w["attn_norm"]),
+            Attention(config, i, qkv, w["o"], ops, qkv_bias=qkv_bias(w)),
+            norm(w["mlp_norm"]),
+            GatedMLP(w["gate"], w["up"], w["down"], config.activation, ops),
+            *posts,
+        )
+
+    blocks = [block(*one) for one in enumerate(by_layer(weights, config.num_layers))]
+    return Decoder(config, weights, ops, blocks, norm(weights["norm"]))
+
+
+def rules(config: ModelConfig) -> list[Rule]:
+    d, f, attn, mlp = config.dim, config.ff_dim, HF + "self_attn.", HF + "mlp."
+    nq, nk = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    rotary = config.rope["full"].dim
+    fixes = {
+        "q": UnpermuteRows(config.num_heads, rotary),
+        "k": UnpermuteRows(config.num_kv_heads, rotary),
+    }
+
+    def half(name: str, start: int) -> Rule:
+        part = Part((2 * f, d), start)
+        return Rule(TO + name, mlp + "gate_up_proj.weight", None, (f, d), hf_part=part)
+
+    return [
+        *norm_rules(NORMS, d),
+        *(norm_rules(POST_NORMS, d) if config.family == "glm4" else []),
+        Rule(TO + "q", attn + "q_proj.weight", None, (nq, d), hf_fix=fixes["q"]),
+        Rule(TO + "k", attn + "k_proj.weight", None, (nk, d), hf_fix=fixes["k"]),
+        Rule(TO + "v", attn + "v_proj.weight", None, (nk, d)),
+        *bias_rules(config, fixes, optional=True),
+        Rule(TO + "o", attn + "o_proj.weight", None, (d, nq)),
+        half("gate", 0),
+        half("up", f),
+        Rule(TO + "down", mlp + "down_proj.weight", None, (d, f)),
+        *outer_rules(config),
+    ]
+
+
+def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
+    """From config.json. Raises ModelError naming the key that is missing, wrong or unsupported."""
+    keys = Keys(metadata, "config.json")
+    keys.only("hidden_act", "silu")
+    sizes = sizes_from_hf(keys)
+    config = ModelConfig(
+        family="glm4" if metadata["architectures"][0] == "Glm4ForCausalLM" else "glm",
+        norm_eps=keys.number("rms_norm_eps"),
+        layer_kinds=FULL * sizes["num_layers"],
+        rope={"full": one_rope_from_hf(keys, sizes["head_dim"], rotary=0.5)},
+        **sizes,
+    )
+    return checked(config, "config.json")

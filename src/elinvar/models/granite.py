@@ -1,0 +1,79 @@
+"""Granite 3 (IBM, 2024): Llama's blocks with four constant factors, on the embedding, on q k, on what
+a layer adds to the stream, and on the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from elinvar.base.config import ModelConfig
+from elinvar.models.keys import Keys, checked
+from elinvar.models.llama import NORMS
+from elinvar.models.shared import (
+    FULL,
+    attention_rules,
+    by_layer,
+    mlp_rules,
+    norm_rules,
+    one_rope_from_hf,
+    outer_rules,
+    sizes_from_hf,
+)
+from elinvar.nn.attention import Attention
+from elinvar.nn.decoder import Block, Decoder
+from elinvar.nn.mlp import GatedMLP
+from elinvar.nn.norm import RMSNorm, Scale
+from elinvar.ops.api import F32, Ops
+from elinvar.weights.rules import Rule
+
+
+class Granite(Decoder):
+    def logits(self, h_LD: F32) -> F32:
+        return self.ops.scale(super().logits(h_LD), self.config.logit_scale)
+
+
+def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
+    scale = Scale(config.residual_scale, ops)
+
+    def norm(gain: Any) -> RMSNorm:
+        return RMSNorm(gain, config.norm_eps, ops)
+
+    def block(i: int, w: dict[str, Any]) -> Block:
+        attention = Attention(config, i, (w["q"], w["k"], w["v"]), w["o"], ops)
+        mlp = GatedMLP(w["gate"], w["up"], w["down"], config.activation, ops)
+        norms = norm(w["attn_norm"]), norm(w["mlp_norm"])
+        return Block(norms[0], attention, norms[1], mlp, attn_post=scale, mlp_post=scale)
+
+    blocks = [block(*one) for one in enumerate(by_layer(weights, config.num_layers))]
+    return Granite(config, weights, ops, blocks, norm(weights["norm"]))
+
+
+def rules(config: ModelConfig) -> list[Rule]:
+    return [
+        *norm_rules(NORMS, config.dim),
+        *attention_rules(config),
+        *mlp_rules(config),
+        *outer_rules(config),
+    ]
+
+
+def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
+    """From config.json. Raises ModelError naming the key that is missing, wrong or unsupported."""
+    keys = Keys(metadata, "config.json")
+    keys.only("hidden_act", "silu")
+    keys.only("attention_bias", False)
+    keys.only("mlp_bias", False)
+    sizes = sizes_from_hf(keys)
+    sizes["attn_scale"] = keys.number("attention_multiplier", 1.0)
+    config = ModelConfig(
+        family="granite",
+        norm_eps=keys.number("rms_norm_eps"),
+        layer_kinds=FULL * sizes["num_layers"],
+        rope={"full": one_rope_from_hf(keys, sizes["head_dim"])},
+        embed_scale=keys.number("embedding_multiplier", 1.0),
+        residual_scale=keys.number("residual_multiplier", 1.0),
+        logit_scale=1 / keys.number("logits_scaling", 1.0),
+        **sizes,
+    )
+    return checked(config, "config.json")

@@ -56,6 +56,8 @@ const Kernels kernels = {
     activate_all,
     scale,
     softcap,
+    gather_quant,
+    weighted_sum,
 };
 
 }  // namespace ELINVAR_ISA

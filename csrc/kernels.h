@@ -138,6 +138,12 @@ struct Kernels {
     void (*activate_all)(int activation, const float* x, std::size_t n, float* out);
     void (*scale)(const float* x, float factor, std::size_t n, float* out);
     void (*softcap)(const float* x, float cap, std::size_t n, float* out);
+    // Rows from[i] of x become rows first_row + i of out.
+    void (*gather_quant)(const QuantRows& x, const int32_t* from, int rows, const QuantRows& out,
+                         int first_row);
+    // out = sum of weights[i] * row rows[i] of y, a chain of FMAs by ascending i
+    void (*weighted_sum)(const float* y, std::ptrdiff_t ld, const int32_t* rows,
+                         const float* weights, int count, int cols, float* out);
 };
 
 // Instruction sets of this machine, widest first; always ends with "scalar".

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from elinvar.base.config import ModelConfig, RopeConfig
+from elinvar.base.config import ModelConfig, MoEConfig, RopeConfig
 
 VOCAB = 288
 """Of the tiny engines: a tokenizer of bytes, and some."""
@@ -66,12 +66,20 @@ STARCODER2 = replace(MISTRAL, family="starcoder2", activation="gelu_tanh", tied_
 GPT2 = replace(
     PHI, family="gpt2", num_kv_heads=4, rope={"full": RopeConfig(1.0, 0)}, parallel=False
 )
+MIXTRAL = replace(LLAMA, family="mixtral", moe=MoEConfig(4, 2, 96, (0, 1), renormalise=True))
+QWEN2_MOE = replace(
+    LLAMA, family="qwen2_moe", moe=MoEConfig(9, 4, 32, (1,), shared_ff_dim=64, shared_gate=True)
+)
+QWEN3_MOE = replace(LLAMA, family="qwen3_moe", moe=MoEConfig(24, 5, 32, (0, 1)))
 
 ENGINES: dict[str, ModelConfig] = {
     c.family: c
     for c in (
         LLAMA,
         MISTRAL,
+        MIXTRAL,
+        QWEN2_MOE,
+        QWEN3_MOE,
         replace(LLAMA, family="qwen2"),
         QWEN3,
         PHI3,
@@ -155,6 +163,13 @@ def _gemma2(**settings: Any) -> Case:
 def _gemma3(**settings: Any) -> Case:
     plain = {"num_hidden_layers": 7, "sliding_window": 8, "query_pre_attn_scalar": 24}
     return Case("gemma3", "Gemma3ForCausalLM", "Gemma3TextConfig", plain | settings)
+
+
+def _qwen_moe(name: str, **settings: Any) -> Case:
+    family = {"Qwen2Moe": "qwen2_moe", "Qwen3Moe": "qwen3_moe"}[name]
+    plain = {"num_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
+    shared = {"shared_expert_intermediate_size": 80} if name == "Qwen2Moe" else {}
+    return Case(family, f"{name}ForCausalLM", f"{name}Config", plain | shared | settings)
 
 
 CASES: dict[str, Case] = {
@@ -263,6 +278,28 @@ CASES: dict[str, Case] = {
         head_dim=32,
         layer_types=FULL_AND_SLIDING,
         rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+    "mixtral": Case("mixtral", "MixtralForCausalLM", "MixtralConfig", {"sliding_window": None}),
+    "mixtral-sliding": Case(
+        "mixtral",
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        {"sliding_window": 8, "num_local_experts": 5, "num_experts_per_tok": 1},
+    ),
+    "qwen2-moe": _qwen_moe("Qwen2Moe"),
+    "qwen2-moe-norm": _qwen_moe(
+        "Qwen2Moe",
+        norm_topk_prob=True,
+        use_sliding_window=True,
+        sliding_window=8,
+        decoder_sparse_step=2,
+    ),
+    "qwen3-moe": _qwen_moe("Qwen3Moe", norm_topk_prob=True),
+    "qwen3-moe-dense": _qwen_moe(
+        "Qwen3Moe",
+        mlp_only_layers=[1],
+        use_sliding_window=True,
+        sliding_window=8,
+        tie_word_embeddings=True,
     ),
     "gemma3": _gemma3(),
     "gemma3-linear": _gemma3(rope_parameters=LINEAR8, head_dim=32),

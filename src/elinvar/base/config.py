@@ -12,6 +12,8 @@ KVDtype = Literal["f16", "bf16", "f32"]
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu2"]
 """Of an MLP: x sigmoid(x); x Phi(x) with Phi by tanh (Hendrycks and Gimpel, 2016), and the exact
 one; max(x, 0)^2. Kernels number them in this order."""
+Scoring = Literal["softmax", "sigmoid"]
+"""How a mixture of experts turns router logits into scores."""
 WeightFormat = Literal["auto", "f32"]
 
 BLOCK_SIZE = 32
@@ -53,6 +55,31 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MoEConfig:
+    """The mixture of experts that some layers have in the place of an MLP; what routing means says
+    ops.api.Ops.route."""
+
+    num_experts: int
+    top_k: int
+    """Experts that a token goes to."""
+    ff_dim: int
+    """Of each."""
+    layers: tuple[int, ...]
+    """Those with experts; the others have an MLP."""
+    scoring: Scoring = "softmax"
+    renormalise: bool = False
+    scaling: float = 1.0
+    biased: bool = False
+    """Whether a bias takes part in the choice."""
+    num_groups: int = 1
+    top_groups: int = 1
+    shared_ff_dim: int = 0
+    """Of the expert that every token goes through; 0: there is none."""
+    shared_gate: bool = False
+    """Whether that one's output is weighted by a sigmoid of its own."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The shape of a text decoder, the same whether it came from GGUF or from config.json."""
 
@@ -87,6 +114,7 @@ class ModelConfig:
     """The same of the logits."""
     attn_chunk: int | None = None
     """Chunked layers: a query at position p sees keys p // chunk * chunk .. p."""
+    moe: MoEConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,12 @@ from elinvar.models import (
     granite,
     llama,
     mistral,
+    mixtral,
     phi,
     phi3,
     qwen2,
     qwen3,
+    qwen_moe,
     starcoder2,
 )
 from elinvar.ops.api import F32, KVLayer, Ops
@@ -107,6 +109,36 @@ FAMILIES = (
         qwen3.config_from_hf,
         qwen3.config_from_gguf,
         qwen3.rules,
+        llama.build,
+    ),
+    Family(
+        "mixtral",
+        "Mixtral 8x7B, 8x22B",
+        ("MixtralForCausalLM",),
+        ("llama with experts",),
+        mixtral.config_from_hf,
+        mixtral.config_from_gguf,
+        mixtral.rules,
+        llama.build,
+    ),
+    Family(
+        "qwen2_moe",
+        "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B",
+        ("Qwen2MoeForCausalLM",),
+        ("qwen2moe",),
+        qwen_moe.qwen2_from_hf,
+        qwen_moe.qwen2_from_gguf,
+        qwen_moe.rules,
+        llama.build,
+    ),
+    Family(
+        "qwen3_moe",
+        "Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder",
+        ("Qwen3MoeForCausalLM",),
+        ("qwen3moe",),
+        qwen_moe.qwen3_from_hf,
+        qwen_moe.qwen3_from_gguf,
+        qwen_moe.rules,
         llama.build,
     ),
     Family(
@@ -221,8 +253,12 @@ def find_family(checkpoint: Checkpoint) -> Family:
         for family in FAMILIES
         for name in (family.gguf_architectures if gguf else family.hf_architectures)
     }
-    if checkpoint.architecture in known:
-        return known[checkpoint.architecture]
+    name = checkpoint.architecture
+    num_experts = checkpoint.metadata.get(f"{name}.expert_count") if gguf else None
+    if isinstance(num_experts, int) and num_experts > 0 and f"{name} with experts" in known:
+        name = f"{name} with experts"
+    if name in known:
+        return known[name]
     raise ModelError(
         f"{checkpoint.path} has the architecture {checkpoint.architecture}, which is not "
         f"supported; there are {', '.join(known)}, and docs/adding-a-model.md shows how to add one."

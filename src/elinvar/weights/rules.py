@@ -117,7 +117,7 @@ class Rule:
     hf_transposed: bool = False
     """The checkpoint holds the matrix, or each of a stack, as (in, out); a part is of what lies
     the other way round."""
-    layers: range | None = None
+    layers: Sequence[int] | None = None
     """Layers that have this weight; None: all."""
 
 

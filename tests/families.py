@@ -278,6 +278,7 @@ CASES: dict[str, Case] = {
         head_dim=32,
         layer_types=FULL_AND_SLIDING,
         rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+    ),
     "mixtral": Case("mixtral", "MixtralForCausalLM", "MixtralConfig", {"sliding_window": None}),
     "mixtral-sliding": Case(
         "mixtral",

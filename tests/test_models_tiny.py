@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -32,7 +33,8 @@ def make_reference(case: str, dtype: Any = torch.float32) -> Any:
     """A transformers model with random weights; norm gains are random too."""
     one = CASES[case]
     torch.manual_seed(len(case))
-    settings = getattr(transformers, one.config)(**SIZES | one.settings)
+    # A copy: transformers writes into the dictionaries that it is given.
+    settings = getattr(transformers, one.config)(**deepcopy(SIZES | one.settings))
     model = getattr(transformers, one.architecture)(settings)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from elinvar.base.config import ModelConfig, RopeConfig, YarnConfig
@@ -360,6 +360,7 @@ HF_KEYS = st.sampled_from(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # of a busy machine
 @given(
     st.sampled_from(["LlamaForCausalLM", "Gemma3ForCausalLM"]),
     st.dictionaries(HF_KEYS, JSON, max_size=3),

@@ -269,7 +269,8 @@ F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCach
 }
 
 F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I32In tables,
-                 I32In positions, float scale, int window) {
+                 I32In positions, float scale, int window, float softcap,
+                 std::optional<F32In> sinks, int chunk) {
     auto out = result<float>(p, {q.shape(0), q.shape(1) * q.shape(2)});
     const Attention a{q.data(),
                       kv.k.data(),
@@ -285,7 +286,10 @@ F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I
                       positions.data(),
                       scale,
                       window,
-                      out.data()};
+                      out.data(),
+                      softcap,
+                      sinks ? sinks->data() : nullptr,
+                      chunk};
     submit(p, [&p, a, seqs = static_cast<int>(query_start.size()) - 1, start = query_start.data()] {
         p.attention(a, seqs, start);
     });
@@ -420,6 +424,7 @@ NB_MODULE(_cpu, m) {
         .def("moe", &moe)
         .def("rope_write", &rope_write, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
              nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg())
-        .def("attention", &attention)
+        .def("attention", &attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+             nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
         .def("sample", &sample);
 }

@@ -37,6 +37,13 @@ GEMMA3 = replace(
     activation="gelu_tanh",
     tied_head=True,
 )
+GEMMA2 = replace(
+    GEMMA3,
+    family="gemma2",
+    rope=dict.fromkeys(("full", "sliding"), RopeConfig(10000.0, 16)),
+    attn_softcap=1.5,
+    final_softcap=2.5,
+)
 
 MISTRAL = replace(GEMMA3, family="mistral", embed_scale=1.0, activation="silu", tied_head=False)
 QWEN3 = replace(LLAMA, family="qwen3")
@@ -46,6 +53,19 @@ GRANITE = replace(
 )
 GLM = replace(LLAMA, family="glm", rope={"full": RopeConfig(10000.0, 8)})
 
+NEOX = replace(
+    LLAMA,
+    family="gpt_neox",
+    num_kv_heads=4,
+    rope={"full": RopeConfig(10000.0, 4)},
+    activation="gelu",
+    parallel=True,
+)
+PHI = replace(NEOX, family="phi", activation="gelu_tanh", num_kv_heads=2)
+STARCODER2 = replace(MISTRAL, family="starcoder2", activation="gelu_tanh", tied_head=True)
+GPT2 = replace(
+    PHI, family="gpt2", num_kv_heads=4, rope={"full": RopeConfig(1.0, 0)}, parallel=False
+)
 MIXTRAL = replace(LLAMA, family="mixtral", moe=MoEConfig(4, 2, 96, (0, 1), renormalise=True))
 QWEN2_MOE = replace(
     LLAMA, family="qwen2_moe", moe=MoEConfig(9, 4, 32, (1,), shared_ff_dim=64, shared_gate=True)
@@ -55,10 +75,23 @@ QWEN3_MOE = replace(LLAMA, family="qwen3_moe", moe=MoEConfig(24, 5, 32, (0, 1)))
 ENGINES: dict[str, ModelConfig] = {
     c.family: c
     for c in (
-        *(LLAMA, GEMMA3, MISTRAL, QWEN3, PHI3, GRANITE, GLM),
-        *(MIXTRAL, QWEN2_MOE, QWEN3_MOE),
+        LLAMA,
+        MISTRAL,
+        MIXTRAL,
+        QWEN2_MOE,
+        QWEN3_MOE,
         replace(LLAMA, family="qwen2"),
+        QWEN3,
+        PHI3,
+        GRANITE,
+        GLM,
         replace(GLM, family="glm4"),
+        STARCODER2,
+        PHI,
+        NEOX,
+        GPT2,
+        GEMMA2,
+        GEMMA3,
     )
 }
 """By family: what the tests of the contract run."""
@@ -114,11 +147,17 @@ GRANITE_SCALES = {
     "attention_multiplier": 0.1,
     "logits_scaling": 4.0,
 }
+GPT2_SIZES = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256}
 FULL_AND_SLIDING = ["full_attention", "sliding_attention", "full_attention"]
 
 
 def _llama(**settings: Any) -> Case:
     return Case("llama", "LlamaForCausalLM", "LlamaConfig", settings)
+
+
+def _gemma2(**settings: Any) -> Case:
+    plain = {"sliding_window": 8, "query_pre_attn_scalar": 24}
+    return Case("gemma2", "Gemma2ForCausalLM", "Gemma2Config", plain | settings)
 
 
 def _gemma3(**settings: Any) -> Case:
@@ -147,7 +186,7 @@ CASES: dict[str, Case] = {
         "MinistralConfig",
         {"sliding_window": 40, "layer_types": FULL_AND_SLIDING},
     ),
-    "qwen2": Case("qwen2", "Qwen2ForCausalLM", "Qwen2Config", {"head_dim": None}),
+    "qwen2": Case("qwen2", "Qwen2ForCausalLM", "Qwen2Config"),
     "qwen2-sliding": Case(
         "qwen2",
         "Qwen2ForCausalLM",
@@ -191,6 +230,7 @@ CASES: dict[str, Case] = {
         "glm4", "Glm4ForCausalLM", "Glm4Config", {"tie_word_embeddings": True, "head_dim": 32}
     ),
     "qwen3": Case("qwen3", "Qwen3ForCausalLM", "Qwen3Config", {"rope_parameters": LLAMA3}),
+    "qwen3-tied": Case("qwen3", "Qwen3ForCausalLM", "Qwen3Config", {"tie_word_embeddings": True}),
     "qwen3-sliding": Case(
         "qwen3",
         "Qwen3ForCausalLM",
@@ -202,6 +242,42 @@ CASES: dict[str, Case] = {
             "tie_word_embeddings": True,
             "head_dim": 32,
         },
+    ),
+    "starcoder2": Case(
+        "starcoder2", "Starcoder2ForCausalLM", "Starcoder2Config", {"sliding_window": 8}
+    ),
+    "starcoder2-plain": Case(
+        "starcoder2",
+        "Starcoder2ForCausalLM",
+        "Starcoder2Config",
+        {"use_bias": False, "tie_word_embeddings": False, "hidden_act": "gelu"},
+    ),
+    "starcoder2-full": Case("starcoder2", "Starcoder2ForCausalLM", "Starcoder2Config"),
+    "phi": Case("phi", "PhiForCausalLM", "PhiConfig", {"partial_rotary_factor": 0.25}),
+    "phi-yarn": Case(
+        "phi", "PhiForCausalLM", "PhiConfig", {"rope_parameters": YARN, "hidden_act": "relu2"}
+    ),
+    "gpt-neox": Case("gpt_neox", "GPTNeoXForCausalLM", "GPTNeoXConfig"),
+    "gpt-neox-serial": Case(
+        "gpt_neox",
+        "GPTNeoXForCausalLM",
+        "GPTNeoXConfig",
+        {"use_parallel_residual": False, "attention_bias": False, "rotary_pct": 1.0},
+    ),
+    "gpt2": Case("gpt2", "GPT2LMHeadModel", "GPT2Config", GPT2_SIZES),
+    "gpt2-untied": Case(
+        "gpt2",
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        GPT2_SIZES | {"tie_word_embeddings": False, "n_inner": 112, "activation_function": "relu2"},
+    ),
+    "gemma2": _gemma2(attn_logit_softcapping=1.5, final_logit_softcapping=2.5),
+    "gemma2-no-caps": _gemma2(
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
+        head_dim=32,
+        layer_types=FULL_AND_SLIDING,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
     ),
     "mixtral": Case("mixtral", "MixtralForCausalLM", "MixtralConfig", {"sliding_window": None}),
     "mixtral-sliding": Case(

@@ -20,10 +20,18 @@ def random_blocks(dtype: str, rows: int, k: int, seed: int = 0) -> np.ndarray:
     elements, size = BLOCKS[dtype]
     blocks = rng.integers(0, 256, (rows * k // elements, size), np.uint8)
     halves = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+    halves |= {"TQ1_0": (52,), "TQ2_0": (64,), "IQ1_M": (), "MXFP4": ()}
     default = (0, 2) if dtype in ("Q4_1", "Q5_1") else (0,)
     for at in halves.get(dtype, default):
         scale = rng.standard_normal((len(blocks), 1)).astype(np.float16) / np.float16(100)
         blocks[:, at : at + 2] = scale.view(np.uint8)
+    if dtype == "IQ1_M":  # the f16's nibbles are the top ones of four numbers
+        scale = (rng.standard_normal(len(blocks)) / 100).astype(np.float16).view(np.uint16)
+        for i in range(4):
+            top = (scale >> 4 * i & 15).astype(np.uint8) << 4
+            blocks[:, 49 + 2 * i] = blocks[:, 49 + 2 * i] & 15 | top
+    if dtype == "MXFP4":
+        blocks[:, 0] = rng.integers(110, 130, len(blocks))
     if dtype == "Q8_0":
         blocks[:, 2:][blocks[:, 2:] == 128] = 127
     return blocks.reshape(rows, -1)

@@ -173,7 +173,7 @@ WORDS = text("k") + struct.pack("<II", 9, 8)
         (header(1, 0, tensor((4,), offset=2**63)), "lies outside the file"),
         (header(1, 0, tensor((4,), offset=3)), "lies outside the file"),
         (header(2, 0, 2 * tensor((4,))), "appears twice"),
-        (header(1, 0, tensor((256,), code=16)), "type IQ2_XXS, which is not supported; use"),
+        (header(1, 0, tensor((256,), code=15)), "type Q8_K, which is not supported; use"),
         (header(1, 0, tensor((256,), code=99)), "type number 99, which is not supported"),
         (
             header(1, 1, text("general.alignment") + struct.pack("<II", 4, 0) + tensor((4,))),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from elinvar.models.registry import FAMILIES, Model, find_family, load_model, read_config
 from elinvar.ops import Ops, load_provider
@@ -144,6 +145,16 @@ def test_saved_state_is_what_transformers_reads(case: str, tmp_path: Path) -> No
     assert_parity(run_tokens(model, ops, prompt()), expected)
 
 
+def test_a_bare_model_is_found(tmp_path: Path) -> None:
+    reference, ops = make_reference("gpt2"), load_provider("cpu")
+    reference.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file({name.removeprefix("transformer."): t for name, t in tensors.items()}, path)
+    expected = reference_logits(reference, prompt())
+    assert_parity(run_tokens(load_f32(tmp_path, ops), ops, prompt()), expected)
+
+
 GGUF_NAMES = {
     "embed_tokens": "token_embd",
     "norm": "output_norm",
@@ -166,7 +177,7 @@ def write_gguf(reference: Any, family: str, path: Path) -> None:
     """What llama.cpp's converter makes of the reference: its names, its order of rotary pairs,
     Gemma's gains with their 1, and Llama 3.1's scaling as divisors of the frequencies."""
     config = reference.config
-    after_attention = "ffn_norm" if family == "llama" else "post_attention_norm"
+    after_attention = "post_attention_norm" if family.startswith("gemma") else "ffn_norm"
     names = GGUF_NAMES | {"post_attention_layernorm": after_attention}
     writer = gguf.GGUFWriter(path, family)
     writer.add_block_count(config.num_hidden_layers)
@@ -177,26 +188,31 @@ def write_gguf(reference: Any, family: str, path: Path) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if family.startswith("gemma"):
+        writer.add_sliding_window(config.sliding_window)
+    else:
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        if not config.tie_word_embeddings:
+            writer.add_tensor("output.weight", reference.lm_head.weight.detach().numpy())
     if family == "llama":
         theta = config.rope_parameters["rope_theta"]
-        writer.add_rope_freq_base(theta)
         plain = theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
         divisors = plain / reference.model.rotary_emb.inv_freq.numpy()
         writer.add_tensor("rope_freqs.weight", np.maximum(divisors, 1).astype(np.float32))
-        writer.add_tensor("output.weight", reference.lm_head.weight.detach().numpy())
-    else:
-        writer.add_sliding_window(config.sliding_window)
+    if family == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
     for name, parameter in reference.model.named_parameters():
-        stem = name.removesuffix(".weight")
+        stem, _, last = name.rpartition(".")
         values = parameter.detach().numpy()
         if family == "llama" and stem.endswith(("q_proj", "k_proj")):
             halves = values.reshape(-1, 2, config.head_dim // 2, values.shape[1])
             values = halves.swapaxes(1, 2).reshape(values.shape)
-        if family == "gemma3" and stem.endswith("norm"):
+        if family.startswith("gemma") and stem.endswith("norm"):
             values = values + np.float32(1)
         if stem.startswith("layers."):
             _, layer, stem = stem.split(".", 2)
-            writer.add_tensor(f"blk.{layer}.{names[stem]}.weight", np.ascontiguousarray(values))
+            writer.add_tensor(f"blk.{layer}.{names[stem]}.{last}", np.ascontiguousarray(values))
         else:
             writer.add_tensor(f"{names[stem]}.weight", values)
     writer.write_header_to_file()
@@ -205,10 +221,10 @@ def write_gguf(reference: Any, family: str, path: Path) -> None:
     writer.close()
 
 
-@pytest.mark.parametrize("case", ["llama-3", "gemma3"])
+@pytest.mark.parametrize("case", ["llama-3", "gemma2", "gemma3", "qwen2", "qwen3-tied"])
 def test_gguf_parity(case: str, ops: Ops, tmp_path: Path) -> None:
     reference = make_reference(case)
-    if case == "gemma3":
+    if case.startswith("gemma"):
         # GGUF files do not say query_pre_attn_scalar: it is the head dim.
         for layer in reference.model.layers:
             layer.self_attn.scaling = reference.config.head_dim**-0.5

@@ -15,7 +15,10 @@ from elinvar.weights.tensor import BLOCKS, HostTensor
 from model_files import host_tensor, random_blocks
 
 EXACT = {"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"}
-REQUANTISED = {"Q2_K", "Q3_K", "Q6_K"}
+EXACT |= {"TQ1_0", "TQ2_0", "MXFP4"}
+ROUNDED = {"IQ2_XXS", "IQ3_XXS", "IQ3_S", "IQ4_XS"}
+MINS = {"Q4_K": ("q4", 15), "Q5_K": ("q5", 31), "IQ1_S": ("q4", 2)}
+REQUANTISED = {"Q2_K", "Q3_K", "Q6_K", "IQ1_M", "IQ2_XS", "IQ2_S"}
 
 
 def reference(tensor: HostTensor) -> np.ndarray:
@@ -35,7 +38,7 @@ def packed(codes: Codes) -> np.ndarray:
 
 
 def test_every_type_of_the_issue_is_supported() -> None:
-    assert {*EXACT, "Q4_K", "Q5_K", *REQUANTISED} == set(SUPPORTED)
+    assert {*EXACT, *ROUNDED, *MINS, *REQUANTISED} == set(SUPPORTED)
 
 
 @pytest.mark.parametrize("dtype", SUPPORTED)
@@ -65,9 +68,21 @@ def test_exact_types_keep_every_value(dtype: str) -> None:
     assert "(" not in kind_of(tensor)[1]
 
 
-@pytest.mark.parametrize(("dtype", "kind", "largest"), [("Q4_K", "q4", 15), ("Q5_K", "q5", 31)])
-def test_k_quants_with_mins_round_only_their_factors(dtype: str, kind: str, largest: int) -> None:
+@pytest.mark.parametrize("dtype", sorted(ROUNDED))
+def test_types_whose_scales_are_rounded(dtype: str) -> None:
     tensor = host_tensor(dtype, 33, 512)
+    codes, expected = to_codes(tensor), reference(tensor)
+    assert kind_of(tensor) == ("q8", f"{dtype} -> q8 g32 (scales rounded to f16)")
+    largest = np.abs(codes.values.astype(np.float32))
+    bound = np.abs(expected) * 2.0**-11 + largest * 2.0**-24
+    assert (np.abs(packed(codes) - expected) <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", MINS)
+def test_types_with_mins_round_only_their_factors(dtype: str) -> None:
+    kind, largest = MINS[dtype]
+    tensor = host_tensor(dtype, 33, 512)
+    assert "(scales and mins rounded to f16)" in kind_of(tensor)[1]
     codes, expected = to_codes(tensor), reference(tensor)
     assert codes.kind == kind and codes.values.max() == largest
     # Half a unit in the last place of each f16 factor.
@@ -132,13 +147,21 @@ def test_q8_0_with_minus_128_is_requantised_where_it_occurs() -> None:
     assert np.abs(packed(codes) - expected).max() <= abs(codes.scales[1, 0]) * 0.51
 
 
-@pytest.mark.parametrize("dtype", [d for d in SUPPORTED if d not in ("F32", "F16", "BF16")])
+@pytest.mark.parametrize(
+    "dtype", [d for d in SUPPORTED if d not in ("F32", "F16", "BF16", "IQ1_M", "MXFP4")]
+)
 def test_scales_that_are_not_finite_are_a_model_error(dtype: str) -> None:
     size = 256 // BLOCKS[dtype][0] * BLOCKS[dtype][1]
     tensor = HostTensor("blk.0.w", (2, 256), dtype, np.full((2, size), 0x7C, np.uint8))
     tensor.data[:, 1::2] = 0x7C
     tensor.data[:, 0::2] = 0x00
     with pytest.raises(ModelError, match=r"blk\.0\.w holds scales that are not finite"):
+        to_codes(tensor)
+
+
+def test_a_block_exponent_beyond_f16_is_a_model_error() -> None:
+    tensor = HostTensor("w", (2, 32), "MXFP4", np.full((2, 17), 255, np.uint8))
+    with pytest.raises(ModelError, match="w holds scales that are not finite"):
         to_codes(tensor)
 
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from elinvar.base.errors import InputError
 
-LayerKind = Literal["full", "sliding"]
+LayerKind = Literal["full", "sliding", "chunked"]
 KVDtype = Literal["f16", "bf16", "f32"]
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai"]
 """Of an MLP: x sigmoid(x); x Phi(x) with Phi by tanh (Hendrycks and Gimpel, 2016), and the exact
@@ -106,7 +106,15 @@ class ModelConfig:
     """Factor on what a layer adds to the stream."""
     logit_scale: float = 1.0
     activation: Activation = "silu"
+    parallel: bool = False
+    """Attention and MLP of a layer both see its input."""
     tied_head: bool = False
+    attn_softcap: float | None = None
+    """Attention scores s become cap * tanh(s / cap)."""
+    final_softcap: float | None = None
+    """The same of the logits."""
+    attn_chunk: int | None = None
+    """Chunked layers: a query at position p sees keys p // chunk * chunk .. p."""
     moe: MoEConfig | None = None
 
 

@@ -56,7 +56,7 @@ def _tensor_types(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
     for tensor in checkpoint.tensors.values():
         entry = types.setdefault(tensor.dtype, {"tensors": 0, "bytes": 0})
         entry["tensors"] += 1
-        entry["bytes"] += tensor.data.nbytes
+        entry["bytes"] += tensor.nbytes
     return dict(sorted(types.items(), key=lambda item: -item[1]["bytes"]))
 
 

@@ -94,7 +94,7 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         family="glm4" if metadata["architectures"][0] == "Glm4ForCausalLM" else "glm",
         norm_eps=keys.number("rms_norm_eps"),
         layer_kinds=FULL * sizes["num_layers"],
-        rope={"full": one_rope_from_hf(keys, sizes["head_dim"], rotary=0.5)},
+        rope={"full": one_rope_from_hf(keys, sizes["head_dim"], partial=0.5)},
         **sizes,
     )
     return checked(config, "config.json")

@@ -61,7 +61,7 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         family="phi3",
         norm_eps=keys.number("rms_norm_eps"),
         layer_kinds=(kind,) * sizes["num_layers"],
-        rope={kind: one_rope_from_hf(keys, sizes["head_dim"], rotary=1.0)},
+        rope={kind: one_rope_from_hf(keys, sizes["head_dim"], partial=1.0)},
         window=keys.size("sliding_window") if kind == "sliding" else None,
         **sizes,
     )

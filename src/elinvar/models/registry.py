@@ -14,21 +14,26 @@ from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.base.errors import ModelError
 from elinvar.models import (
+    gemma2,
     gemma3,
     glm,
+    gpt2,
+    gpt_neox,
     granite,
     llama,
     mistral,
     mixtral,
+    phi,
     phi3,
     qwen2,
     qwen3,
     qwen_moe,
+    starcoder2,
 )
 from elinvar.ops.api import F32, KVLayer, Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
-from elinvar.weights.rules import Rule
+from elinvar.weights.rules import Rule, as_published
 from elinvar.weights.tensor import HostTensor
 
 
@@ -74,7 +79,7 @@ FAMILIES = (
         llama.config_from_gguf,
         llama.rules,
         llama.build,
-        "the same, and SmolLM2-135M",
+        "random weights against transformers, and SmolLM2-135M itself",
     ),
     Family(
         "mistral",
@@ -177,6 +182,56 @@ FAMILIES = (
         glm.build,
     ),
     Family(
+        "starcoder2",
+        "StarCoder2",
+        ("Starcoder2ForCausalLM",),
+        ("starcoder2",),
+        starcoder2.config_from_hf,
+        starcoder2.config_from_gguf,
+        starcoder2.rules,
+        gpt_neox.build,
+    ),
+    Family(
+        "phi",
+        "Phi-1, Phi-1.5, Phi-2",
+        ("PhiForCausalLM",),
+        ("phi2",),
+        phi.config_from_hf,
+        phi.config_from_gguf,
+        phi.rules,
+        gpt_neox.build,
+    ),
+    Family(
+        "gpt_neox",
+        "GPT-NeoX, Pythia",
+        ("GPTNeoXForCausalLM",),
+        ("gptneox",),
+        gpt_neox.config_from_hf,
+        gpt_neox.config_from_gguf,
+        gpt_neox.rules,
+        gpt_neox.build,
+    ),
+    Family(
+        "gpt2",
+        "GPT-2, DistilGPT2",
+        ("GPT2LMHeadModel",),
+        ("gpt2",),
+        gpt2.config_from_hf,
+        gpt2.config_from_gguf,
+        gpt2.rules,
+        gpt2.build,
+    ),
+    Family(
+        "gemma2",
+        "Gemma 2",
+        ("Gemma2ForCausalLM",),
+        ("gemma2",),
+        gemma2.config_from_hf,
+        gemma2.config_from_gguf,
+        gemma2.rules,
+        gemma3.build,
+    ),
+    Family(
         "gemma3",
         "Gemma 3, text",
         ("Gemma3ForCausalLM",),
@@ -185,7 +240,7 @@ FAMILIES = (
         gemma3.config_from_gguf,
         gemma3.rules,
         gemma3.build,
-        "the same, and Gemma 3 270M",
+        "random weights against transformers, and Gemma 3 270M itself",
     ),
 )
 
@@ -229,6 +284,6 @@ def load_model(
 ) -> Model:
     """Reads the configuration, loads the weights (see load_weights) and builds the model."""
     family, config = find_family(checkpoint), read_config(checkpoint)
-    rules = family.rules(config)
+    rules = as_published(family.rules(config), checkpoint.tensors)
     weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
     return family.build(config, weights, ops)

@@ -7,9 +7,10 @@ a family adds its own. Rules name the parts of a layer, as Llama and those after
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from elinvar.base.config import LayerKind, ModelConfig, RopeConfig
+from elinvar.base.config import Activation, LayerKind, ModelConfig, RopeConfig
 from elinvar.models.keys import (
     MAX_LAYERS,
     Keys,
@@ -19,7 +20,7 @@ from elinvar.models.keys import (
     vocab_size_from_gguf,
 )
 from elinvar.nn.rope import MAX_POSITIONS
-from elinvar.weights.rules import Fix, Rule
+from elinvar.weights.rules import Fix, Part, Rule
 from elinvar.weights.tensor import HostTensor
 
 FULL: tuple[LayerKind, ...] = ("full",)
@@ -75,21 +76,21 @@ def sizes_from_gguf(
 
 
 def one_rope_from_hf(
-    keys: Keys, head_dim: int, base: float = 10_000.0, rotary: float | None = None
+    keys: Keys, head_dim: int, base: float = 10_000.0, partial: float | None = None
 ) -> RopeConfig:
-    """The rotary embedding of a model whose layers have one. base, rotary (the part of a head that
-    is rotated): where the file gives none; a family without `rotary` rotates whole heads."""
-    if rotary is None:
+    """The rotary embedding of a model whose layers have one. base, and for families that may rotate
+    a part of each head, partial: where the file gives none."""
+    original = "original_max_position_embeddings"
+    if partial is None:
         keys.only("partial_rotary_factor", 1.0)
     else:
-        rotary = keys.number("partial_rotary_factor", rotary, smallest=0)
-    original = "original_max_position_embeddings"
+        partial = keys.number("partial_rotary_factor", partial, smallest=0)
     return rope_from_hf(
         keys.part("rope_parameters" if keys.has("rope_parameters") else "rope_scaling"),
         keys.number("rope_theta", base, smallest=1),
         head_dim,
         keys.size("max_position_embeddings"),
-        rotary,
+        partial,
         keys.size(original) if keys.has(original) else None,
     )
 
@@ -197,3 +198,43 @@ def by_layer(weights: Mapping[str, Any], num_layers: int) -> list[dict[str, Any]
             _, i, rest = name.split(".", 2)
             layers[int(i)][rest] = weight
     return layers
+
+
+def with_bias(
+    name: str,
+    hf: str,
+    gguf: str,
+    shape: tuple[int, ...],
+    transposed: bool = False,
+    hf_part: Part | None = None,
+    gguf_part: Part | None = None,
+) -> list[Rule]:
+    """A matrix or a gain, and the bias beside it if there is one. Parts count rows: their wholes have
+    one dim."""
+
+    def rule(suffix: str, kind: str, of: tuple[int, ...]) -> Rule:
+        parts = [p and replace(p, of=(*p.of, *of[1:])) for p in (hf_part, gguf_part)]
+        names = name + suffix, f"{hf}.{kind}", f"{gguf}.{kind}"
+        return Rule(
+            *names,
+            of,
+            optional=kind == "bias",
+            hf_part=parts[0],
+            gguf_part=parts[1],
+            hf_transposed=transposed and len(of) > 1,
+        )
+
+    return [rule("", "weight", shape), rule("_bias", "bias", shape[:1])]
+
+
+_ACTIVATIONS: dict[str, Activation] = {
+    **{"silu": "silu", "swish": "silu", "gelu": "gelu", "relu2": "relu2"},
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu_tanh"),
+}
+
+
+def activation_from_hf(keys: Keys, key: str, default: str) -> Activation:
+    name = keys.raw(key) if keys.has(key) else default
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise keys.bad(key, f"one of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]

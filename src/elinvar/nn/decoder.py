@@ -70,6 +70,26 @@ class Block:
         return next_norm.add(x_TD, m_TD)
 
 
+class ParallelBlock:
+    """Attention and MLP side by side: x += attention(norm(x)) + mlp(mlp_norm(x)), where without an
+    mlp_norm both see the one norm."""
+
+    def __init__(
+        self, norm: Norm, attention: Attends, mlp_norm: Norm | None, mlp: Feeds, ops: Ops
+    ) -> None:
+        self.norm, self.attention = norm, attention
+        self.mlp_norm, self.mlp, self.ops = mlp_norm, mlp, ops
+
+    def __call__(
+        self, x_TD: F32, h_TD: F32, step: Step, kv: KVLayer, next_norm: Norm, last: bool
+    ) -> tuple[F32, F32]:
+        a_TD = self.attention(h_TD, step, kv)
+        if last:
+            x_TD, h_TD, a_TD = (step.batch.where_logits(each) for each in (x_TD, h_TD, a_TD))
+        m_TD = self.mlp(h_TD if self.mlp_norm is None else self.mlp_norm(x_TD))
+        return next_norm.add(x_TD, self.ops.add(a_TD, m_TD))
+
+
 class Decoder:
     """forward(): token ids to logits. Weights are bound once, context is an argument."""
 
@@ -86,6 +106,7 @@ class Decoder:
         self.ropes = {kind: RopeTable(config.rope[kind]) for kind in config.rope}
         self.embed = weights["embed"]
         self.head = (weights["embed" if config.tied_head else "head"],)
+        self.head_bias = weights.get("head_bias")
         self.layers = layers
         self.next_norms = [*(layer.norm for layer in layers[1:]), norm]
 
@@ -108,4 +129,6 @@ class Decoder:
         return self.ops.embed(batch.input_ids, self.embed, self.config.embed_scale)
 
     def logits(self, h_LD: F32) -> F32:
-        return self.ops.linear(h_LD, self.head)
+        logits_LV = self.ops.linear(h_LD, self.head, self.head_bias)
+        cap = self.config.final_softcap
+        return logits_LV if cap is None else self.ops.softcap(logits_LV, cap)

@@ -50,3 +50,16 @@ class NoNorm:
     def add(self, x_TD: F32, y_TD: F32) -> tuple[F32, F32]:
         total = self.ops.add(x_TD, y_TD)
         return total, total
+
+
+class LayerNorm:
+    """(x - mean) / deviation * gain + bias (Ba et al., 2016)."""
+
+    def __init__(self, gain_D: F32, bias_D: F32 | None, eps: float, ops: Ops) -> None:
+        self.gain, self.bias, self.eps, self.ops = gain_D, bias_D, eps, ops
+
+    def __call__(self, x_TD: F32) -> F32:
+        return self.ops.layer_norm(x_TD, self.gain, self.bias, self.eps)
+
+    def add(self, x_TD: F32, y_TD: F32) -> tuple[F32, F32]:
+        return self.ops.add_layer_norm(x_TD, y_TD, self.gain, self.bias, self.eps)

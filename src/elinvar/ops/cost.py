@@ -137,16 +137,22 @@ def attention(
     positions_T: I32,
     scale: float,
     window: int | None,
+    *,
+    softcap: float | None = None,
+    sinks_H: F32 | None = None,
+    chunk: int | None = None,
 ) -> Cost:
     """Each key and value that any query of a sequence sees is read once; a query and a key it sees
     cost a dot and a weighted sum."""
     heads, dim = q_THD.shape[1:]
     num_kv, positions = kv.k.shape[1], positions_T.astype(np.int64)
     seen = positions + 1 if window is None else np.minimum(positions + 1, window)
+    seen = seen if chunk is None else np.minimum(seen, positions % chunk + 1)
     first = positions[query_start_loc[:-1]] + 1 - seen[query_start_loc[:-1]]
     keys = int((seq_lens - first).sum())
     streamed = 2 * keys * num_kv * dim * kv.k.itemsize
-    label = kv.dtype if window is None else f"{kv.dtype} window {window}"
+    switches = {"window": window, "chunk": chunk, "softcap": softcap}
+    label = " ".join([kv.dtype, *(f"{name} {x}" for name, x in switches.items() if x)])
     return Cost(label, streamed, streamed + 2 * q_THD.nbytes, 4 * heads * dim * int(seen.sum()))
 
 

@@ -5,7 +5,7 @@ Owns the choice of format and the fingerprint. Never unpickles anything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from elinvar.base.digest import blake2b
 from elinvar.base.errors import ModelError
 from elinvar.weights.gguf import MAGIC, read_gguf
 from elinvar.weights.safetensors import read_json, read_safetensors
+from elinvar.weights.schemes import assemble
 from elinvar.weights.tensor import HostTensor, MappedFile
 
 Format = Literal["gguf", "safetensors"]
@@ -101,9 +102,29 @@ def _open_folder(folder: Path) -> Checkpoint:
     if not isinstance(named, str):
         raise ModelError(f"{config_path} names no architecture under 'architectures'.")
     files, tensors = read_safetensors(folder)
+    settings, told = _quantization(folder, config)
+    if settings is not None:
+        try:
+            tensors = assemble(folder, settings, tensors)
+        except ModelError:
+            tensors.clear()
+            for file in files:
+                file.close()
+            raise
     parts = [part for file in files for part in (file.path.name, file.size, file.mtime_ns)]
-    fingerprint = _hash(["safetensors", config_path.read_bytes(), *parts])
+    fingerprint = _hash(["safetensors", config_path.read_bytes(), *told, *parts])
     return Checkpoint(folder, "safetensors", named, config, tensors, fingerprint, files)
+
+
+def _quantization(folder: Path, config: Mapping[str, Any]) -> tuple[object, list[bytes]]:
+    """What the folder says of its quantisation, None for nothing, and what else to hash for it:
+    ModelOpt once wrote a file of its own."""
+    settings, path = config.get("quantization_config"), folder / "hf_quant_config.json"
+    if settings is not None or not path.exists():
+        return settings, []
+    own = read_json(path).get("quantization")
+    settings = {"quant_method": "modelopt"} | (own if isinstance(own, dict) else {})
+    return settings, [path.read_bytes()]
 
 
 def _only_gguf(folder: Path) -> Path:

@@ -17,7 +17,10 @@ Progress = Callable[[str, int, int | None], None]
 GGUF_PART = re.compile(r"(?P<name>.+\.gguf)\.part-?(?P<index>\d+)")
 """A GGUF file cut in pieces, for indexes that limit a file's size."""
 
-_NAMES = {"config.json", "generation_config.json", "special_tokens_map.json"}
+_NAMES = {
+    *("config.json", "generation_config.json", "special_tokens_map.json"),
+    "hf_quant_config.json",
+}
 _ENDINGS = (".gguf", ".safetensors", ".safetensors.index.json")
 POLL_SECONDS = 0.2
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -171,6 +171,8 @@ def _plan(
         tensor = tensors.get(binding.source)
         if tensor is None:
             continue
+        if tensor.matrix is not None:  # its rows are outputs, as the unquantised file's may not be
+            binding = replace(binding, transposed=False)
         expected = binding.stored_shape
         shape = binding.shape or tensor.shape
         # A matrix of one row may be stored as a vector.
@@ -192,9 +194,11 @@ def _plan(
 
 def _check_biases(checkpoint: Checkpoint, used: set[str]) -> None:
     """A bias beside a matrix that is used would be dropped in silence, and the answers wrong."""
-    for name in checkpoint.tensors:
+    for name, tensor in checkpoint.tensors.items():
         stem, _, last = name.rpartition(".")
         if last == "bias" and name not in used and f"{stem}.weight" in used:
+            if not dequantize(tensor).any():
+                continue  # GPTQ's tools write zeros
             raise ModelError(
                 f"{checkpoint.path} holds the bias {name}, and {checkpoint.architecture} models "
                 "with biases are not supported."

@@ -14,17 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elinvar.base.errors import ModelError
-from elinvar.ops.layout import GROUP, WeightKind
+from elinvar.ops.layout import GROUP, QUANTISED, WeightKind
+from elinvar.weights import iquants
+from elinvar.weights.blocks import F16, F32, IQ4_VALUES, U8, crumbs, f32, half, nibbles
 from elinvar.weights.tensor import BLOCKS, HostTensor
 
-U8 = NDArray[np.uint8]
-F16 = NDArray[np.float16]
-F32 = NDArray[np.float32]
-
 _FLOAT_KINDS: dict[str, WeightKind] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-_IQ4_NL_VALUES = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +41,9 @@ def dequantize(tensor: HostTensor, start: int = 0, stop: int | None = None) -> F
 
     Raises ModelError for a stored type that cannot be loaded.
     """
+    if tensor.matrix is not None:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return tensor.matrix.dequantize(tensor.row_numbers[start:stop])
     _check_supported(tensor)
     rows = tensor.data[start:stop]
     if tensor.dtype == "F32":
@@ -65,15 +63,21 @@ def kind_of(tensor: HostTensor) -> tuple[WeightKind, str]:
 
     Raises ModelError for a stored type that cannot be loaded.
     """
+    if tensor.matrix is not None:
+        kind, loss = tensor.matrix.plan()
+        group = " g32" if kind in QUANTISED else ""
+        return kind, f"{tensor.dtype} -> {kind}{group}" + (f" ({loss})" if loss else "")
     _check_supported(tensor)
     dtype = tensor.dtype
     if dtype in _FLOAT_KINDS:
         return _FLOAT_KINDS[dtype], f"{dtype} -> {_FLOAT_KINDS[dtype]}"
     if dtype in _MIN_CODES:
         kind = _MIN_CODES[dtype][0]
-        rounded = " (scales and mins rounded to f16)" if dtype.endswith("_K") else ""
+        rounded = "" if dtype in _EXACT else " (scales and mins rounded to f16)"
         return kind, f"{dtype} -> {kind} g32{rounded}"
-    return "q8", f"{dtype} -> q8 g32" + ("" if dtype in _Q8_CODES else " (requantised)")
+    if dtype in _Q8_CODES:
+        return "q8", f"{dtype} -> q8 g32" + ("" if dtype in _EXACT else " (scales rounded to f16)")
+    return "q8", f"{dtype} -> q8 g32 (requantised)"
 
 
 def describe_types() -> list[tuple[str, str]]:
@@ -86,10 +90,15 @@ def describe_types() -> list[tuple[str, str]]:
 def to_codes(tensor: HostTensor, start: int = 0, stop: int | None = None) -> Codes:
     """Rows start .. stop in the kind of `kind_of`.
 
-    Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL and floats keep their values exactly; Q4_K and Q5_K round
-    each group's scale and min to f16; the others are quantised again to 8 bits over groups of 32. Raises
+    Floats and the types of _EXACT keep their values; others with codes of their own round each
+    group's scale and min to f16; the rest is quantised again to 8 bits over groups of 32. Raises
     ModelError when a scale is not finite, which only a corrupt file has.
     """
+    if tensor.matrix is not None:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            found = tensor.matrix.codes(tensor.row_numbers[start:stop])
+        _check_finite(tensor, *(f for f in (found.scales, found.mins) if f is not None))
+        return found
     kind, _ = kind_of(tensor)
     rows = tensor.data[start:stop]
     n = len(rows)
@@ -145,26 +154,6 @@ def _blocks(tensor: HostTensor, rows: U8) -> U8:
     return rows.reshape(-1, BLOCKS[tensor.dtype][1])
 
 
-def _half(blocks: U8, at: int) -> F16:
-    """The f16 at byte `at` of each block: [B]."""
-    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2")[:, 0]
-
-
-def _f32(values: NDArray[Any]) -> F32:
-    """[B] -> [B, 1] float32, to be multiplied with a block's codes."""
-    return values.astype(np.float32)[..., None]
-
-
-def _nibbles(packed: U8) -> U8:
-    """[..., n] -> [..., 2n]: all the low halves, then all the high ones."""
-    return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
-
-
-def _crumbs(packed: U8) -> U8:
-    """[..., n] -> [..., 4, n] two bits each, the lowest first."""
-    return (packed[..., None, :] >> np.array([[0], [2], [4], [6]], np.uint8)) & np.uint8(3)
-
-
 # Blocks of 32: code = nibble (+ a fifth bit), one f16 scale, perhaps one f16 min.
 
 
@@ -174,62 +163,62 @@ def _fifth_bits(blocks: U8, at: int) -> U8:
 
 
 def _q4_0_codes(blocks: U8) -> tuple[U8, F16, F16]:
-    scales = _half(blocks, 0)
-    return _nibbles(blocks[:, 2:]), scales, scales * np.float16(-8)
+    scales = half(blocks, 0)
+    return nibbles(blocks[:, 2:]), scales, scales * np.float16(-8)
 
 
 def _q4_1_codes(blocks: U8) -> tuple[U8, F16, F16]:
-    return _nibbles(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2)
+    return nibbles(blocks[:, 4:]), half(blocks, 0), half(blocks, 2)
 
 
 def _q5_0_codes(blocks: U8) -> tuple[U8, F16, F16]:
-    scales = _half(blocks, 0)
-    return _nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2), scales, scales * np.float16(-16)
+    scales = half(blocks, 0)
+    return nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2), scales, scales * np.float16(-16)
 
 
 def _q5_1_codes(blocks: U8) -> tuple[U8, F16, F16]:
-    return _nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4), _half(blocks, 0), _half(blocks, 2)
+    return nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4), half(blocks, 0), half(blocks, 2)
 
 
 def _q8_0_codes(blocks: U8) -> tuple[NDArray[np.int8], F16]:
-    codes, scales = blocks[:, 2:].view(np.int8), _half(blocks, 0)
+    codes, scales = blocks[:, 2:].view(np.int8), half(blocks, 0)
     # No quantiser writes -128, but the format can hold it and the kernels cannot.
     low = (codes == -128).any(axis=1)
     if low.any():
         codes, scales = codes.copy(), scales.copy()
-        codes[low], scales[low] = requantize(_f32(scales[low]) * codes[low].astype(np.float32))
+        codes[low], scales[low] = requantize(f32(scales[low]) * codes[low].astype(np.float32))
     return codes, scales
 
 
 def _iq4_nl_codes(blocks: U8) -> tuple[NDArray[np.int8], F16]:
-    return _IQ4_NL_VALUES[_nibbles(blocks[:, 2:])], _half(blocks, 0)
+    return IQ4_VALUES[nibbles(blocks[:, 2:])], half(blocks, 0)
 
 
 def _q4_0(blocks: U8) -> F32:
-    codes = _nibbles(blocks[:, 2:]).view(np.int8) - np.int8(8)
-    return _f32(_half(blocks, 0)) * codes.astype(np.float32)
+    codes = nibbles(blocks[:, 2:]).view(np.int8) - np.int8(8)
+    return f32(half(blocks, 0)) * codes.astype(np.float32)
 
 
 def _q5_0(blocks: U8) -> F32:
-    codes = (_nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)).view(np.int8) - np.int8(16)
-    return _f32(_half(blocks, 0)) * codes.astype(np.float32)
+    codes = (nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)).view(np.int8) - np.int8(16)
+    return f32(half(blocks, 0)) * codes.astype(np.float32)
 
 
 def _with_mins(codes: Callable[[U8], tuple[U8, F16, F16]]) -> Callable[[U8], F32]:
     def dequantized(blocks: U8) -> F32:
         values, scales, mins = codes(blocks)
-        return _f32(scales) * values.astype(np.float32) + _f32(mins)
+        return f32(scales) * values.astype(np.float32) + f32(mins)
 
     return dequantized
 
 
 def _q8_0(blocks: U8) -> F32:
-    return _f32(_half(blocks, 0)) * blocks[:, 2:].view(np.int8).astype(np.float32)
+    return f32(half(blocks, 0)) * blocks[:, 2:].view(np.int8).astype(np.float32)
 
 
 def _iq4_nl(blocks: U8) -> F32:
     values, scales = _iq4_nl_codes(blocks)
-    return _f32(scales) * values.astype(np.float32)
+    return f32(scales) * values.astype(np.float32)
 
 
 # K-quants: super-blocks of 256 with small integer scales (and mins) of their sub-blocks.
@@ -246,13 +235,13 @@ def _k_scales_mins(packed: U8) -> tuple[U8, U8]:
 def _k_factors(blocks: U8) -> tuple[F32, F32]:
     """Q4_K and Q5_K: scale and min of each sub-block of 32, exact in f32: [B, 8, 1] each."""
     scales, mins = _k_scales_mins(blocks[:, 4:16])
-    d, dmin = _f32(_half(blocks, 0)), _f32(_half(blocks, 2))
+    d, dmin = f32(half(blocks, 0)), f32(half(blocks, 2))
     return (d * scales.astype(np.float32))[..., None], (dmin * mins.astype(np.float32))[..., None]
 
 
 def _q4_k_nibbles(packed: U8) -> U8:
     """[B, 128] -> [B, 8, 32]"""
-    return _nibbles(packed.reshape(-1, 4, 32)).reshape(-1, 8, 32)
+    return nibbles(packed.reshape(-1, 4, 32)).reshape(-1, 8, 32)
 
 
 def _q4_k_codes(blocks: U8) -> tuple[U8, F16, F16]:
@@ -281,28 +270,28 @@ def _q5_k(blocks: U8) -> F32:
 
 
 def _q2_k(blocks: U8) -> F32:
-    d, dmin = _f32(_half(blocks, 80)), _f32(_half(blocks, 82))
+    d, dmin = f32(half(blocks, 80)), f32(half(blocks, 82))
     packed = blocks[:, :16]
     scales, mins = d * (packed & 15).astype(np.float32), dmin * (packed >> 4).astype(np.float32)
-    codes = _crumbs(blocks[:, 16:80].reshape(-1, 2, 32)).reshape(-1, 16, 16)
+    codes = crumbs(blocks[:, 16:80].reshape(-1, 2, 32)).reshape(-1, 16, 16)
     return scales[..., None] * codes.astype(np.float32) - mins[..., None]
 
 
 def _q3_k(blocks: U8) -> F32:
-    low, high = _nibbles(blocks[:, 96:104]), _crumbs(blocks[:, 104:108]).reshape(-1, 16)
+    low, high = nibbles(blocks[:, 96:104]), crumbs(blocks[:, 104:108]).reshape(-1, 16)
     scales = (low | (high << 4)).view(np.int8) - np.int8(32)
-    factors = _f32(_half(blocks, 108)) * scales.astype(np.float32)
-    crumbs = _crumbs(blocks[:, 32:96].reshape(-1, 2, 32)).reshape(-1, 8, 32)
+    factors = f32(half(blocks, 108)) * scales.astype(np.float32)
+    low_bits = crumbs(blocks[:, 32:96].reshape(-1, 2, 32)).reshape(-1, 8, 32)
     unset = 1 - ((blocks[:, None, :32] >> np.arange(8, dtype=np.uint8)[:, None]) & 1)
-    codes = crumbs.view(np.int8) - (unset << 2).view(np.int8)
+    codes = low_bits.view(np.int8) - (unset << 2).view(np.int8)
     return factors[..., None] * codes.reshape(-1, 16, 16).astype(np.float32)
 
 
 def _q6_k(blocks: U8) -> F32:
-    low = _nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
-    high = _crumbs(blocks[:, 128:192].reshape(-1, 2, 32))
+    low = nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
+    high = crumbs(blocks[:, 128:192].reshape(-1, 2, 32))
     codes = (low | (high << 4)).view(np.int8) - np.int8(32)
-    factors = _f32(_half(blocks, 208)) * blocks[:, 192:208].view(np.int8).astype(np.float32)
+    factors = f32(half(blocks, 208)) * blocks[:, 192:208].view(np.int8).astype(np.float32)
     return factors[..., None] * codes.reshape(-1, 16, 16).astype(np.float32)
 
 
@@ -313,11 +302,14 @@ _MIN_CODES: dict[str, tuple[WeightKind, Callable[[U8], tuple[U8, F16, F16]]]] = 
     "Q5_0": ("q5", _q5_0_codes),
     "Q5_1": ("q5", _q5_1_codes),
     "Q5_K": ("q5", _q5_k_codes),
+    **iquants.MIN_CODES,
 }
 _Q8_CODES: dict[str, Callable[[U8], tuple[NDArray[np.int8], F16]]] = {
     "Q8_0": _q8_0_codes,
     "IQ4_NL": _iq4_nl_codes,
+    **iquants.Q8_CODES,
 }
+_EXACT = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", *iquants.EXACT}
 _DEQUANTIZERS: dict[str, Callable[[U8], F32]] = {
     "Q4_0": _q4_0,
     "Q4_1": _with_mins(_q4_1_codes),
@@ -330,6 +322,7 @@ _DEQUANTIZERS: dict[str, Callable[[U8], F32]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    **iquants.DEQUANTIZERS,
 }
 SUPPORTED = (*_FLOAT_KINDS, *_DEQUANTIZERS)
 """Stored types that can be loaded."""

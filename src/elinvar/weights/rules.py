@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,8 +60,10 @@ class UnpermuteRows:
         rotary = self.rotary or heads.shape[1]
         turned = heads[:, :rotary].reshape(pairs).swapaxes(1, 2).reshape(self.num_heads, -1)
         order = np.concatenate([turned, heads[:, rotary:]], axis=1).reshape(-1)
-        rows = tensor.data.reshape(len(order), -1)[order].reshape(tensor.data.shape)
-        return HostTensor(tensor.name, tensor.shape, tensor.dtype, rows)
+        if len(tensor.shape) > 1:
+            return replace(tensor, data=tensor.data[order])
+        elements = tensor.data.reshape(len(order), -1)[order]
+        return replace(tensor, data=elements.reshape(1, -1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,17 +186,19 @@ def _take(tensor: HostTensor, part: Part, shape: tuple[int, ...]) -> HostTensor:
     """The part, of `shape`; a view where its rows lie together."""
     row = _row_bytes(tensor, shape)
     rows = tensor.data.reshape(-1, row)[part.rows(shape[0])]
-    return HostTensor(tensor.name, shape, tensor.dtype, rows if shape[1:] else rows.reshape(1, -1))
+    return replace(tensor, shape=shape, data=rows if shape[1:] else rows.reshape(1, -1))
 
 
 def _matrix_of(stack: HostTensor, index: int) -> HostTensor:
     rows = stack.shape[-2]
     data = stack.data[index * rows : (index + 1) * rows]
-    return HostTensor(stack.name, stack.shape[-2:], stack.dtype, data)
+    return replace(stack, shape=stack.shape[-2:], data=data)
 
 
 def _row_bytes(tensor: HostTensor, shape: tuple[int, ...]) -> int:
     """Bytes of a row of the weight: of one element for a vector."""
+    if tensor.matrix is not None:
+        return tensor.data.shape[1]
     elements, size = BLOCKS[tensor.dtype]
     return (shape[1] if len(shape) > 1 else 1) * size // elements
 
@@ -211,6 +215,16 @@ def transpose(tensor: HostTensor) -> HostTensor:
     return HostTensor(
         tensor.name, (*stack, k, n), tensor.dtype, np.ascontiguousarray(data).reshape(-1, n * size)
     )
+
+
+def as_published(rules: Sequence[Rule], names: Container[str]) -> list[Rule]:
+    """The rules for a checkpoint with tensors of these names: one that was saved from the bare model
+    (GPT-2 is published so) leaves out the first part of every name."""
+    embed = next((rule.hf for rule in rules if rule.name == "embed"), None)
+    prefix, _, bare = (embed or "").partition(".")
+    if embed in names or bare not in names:
+        return list(rules)
+    return [replace(rule, hf=rule.hf and rule.hf.removeprefix(f"{prefix}.")) for rule in rules]
 
 
 def save_state(

@@ -31,6 +31,7 @@ MAX_DIMS = 8
 _SIZES = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U64": 8, "I32": 4, "U32": 4},
     **{"I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1},
+    "F8_E8M0": 1,
 }
 """Bytes an element of the types that are stepped over; quants.SUPPORTED says which ones load."""
 

@@ -9,11 +9,15 @@ import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from elinvar.base.errors import ModelError
+
+if TYPE_CHECKING:
+    from elinvar.weights.schemes.base import Matrix
 
 BLOCKS: dict[str, tuple[int, int]] = {
     "F64": (1, 8),
@@ -35,6 +39,17 @@ BLOCKS: dict[str, tuple[int, int]] = {
     "Q4_K": (256, 144),
     "Q5_K": (256, 176),
     "Q6_K": (256, 210),
+    "IQ1_S": (256, 50),
+    "IQ1_M": (256, 56),
+    "IQ2_XXS": (256, 66),
+    "IQ2_XS": (256, 74),
+    "IQ2_S": (256, 82),
+    "IQ3_XXS": (256, 98),
+    "IQ3_S": (256, 110),
+    "IQ4_XS": (256, 136),
+    "TQ1_0": (256, 54),
+    "TQ2_0": (256, 66),
+    "MXFP4": (32, 17),
 }
 """Stored type -> (elements a block, bytes a block). Types that can be loaded: quants.SUPPORTED."""
 
@@ -50,6 +65,19 @@ class HostTensor:
     """A key of BLOCKS, or another type that a file names and nobody can load."""
     data: NDArray[np.uint8]
     """[rows, row_bytes] raw bytes; leading dimensions are flattened, a vector is one row."""
+    matrix: Matrix | None = None
+    """What its rows are made from, where several stored tensors make a matrix (weights.schemes):
+    `data` then holds the numbers of the rows, as int64."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.data.nbytes if self.matrix is None else self.matrix.nbytes
+
+    @property
+    def row_numbers(self) -> NDArray[np.int64]:
+        """Of a tensor with a `matrix`."""
+        return self.data.view(np.int64)[:, 0]
 
 
 class MappedFile:

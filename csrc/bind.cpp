@@ -72,11 +72,19 @@ struct BoundMatrix : Matrix {  // keeps the packed bytes alive
         : Matrix(kind_of(kind), n, k, data.data(), data.size()), owner(data) {}
 };
 
-struct BoundExperts : Experts {  // whoever made the matrices keeps them
+const float* data_of(const std::optional<F32In>& x) { return x ? x->data() : nullptr; }
+
+struct BoundExperts : Experts {  // whoever made matrices and biases keeps them
     using Matrices = std::vector<const BoundMatrix*>;
     static std::vector<const Matrix*> plain(const Matrices& ws) { return {ws.begin(), ws.end()}; }
-    BoundExperts(const Matrices& gates, const Matrices& ups, const Matrices& downs)
-        : Experts(plain(gates), plain(ups), plain(downs)) {}
+    using Bias = std::optional<F32In>;
+    BoundExperts(const Matrices& gates, const Matrices& ups, const Matrices& downs,
+                 const Bias& of_gates, const Bias& of_ups, const Bias& of_downs)
+        : Experts(plain(gates), plain(ups), plain(downs)) {
+        gate_bias = data_of(of_gates);
+        up_bias = data_of(of_ups);
+        down_bias = data_of(of_downs);
+    }
 };
 
 struct BoundCache {  // K and V of one layer: views of a cache in which all layers lie
@@ -117,7 +125,6 @@ void submit(Session& p, const Body& body) {
 
 int rows_of(const F32In& x) { return static_cast<int>(x.shape(0)); }
 int last_of(const F32In& x) { return static_cast<int>(x.shape(x.ndim() - 1)); }
-const float* data_of(const std::optional<F32In>& x) { return x ? x->data() : nullptr; }
 
 F32Out embed(Session& p, I32In ids, const BoundMatrix& w, float scale) {
     auto out = result<float>(p, {ids.size(), static_cast<std::size_t>(w.k)});
@@ -388,7 +395,9 @@ NB_MODULE(_cpu, m) {
                       nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>>());
     nb::class_<BoundExperts>(m, "Experts")
         .def(nb::init<const BoundExperts::Matrices&, const BoundExperts::Matrices&,
-                      const BoundExperts::Matrices&>());
+                      const BoundExperts::Matrices&, const BoundExperts::Bias&,
+                      const BoundExperts::Bias&, const BoundExperts::Bias&>(),
+             nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg().none());
     nb::class_<BoundCache>(m, "Cache")
         .def(nb::init<BoundCache::Strided, BoundCache::Strided, const std::string&>());
     nb::class_<Recording>(m, "Recording").def("__call__", &replay).def("timed", &replay_timed);

@@ -1,7 +1,7 @@
 // Ops on each element alone: activations, factors, soft caps, sums. Included inside namespace
 // ELINVAR_ISA.
 
-enum Activation : int { kSilu, kGeluTanh, kGelu, kRelu2 };  // as in ops/api.py
+enum Activation : int { kSilu, kGeluTanh, kGelu, kRelu2, kSwigluOai };  // as in ops/api.py
 
 // What the normal distribution has beyond -x and x together, erfc(x / sqrt 2), for x >= 0: e^(-x
 // p(x)) with p fitted to -ln(erfc) / x on 0 .. 5.5 so that the largest error of the result
@@ -34,10 +34,19 @@ EL_INLINE V activation_of(V g) {
         // g times the normal distribution up to g, by the tail beyond |g|: nothing cancels.
         const V size = abs(g);
         return fma(size * set1(-0.5f), two_tails(size), max(g, zero()));
-    } else {
+    } else if constexpr (activation == kRelu2) {
         const V positive = max(g, zero());
         return positive * positive;
+    } else {
+        const V low = min(g, set1(7.0f));
+        return low / (set1(1.0f) + exp(low * set1(-1.702f)));
     }
+}
+
+template <int activation>
+EL_INLINE V gated_of(V g, V u) {
+    if constexpr (activation == kSwigluOai) u = max(min(u, set1(7.0f)), set1(-7.0f)) + set1(1.0f);
+    return activation_of<activation>(g) * u;
 }
 
 // body(std::integral_constant<int, activation>): the choice is made outside of loops.
@@ -50,8 +59,10 @@ EL_INLINE void with_activation(int activation, const Body& body) {
             return body(std::integral_constant<int, kGeluTanh>());
         case kGelu:
             return body(std::integral_constant<int, kGelu>());
-        default:
+        case kRelu2:
             return body(std::integral_constant<int, kRelu2>());
+        default:
+            return body(std::integral_constant<int, kSwigluOai>());
     }
 }
 
@@ -63,10 +74,9 @@ void activate(int activation, float* gate, ptrdiff_t ld_gate, const float* up, p
             float* g = gate + m * ld_gate;
             const float* u = up + m * ld_up;
             int i = 0;
-            for (; i + 16 <= cols; i += 16)
-                store(g + i, activation_of<kind>(load(g + i)) * load(u + i));
+            for (; i + 16 <= cols; i += 16) store(g + i, gated_of<kind>(load(g + i), load(u + i)));
             if (const int n = cols - i; n > 0)
-                store_n(g + i, activation_of<kind>(load_n(g + i, n)) * load_n(u + i, n), n);
+                store_n(g + i, gated_of<kind>(load_n(g + i, n), load_n(u + i, n)), n);
         }
     });
 }

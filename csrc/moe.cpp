@@ -181,10 +181,14 @@ void Provider::moe(const float* x, int rows, int top_k, const int32_t* ids, cons
     };
 
     m.cut(experts.dim(), experts.gates[0]->num_panels(), experts.rounds_x, pool_.size());
+    const auto of = [](const float* biases, const Mixture::Group& g, std::ptrdiff_t outputs) {
+        return biases ? biases + g.expert * outputs : nullptr;
+    };
     each(m.tiles, [&](const Mixture::Group& g, const Mixture::Tile& t, int thread) {
         const auto e = static_cast<std::size_t>(g.expert);
         multiply_gated(*experts.gates[e], *experts.ups[e], activation, t.panel, t.panels, g.in,
-                       t.row, t.count, h + g.first * ff, thread);
+                       t.row, t.count, h + g.first * ff, thread, of(experts.gate_bias, g, ff),
+                       of(experts.up_bias, g, ff));
     });
     if (experts.rounds_h)
         each(m.blocks, [&](const Mixture::Group& g, const Mixture::Tile& b, int) {
@@ -193,8 +197,12 @@ void Provider::moe(const float* x, int rows, int top_k, const int32_t* ids, cons
     m.cut(experts.ff_dim(), experts.downs[0]->num_panels(), experts.rounds_h, pool_.size());
     each(m.tiles, [&](const Mixture::Group& g, const Mixture::Tile& t, int) {
         const Rows hs{h + g.first * ff, m.rows(g, experts.ff_dim())};
+        const int col = t.panel * 16, cols = std::min(t.panels * 16, experts.dim() - col);
+        float* o = y + (g.first + t.row) * dim + col;
         multiply(*experts.downs[static_cast<std::size_t>(g.expert)], t.panel, t.panels, hs, t.row,
-                 t.count, y + (g.first + t.row) * dim + t.panel * 16, dim);
+                 t.count, o, dim);
+        if (const float* bias = of(experts.down_bias, g, dim))
+            kernels_->add_bias(bias + col, t.count, cols, o, dim);
     });
 
     const int height = 8, width = 512;  // tokens and columns that one item sums up

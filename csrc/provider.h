@@ -57,6 +57,8 @@ struct Experts {
     std::vector<const Matrix*> gates, ups, downs;
     // Whether any gate or up wants x rounded, or as it is; whether any down wants its rows rounded.
     bool rounds_x = false, takes_x = false, rounds_h = false;
+    // [experts, outputs] or null
+    const float *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
 
     Experts(std::vector<const Matrix*> gates, std::vector<const Matrix*> ups,
             std::vector<const Matrix*> downs);
@@ -145,7 +147,8 @@ class Provider {
     void multiply(const Matrix& w, int panel, int num, const Rows& in, int row, int count,
                   float* out, std::ptrdiff_t ld);
     void multiply_gated(const Matrix& gate, const Matrix& up, int activation, int panel, int num,
-                        const Rows& in, int row, int count, float* out, int thread);
+                        const Rows& in, int row, int count, float* out, int thread,
+                        const float* gate_bias = nullptr, const float* up_bias = nullptr);
     void gather(const Rows& in, int num_tokens, const Experts& experts);
     void cut_chunks(const Attention& a);
     float* scratch(int thread, std::size_t floats);

@@ -637,6 +637,20 @@ def test_moe_is_the_dense_layers_of_its_experts() -> None:
     same([expected, *outputs])
 
 
+@pytest.mark.parametrize("kind", ["q8", "f16"])
+def test_moe_with_biases(kind: WeightKind) -> None:
+    """As gpt-oss has them; gates and ups go beyond what they are clamped to."""
+    rng = np.random.default_rng(4)
+    experts = mixture(rng, [kind] * 5, 96, 64)
+    experts.gate_bias, experts.up_bias = normal(rng, 5, 96) * 8, normal(rng, 5, 96) * 8
+    experts.down_bias = normal(rng, 5, 64)
+    x, ids, weights = normal(rng, 33, 64), distinct(rng, 33, 5, 2), normal(rng, 33, 2)
+    outputs = [ops.moe(x, ids, weights, experts, "swiglu_oai") for ops in CPUS.values()]
+    close(outputs[0], REF.moe(x, ids, weights, experts, "swiglu_oai"), 1e-5)
+    same(outputs)
+    same([outputs[0][7:8], BASE.moe(x[7:8], ids[7:8], weights[7:8], experts, "swiglu_oai")])
+
+
 def test_a_recorded_mixture_routes_anew() -> None:
     """Which experts a token goes to is read when the recording runs, not when it was made."""
     rng = np.random.default_rng(9)

@@ -12,7 +12,15 @@ class Matrix:
     def __init__(self, kind: str, n: int, k: int, data: Any) -> None: ...
 
 class Experts:
-    def __init__(self, gates: list[Matrix], ups: list[Matrix], downs: list[Matrix]) -> None: ...
+    def __init__(
+        self,
+        gates: list[Matrix],
+        ups: list[Matrix],
+        downs: list[Matrix],
+        gate_bias: Any | None,
+        up_bias: Any | None,
+        down_bias: Any | None,
+    ) -> None: ...
 
 class Cache:
     def __init__(self, k: Any, v: Any, dtype: str) -> None: ...

@@ -9,9 +9,10 @@ from elinvar.base.errors import InputError
 
 LayerKind = Literal["full", "sliding", "chunked"]
 KVDtype = Literal["f16", "bf16", "f32"]
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu2"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai"]
 """Of an MLP: x sigmoid(x); x Phi(x) with Phi by tanh (Hendrycks and Gimpel, 2016), and the exact
-one; max(x, 0)^2. Kernels number them in this order."""
+one; max(x, 0)^2; y sigmoid(1.702 y) with y = min(x, 7), which multiplies 1 + up, up within -7 .. 7
+(gpt-oss). Kernels number them in this order."""
 Scoring = Literal["softmax", "sigmoid"]
 """How a mixture of experts turns router logits into scores."""
 WeightFormat = Literal["auto", "f32"]

@@ -76,9 +76,10 @@ def feeds(config: ModelConfig, w: Mapping[str, Any], ops: Ops) -> Feeds:
     """The MLP of a layer with the weights `w`: a mixture where they hold a router."""
     if config.moe is None or "router" not in w:
         return GatedMLP(w["gate"], w["up"], w["down"], config.activation, ops)
-    experts = Experts(
-        *([w[f"experts.{e}.{part}"] for e in range(config.moe.num_experts)] for part in PARTS)
+    gates, ups, downs = (
+        [w[f"experts.{e}.{part}"] for e in range(config.moe.num_experts)] for part in PARTS
     )
+    experts = Experts(gates, ups, downs)
     shared: Feeds | None = None
     if config.moe.shared_ff_dim:
         gate, up, down = (w[f"shared.{part}"] for part in PARTS)

@@ -79,6 +79,10 @@ class Experts:
     gates: Sequence[Weight]
     ups: Sequence[Weight]
     downs: Sequence[Weight]
+    gate_bias: F32 | None = None
+    """[E, N], as those that follow: row e belongs to expert e."""
+    up_bias: F32 | None = None
+    down_bias: F32 | None = None
     handle: Any = field(default=None, init=False, repr=False)
     """How a provider holds them, bound at their first use."""
 
@@ -199,7 +203,8 @@ class Ops(Protocol):
     ) -> F32:
         """sum over a token's experts of weight * (down (act(gate x) * up x)) -> [T, D]: from 0 one
         chain of FMAs by ascending expert id, the order in which ids_TK must hold them. An expert's
-        products are those of `gated_linear` and `linear`."""
+        products are those of `gated_linear` and `linear`; its biases are added to the finished
+        chains."""
         ...
 
     def rope_write(

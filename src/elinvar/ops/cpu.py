@@ -206,8 +206,11 @@ def _matrix(w: Weight) -> Any:
 
 def _experts(experts: Experts) -> Any:
     if experts.handle is None:
-        parts = experts.gates, experts.ups, experts.downs
-        experts.handle = _cpu.Experts(*([_matrix(w) for w in part] for part in parts))
+        gates, ups, downs = (
+            [_matrix(w) for w in part] for part in (experts.gates, experts.ups, experts.downs)
+        )
+        biases = experts.gate_bias, experts.up_bias, experts.down_bias
+        experts.handle = _cpu.Experts(gates, ups, downs, *biases)
     return experts.handle
 
 

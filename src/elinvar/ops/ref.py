@@ -85,8 +85,7 @@ class RefOps:
         return y if bias_N is None else y + bias_N
 
     def gated_linear(self, x_TK: F32, gate: Weight, up: Weight, activation: Activation) -> F32:
-        act = _activated(self._linear(x_TK, gate), activation)
-        return (act * self._linear(x_TK, up)).astype(np.float32)
+        return _gated(self._linear(x_TK, gate), self._linear(x_TK, up), activation)
 
     def route(
         self,
@@ -124,9 +123,13 @@ class RefOps:
         y = np.zeros(x_TD.shape)
         for e in np.unique(ids_TK):  # ascending
             tokens, places = np.nonzero(ids_TK == e)
-            h = self.gated_linear(x_TD[tokens], experts.gates[e], experts.ups[e], activation)
+            x = x_TD[tokens]
+            g = self.linear(x, [experts.gates[e]], _row(experts.gate_bias, e))
+            u = self.linear(x, [experts.ups[e]], _row(experts.up_bias, e))
+            h = _gated(g, u, activation)
+            d = self.linear(h, [experts.downs[e]], _row(experts.down_bias, e))
             weights = weights_TK[tokens, places].astype(np.float64)
-            y[tokens] += weights[:, None] * self.linear(h, [experts.downs[e]])
+            y[tokens] += weights[:, None] * d
         return y.astype(np.float32)
 
     def rope_write(
@@ -325,7 +328,19 @@ def _activated(x: F32, activation: Activation) -> F64:
             return 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3)))
         if activation == "gelu":
             return 0.5 * g * _erfc(-g / np.sqrt(2))
-        return np.maximum(g, 0) ** 2
+        if activation == "relu2":
+            return np.maximum(g, 0) ** 2
+        low = np.minimum(g, 7)
+        return low / (1 + np.exp(-1.702 * low))
+
+
+def _gated(g: F32, u: F32, activation: Activation) -> F32:
+    factor = np.clip(u.astype(np.float64), -7, 7) + 1 if activation == "swiglu_oai" else u
+    return (_activated(g, activation) * factor).astype(np.float32)
+
+
+def _row(bias: F32 | None, e: int) -> F32 | None:
+    return None if bias is None else bias[e]
 
 
 def _rotate(x: F32, table_TR: F64) -> F32:

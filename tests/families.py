@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from elinvar.base.config import ModelConfig, RopeConfig
+from elinvar.base.config import LatentConfig, ModelConfig, RopeConfig
 
 VOCAB = 288
 """Of the tiny engines: a tokenizer of bytes, and some."""
@@ -38,12 +38,18 @@ GEMMA3 = replace(
     tied_head=True,
 )
 
-MISTRAL = replace(
-    GEMMA3, family="mistral", embed_scale=1.0, activation="silu", tied_head=False
-)
+MISTRAL = replace(GEMMA3, family="mistral", embed_scale=1.0, activation="silu", tied_head=False)
 QWEN3 = replace(LLAMA, family="qwen3")
+DEEPSEEK = replace(
+    LLAMA,
+    family="deepseek",
+    num_kv_heads=1,
+    head_dim=40,
+    rope={"full": RopeConfig(10000.0, 8)},
+    latent=LatentConfig(rank=32, nope_dim=32, rope_dim=8, value_dim=16, q_rank=32),
+)
 
-ENGINES: dict[str, ModelConfig] = {c.family: c for c in (LLAMA, GEMMA3, MISTRAL, QWEN3)}
+ENGINES: dict[str, ModelConfig] = {c.family: c for c in (LLAMA, GEMMA3, MISTRAL, QWEN3, DEEPSEEK)}
 """By family: what the tests of the contract run."""
 
 
@@ -97,6 +103,17 @@ def _gemma3(**settings: Any) -> Case:
     return Case("gemma3", "Gemma3ForCausalLM", "Gemma3TextConfig", plain | settings)
 
 
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 12,
+    "head_dim": 12,
+    "v_head_dim": 16,
+    "first_k_dense_replace": 3,
+}
+
+
 CASES: dict[str, Case] = {
     "llama": _llama(tie_word_embeddings=False),
     "llama-tied": _llama(tie_word_embeddings=True, num_key_value_heads=4),
@@ -127,4 +144,13 @@ CASES: dict[str, Case] = {
     "gemma3": _gemma3(),
     "gemma3-linear": _gemma3(rope_parameters=LINEAR8, head_dim=32),
     "gemma3-types": _gemma3(num_hidden_layers=3, layer_types=FULL_AND_SLIDING),
+    "deepseek2": Case(
+        "deepseek", "DeepseekV2ForCausalLM", "DeepseekV2Config", LATENT | {"q_lora_rank": None}
+    ),
+    "deepseek3": Case(
+        "deepseek",
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        LATENT | {"q_lora_rank": 40, "v_head_dim": 32},
+    ),
 }

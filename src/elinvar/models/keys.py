@@ -102,6 +102,7 @@ def _short(value: Any) -> str:
 def checked(config: ModelConfig, source: str) -> ModelConfig:
     """`config` itself, when its sizes fit together."""
     heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+    rotary = config.latent.rope_dim if config.latent else head_dim
     problem = None
     if heads % kv_heads:
         problem = f"{heads} attention heads cannot share {kv_heads} key-value heads evenly"
@@ -112,9 +113,9 @@ def checked(config: ModelConfig, source: str) -> ModelConfig:
         )
     elif head_dim % 2:
         problem = f"a head dim of {head_dim} is odd, and rotary pairs need an even one"
-    elif any(rope.dim != head_dim for rope in config.rope.values()):
+    elif any(rope.dim != rotary for rope in config.rope.values()):
         dims = sorted({rope.dim for rope in config.rope.values()})
-        problem = f"only {dims} of {head_dim} dims of a head are rotated"
+        problem = f"only {dims} of {rotary} dims of a head are rotated"
     elif len(config.layer_kinds) != config.num_layers:
         problem = f"{len(config.layer_kinds)} layer types are given for {config.num_layers} layers"
     elif any(not _good_divisors(rope) for rope in config.rope.values()):

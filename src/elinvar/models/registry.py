@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.base.errors import ModelError
-from elinvar.models import gemma3, llama, mistral, qwen3
+from elinvar.models import deepseek, gemma3, llama, mistral, qwen3
 from elinvar.ops.api import F32, KVLayer, Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
@@ -92,6 +92,16 @@ FAMILIES = (
         gemma3.config_from_gguf,
         gemma3.rules,
         gemma3.build,
+    ),
+    Family(
+        "deepseek",
+        "DeepSeek V2, V2 Lite, V3, V3.1, R1",
+        ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"),
+        (),
+        deepseek.config_from_hf,
+        None,
+        deepseek.rules,
+        deepseek.build,
     ),
 )
 

@@ -30,8 +30,8 @@ State = dict[str, Weight | NDArray[np.float32]]
 
 class Fix(Protocol):
     """An invertible change between a stored tensor (its part, if the rule names one) and its
-    canonical form. Shape stays; a matrix also keeps its stored type. Fixes are frozen dataclasses:
-    their repr names them."""
+    canonical form. Shape stays, but in TransposeHeads; a matrix also keeps its stored type. Fixes
+    are frozen dataclasses: their repr names them."""
 
     def apply(self, tensor: HostTensor) -> HostTensor: ...
 
@@ -56,6 +56,51 @@ class UnpermuteRows:
     def _reorder(self, tensor: HostTensor, shape: tuple[int, int, int]) -> HostTensor:
         order = np.arange(len(tensor.data)).reshape(shape).swapaxes(1, 2).reshape(-1)
         return HostTensor(tensor.name, tensor.shape, tensor.dtype, tensor.data[order])
+
+
+@dataclass(frozen=True, slots=True)
+class UnpermuteTails:
+    """The last `size` rows of every head, those that are rotated, as UnpermuteRows does."""
+
+    num_heads: int
+    size: int
+
+    def apply(self, tensor: HostTensor) -> HostTensor:
+        return self._reorder(tensor, (-1, 2))
+
+    def invert(self, tensor: HostTensor) -> HostTensor:
+        return self._reorder(tensor, (2, -1))
+
+    def _reorder(self, tensor: HostTensor, pairs: tuple[int, int]) -> HostTensor:
+        order = np.arange(len(tensor.data)).reshape(self.num_heads, -1)
+        tails = order[:, -self.size :].reshape(self.num_heads, *pairs).swapaxes(1, 2)
+        order[:, -self.size :] = tails.reshape(self.num_heads, -1)
+        return HostTensor(tensor.name, tensor.shape, tensor.dtype, tensor.data[order.reshape(-1)])
+
+
+@dataclass(frozen=True, slots=True)
+class TransposeHeads:
+    """Every head's rows [n, k] to [k, n]. Raises ModelError for a type of blocks."""
+
+    num_heads: int
+
+    def apply(self, tensor: HostTensor) -> HostTensor:
+        rows, k = tensor.shape
+        stack = HostTensor(
+            tensor.name, (self.num_heads, rows // self.num_heads, k), tensor.dtype, tensor.data
+        )
+        turned = transpose(stack)
+        return HostTensor(
+            tensor.name, (self.num_heads * k, rows // self.num_heads), tensor.dtype, turned.data
+        )
+
+    def invert(self, tensor: HostTensor) -> HostTensor:
+        return self.apply(tensor)
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of what becomes `shape`."""
+        rows, k = shape
+        return self.num_heads * k, rows // self.num_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +189,10 @@ class Binding:
             tensor = transpose(tensor)
         if part is not None:
             assert self.shape is not None
-            tensor = _take(tensor, part, self.shape)
+            shape = self.shape
+            if isinstance(self.fix, TransposeHeads):
+                shape = self.fix.stored_shape(shape)
+            tensor = _take(tensor, part, shape)
         return self.fix.apply(tensor) if self.fix else tensor
 
 
@@ -197,7 +245,9 @@ def transpose(tensor: HostTensor) -> HostTensor:
     """The last two dims the other way round. Raises ModelError for a type of blocks."""
     elements, size = BLOCKS[tensor.dtype]
     if elements > 1:
-        raise ModelError(f"Tensor {tensor.name} is stored as (in, out) and cannot be {tensor.dtype}.")
+        raise ModelError(
+            f"Tensor {tensor.name} is stored as (in, out) and cannot be {tensor.dtype}."
+        )
     *stack, n, k = tensor.shape
     data = tensor.data.reshape(-1, n, k, size).swapaxes(1, 2)
     return HostTensor(

@@ -1,0 +1,142 @@
+"""DeepSeek V2 and V3, R1 too (DeepSeek-AI, 2024): latent attention, and after the first layers
+mixtures of experts with shared ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from elinvar.base.config import LatentConfig, ModelConfig
+from elinvar.models.keys import MAX_LAYERS, Keys, checked
+from elinvar.models.llama import NORMS
+from elinvar.models.shared import (
+    FULL,
+    HF,
+    TO,
+    by_layer,
+    mlp_rules,
+    norm_rules,
+    one_rope_from_hf,
+    outer_rules,
+)
+from elinvar.nn.decoder import Block, Decoder
+from elinvar.nn.mla import LatentAttention, LatentWeights
+from elinvar.nn.mlp import GatedMLP
+from elinvar.nn.norm import RMSNorm
+from elinvar.nn.rope import MAX_POSITIONS
+from elinvar.ops.api import Ops
+from elinvar.ops.layout import PANEL
+from elinvar.weights.rules import Fix, Part, Rule, TransposeHeads, UnpermuteTails
+
+
+def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
+    def norm(gain: Any) -> RMSNorm:
+        return RMSNorm(gain, config.norm_eps, ops)
+
+    def block(w: dict[str, Any]) -> Block:
+        latent = LatentWeights(**{name: w[name] for name in ATTENTION if name in w})
+        mlp = GatedMLP(w["gate"], w["up"], w["down"], config.activation, ops)
+        attention = LatentAttention(config, latent, ops)
+        return Block(norm(w["attn_norm"]), attention, norm(w["mlp_norm"]), mlp)
+
+    blocks = [block(w) for w in by_layer(weights, config.num_layers)]
+    return Decoder(config, weights, ops, blocks, norm(weights["norm"]))
+
+
+ATTENTION = ("kv_a", "kv_norm", "k_b", "v_b", "o", "q", "q_a", "q_norm")
+
+
+def rules(config: ModelConfig) -> list[Rule]:
+    return [
+        *norm_rules(NORMS, config.dim),
+        *latent_rules(config),
+        *mlp_rules(config),
+        *outer_rules(config),
+    ]
+
+
+def latent_rules(config: ModelConfig) -> list[Rule]:
+    """What is rotated lies in interleaved pairs. kv_b_proj holds W_uk and W_uv of each head."""
+    assert config.latent is not None
+    c, d, h, attn = config.latent, config.dim, config.num_heads, HF + "self_attn."
+    nope, value, rank = c.nope_dim, c.value_dim, c.rank
+    both = h * (nope + value), rank
+    of_k = Part(both, 0, nope, nope + value)
+    of_v = Part(both, nope, value, nope + value)
+    q_fix, k_fix = UnpermuteTails(h, c.rope_dim), UnpermuteTails(1, c.rope_dim)
+    turn = TransposeHeads(h)
+
+    def rule(name: str, hf: str, shape: tuple[int, ...], fix: Fix | None = None) -> Rule:
+        return Rule(TO + name, f"{attn}{hf}.weight", None, shape, hf_fix=fix)
+
+    table = [
+        rule("kv_a", "kv_a_proj_with_mqa", (rank + c.rope_dim, d), k_fix),
+        rule("kv_norm", "kv_a_layernorm", (rank,)),
+        replace(rule("k_b", "kv_b_proj", (h * rank, nope), turn), hf_part=of_k),
+        replace(rule("v_b", "kv_b_proj", (h * value, rank)), hf_part=of_v),
+        rule("o", "o_proj", (d, h * value)),
+    ]
+    q_rows = h * (nope + c.rope_dim)
+    if c.q_rank is None:
+        return [*table, rule("q", "q_proj", (q_rows, d), q_fix)]
+    return [
+        *table,
+        rule("q_a", "q_a_proj", (c.q_rank, d)),
+        rule("q_norm", "q_a_layernorm", (c.q_rank,)),
+        rule("q", "q_b_proj", (q_rows, c.q_rank), q_fix),
+    ]
+
+
+def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
+    """From config.json. Raises ModelError naming the key that is missing, wrong or unsupported."""
+    keys = Keys(metadata, "config.json")
+    keys.only("hidden_act", "silu")
+    keys.only("attention_bias", False)
+    keys.only("rope_interleave", True)
+    num_layers = keys.size("num_hidden_layers", largest=MAX_LAYERS)
+    latent = LatentConfig(
+        rank=_whole_panels(keys, "kv_lora_rank"),
+        nope_dim=keys.size("qk_nope_head_dim"),
+        rope_dim=keys.size("qk_rope_head_dim"),
+        value_dim=_whole_panels(keys, "v_head_dim"),
+        q_rank=keys.size("q_lora_rank") if keys.has("q_lora_rank") else None,
+    )
+    config = ModelConfig(
+        family="deepseek",
+        vocab_size=keys.size("vocab_size"),
+        dim=keys.size("hidden_size"),
+        num_layers=num_layers,
+        num_heads=keys.size("num_attention_heads"),
+        num_kv_heads=1,
+        head_dim=latent.rank + latent.rope_dim,
+        ff_dim=keys.size("intermediate_size"),
+        max_context=min(keys.size("max_position_embeddings"), MAX_POSITIONS),
+        norm_eps=keys.number("rms_norm_eps"),
+        layer_kinds=FULL * num_layers,
+        rope={"full": one_rope_from_hf(keys, latent.rope_dim)},
+        attn_scale=_scale(keys, latent),
+        tied_head=keys.flag("tie_word_embeddings", False),
+        latent=latent,
+    )
+    return checked(config, "config.json")
+
+
+def _whole_panels(keys: Keys, key: str) -> int:
+    """Outputs of a head's own matrix: ops.head_linear takes heads that fill whole panels."""
+    size = keys.size(key)
+    if size % PANEL:
+        raise keys.bad(key, f"a multiple of {PANEL}")
+    return size
+
+
+def _scale(keys: Keys, latent: LatentConfig) -> float:
+    """YaRN (Peng et al., 2023) as DeepSeek has it sharpens all dims of a score, not the rotated
+    ones alone."""
+    scale = (latent.nope_dim + latent.rope_dim) ** -0.5
+    scaling = keys.part("rope_parameters" if keys.has("rope_parameters") else "rope_scaling")
+    factor = scaling.number("factor", 1.0, smallest=1)
+    mscale = 1 + 0.1 * scaling.number("mscale_all_dim", 0.0, smallest=0) * math.log(factor)
+    return scale * mscale * mscale

@@ -72,6 +72,13 @@ struct BoundMatrix : Matrix {  // keeps the packed bytes alive
         : Matrix(kind_of(kind), n, k, data.data(), data.size()), owner(data) {}
 };
 
+struct BoundExperts : Experts {  // whoever made the matrices keeps them
+    using Matrices = std::vector<const BoundMatrix*>;
+    static std::vector<const Matrix*> plain(const Matrices& ws) { return {ws.begin(), ws.end()}; }
+    BoundExperts(const Matrices& gates, const Matrices& ups, const Matrices& downs)
+        : Experts(plain(gates), plain(ups), plain(downs)) {}
+};
+
 struct BoundCache {  // K and V of one layer: views of a cache in which all layers lie
     using Strided = nb::ndarray<nb::device::cpu>;
     Strided k, v;
@@ -163,6 +170,28 @@ F32Out gated_linear(Session& p, F32In x, const BoundMatrix& gate, const BoundMat
     submit(p, [&p, &gate, &up, activation, x = x.data(), rows = rows_of(x), o = out.data()] {
         p.gated_linear(x, rows, gate, up, activation, o);
     });
+    return out;
+}
+
+nb::tuple route(Session& p, F32In logits, int top_k, bool sigmoid, bool renormalise, float scaling,
+                std::optional<F32In> bias, int num_groups, int top_groups) {
+    const auto k = static_cast<std::size_t>(top_k);
+    auto ids = result<int32_t>(p, {logits.shape(0), k});
+    auto weights = result<float>(p, {logits.shape(0), k});
+    const Route a{last_of(logits), top_k,     sigmoid,
+                  renormalise,     scaling,   bias ? bias->data() : nullptr,
+                  num_groups,      top_groups};
+    submit(p, [&p, a, x = logits.data(), rows = rows_of(logits), ids = ids.data(),
+               weights = weights.data()] { p.route(x, rows, a, ids, weights); });
+    return nb::make_tuple(ids, weights);
+}
+
+F32Out moe(Session& p, F32In x, I32In ids, F32In weights, const BoundExperts& experts,
+           int activation) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    submit(p, [&p, &experts, activation, x = x.data(), rows = rows_of(x), top_k = last_of(weights),
+               ids = ids.data(), weights = weights.data(),
+               o = out.data()] { p.moe(x, rows, top_k, ids, weights, experts, activation, o); });
     return out;
 }
 
@@ -332,6 +361,9 @@ NB_MODULE(_cpu, m) {
     nb::class_<BoundMatrix>(m, "Matrix")
         .def(nb::init<const std::string&, int, int,
                       nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>>());
+    nb::class_<BoundExperts>(m, "Experts")
+        .def(nb::init<const BoundExperts::Matrices&, const BoundExperts::Matrices&,
+                      const BoundExperts::Matrices&>());
     nb::class_<BoundCache>(m, "Cache")
         .def(nb::init<BoundCache::Strided, BoundCache::Strided, const std::string&>());
     nb::class_<Recording>(m, "Recording").def("__call__", &replay).def("timed", &replay_timed);
@@ -347,6 +379,9 @@ NB_MODULE(_cpu, m) {
         .def("add", &add)
         .def("linear", &linear)
         .def("gated_linear", &gated_linear)
+        .def("route", &route, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+             nb::arg().none(), nb::arg(), nb::arg())
+        .def("moe", &moe)
         .def("rope_write", &rope_write, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
              nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg())
         .def("head_linear", &head_linear)

@@ -55,6 +55,8 @@ const Kernels kernels = {
     log_one,
     top_k,
     gumbel_argmax,
+    gather_quant,
+    weighted_sum,
 };
 
 }  // namespace ELINVAR_ISA

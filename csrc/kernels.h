@@ -147,6 +147,12 @@ struct Kernels {
     // equal ones: the lowest id. ids == nullptr: z[i] belongs to id i.
     int (*gumbel_argmax)(const float* z, const int32_t* ids, int n, float least, uint64_t seed,
                          uint32_t position);
+    // Rows from[i] of x become rows first_row + i of out.
+    void (*gather_quant)(const QuantRows& x, const int32_t* from, int rows, const QuantRows& out,
+                         int first_row);
+    // out = sum of weights[i] * row rows[i] of y, a chain of FMAs by ascending i
+    void (*weighted_sum)(const float* y, std::ptrdiff_t ld, const int32_t* rows,
+                         const float* weights, int count, int cols, float* out);
 };
 
 // Instruction sets of this machine, widest first; always ends with "scalar".

@@ -11,6 +11,16 @@ EL_INLINE ptrdiff_t block_height(const QuantRows& x, int m) {
     return min_of(QuantRows::kBlock, x.rows - m / QuantRows::kBlock * QuantRows::kBlock);
 }
 
+void gather_quant(const QuantRows& x, const int32_t* from, int rows, const QuantRows& out,
+                  int first_row) {
+    for (int i = 0; i < rows; ++i) {
+        const QuantGroup* group = quant_row(x, from[i]);
+        QuantGroup* to = quant_row(out, first_row + i);
+        const ptrdiff_t step = block_height(x, from[i]), step_to = block_height(out, first_row + i);
+        for (ptrdiff_t g = 0; g < out.groups; ++g, group += step, to += step_to) *to = *group;
+    }
+}
+
 // Memory answers after about this much has streamed by. Panels lie one after the other, so the
 // place ahead is the right one across their borders; beyond the last, asking costs nothing.
 constexpr ptrdiff_t kAhead = 4096;

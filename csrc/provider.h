@@ -46,6 +46,57 @@ class Floats {
     std::size_t size_ = 0;
 };
 
+// Rows to multiply: as they are, and rounded where a matrix is quantised.
+struct Rows {
+    const float* x;
+    QuantRows rounded;
+};
+
+// The gated MLPs of one layer, all of one shape, their matrices of any kinds.
+struct Experts {
+    std::vector<const Matrix*> gates, ups, downs;
+    // Whether any gate or up wants x rounded, or as it is; whether any down wants its rows rounded.
+    bool rounds_x = false, takes_x = false, rounds_h = false;
+
+    Experts(std::vector<const Matrix*> gates, std::vector<const Matrix*> ups,
+            std::vector<const Matrix*> downs);
+    int dim() const { return gates[0]->k; }
+    int ff_dim() const { return gates[0]->n; }
+};
+
+struct Route {  // ops/api.py says what each means
+    int num_experts, top_k;
+    bool sigmoid, renormalise;
+    float scaling;
+    const float* bias;  // [num_experts] or null
+    int num_groups, top_groups;
+};
+
+// What one call of moe works on: a row for each pair of a token and one of its experts, grouped by
+// expert.
+struct Mixture {
+    struct Group {  // rows first .. first + count - 1
+        int expert, first, count;
+        Rows in;
+    };
+    struct Tile {
+        int group, row, count, panel, panels;
+    };
+    std::vector<Group> groups;        // of experts that have tokens, ascending
+    std::vector<Tile> tiles, blocks;  // blocks: rows alone
+    std::vector<int32_t> tokens;      // of each row
+    std::vector<int32_t> places;      // [T, top_k]: the pairs' rows
+    std::vector<int> ends;
+    std::vector<QuantGroup> rounded;
+    Floats x, h, y;
+
+    void group(int num_tokens, int top_k, const int32_t* ids, int num_experts);
+    void cut(int k, int panels, bool quantised, int threads);
+    QuantRows rows(const Group& g, int k) {
+        return {rounded.data() + g.first * std::ptrdiff_t{k / 32}, g.count, k / 32};
+    }
+};
+
 struct SampleRow {
     uint64_t seed;
     int position;
@@ -75,6 +126,9 @@ class Provider {
     void linear(const float* x, int rows, const std::vector<const Matrix*>& ws, float* out);
     void gated_linear(const float* x, int rows, const Matrix& gate, const Matrix& up,
                       int activation, float* out);
+    void route(const float* logits, int rows, const Route& a, int32_t* ids, float* weights);
+    void moe(const float* x, int rows, int top_k, const int32_t* ids, const float* weights,
+             const Experts& experts, int activation, float* out);
     void rope_write(const Rope& a, int num_tokens);
     void head_linear(const float* x, int x_step, int rows, const Matrix& w, int heads, float* out,
                      int out_step);
@@ -85,9 +139,12 @@ class Provider {
                 int32_t* ids, float* logprobs, int32_t* top_ids, float* top_logprobs);
 
   private:
-    const QuantRows& quantize(const float* x, int rows, int k);
-    void multiply(const Matrix& w, int panel, int num, const float* x, int row, int count,
+    QuantRows quantize(const float* x, int rows, int k);
+    void multiply(const Matrix& w, int panel, int num, const Rows& in, int row, int count,
                   float* out, std::ptrdiff_t ld);
+    void multiply_gated(const Matrix& gate, const Matrix& up, int activation, int panel, int num,
+                        const Rows& in, int row, int count, float* out, int thread);
+    void gather(const Rows& in, int num_tokens, const Experts& experts);
     void cut_chunks(const Attention& a);
     float* scratch(int thread, std::size_t floats);
 
@@ -98,7 +155,7 @@ class Provider {
     std::vector<AttentionItem> items_, joins_;
     std::vector<std::size_t> chunks_;  // where each begins in items_, and the end
     std::vector<QuantGroup> groups_;
-    QuantRows quant_{};
+    Mixture mixture_;
 };
 
 }  // namespace elinvar

@@ -57,6 +57,19 @@ void add(const float* x, const float* y, size_t n, float* out) {
     for (; i < n; ++i) out[i] = x[i] + y[i];
 }
 
+void weighted_sum(const float* y, ptrdiff_t ld, const int32_t* rows, const float* weights,
+                  int count, int cols, float* out) {
+    for (int i = 0; i < cols; i += 16) {
+        const int n = min_of(16, cols - i);
+        V acc = zero();
+        for (int j = 0; j < count; ++j) {
+            const float* p = y + rows[j] * ld + i;
+            acc = fma(n == 16 ? load(p) : load_n(p, n), set1(weights[j]), acc);
+        }
+        store_n(out + i, acc, n);
+    }
+}
+
 void rms_norm(const float* x, const float* y, const float* gain, float eps, int rows, int dim,
               float* sum, float* out) {
     for (int m = 0; m < rows; ++m) {

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from elinvar.base.config import LatentConfig, ModelConfig, RopeConfig
+from elinvar.base.config import LatentConfig, ModelConfig, MoEConfig, RopeConfig
 
 VOCAB = 288
 """Of the tiny engines: a tokenizer of bytes, and some."""
@@ -47,9 +47,27 @@ DEEPSEEK = replace(
     head_dim=40,
     rope={"full": RopeConfig(10000.0, 8)},
     latent=LatentConfig(rank=32, nope_dim=32, rope_dim=8, value_dim=16, q_rank=32),
+    moe=MoEConfig(
+        12,
+        3,
+        32,
+        (1,),
+        scoring="sigmoid",
+        renormalise=True,
+        scaling=2.5,
+        biased=True,
+        num_groups=4,
+        top_groups=2,
+        shared_ff_dim=64,
+    ),
 )
 
-ENGINES: dict[str, ModelConfig] = {c.family: c for c in (LLAMA, GEMMA3, MISTRAL, QWEN3, DEEPSEEK)}
+MIXTRAL = replace(LLAMA, family="mixtral", moe=MoEConfig(4, 2, 96, (0, 1), renormalise=True))
+QWEN3_MOE = replace(LLAMA, family="qwen3_moe", moe=MoEConfig(24, 5, 32, (0, 1)))
+
+ENGINES: dict[str, ModelConfig] = {
+    c.family: c for c in (LLAMA, GEMMA3, MISTRAL, QWEN3, MIXTRAL, QWEN3_MOE, DEEPSEEK)
+}
 """By family: what the tests of the contract run."""
 
 
@@ -110,8 +128,24 @@ LATENT: dict[str, Any] = {
     "qk_rope_head_dim": 12,
     "head_dim": 12,
     "v_head_dim": 16,
-    "first_k_dense_replace": 3,
+    "moe_intermediate_size": 48,
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+    "first_k_dense_replace": 1,
 }
+
+
+def _qwen_moe(name: str, **settings: Any) -> Case:
+    family = {"Qwen2Moe": "qwen2_moe", "Qwen3Moe": "qwen3_moe"}[name]
+    plain = {"num_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
+    shared = {"shared_expert_intermediate_size": 80} if name == "Qwen2Moe" else {}
+    return Case(family, f"{name}ForCausalLM", f"{name}Config", plain | shared | settings)
+
+
+def _deepseek(version: int, **settings: Any) -> Case:
+    name = f"DeepseekV{version}"
+    plain = LATENT | {"q_lora_rank": 40}
+    return Case("deepseek", f"{name}ForCausalLM", f"{name}Config", plain | settings)
 
 
 CASES: dict[str, Case] = {
@@ -141,16 +175,34 @@ CASES: dict[str, Case] = {
             "head_dim": 32,
         },
     ),
+    "mixtral": Case("mixtral", "MixtralForCausalLM", "MixtralConfig", {"sliding_window": None}),
+    "mixtral-sliding": Case(
+        "mixtral",
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        {"sliding_window": 8, "num_local_experts": 5, "num_experts_per_tok": 1},
+    ),
+    "qwen3-moe": _qwen_moe("Qwen3Moe", norm_topk_prob=True),
+    "qwen3-moe-dense": _qwen_moe(
+        "Qwen3Moe",
+        mlp_only_layers=[1],
+        use_sliding_window=True,
+        sliding_window=8,
+        tie_word_embeddings=True,
+    ),
     "gemma3": _gemma3(),
     "gemma3-linear": _gemma3(rope_parameters=LINEAR8, head_dim=32),
     "gemma3-types": _gemma3(num_hidden_layers=3, layer_types=FULL_AND_SLIDING),
-    "deepseek2": Case(
-        "deepseek", "DeepseekV2ForCausalLM", "DeepseekV2Config", LATENT | {"q_lora_rank": None}
+    "deepseek2-lite": _deepseek(2, q_lora_rank=None, n_shared_experts=2),
+    "deepseek2": _deepseek(
+        2,
+        topk_method="group_limited_greedy",
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=16.0,
+        n_shared_experts=1,
+        v_head_dim=32,
     ),
-    "deepseek3": Case(
-        "deepseek",
-        "DeepseekV3ForCausalLM",
-        "DeepseekV3Config",
-        LATENT | {"q_lora_rank": 40, "v_head_dim": 32},
-    ),
+    "deepseek3": _deepseek(3, n_group=4, topk_group=2, tie_word_embeddings=True),
+    "deepseek3-dense": _deepseek(3, q_lora_rank=None, first_k_dense_replace=3),
 }

@@ -10,7 +10,8 @@ import pytest
 
 from elinvar import _cpu
 from elinvar.base.config import KVSpec
-from elinvar.ops import SampleArgs, load_provider
+from elinvar.ops import Ops, SampleArgs, load_provider
+from elinvar.ops.api import Experts
 from elinvar.ops.layout import (
     QUANTISED,
     Weight,
@@ -544,3 +545,117 @@ def test_packed_size(kind: WeightKind) -> None:
     w = weight(np.random.default_rng(0), kind, 21, 96)
     assert w.nbytes == packed_bytes(kind, (21, 96))
     assert w.data.ctypes.data % 64 == 0
+
+
+def distinct(rng: np.random.Generator, rows: int, experts: int, k: int) -> np.ndarray:
+    ids = [np.sort(rng.permutation(experts)[:k]) for _ in range(rows)]
+    return np.array(ids, np.int32)
+
+
+def mixture(rng: np.random.Generator, kinds: list[WeightKind], f: int, d: int) -> Experts:
+    """As many experts as kinds; the downs have the kinds in the other order."""
+    gates, ups = ([weight(rng, kind, f, d) for kind in kinds] for _ in range(2))
+    return Experts(gates, ups, [weight(rng, kind, d, f) for kind in reversed(kinds)])
+
+
+@pytest.mark.parametrize("experts", [1, 7, 24, 128])
+@pytest.mark.parametrize(
+    ("scoring", "renormalise", "bias", "groups", "top_groups"),
+    [
+        ("softmax", False, False, 1, 1),
+        ("softmax", True, False, 1, 1),
+        ("softmax", True, True, 1, 1),
+        ("softmax", False, False, 4, 2),
+        ("sigmoid", False, False, 1, 1),
+        ("sigmoid", True, True, 1, 1),
+        ("sigmoid", True, True, 4, 2),
+        ("sigmoid", True, False, 4, 3),
+    ],
+)
+def test_route(
+    experts: int, scoring: str, renormalise: bool, bias: bool, groups: int, top_groups: int
+) -> None:
+    if experts % groups:
+        pytest.skip("groups are of one size")
+    rng = np.random.default_rng(experts)
+    logits, k = normal(rng, 97, experts) * 4, min(6, experts)
+    bias_E = normal(rng, experts) if bias else None
+    args = (k, scoring, renormalise, 2.5, bias_E, groups, top_groups)
+    ids, weights = BASE.route(logits, *args)
+    expected = REF.route(logits, *args)
+    same([expected[0], ids])
+    close(weights, expected[1])
+    size = experts // groups
+    assert max(len(set(row // size)) for row in ids) <= top_groups
+    for rows in (1, 3, 17, 97):
+        outputs = [ops.route(logits[:rows].copy(), *args) for ops in CPUS.values()]
+        same([ids[:rows].copy(), *(o[0] for o in outputs)])
+        same([weights[:rows].copy(), *(o[1] for o in outputs)])
+
+
+def test_route_of_ties_and_of_what_is_not_finite() -> None:
+    logits = np.zeros((5, 40), np.float32)
+    logits[1, [30, 20, 10]] = 1
+    logits[2, 3:] = -np.inf
+    logits[3, ::2] = np.nan
+    logits[4] = np.nan
+    for scoring in ("softmax", "sigmoid"):
+        results = [ops.route(logits, 4, scoring, True, 1.0) for ops in CPUS.values()]
+        ids = results[0][0]
+        same([r[0] for r in results])
+        assert ids[:3].tolist() == [[0, 1, 2, 3], [0, 10, 20, 30], [0, 1, 2, 3]]
+        assert (ids[3] % 2 == 1).all()
+        assert (np.diff(ids) > 0).all() and (ids >= 0).all() and (ids < 40).all()
+        same([r[1][:3].copy() for r in results])
+        assert np.isfinite(results[0][1][:3]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("f", "d", "k"), [(32, 32, 1), (96, 160, 3), (352, 64, 5)])
+def test_moe(kind: WeightKind, f: int, d: int, k: int) -> None:
+    rng = np.random.default_rng(f)
+    experts = mixture(rng, [kind] * 9, f, d)
+    x, ids, weights = normal(rng, 97, d), distinct(rng, 97, 9, k), normal(rng, 97, k)
+    whole = BASE.moe(x, ids, weights, experts, "silu")
+    close(whole, REF.moe(x, ids, weights, experts, "silu"), 1e-5)
+    for rows in ROWS:
+        part = [a[:rows].copy() for a in (x, ids, weights)]
+        outputs = [ops.moe(*part, experts, "silu") for ops in CPUS.values()]
+        same([whole[:rows].copy(), *outputs])
+    for i in (0, 50, 96):
+        one = slice(i, i + 1)
+        same([whole[one], BASE.moe(x[one], ids[one], weights[one], experts, "silu")])
+
+
+def test_moe_is_the_dense_layers_of_its_experts() -> None:
+    """Matrices of all kinds side by side; one expert has no token and one has all of them."""
+    rng = np.random.default_rng(3)
+    experts = mixture(rng, KINDS, 64, 96)
+    x, weights = normal(rng, 40, 96), normal(rng, 40, 2)
+    ids = np.stack([rng.integers(0, 4, 40), np.full(40, 5)], 1).astype(np.int32)
+    expected = np.zeros((40, 96), np.float32)
+    for t, j in np.ndindex(ids.shape):
+        e, row = ids[t, j], x[t : t + 1]
+        h = BASE.gated_linear(row, experts.gates[e], experts.ups[e], "gelu_tanh")
+        y = BASE.linear(h, [experts.downs[e]])[0].astype(np.float64)
+        # In float64 the product is exact, and the sum is rounded twice only by rare misfortune.
+        expected[t] = y * np.float64(weights[t, j]) + expected[t]
+    outputs = [ops.moe(x, ids, weights, experts, "gelu_tanh") for ops in CPUS.values()]
+    same([expected, *outputs])
+
+
+def test_a_recorded_mixture_routes_anew() -> None:
+    """Which experts a token goes to is read when the recording runs, not when it was made."""
+    rng = np.random.default_rng(9)
+    experts, router = mixture(rng, ["q4"] * 12, 64, 96), weight(rng, "f32", 12, 96)
+    for ops in CPUS.values():
+        x = normal(rng, 5, 96)
+
+        def step(ops: Ops = ops, x: np.ndarray = x) -> np.ndarray:
+            ids, weights = ops.route(ops.linear(x, [router]), 3, "softmax", True, 1.0)
+            return ops.moe(x, ids, weights, experts, "silu")
+
+        replay = ops.record(step)
+        for _ in range(3):
+            x[:] = normal(rng, 5, 96)
+            same([step(), replay().copy()])

@@ -233,7 +233,7 @@ def test_what_gemma_cannot_be(changes: dict[str, Any], named: str) -> None:
     [
         ({"llama.rope.dimension_count": 8}, "rotated"),
         ({"llama.rope.scaling.type": "yarn"}, "yarn"),
-        ({"llama.expert_count": 8}, "expert_count"),
+        ({"llama.expert_count": 8}, "expert_used_count"),
         ({"llama.expert_count": np.array([8, 8])}, "expert_count"),
         ({"llama.attention.head_count": np.array([4, 4, 2])}, "head_count"),
     ],

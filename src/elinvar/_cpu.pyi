@@ -11,6 +11,9 @@ def ceilings(num_threads: int, simd: str) -> dict[str, Any]:
 class Matrix:
     def __init__(self, kind: str, n: int, k: int, data: Any) -> None: ...
 
+class Experts:
+    def __init__(self, gates: list[Matrix], ups: list[Matrix], downs: list[Matrix]) -> None: ...
+
 class Cache:
     def __init__(self, k: Any, v: Any, dtype: str) -> None: ...
 
@@ -32,6 +35,18 @@ class Provider:
     def add(self, x: Any, y: Any) -> Any: ...
     def linear(self, x: Any, ws: list[Matrix]) -> Any: ...
     def gated_linear(self, x: Any, gate: Matrix, up: Matrix, activation: int) -> Any: ...
+    def route(
+        self,
+        logits: Any,
+        top_k: int,
+        sigmoid: bool,
+        renormalise: bool,
+        scaling: float,
+        bias: Any | None,
+        num_groups: int,
+        top_groups: int,
+    ) -> tuple[Any, Any]: ...
+    def moe(self, x: Any, ids: Any, weights: Any, experts: Experts, activation: int) -> Any: ...
     def rope_write(
         self,
         qkv: Any,

@@ -70,6 +70,34 @@ void latents(Provider& p) {
     }
 }
 
+// Six experts, one of each kind, of which each token takes two.
+void show_mixture(Provider& p) {
+    const int n = 96, k = 64, experts = 6, rows = 19;
+    std::vector<std::vector<uint8_t>> bytes;
+    std::vector<Matrix> matrices;
+    matrices.reserve(experts * 2);
+    std::vector<const Matrix*> gates, downs;
+    for (int e = 0; e < 2 * experts; ++e) {
+        const auto kind = static_cast<Kind>(e / 2);
+        const int outputs = e % 2 ? k : n, inputs = e % 2 ? n : k;
+        bytes.push_back(packed(kind, outputs, inputs));
+        matrices.emplace_back(kind, outputs, inputs, bytes.back().data(), bytes.back().size());
+        (e % 2 ? downs : gates).push_back(&matrices.back());
+    }
+    const auto logits = floats(rows * experts, 4.0f), x = floats(rows * k, 3.0f), bias = floats(6);
+    std::vector<int32_t> ids(rows * 2);
+    std::vector<float> weights(rows * 2), y(rows * k);
+    for (const bool sigmoid : {false, true}) {
+        const float* b = sigmoid ? bias.data() : nullptr;
+        p.route(logits.data(), rows, {experts, 2, sigmoid, true, 2.5f, b, 3, 2}, ids.data(),
+                weights.data());
+        show("routes", ids.data(), ids.size() * 4);
+        show("weights", weights);
+        p.moe(x.data(), rows, 2, ids.data(), weights.data(), {gates, gates, downs}, 0, y.data());
+        show("moe", y);
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -88,6 +116,7 @@ int main(int argc, char** argv) {
             p.gated_linear(x.data(), rows, w, w, rows % 2, y.data());
             show("gated", y);
         }
+    show_mixture(p);
     const auto x = floats(17 * 100), y = floats(17 * 100), gain = floats(100);
     std::vector<float> sum(17 * 100), out(17 * 100);
     p.rms_norm(x.data(), y.data(), gain.data(), 1e-5f, 17, 100, sum.data(), out.data());

@@ -49,6 +49,31 @@ class LatentConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MoEConfig:
+    """The mixture of experts that some layers have in the place of an MLP; what routing means says
+    ops.api.Ops.route."""
+
+    num_experts: int
+    top_k: int
+    """Experts that a token goes to."""
+    ff_dim: int
+    """Of each."""
+    layers: tuple[int, ...]
+    """Those with experts; the others have an MLP."""
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    renormalise: bool = False
+    scaling: float = 1.0
+    biased: bool = False
+    """Whether a bias takes part in the choice."""
+    num_groups: int = 1
+    top_groups: int = 1
+    shared_ff_dim: int = 0
+    """Of the expert that every token goes through; 0: there is none."""
+    shared_gate: bool = False
+    """Whether that one's output is weighted by a sigmoid of its own."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The shape of a text decoder, the same whether it came from GGUF or from config.json."""
 
@@ -72,6 +97,7 @@ class ModelConfig:
     embed_scale: float = 1.0
     activation: Literal["silu", "gelu_tanh"] = "silu"
     tied_head: bool = False
+    moe: MoEConfig | None = None
     latent: LatentConfig | None = None
 
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from elinvar.base.config import LatentConfig, ModelConfig
+from elinvar.base.config import LatentConfig, ModelConfig, MoEConfig
+from elinvar.models.experts import MAX_EXPERTS, dense_rules, expert_rules, feeds
 from elinvar.models.keys import MAX_LAYERS, Keys, checked
 from elinvar.models.llama import NORMS
 from elinvar.models.shared import (
@@ -24,7 +25,6 @@ from elinvar.models.shared import (
 )
 from elinvar.nn.decoder import Block, Decoder
 from elinvar.nn.mla import LatentAttention, LatentWeights
-from elinvar.nn.mlp import GatedMLP
 from elinvar.nn.norm import RMSNorm
 from elinvar.nn.rope import MAX_POSITIONS
 from elinvar.ops.api import Ops
@@ -38,9 +38,8 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
 
     def block(w: dict[str, Any]) -> Block:
         latent = LatentWeights(**{name: w[name] for name in ATTENTION if name in w})
-        mlp = GatedMLP(w["gate"], w["up"], w["down"], config.activation, ops)
         attention = LatentAttention(config, latent, ops)
-        return Block(norm(w["attn_norm"]), attention, norm(w["mlp_norm"]), mlp)
+        return Block(norm(w["attn_norm"]), attention, norm(w["mlp_norm"]), feeds(config, w, ops))
 
     blocks = [block(w) for w in by_layer(weights, config.num_layers)]
     return Decoder(config, weights, ops, blocks, norm(weights["norm"]))
@@ -50,12 +49,11 @@ ATTENTION = ("kv_a", "kv_norm", "k_b", "v_b", "o", "q", "q_a", "q_norm")
 
 
 def rules(config: ModelConfig) -> list[Rule]:
-    return [
-        *norm_rules(NORMS, config.dim),
-        *latent_rules(config),
-        *mlp_rules(config),
-        *outer_rules(config),
-    ]
+    mlps = mlp_rules(config)
+    if config.moe is not None:
+        mlps = [*dense_rules(config), *expert_rules(config, shared="shared_experts")]
+    outer = outer_rules(config)
+    return [*norm_rules(NORMS, config.dim), *latent_rules(config), *mlps, *outer]
 
 
 def latent_rules(config: ModelConfig) -> list[Rule]:
@@ -119,6 +117,7 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         rope={"full": one_rope_from_hf(keys, latent.rope_dim)},
         attn_scale=_scale(keys, latent),
         tied_head=keys.flag("tie_word_embeddings", False),
+        moe=_moe_from_hf(keys, num_layers),
         latent=latent,
     )
     return checked(config, "config.json")
@@ -140,3 +139,43 @@ def _scale(keys: Keys, latent: LatentConfig) -> float:
     factor = scaling.number("factor", 1.0, smallest=1)
     mscale = 1 + 0.1 * scaling.number("mscale_all_dim", 0.0, smallest=0) * math.log(factor)
     return scale * mscale * mscale
+
+
+def _moe_from_hf(keys: Keys, num_layers: int) -> MoEConfig | None:
+    """V3 scores by sigmoid and chooses with a bias, V2 by softmax; both may choose groups first."""
+    first = keys.raw("first_k_dense_replace") or 0
+    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+        raise keys.bad("first_k_dense_replace", "a whole number from 0 up")
+    step = keys.size("moe_layer_freq", 1)
+    layers = tuple(i for i in range(first, num_layers) if i % step == 0)
+    if not layers:
+        return None
+    keys.only("topk_method", "greedy", "group_limited_greedy", "noaux_tc")
+    default = "noaux_tc" if keys.raw("model_type") == "deepseek_v3" else "greedy"
+    method = keys.raw("topk_method") or default
+    v3 = method == "noaux_tc"
+    keys.only("scoring_func", "sigmoid" if v3 else "softmax")
+    if not v3:
+        keys.only("norm_topk_prob", False)
+    num_experts = keys.size("n_routed_experts", largest=MAX_EXPERTS)
+    num_groups = 1 if method == "greedy" else keys.size("n_group", 1)
+    if num_experts % num_groups:
+        raise keys.bad("n_group", f"a divisor of {num_experts} experts")
+    top_groups = 1 if method == "greedy" else keys.size("topk_group", num_groups, num_groups)
+    ff_dim = keys.size("moe_intermediate_size")
+    shared = (
+        keys.size("n_shared_experts", largest=MAX_EXPERTS) if keys.has("n_shared_experts") else 0
+    )
+    return MoEConfig(
+        num_experts,
+        top_k=keys.size("num_experts_per_tok", largest=num_experts // num_groups * top_groups),
+        ff_dim=ff_dim,
+        layers=layers,
+        scoring="sigmoid" if v3 else "softmax",
+        renormalise=keys.flag("norm_topk_prob", v3),
+        scaling=keys.number("routed_scaling_factor", 1.0),
+        biased=v3,
+        num_groups=num_groups,
+        top_groups=top_groups,
+        shared_ff_dim=shared * ff_dim,
+    )

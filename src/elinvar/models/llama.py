@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elinvar.base.config import ModelConfig
+from elinvar.models.experts import feeds
 from elinvar.models.keys import Keys, checked
 from elinvar.models.shared import (
     FULL,
@@ -24,7 +25,6 @@ from elinvar.models.shared import (
 )
 from elinvar.nn.attention import Attention
 from elinvar.nn.decoder import Block, Decoder
-from elinvar.nn.mlp import GatedMLP
 from elinvar.nn.norm import RMSNorm
 from elinvar.ops.api import Ops
 from elinvar.weights.rules import Rule, UnpermuteRows
@@ -50,7 +50,7 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
             q_gain=w.get("q_norm"),
             k_gain=w.get("k_norm"),
         )
-        mlp = GatedMLP(w["gate"], w["up"], w["down"], config.activation, ops)
+        mlp = feeds(config, w, ops)
         return Block(norm(w["attn_norm"]), attention, norm(w["mlp_norm"]), mlp)
 
     blocks = [block(*one) for one in enumerate(by_layer(weights, config.num_layers))]

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.base.errors import ModelError
-from elinvar.models import deepseek, gemma3, llama, mistral, qwen3
+from elinvar.models import deepseek, gemma3, llama, mistral, mixtral, qwen3, qwen_moe
 from elinvar.ops.api import F32, KVLayer, Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
@@ -84,6 +84,26 @@ FAMILIES = (
         llama.build,
     ),
     Family(
+        "mixtral",
+        "Mixtral 8x7B, 8x22B",
+        ("MixtralForCausalLM",),
+        ("llama with experts",),
+        mixtral.config_from_hf,
+        mixtral.config_from_gguf,
+        mixtral.rules,
+        llama.build,
+    ),
+    Family(
+        "qwen3_moe",
+        "Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder",
+        ("Qwen3MoeForCausalLM",),
+        ("qwen3moe",),
+        qwen_moe.qwen3_from_hf,
+        qwen_moe.qwen3_from_gguf,
+        qwen_moe.rules,
+        llama.build,
+    ),
+    Family(
         "gemma3",
         "Gemma 3, text",
         ("Gemma3ForCausalLM",),
@@ -114,8 +134,12 @@ def find_family(checkpoint: Checkpoint) -> Family:
         for family in FAMILIES
         for name in (family.gguf_architectures if gguf else family.hf_architectures)
     }
-    if checkpoint.architecture in known:
-        return known[checkpoint.architecture]
+    name = checkpoint.architecture
+    num_experts = checkpoint.metadata.get(f"{name}.expert_count") if gguf else None
+    if isinstance(num_experts, int) and num_experts > 0 and f"{name} with experts" in known:
+        name = f"{name} with experts"
+    if name in known:
+        return known[name]
     raise ModelError(
         f"{checkpoint.path} has the architecture {checkpoint.architecture}, which is not "
         f"supported; there are {', '.join(known)}, and docs/adding-a-model.md shows how to add one."

@@ -125,7 +125,9 @@ def outer_rules(config: ModelConfig, norm_fix: Fix | None = None) -> list[Rule]:
     return rules
 
 
-def norm_rules(names: Mapping[str, tuple[str, str]], size: int, fix: Fix | None = None) -> list[Rule]:
+def norm_rules(
+    names: Mapping[str, tuple[str, str]], size: int, fix: Fix | None = None
+) -> list[Rule]:
     """A layer's gains of one size: canonical name -> (in checkpoints, in GGUF files), of which both
     leave out ".weight"."""
     return [

@@ -20,11 +20,11 @@ from elinvar.ops.api import F32, KVLayer, Ops
 
 
 class Attends(Protocol):
-    def __call__(self, h_TD: F32, step: Step, kv: KVLayer) -> F32: ...
+    def __call__(self, h_TD: F32, step: Step, kv: KVLayer, /) -> F32: ...
 
 
 class Feeds(Protocol):
-    def __call__(self, h_TD: F32) -> F32: ...
+    def __call__(self, x_TD: F32, /) -> F32: ...
 
 
 class Layer(Protocol):

@@ -8,7 +8,7 @@ from elinvar.ops.api import F32, Ops
 
 
 class Norm(Protocol):
-    def __call__(self, x_TD: F32) -> F32: ...
+    def __call__(self, x_TD: F32, /) -> F32: ...
 
     def add(self, x_TD: F32, y_TD: F32) -> tuple[F32, F32]:
         """(x + y, its norm)."""

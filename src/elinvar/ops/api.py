@@ -25,6 +25,7 @@ from elinvar.ops.layout import PANEL, Weight
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 Activation = Literal["silu", "gelu_tanh"]
+Scoring = Literal["softmax", "sigmoid"]
 
 ATTENTION_SPLIT = 1024
 """Keys (absolute positions) whose softmax is accumulated before it is merged, in ascending
@@ -77,6 +78,18 @@ def _mapped(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     if num_bytes >= _HUGE_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, dtype).reshape(shape)
+
+
+@dataclass(slots=True, eq=False)
+class Experts:
+    """The gated MLPs that the tokens of a layer are routed to, expert e at index e. All have one
+    shape; their matrices may be of any kinds."""
+
+    gates: Sequence[Weight]
+    ups: Sequence[Weight]
+    downs: Sequence[Weight]
+    handle: Any = field(default=None, init=False, repr=False)
+    """How a provider holds them, bound at their first use."""
 
 
 @dataclass(slots=True, eq=False)
@@ -142,6 +155,37 @@ class Ops(Protocol):
 
     def gated_linear(self, x_TK: F32, gate: Weight, up: Weight, activation: Activation) -> F32:
         """act(x gate^T) * (x up^T) -> [T, N]."""
+        ...
+
+    def route(
+        self,
+        logits_TE: F32,
+        k: int,
+        scoring: Scoring,
+        renormalise: bool,
+        scaling: float,
+        bias_E: F32 | None = None,
+        num_groups: int = 1,
+        top_groups: int = 1,
+    ) -> tuple[I32, F32]:
+        """The k experts of each token by ascending id, and their weights: [T, k] each.
+
+        A token's scores are the softmax or the sigmoid of its logits. Chosen are the k experts with
+        the largest score + bias (softmax without bias: the largest logit, which is the same order),
+        of equal ones the lower id. The experts may lie in groups, one after the other, and only
+        those of the `top_groups` best groups be eligible, of equal ones the first: a group is worth
+        its best expert (softmax; DeepSeek-AI, 2024), or the sum of its two best (sigmoid). A weight
+        is the score, with `renormalise` over the ascending sum of those chosen, times `scaling`.
+
+        A softmax over the chosen logits alone (gpt-oss) is softmax with `renormalise`."""
+        ...
+
+    def moe(
+        self, x_TD: F32, ids_TK: I32, weights_TK: F32, experts: Experts, activation: Activation
+    ) -> F32:
+        """sum over a token's experts of weight * (down (act(gate x) * up x)) -> [T, D]: from 0 one
+        chain of FMAs by ascending expert id, the order in which ids_TK must hold them. An expert's
+        products are those of `gated_linear` and `linear`."""
         ...
 
     def rope_write(

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from elinvar.ops.api import F32, I32, Activation, KVLayer, SampleArgs
+from elinvar.ops.api import F32, I32, Activation, Experts, KVLayer, SampleArgs, Scoring
 from elinvar.ops.layout import QUANTISED, Weight
 
 Unit = Literal["f32", "int8"]
@@ -61,6 +61,30 @@ def gated_linear(x_TK: F32, gate: Weight, up: Weight, activation: Activation) ->
     streamed = gate.nbytes + up.nbytes
     moved = streamed + x_TK.nbytes + 4 * rows * gate.shape[0]
     return Cost(_names(both), streamed, moved, _products(rows, both), _unit(both))
+
+
+def route(
+    logits_TE: F32,
+    k: int,
+    scoring: Scoring,
+    renormalise: bool,
+    scaling: float,
+    bias_E: F32 | None = None,
+    num_groups: int = 1,
+    top_groups: int = 1,
+) -> Cost:
+    rows, experts = logits_TE.shape
+    return Cost("", 0, logits_TE.nbytes + 8 * rows * k, 4 * rows * experts)
+
+
+def moe(x_TD: F32, ids_TK: I32, weights_TK: F32, experts: Experts, activation: Activation) -> Cost:
+    """Experts that no token goes to are not read."""
+    parts = experts.gates, experts.ups, experts.downs
+    first = [part[0] for part in parts]
+    streamed = sum(part[e].nbytes for e in np.unique(ids_TK) for part in parts)
+    moved = streamed + 2 * x_TD.nbytes + 8 * ids_TK.size
+    label = f"{len(experts.gates)} x {_names(first)}, top {ids_TK.shape[1]}"
+    return Cost(label, streamed, moved, _products(ids_TK.size, first), _unit(first))
 
 
 def rope_write(
@@ -146,7 +170,7 @@ def sample(logits_LV: F32, args: SampleArgs) -> Cost:
 COSTS: dict[str, Callable[..., Cost]] = {
     function.__name__: function
     for function in (
-        *(embed, rms_norm, add, add_rms_norm, linear, gated_linear),
+        *(embed, rms_norm, add, add_rms_norm, linear, gated_linear, route, moe),
         *(rope_write, attention, sample),
         *(head_linear, latent_query, latent_write),
     )

@@ -15,9 +15,11 @@ from elinvar.ops.api import (
     F32,
     I32,
     Activation,
+    Experts,
     KVLayer,
     SampleArgs,
     SampleResult,
+    Scoring,
     new_kv_layers,
 )
 from elinvar.ops.layout import Weight
@@ -69,6 +71,36 @@ class CpuOps:
     def gated_linear(self, x_TK: F32, gate: Weight, up: Weight, activation: Activation) -> F32:
         return self._provider.gated_linear(
             x_TK, _matrix(gate), _matrix(up), int(activation == "gelu_tanh")
+        )
+
+    def route(
+        self,
+        logits_TE: F32,
+        k: int,
+        scoring: Scoring,
+        renormalise: bool,
+        scaling: float,
+        bias_E: F32 | None = None,
+        num_groups: int = 1,
+        top_groups: int = 1,
+    ) -> tuple[I32, F32]:
+        ids, weights = self._provider.route(
+            logits_TE,
+            k,
+            scoring == "sigmoid",
+            renormalise,
+            scaling,
+            bias_E,
+            num_groups,
+            top_groups,
+        )
+        return ids, weights
+
+    def moe(
+        self, x_TD: F32, ids_TK: I32, weights_TK: F32, experts: Experts, activation: Activation
+    ) -> F32:
+        return self._provider.moe(
+            x_TD, ids_TK, weights_TK, _experts(experts), int(activation == "gelu_tanh")
         )
 
     def rope_write(
@@ -158,6 +190,13 @@ def _matrix(w: Weight) -> Any:
     if w.handle is None:
         w.handle = _cpu.Matrix(w.kind, *w.shape, w.data)
     return w.handle
+
+
+def _experts(experts: Experts) -> Any:
+    if experts.handle is None:
+        parts = experts.gates, experts.ups, experts.downs
+        experts.handle = _cpu.Experts(*([_matrix(w) for w in part] for part in parts))
+    return experts.handle
 
 
 def _cache(kv: KVLayer) -> Any:

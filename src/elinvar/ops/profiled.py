@@ -108,6 +108,10 @@ def _timed(op: str, call: Callable[..., Any], recording: Recording) -> Callable[
     return timed
 
 
+_BY_CONTENT = ("attention", "moe")
+"""Ops whose costs follow from positions and from routes, not from shapes alone."""
+
+
 @dataclass(slots=True)
 class _Listed:
     """A call of a recorded step."""
@@ -120,7 +124,7 @@ class _Listed:
 
 def _listing(op: str, call: Callable[..., Any], listed: list[_Listed]) -> Callable[..., Any]:
     def listing(*arguments: Any) -> Any:
-        cost = None if op == "attention" else COSTS[op](*arguments)
+        cost = None if op in _BY_CONTENT else COSTS[op](*arguments)
         # Activations are kept by shape: held, their memory could not serve the ops that follow.
         shapes = tuple(_shape_of(a) for a in arguments)
         listed.append(_Listed(op, shapes, cost))
@@ -141,6 +145,8 @@ def _costs(listed: list[_Listed]) -> list[Cost]:
     costs = []
     for one in listed:
         cost = one.cost
+        if one.op == "moe":
+            cost = COSTS[one.op](*one.arguments)
         if cost is None:
             q_THD, kv, *_, window = one.arguments
             kind = q_THD.shape, kv.k.shape[1:], kv.dtype, window

@@ -12,7 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elinvar.base.config import BLOCK_SIZE, KVSpec
-from elinvar.ops.api import F32, I32, Activation, KVLayer, SampleArgs, SampleResult, new_kv_layers
+from elinvar.ops.api import (
+    F32,
+    I32,
+    Activation,
+    Experts,
+    KVLayer,
+    SampleArgs,
+    SampleResult,
+    Scoring,
+    new_kv_layers,
+)
 from elinvar.ops.layout import GROUP, QUANTISED, Weight, unpack, unpack_codes
 
 F64 = NDArray[np.float64]
@@ -61,6 +71,47 @@ class RefOps:
                 inner = np.sqrt(2 / np.pi) * (g + 0.044715 * g**3)
                 act = 0.5 * g * (1 + np.tanh(inner))
         return (act * u).astype(np.float32)
+
+    def route(
+        self,
+        logits_TE: F32,
+        k: int,
+        scoring: Scoring,
+        renormalise: bool,
+        scaling: float,
+        bias_E: F32 | None = None,
+        num_groups: int = 1,
+        top_groups: int = 1,
+    ) -> tuple[I32, F32]:
+        ids = np.empty((len(logits_TE), k), np.int32)
+        weights = np.empty((len(logits_TE), k), np.float32)
+        for t, row in enumerate(logits_TE.astype(np.float64)):
+            if scoring == "softmax":
+                scores = np.exp(row - row.max())
+                scores /= scores.sum()
+            else:
+                scores = 1 / (1 + np.exp(-row))
+            choice = scores if bias_E is None else scores + bias_E
+            groups = choice.reshape(num_groups, -1)
+            best = np.sort(groups)[:, -1 if scoring == "softmax" else -2 :].sum(-1)
+            kept = np.argsort(-best, kind="stable")[:top_groups]
+            closed = ~np.isin(np.arange(num_groups), kept)
+            choice = np.where(closed[:, None], -np.inf, groups).reshape(-1)
+            ids[t] = np.sort(np.argsort(-choice, kind="stable")[:k])
+            chosen = scores[ids[t]]
+            weights[t] = (chosen / chosen.sum() if renormalise else chosen) * scaling
+        return ids, weights
+
+    def moe(
+        self, x_TD: F32, ids_TK: I32, weights_TK: F32, experts: Experts, activation: Activation
+    ) -> F32:
+        y = np.zeros(x_TD.shape)
+        for e in np.unique(ids_TK):  # ascending
+            tokens, places = np.nonzero(ids_TK == e)
+            h = self.gated_linear(x_TD[tokens], experts.gates[e], experts.ups[e], activation)
+            weights = weights_TK[tokens, places].astype(np.float64)
+            y[tokens] += weights[:, None] * self.linear(h, [experts.downs[e]])
+        return y.astype(np.float32)
 
     def rope_write(
         self,

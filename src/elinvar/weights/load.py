@@ -173,7 +173,9 @@ def _plan(
             continue
         expected = binding.stored_shape
         shape = binding.shape or tensor.shape
-        if len(shape) not in (1, 2) or (expected and expected != tensor.shape):
+        # A matrix of one row may be stored as a vector.
+        stored = (1, *tensor.shape) if expected == (1, *tensor.shape) else tensor.shape
+        if len(shape) not in (1, 2) or (expected and expected != stored):
             wanted = list(expected) if expected else "a vector or a matrix"
             raise ModelError(
                 f"Tensor {tensor.name} of {checkpoint.path} has shape {list(tensor.shape)}, and "

@@ -154,7 +154,7 @@ class Rule:
     hf_transposed: bool = False
     """The checkpoint holds the matrix, or each of a stack, as (in, out); a part is of what lies
     the other way round."""
-    layers: range | None = None
+    layers: Sequence[int] | None = None
     """Layers that have this weight; None: all."""
 
 
@@ -333,7 +333,8 @@ def _host_tensor(name: str, value: Weight | NDArray[np.float32], dtype: str) -> 
     elif dtype == "BF16":
         # Exact: the values came from bf16, so the low half of each is zero.
         w = (w.view(np.uint32) >> 16).astype("<u2")
-    return HostTensor(name, value.shape, dtype, w.view(np.uint8))
+    # A matrix that does not fill its last panel comes as a view of one that does.
+    return HostTensor(name, value.shape, dtype, np.ascontiguousarray(w).view(np.uint8))
 
 
 def _f32_vector(name: str, values: NDArray[np.float32]) -> HostTensor:

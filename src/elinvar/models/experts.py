@@ -1,0 +1,90 @@
+"""What families with mixtures of experts have in common: the names of their weights, and the MLP of a
+layer made of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from elinvar.base.config import ModelConfig
+from elinvar.models.shared import GGUF, HF, TO, mlp_rules
+from elinvar.nn.decoder import Feeds
+from elinvar.nn.mlp import GatedMLP
+from elinvar.nn.moe import GatedExpert, MoE
+from elinvar.ops.api import Experts, Ops
+from elinvar.weights.rules import Part, Rule
+
+MAX_EXPERTS = 1 << 12
+"""No model comes near; the numbers of a corrupt file often go beyond."""
+PARTS = ("gate", "up", "down")
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+
+def expert_rules(
+    config: ModelConfig,
+    block: str = "mlp",
+    names: tuple[str, str, str] = PROJECTIONS,
+    shared: str = "shared_expert",
+) -> list[Rule]:
+    """Of the layers that have experts; GGUF files hold those of a layer in one stack. block, names,
+    shared: what checkpoints call the MLP, an expert's matrices, the expert of all tokens."""
+    assert config.moe is not None
+    c, d, hf = config.moe, config.dim, f"{HF}{block}."
+    router = "ffn_gate_inp.weight"
+    rules = [Rule(f"{TO}router", f"{hf}gate.weight", GGUF + router, (c.num_experts, d))]
+    if c.biased:
+        name = "e_score_correction_bias"
+        rules.append(
+            Rule(f"{TO}bias", f"{hf}gate.{name}", f"{GGUF}exp_probs_b.bias", (c.num_experts,))
+        )
+    for e in range(c.num_experts):
+        for part, name, shape in zip(PARTS, names, _shapes(d, c.ff_dim), strict=True):
+            rules.append(
+                Rule(
+                    f"{TO}experts.{e}.{part}",
+                    f"{hf}experts.{e}.{name}.weight",
+                    f"{GGUF}ffn_{part}_exps.weight",
+                    shape,
+                    gguf_part=Part((c.num_experts, *shape), e * shape[0]),
+                )
+            )
+    if c.shared_ff_dim:
+        for part, name, shape in zip(PARTS, PROJECTIONS, _shapes(d, c.shared_ff_dim), strict=True):
+            stored = f"{hf}{shared}.{name}.weight", f"{GGUF}ffn_{part}_shexp.weight"
+            rules.append(Rule(f"{TO}shared.{part}", *stored, shape))
+    if c.shared_gate:
+        stored = f"{hf}{shared}_gate.weight", f"{GGUF}ffn_gate_inp_shexp.weight"
+        # All of it: GGUF files hold it as a vector, or as a matrix of one row.
+        rules.append(Rule(f"{TO}shared.router", *stored, (1, d), gguf_part=Part((1, d))))
+    return [replace(rule, layers=c.layers) for rule in rules]
+
+
+def dense_rules(config: ModelConfig) -> list[Rule]:
+    """Of the layers that have no experts."""
+    assert config.moe is not None
+    dense = [i for i in range(config.num_layers) if i not in config.moe.layers]
+    return [replace(rule, layers=tuple(dense)) for rule in mlp_rules(config)]
+
+
+def _shapes(d: int, f: int) -> tuple[tuple[int, int], ...]:
+    return (f, d), (f, d), (d, f)
+
+
+def feeds(config: ModelConfig, w: Mapping[str, Any], ops: Ops) -> Feeds:
+    """The MLP of a layer with the weights `w`: a mixture where they hold a router."""
+    if config.moe is None or "router" not in w:
+        return GatedMLP(w["gate"], w["up"], w["down"], config.activation, ops)
+    experts = Experts(
+        *([w[f"experts.{e}.{part}"] for e in range(config.moe.num_experts)] for part in PARTS)
+    )
+    shared: Feeds | None = None
+    if config.moe.shared_ff_dim:
+        gate, up, down = (w[f"shared.{part}"] for part in PARTS)
+        shared = GatedMLP(gate, up, down, config.activation, ops)
+        if config.moe.shared_gate:
+            expert = Experts([gate], [up], [down])
+            shared = GatedExpert(w["shared.router"], expert, config.activation, ops)
+    router, bias = w["router"], w.get("bias")
+    return MoE(config.moe, router, experts, config.activation, ops, bias, shared)

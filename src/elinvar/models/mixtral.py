@@ -1,0 +1,55 @@
+"""Mixtral (Jiang et al., 2024): Mistral with a mixture of experts in every layer. llama.cpp calls it
+llama, with experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from elinvar.base.config import ModelConfig, MoEConfig
+from elinvar.models import llama, mistral
+from elinvar.models.experts import MAX_EXPERTS, expert_rules
+from elinvar.models.keys import Keys
+from elinvar.models.llama import NORMS
+from elinvar.models.shared import attention_rules, norm_rules, outer_rules
+from elinvar.weights.rules import Rule, UnpermuteRows
+from elinvar.weights.tensor import HostTensor
+
+
+def rules(config: ModelConfig) -> list[Rule]:
+    q_fix, k_fix = UnpermuteRows(config.num_heads), UnpermuteRows(config.num_kv_heads)
+    return [
+        *norm_rules(NORMS, config.dim),
+        *attention_rules(config, q_fix, k_fix),
+        *expert_rules(config, "block_sparse_moe", ("w1", "w3", "w2")),
+        *outer_rules(config),
+    ]
+
+
+def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
+    """From config.json. Raises ModelError naming the key that is missing, wrong or unsupported."""
+    keys = Keys(metadata, "config.json")
+    return _mixture(
+        mistral.config_from_hf(metadata), keys, "num_local_experts", "num_experts_per_tok"
+    )
+
+
+def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor]) -> ModelConfig:
+    """From a GGUF file's keys and its tensors: Llama's, but for the experts."""
+    dense = llama.config_from_gguf({**metadata, "llama.expert_count": 0}, tensors)
+    keys = Keys(metadata, "The GGUF file", "llama.")
+    return _mixture(dense, keys, "expert_count", "expert_used_count")
+
+
+def _mixture(config: ModelConfig, keys: Keys, count_key: str, used_key: str) -> ModelConfig:
+    num_experts = keys.size(count_key, largest=MAX_EXPERTS)
+    moe = MoEConfig(
+        num_experts,
+        top_k=keys.size(used_key, largest=num_experts),
+        ff_dim=config.ff_dim,
+        layers=tuple(range(config.num_layers)),
+        renormalise=True,
+    )
+    return replace(config, family="mixtral", moe=moe)

@@ -119,6 +119,7 @@ void submit(Session& p, const Body& body) {
 
 int rows_of(const F32In& x) { return static_cast<int>(x.shape(0)); }
 int last_of(const F32In& x) { return static_cast<int>(x.shape(x.ndim() - 1)); }
+const float* data_of(const std::optional<F32In>& x) { return x ? x->data() : nullptr; }
 
 F32Out embed(Session& p, I32In ids, const BoundMatrix& w, float scale) {
     auto out = result<float>(p, {ids.size(), static_cast<std::size_t>(w.k)});
@@ -151,7 +152,48 @@ F32Out add(Session& p, F32In x, F32In y) {
     return out;
 }
 
-F32Out linear(Session& p, F32In x, const std::vector<const BoundMatrix*>& ws) {
+F32Out layer_norm(Session& p, F32In x, F32In gain, std::optional<F32In> bias, float eps) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    submit(p, [&p, x = x.data(), gain = gain.data(), bias = data_of(bias), eps, rows = rows_of(x),
+               dim = last_of(x), o = out.data()] {
+        p.layer_norm(x, nullptr, gain, bias, eps, rows, dim, nullptr, o);
+    });
+    return out;
+}
+
+nb::tuple add_layer_norm(Session& p, F32In x, F32In y, F32In gain, std::optional<F32In> bias,
+                         float eps) {
+    auto sum = result<float>(p, {x.shape(0), x.shape(1)});
+    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    submit(p, [&p, x = x.data(), y = y.data(), gain = gain.data(), bias = data_of(bias), eps,
+               rows = rows_of(x), dim = last_of(x), s = sum.data(),
+               o = out.data()] { p.layer_norm(x, y, gain, bias, eps, rows, dim, s, o); });
+    return nb::make_tuple(sum, out);
+}
+
+F32Out activate(Session& p, F32In x, int activation) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    submit(p, [&p, activation, x = x.data(), n = x.size(), o = out.data()] {
+        p.activate(x, activation, n, o);
+    });
+    return out;
+}
+
+F32Out scale(Session& p, F32In x, float factor) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    submit(p,
+           [&p, factor, x = x.data(), n = x.size(), o = out.data()] { p.scale(x, factor, n, o); });
+    return out;
+}
+
+F32Out softcap(Session& p, F32In x, float cap) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    submit(p, [&p, cap, x = x.data(), n = x.size(), o = out.data()] { p.softcap(x, cap, n, o); });
+    return out;
+}
+
+F32Out linear(Session& p, F32In x, const std::vector<const BoundMatrix*>& ws,
+              std::optional<F32In> bias) {
     std::size_t n = 0;
     std::vector<const Matrix*> matrices;
     for (const BoundMatrix* w : ws) {
@@ -159,8 +201,8 @@ F32Out linear(Session& p, F32In x, const std::vector<const BoundMatrix*>& ws) {
         matrices.push_back(w);
     }
     auto out = result<float>(p, {x.shape(0), n});
-    submit(p, [&p, x = x.data(), rows = rows_of(x), matrices = std::move(matrices),
-               o = out.data()] { p.linear(x, rows, matrices, o); });
+    submit(p, [&p, x = x.data(), rows = rows_of(x), matrices = std::move(matrices), o = out.data(),
+               b = data_of(bias)] { p.linear(x, rows, matrices, o, b); });
     return out;
 }
 
@@ -203,12 +245,13 @@ F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCach
                  positions.data(),
                  table.data(),
                  slots.data(),
-                 q_gain ? q_gain->data() : nullptr,
-                 k_gain ? k_gain->data() : nullptr,
+                 data_of(q_gain),
+                 data_of(k_gain),
                  eps,
                  heads,
                  kv.kv_heads,
                  kv.dim,
+                 last_of(table),
                  kv.padded_dim,
                  kv.kind,
                  kv.k.data(),
@@ -377,7 +420,13 @@ NB_MODULE(_cpu, m) {
         .def("rms_norm", &rms_norm)
         .def("add_rms_norm", &add_rms_norm)
         .def("add", &add)
-        .def("linear", &linear)
+        .def("layer_norm", &layer_norm, nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
+        .def("add_layer_norm", &add_layer_norm, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(),
+             nb::arg())
+        .def("activate", &activate)
+        .def("scale", &scale)
+        .def("softcap", &softcap)
+        .def("linear", &linear, nb::arg(), nb::arg(), nb::arg().none())
         .def("gated_linear", &gated_linear)
         .def("route", &route, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
              nb::arg().none(), nb::arg(), nb::arg())

@@ -28,6 +28,7 @@ using Stored = std::conditional_t<kind == Kind::f32, float, uint16_t>;  // in th
 #include "group_dot.h"
 #include "linear_float.h"
 #include "linear_quant.h"
+#include "maps.h"
 #include "rows.h"
 #include "rows_latent.h"
 #include "sample.h"
@@ -57,6 +58,11 @@ const Kernels kernels = {
     gumbel_argmax,
     gather_quant,
     weighted_sum,
+    layer_norm,
+    add_bias,
+    activate_all,
+    scale,
+    softcap,
 };
 
 }  // namespace ELINVAR_ISA

@@ -36,11 +36,11 @@ constexpr int group_bytes(Kind kind) { return code_bytes(kind) + (has_mins(kind)
 struct Rope {
     const float* qkv;  // [T, (heads + 2 kv_heads) dim]
     const int32_t* positions;
-    const float* table;  // [P, dim] cos | sin
+    const float* table;  // [P, rotary_dim] cos | sin
     const int32_t* slots;
     const float *q_gain, *k_gain;  // [dim] or null
     float eps;
-    int heads, kv_heads, dim, padded_dim;
+    int heads, kv_heads, dim, rotary_dim, padded_dim;
     Kind kv_kind;
     void *k, *v;     // [kv_heads, padded_dim, 32] and [kv_heads, 32, padded_dim] of block 0
     int block_step;  // from a block to the next, in the size of one head's keys
@@ -121,7 +121,8 @@ struct Kernels {
     void (*linear_float)(Kind kind, const uint8_t* panels, std::size_t stride, int num_panels,
                          const float* x, int k, int rows, float* out, std::ptrdiff_t ld_out,
                          int num_cols);
-    // gate[i] = act(gate[i]) * up[i] over rows of `cols` values; activation 0 silu, 1 gelu_tanh
+    // gate[i] = act(gate[i]) * up[i] over rows of `cols` values; activations are numbered as in
+    // ops/api.py
     void (*activate)(int activation, float* gate, std::ptrdiff_t ld_gate, const float* up,
                      std::ptrdiff_t ld_up, int rows, int cols);
     // y == nullptr: plain norm; otherwise sum = x + y is stored and normalised
@@ -153,6 +154,14 @@ struct Kernels {
     // out = sum of weights[i] * row rows[i] of y, a chain of FMAs by ascending i
     void (*weighted_sum)(const float* y, std::ptrdiff_t ld, const int32_t* rows,
                          const float* weights, int count, int cols, float* out);
+    // As rms_norm; bias may be null.
+    void (*layer_norm)(const float* x, const float* y, const float* gain, const float* bias,
+                       float eps, int rows, int dim, float* sum, float* out);
+    // Each row of `cols` values plus bias, in place.
+    void (*add_bias)(const float* bias, int rows, int cols, float* out, std::ptrdiff_t ld);
+    void (*activate_all)(int activation, const float* x, std::size_t n, float* out);
+    void (*scale)(const float* x, float factor, std::size_t n, float* out);
+    void (*softcap)(const float* x, float cap, std::size_t n, float* out);
 };
 
 // Instruction sets of this machine, widest first; always ends with "scalar".

@@ -44,7 +44,8 @@ QuantRows Provider::quantize(const float* x, int rows, int k) {
     return rounded;
 }
 
-void Provider::linear(const float* x, int rows, const std::vector<const Matrix*>& ws, float* out) {
+void Provider::linear(const float* x, int rows, const std::vector<const Matrix*>& ws, float* out,
+                      const float* bias) {
     if (rows == 0) return;
     const int k = ws[0]->k;
     std::ptrdiff_t ld = 0;
@@ -61,16 +62,19 @@ void Provider::linear(const float* x, int rows, const std::vector<const Matrix*>
     const Tiling t(rows, k, panels, quantised, Tiling::wanted(rows, quantised, pool_.size()));
     pool_.run(t.count(), [&](int item, int) {
         const int row = item / t.chunks * t.row_block;
-        int first = item % t.chunks * t.chunk, last = first + t.chunk;
-        float* o = out + row * ld;
+        const int count = std::min(t.row_block, rows - row);
+        int first = item % t.chunks * t.chunk, last = first + t.chunk, col = 0;
         for (const Matrix* w : ws) {
             const int from = std::max(first, 0), to = std::min(last, w->num_panels());
-            if (from < to)
-                multiply(*w, from, to - from, in, row, std::min(t.row_block, rows - row),
-                         o + from * 16, ld);
+            if (from < to) {
+                const int at = col + from * 16, cols = std::min(to * 16, w->n) - from * 16;
+                float* o = out + row * ld + at;
+                multiply(*w, from, to - from, in, row, count, o, ld);
+                if (bias) kernels_->add_bias(bias + at, count, cols, o, ld);
+            }
             first -= w->num_panels();
             last -= w->num_panels();
-            o += w->n;
+            col += w->n;
         }
     });
 }

@@ -90,6 +90,44 @@ void Provider::add(const float* x, const float* y, std::size_t n, float* out) {
     kernels_->add(x, y, n, out);
 }
 
+void Provider::layer_norm(const float* x, const float* y, const float* gain, const float* bias,
+                          float eps, int rows, int dim, float* sum, float* out) {
+    const int block = 16;
+    pool_.run((rows + block - 1) / block, [&](int i, int) {
+        const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(i) * block * dim;
+        kernels_->layer_norm(x + at, y ? y + at : nullptr, gain, bias, eps,
+                             std::min(block, rows - i * block), dim, sum ? sum + at : nullptr,
+                             out + at);
+    });
+}
+
+template <class Body>
+void Provider::in_pieces(std::size_t n, const Body& body) {
+    const std::size_t piece = 8192;
+    pool_.run(static_cast<int>((n + piece - 1) / piece), [&](int i, int) {
+        const std::size_t first = static_cast<std::size_t>(i) * piece;
+        body(first, std::min(piece, n - first));
+    });
+}
+
+void Provider::activate(const float* x, int activation, std::size_t n, float* out) {
+    in_pieces(n, [&](std::size_t first, std::size_t count) {
+        kernels_->activate_all(activation, x + first, count, out + first);
+    });
+}
+
+void Provider::scale(const float* x, float factor, std::size_t n, float* out) {
+    in_pieces(n, [&](std::size_t first, std::size_t count) {
+        kernels_->scale(x + first, factor, count, out + first);
+    });
+}
+
+void Provider::softcap(const float* x, float cap, std::size_t n, float* out) {
+    in_pieces(n, [&](std::size_t first, std::size_t count) {
+        kernels_->softcap(x + first, cap, count, out + first);
+    });
+}
+
 void Provider::rope_write(const Rope& a, int num_tokens) {
     // Neighbours of one prompt share cache lines of the keys.
     const int block = std::min(32, (num_tokens + 2 * pool_.size() - 1) / (2 * pool_.size()));

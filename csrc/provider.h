@@ -123,7 +123,13 @@ class Provider {
     void rms_norm(const float* x, const float* y, const float* gain, float eps, int rows, int dim,
                   float* sum, float* out);
     void add(const float* x, const float* y, std::size_t n, float* out);
-    void linear(const float* x, int rows, const std::vector<const Matrix*>& ws, float* out);
+    void layer_norm(const float* x, const float* y, const float* gain, const float* bias, float eps,
+                    int rows, int dim, float* sum, float* out);
+    void activate(const float* x, int activation, std::size_t n, float* out);
+    void scale(const float* x, float factor, std::size_t n, float* out);
+    void softcap(const float* x, float cap, std::size_t n, float* out);
+    void linear(const float* x, int rows, const std::vector<const Matrix*>& ws, float* out,
+                const float* bias = nullptr);
     void gated_linear(const float* x, int rows, const Matrix& gate, const Matrix& up,
                       int activation, float* out);
     void route(const float* logits, int rows, const Route& a, int32_t* ids, float* weights);
@@ -147,6 +153,8 @@ class Provider {
     void gather(const Rows& in, int num_tokens, const Experts& experts);
     void cut_chunks(const Attention& a);
     float* scratch(int thread, std::size_t floats);
+    template <class Body>  // body(first, count) for pieces of n elements
+    void in_pieces(std::size_t n, const Body& body);
 
     const Kernels* kernels_;
     Pool pool_;

@@ -1,4 +1,4 @@
-// Ops on rows: int8 rounding, norms, activations, rotary embedding with the cache write.
+// Ops on rows: int8 rounding, norms, rotary embedding with the cache write.
 // Included inside namespace ELINVAR_ISA.
 
 // Within -limit .. limit; NaN becomes limit.
@@ -51,12 +51,6 @@ EL_INLINE void scale_row(const float* x, float factor, const float* gain, int di
     if (i < dim) store_n(out + i, load_n(x + i, dim - i) * f * load_n(gain + i, dim - i), dim - i);
 }
 
-void add(const float* x, const float* y, size_t n, float* out) {
-    size_t i = 0;
-    for (; i + 16 <= n; i += 16) store(out + i, load(x + i) + load(y + i));
-    for (; i < n; ++i) out[i] = x[i] + y[i];
-}
-
 void weighted_sum(const float* y, ptrdiff_t ld, const int32_t* rows, const float* weights,
                   int count, int cols, float* out) {
     for (int i = 0; i < cols; i += 16) {
@@ -83,26 +77,55 @@ void rms_norm(const float* x, const float* y, const float* gain, float eps, int 
     }
 }
 
-EL_INLINE V activation_of(int activation, V g) {
-    if (activation == 0) return g / (set1(1.0f) + exp(zero() - g));
-    // gelu(g) by tanh: 0.5 g (1 + tanh(t)) = g / (1 + e^(-2t)), t = sqrt(2/pi)(g + 0.044715 g^3)
-    const V cubic = g * g * g;
-    const V inner = fma(cubic, set1(0.044715f), g);
-    return g / (set1(1.0f) + exp(inner * set1(-1.5957691216f)));
+// 1 / sqrt(mean of (x - mean)^2 + eps), the sum as in inverse_rms.
+EL_INLINE float inverse_deviation(const float* x, float mean, int dim, float eps) {
+    const V m = set1(mean);
+    V acc = zero();
+    int i = 0;
+    for (; i + 16 <= dim; i += 16) {
+        const V d = load(x + i) - m;
+        acc = fma(d, d, acc);
+    }
+    if (i < dim) {
+        float rest[16];
+        store(rest, load_n(x + i, dim - i) - m);
+        const V d = load_n(rest, dim - i);  // beyond the row 0, not -mean
+        acc = fma(d, d, acc);
+    }
+    const float variance = tree_sum(acc) / static_cast<float>(dim);
+    return 1.0f / __builtin_sqrtf(variance + eps);
 }
 
-void activate(int activation, float* gate, ptrdiff_t ld_gate, const float* up, ptrdiff_t ld_up,
-              int rows, int cols) {
-    for (int m = 0; m < rows; ++m) {
-        float* g = gate + m * ld_gate;
-        const float* u = up + m * ld_up;
+EL_INLINE float mean_of(const float* x, int dim) {
+    V acc = zero();
+    int i = 0;
+    for (; i + 16 <= dim; i += 16) acc = acc + load(x + i);
+    if (i < dim) acc = acc + load_n(x + i, dim - i);
+    return tree_sum(acc) / static_cast<float>(dim);
+}
+
+void layer_norm(const float* x, const float* y, const float* gain, const float* bias, float eps,
+                int rows, int dim, float* sum, float* out) {
+    for (int m = 0; m < rows; ++m, x += dim, out += dim) {
+        const float* row = x;
+        if (y) {
+            add(x, y, static_cast<size_t>(dim), sum);
+            row = sum;
+            y += dim;
+            sum += dim;
+        }
+        const float mean = mean_of(row, dim);
+        const V centre = set1(mean), factor = set1(inverse_deviation(row, mean, dim, eps));
+        const auto norm = [&](V v, V g) { return (v - centre) * factor * g; };
         int i = 0;
-        for (; i + 16 <= cols; i += 16)
-            store(g + i, activation_of(activation, load(g + i)) * load(u + i));
-        if (i < cols)
-            store_n(g + i,
-                    activation_of(activation, load_n(g + i, cols - i)) * load_n(u + i, cols - i),
-                    cols - i);
+        for (; i + 16 <= dim; i += 16) {
+            const V a = norm(load(row + i), load(gain + i));
+            store(out + i, bias ? a + load(bias + i) : a);
+        }
+        if (const int n = dim - i; n > 0) {
+            const V a = norm(load_n(row + i, n), load_n(gain + i, n));
+            store_n(out + i, bias ? a + load_n(bias + i, n) : a, n);
+        }
     }
 }
 
@@ -181,10 +204,13 @@ void rope_write_kind(const Rope& a, int first, int num) {
         return static_cast<T*>(a.k) +
                static_cast<ptrdiff_t>(slot / 32) * a.block_step * a.padded_dim * 32 + slot % 32;
     };
+    const int turned = a.rotary_dim;
+    const size_t rest = static_cast<size_t>(a.dim - turned) * sizeof(float);
     const auto turn = [&](int t, const float* x, const float* gain, float* out) {
         if (gain) scale_row(x, inverse_rms(x, a.dim, a.eps), gain, a.dim, normed);
-        rotate(gain ? normed : x, a.table + static_cast<ptrdiff_t>(a.positions[t]) * a.dim, a.dim,
-               out);
+        const float* from = gain ? normed : x;
+        rotate(from, a.table + static_cast<ptrdiff_t>(a.positions[t]) * turned, turned, out);
+        if (rest) std::memcpy(out + turned, from + turned, rest);
     };
     // A key is a cache line of its own for every dim: asked for one token ahead.
     const auto ask = [&](int t) {

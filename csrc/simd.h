@@ -131,6 +131,30 @@ EL_INLINE V exp(V x) {
     return select_lt(x, low, zero(), result);
 }
 
+// tanh x = e / (e + 2) with e = e^(2|x|) - 1: near 0 nothing cancels. The reduction is that of exp,
+// its polynomial one degree longer and without the 1. From 10 on the result is 1; a NaN stays.
+EL_INLINE V tanh(V x) {
+    const V bounded = min(set1(10.0f), abs(x)), t = min(bounded, set1(10.0f));
+    const V twice = t + t;
+    const I n = round_to_int(twice * set1(1.44269504f));
+    const V nf = to_float(n);
+    V r = fma(nf, set1(-0.693359375f), twice);
+    r = fma(nf, set1(2.12194440e-4f), r);
+    V p = set1(1.9841270e-4f);
+    p = fma(p, r, set1(1.3888889e-3f));
+    p = fma(p, r, set1(8.3333333e-3f));
+    p = fma(p, r, set1(4.1666668e-2f));
+    p = fma(p, r, set1(1.6666667e-1f));
+    p = fma(p, r, set1(0.5f));
+    p = fma(p, r, set1(1.0f));
+    const V power = as_float(shift_left<23>(n + int_set1(127)));
+    const V e = fma(p * r, power, power - set1(1.0f));
+    const V y = e / (e + set1(2.0f));
+    // In this order min keeps a NaN in `bounded`, and none in `t`: its integer would differ between
+    // instruction sets.
+    return select_lt(bounded, set1(11.0f), select_lt(x, zero(), zero() - y, y), bounded);
+}
+
 // ln x for normal x > 0: x = 2^e m with m in [sqrt(1/2), sqrt(2)); ln m = 2 atanh(s) with
 // s = (m - 1) / (m + 1), a series in s^2.
 EL_INLINE V log(V x) {

@@ -121,6 +121,16 @@ def _gemma3(**settings: Any) -> Case:
     return Case("gemma3", "Gemma3ForCausalLM", "Gemma3TextConfig", plain | settings)
 
 
+DEEPSEEK_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 32,
+}
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
     "kv_lora_rank": 32,
@@ -196,6 +206,7 @@ CASES: dict[str, Case] = {
     "deepseek2-lite": _deepseek(2, q_lora_rank=None, n_shared_experts=2),
     "deepseek2": _deepseek(
         2,
+        rope_parameters=DEEPSEEK_YARN | {"mscale": 0.707},
         topk_method="group_limited_greedy",
         n_group=4,
         topk_group=2,
@@ -203,6 +214,8 @@ CASES: dict[str, Case] = {
         n_shared_experts=1,
         v_head_dim=32,
     ),
-    "deepseek3": _deepseek(3, n_group=4, topk_group=2, tie_word_embeddings=True),
+    "deepseek3": _deepseek(
+        3, n_group=4, topk_group=2, tie_word_embeddings=True, rope_parameters=DEEPSEEK_YARN
+    ),
     "deepseek3-dense": _deepseek(3, q_lora_rank=None, first_k_dense_replace=3),
 }

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from elinvar import _cpu
+from elinvar.base.config import KVSpec
 from elinvar.ops import load_provider
 from elinvar.run import graphs
 from elinvar.run.graphs import Graphs
-from engines import tiny_model
+from engines import random_weight, tiny_model
 from helpers import Span, decode_batch, make_batch, make_cache
 
 BLOCKS = 40
@@ -64,6 +65,33 @@ def test_decode_of_a_known_shape_runs_no_python(monkeypatch: pytest.MonkeyPatch)
     for position in range(20):
         recorder.forward(decode_batch([Span([7] * 20, position, position + 1, [1])], 1))
     assert next(calls) == 1
+
+
+@pytest.mark.parametrize("simd", _cpu.available())
+def test_ops_of_dense_families_are_recorded(simd: str) -> None:
+    ops = load_provider("cpu", num_threads=2, simd=simd)
+    rng = np.random.default_rng(6)
+    shapes = ((2, 32), 32, 32, 48, (12, 4))
+    x, gain, bias, of_qkv, table = (rng.standard_normal(s, np.float32) for s in shapes)
+    qkv, out = random_weight(rng, "q8", 48, 32), random_weight(rng, "f16", 32, 16)
+    [kv] = ops.kv_layers(KVSpec("full", (0,), 1, 16), 2)
+    step = decode_batch([Span([1] * 9, 8, 9, [0]), Span([1] * 40, 4, 5, [1])], 1).flat()
+    positions, slots = step.positions, step.slot_mapping[0]
+
+    def run() -> np.ndarray:
+        h = ops.layer_norm(ops.scale(x, 0.5), gain, bias, 1e-5)
+        s, h = ops.add_layer_norm(x, h, gain, None, 1e-5)
+        n = ops.linear(h, [qkv], of_qkv)
+        q = ops.rope_write(n, positions, table, kv, slots, 1, None, None, 1e-5)
+        a = ops.attention(
+            q, kv, step.query_start_loc, step.seq_lens, step.block_tables[0], positions, 0.25, None
+        )
+        return ops.softcap(ops.add(s, ops.activate(ops.linear(a, [out], bias), "gelu")), 3.0)
+
+    replay = ops.record(run)
+    for _ in range(2):
+        x += 1
+        np.testing.assert_array_equal(replay(), run())
 
 
 def test_a_failed_recording_leaves_the_provider_as_it_was() -> None:

@@ -40,6 +40,7 @@ def test_linear_multiplies_every_weight_with_every_row() -> None:
     assert found.moved == found.streamed + 5 * 64 * 4 + 5 * 96 * 4
     assert found.label == "q4 48+48x64"
     assert cost.linear(zeros(1, 64), [q4, q8]).label == "q4 48x64 + q8 32x64"
+    assert cost.linear(zeros(5, 64), [q4, q4], zeros(96)).moved == found.moved + 96 * 4
     f16 = random_weight(RNG, "f16", 32, 64)
     assert cost.linear(zeros(1, 64), [f16]).unit == "f32"
     gated = cost.gated_linear(zeros(5, 64), q4, q4, "silu")
@@ -51,6 +52,10 @@ def test_elementwise_ops_move_their_arrays_once() -> None:
     assert cost.add(x, x).moved == 3 * 3 * 64 * 4
     assert cost.rms_norm(x, gain, 1e-5).moved == (2 * 3 + 1) * 64 * 4
     assert cost.add_rms_norm(x, x, gain, 1e-5).moved == (4 * 3 + 1) * 64 * 4
+    assert cost.layer_norm(x, gain, gain, 1e-5).moved == (2 * 3 + 2) * 64 * 4
+    assert cost.add_layer_norm(x, x, gain, None, 1e-5).moved == (4 * 3 + 1) * 64 * 4
+    for found in (cost.scale(x, 2.0), cost.softcap(x, 2.0), cost.activate(x, "gelu")):
+        assert found.moved == 2 * 3 * 64 * 4 and found.ops
     table = random_weight(RNG, "f32", 32, 64)
     assert cost.embed(ints(1, 2), table, 1.0).streamed == 2 * 64 * 4
 
@@ -79,6 +84,8 @@ def test_rope_and_sample_costs() -> None:
     plain = cost.rope_write(*arguments, None, None, 0.0)
     assert plain.streamed == 3 * 2 * 2 * 16 * 2
     assert cost.rope_write(*arguments, zeros(16), zeros(16), 0.0).ops > plain.ops
+    part = cost.rope_write(*arguments[:2], zeros(4, 8), *arguments[3:], None, None, 0.0)
+    assert part.ops == plain.ops // 2 and part.moved == plain.moved - 3 * 8 * 4
     args = SampleArgs(*(ints(0) for _ in range(6)), num_logprobs=0)  # type: ignore[misc]
     assert cost.sample(zeros(2, 100), args).moved == 800
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elinvar.base.config import ModelConfig, RopeConfig
+from elinvar.base.config import ModelConfig, RopeConfig, YarnConfig
 from elinvar.base.errors import ModelError
-from elinvar.models.keys import MAX_LAYERS
+from elinvar.models.keys import MAX_LAYERS, MIN_DIVISOR, Keys, checked, rope_from_hf
 from elinvar.models.registry import FAMILIES, find_family, read_config
-from elinvar.nn.rope import MAX_POSITIONS, inverse_frequencies
+from elinvar.nn.attention import kv_specs
+from elinvar.nn.rope import MAX_POSITIONS, inverse_frequencies, ln
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.tensor import HostTensor
 
@@ -48,6 +51,15 @@ LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
+}
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LONGROPE = {
+    "type": "longrope",
+    "short_factor": [1.0] * 7 + [1.5],
+    "long_factor": [1.0] * 4 + [32.0] * 4,
+    "original_max_position_embeddings": 64,
 }
 
 
@@ -114,6 +126,60 @@ def test_rope_layouts_before_and_since_transformers_5() -> None:
     assert old.rope == new.rope
     assert old.rope["full"].factor == 8.0
     assert old.rope["sliding"] == RopeConfig(10_000.0, 16)
+
+
+def test_yarn_and_longrope() -> None:
+    plain = llama(rope_scaling=YARN).rope["full"]
+    assert plain.yarn == YarnConfig(4.0, 64) and plain.attention_factor == 0.1 * ln(4.0) + 1
+    both = YARN | {"mscale": 0.7, "mscale_all_dim": 0.7, "beta_fast": 16, "truncate": False}
+    even = llama(rope_parameters=both).rope["full"]
+    assert even.yarn == YarnConfig(4.0, 64, 16.0, truncate=False) and even.attention_factor == 1
+    given = llama(rope_scaling=YARN | {"factor": None, "attention_factor": 1.25}).rope["full"]
+    assert given == RopeConfig(10_000.0, 16, yarn=YarnConfig(4.0, 64), attention_factor=1.25)
+    assert (
+        llama(rope_scaling={"type": "dynamic", "factor": 2.0}).rope["full"] == llama().rope["full"]
+    )
+
+    long = llama(rope_scaling=LONGROPE).rope["full"]
+    assert long.divisors == (1.0,) * 4 + (32.0,) * 4
+    assert long.attention_factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(64)))
+    short = llama(rope_scaling=LONGROPE, max_position_embeddings=64).rope["full"]
+    assert short == RopeConfig(10_000.0, 16, divisors=(1.0,) * 7 + (1.5,))
+
+
+def test_yarn_and_longrope_from_gguf() -> None:
+    scaling = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
+    scaling["llama.rope.scaling.original_context_length"] = 64
+    scaling["llama.rope.dimension_count"] = 16
+    found = read_config(checkpoint("llama", LLAMA_GGUF | scaling)).rope["full"]
+    assert found == llama(rope_scaling=YARN).rope["full"]
+    factors = {
+        name: tensor(name, LONGROPE[key])  # type: ignore[arg-type]
+        for key, name in (
+            ("long_factor", "rope_factors_long.weight"),
+            ("short_factor", "rope_factors_short.weight"),
+        )
+    }
+    keys = {
+        "llama.rope.scaling.original_context_length": 64,
+        "llama.rope.scaling.attn_factor": 1.5,
+    }
+    long = read_config(checkpoint("llama", LLAMA_GGUF | keys, factors)).rope["full"]
+    assert long.divisors == (1.0,) * 4 + (32.0,) * 4 and long.attention_factor == 1.5
+    short = LLAMA_GGUF | keys | {"llama.context_length": 64}
+    assert read_config(checkpoint("llama", short, factors)).rope["full"].divisors[-1] == 1.5  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("partial", "dim"), [(None, 16), (0.25, 4), (0.0, 0)])
+def test_a_part_of_a_head_may_be_rotated(partial: float | None, dim: int) -> None:
+    params = {} if partial is None else {"partial_rotary_factor": partial}
+    assert rope_from_hf(Keys(params, "config.json"), 10_000.0, 16, 64, partial=1.0).dim == dim
+    assert rope_from_hf(Keys({}, "config.json"), 10_000.0, 16, 64, partial=0.5).dim == 8
+    rope = RopeConfig(10_000.0, dim)
+    assert checked(replace(llama(), rope={"full": rope}), "it").rope == {"full": rope}
+    for wrong in (dim + 1, 18, -2):
+        with pytest.raises(ModelError, match="even part"):
+            checked(replace(llama(), rope={"full": RopeConfig(10_000.0, wrong)}), "it")
 
 
 def test_gemma_layer_kinds() -> None:
@@ -198,7 +264,12 @@ def test_missing_gguf_keys_are_named(key: str) -> None:
         ({"rope_theta": 0.5}, "rope_theta"),
         ({"rope_theta": float("nan")}, "rope_theta"),
         ({"rope_scaling": 3}, "rope_scaling"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "ntk", "factor": 4.0}}, "ntk"),
+        ({"rope_scaling": YARN | {"factor": 0.5}}, "factor"),
+        ({"rope_scaling": YARN | {"beta_fast": 0.5}}, "beta_fast"),
+        ({"rope_scaling": YARN, "rope_theta": 1}, "rope_theta"),
+        ({"rope_scaling": LONGROPE | {"long_factor": [1.0] * 7}}, "long_factor"),
+        ({"rope_scaling": LONGROPE | {"long_factor": [0.5] * 8}}, "divisors"),
         ({"rope_scaling": {"type": "linear"}}, "factor"),
         ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
@@ -207,6 +278,61 @@ def test_missing_gguf_keys_are_named(key: str) -> None:
 def test_what_llama_cannot_be(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ModelError, match=named):
         llama(**changes)
+
+
+DEEPSEEK = LLAMA | {
+    "model_type": "deepseek_v3",
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 16,
+    "n_group": 4,
+    "topk_group": 2,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 48,
+    "first_k_dense_replace": 1,
+}
+
+
+def test_deepseek_from_its_published_keys() -> None:
+    yarn = YARN | {"factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+    settings = DEEPSEEK | {"rope_scaling": yarn, "scoring_func": "sigmoid"}
+    config = read_config(checkpoint("DeepseekV3ForCausalLM", settings))
+    assert (config.num_kv_heads, config.head_dim, config.rope["full"].dim) == (1, 40, 8)
+    assert config.attn_scale == pytest.approx(32**-0.5 * (0.1 * np.log(40) + 1) ** 2)
+    assert config.rope["full"].attention_factor == 1
+    assert config.moe is not None and config.latent is not None
+    assert (config.moe.scoring, config.moe.biased, config.moe.renormalise) == (
+        "sigmoid",
+        True,
+        True,
+    )
+    [spec] = kv_specs(config, "f16")
+    assert spec.block_bytes == config.num_layers * 32 * 40 * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"kv_lora_rank": 40}, "kv_lora_rank"),
+        ({"v_head_dim": 8}, "v_head_dim"),
+        ({"qk_rope_head_dim": 7}, "odd"),
+        ({"q_lora_rank": 0}, "q_lora_rank"),
+        ({"rope_interleave": False}, "rope_interleave"),
+        ({"first_k_dense_replace": -1}, "first_k_dense_replace"),
+        ({"topk_method": "greedy", "norm_topk_prob": True}, "norm_topk_prob"),
+        ({"topk_method": "best"}, "topk_method"),
+        ({"scoring_func": "softmax"}, "scoring_func"),
+        ({"n_group": 3}, "n_group"),
+        ({"topk_group": 5}, "topk_group"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok"),
+    ],
+)
+def test_what_deepseek_cannot_be(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        read_config(checkpoint("DeepseekV3ForCausalLM", DEEPSEEK | changes))
 
 
 @pytest.mark.parametrize(
@@ -231,8 +357,9 @@ def test_what_gemma_cannot_be(changes: dict[str, Any], named: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"llama.rope.dimension_count": 8}, "rotated"),
-        ({"llama.rope.scaling.type": "yarn"}, "yarn"),
+        ({"llama.rope.dimension_count": 8}, "dimension_count"),
+        ({"llama.rope.scaling.type": "yarn"}, "rope.scaling.factor"),
+        ({"llama.rope.scaling.type": "longrope"}, "longrope"),
         ({"llama.expert_count": 8}, "expert_used_count"),
         ({"llama.expert_count": np.array([8, 8])}, "expert_count"),
         ({"llama.attention.head_count": np.array([4, 4, 2])}, "head_count"),
@@ -248,7 +375,14 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=4,
 )
-ROPE_KEYS = st.sampled_from([*LLAMA3, "type", "rope_theta", "full_attention", "sliding_attention"])
+ROPE_KEYS = st.sampled_from(
+    [
+        *(LLAMA3 | LONGROPE),
+        *("rope_theta", "full_attention", "sliding_attention"),
+        *("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate"),
+    ]
+)
+ROPE_VALUES = JSON | st.sampled_from([LLAMA3, YARN, LONGROPE, "yarn", "longrope", [1.0] * 8])
 HF_KEYS = st.sampled_from(
     [
         *GEMMA,
@@ -261,7 +395,7 @@ HF_KEYS = st.sampled_from(
 @given(
     st.sampled_from(["LlamaForCausalLM", "Gemma3ForCausalLM"]),
     st.dictionaries(HF_KEYS, JSON, max_size=3),
-    st.dictionaries(ROPE_KEYS, JSON | st.just(LLAMA3)),
+    st.dictionaries(ROPE_KEYS, ROPE_VALUES),
 )
 def test_junk_in_config_json_is_a_model_error(
     architecture: str, changes: dict[str, Any], rope: dict[str, Any]
@@ -274,4 +408,4 @@ def test_junk_in_config_json_is_a_model_error(
     # (A decimal power for each of a million frequencies would only take long.)
     for rope in (r for r in config.rope.values() if r.dim <= 1024):
         frequencies = inverse_frequencies(rope)
-        assert np.isfinite(frequencies).all() and (frequencies <= 1).all()
+        assert np.isfinite(frequencies).all() and (frequencies <= 1 / MIN_DIVISOR).all()

@@ -115,12 +115,27 @@ int main(int argc, char** argv) {
             show(names[kind], y);
             p.gated_linear(x.data(), rows, w, w, rows % 2, y.data());
             show("gated", y);
+            p.linear(x.data(), rows, {&w}, y.data(), floats(n).data());
+            show("bias", y);
         }
     show_mixture(p);
     const auto x = floats(17 * 100), y = floats(17 * 100), gain = floats(100);
     std::vector<float> sum(17 * 100), out(17 * 100);
     p.rms_norm(x.data(), y.data(), gain.data(), 1e-5f, 17, 100, sum.data(), out.data());
     show("norm", out);
+    p.layer_norm(x.data(), y.data(), gain.data(), nullptr, 1e-5f, 17, 100, sum.data(), out.data());
+    show("layer norm", out);
+    p.layer_norm(x.data(), nullptr, gain.data(), y.data(), 1e-5f, 17, 100, nullptr, out.data());
+    show("layer norm", out);
+    const auto wide = floats(1700, 9.0f);
+    for (const int activation : {0, 1, 2, 3}) {
+        p.activate(wide.data(), activation, wide.size(), out.data());
+        show("activation", out);
+    }
+    p.scale(wide.data(), 0.3f, wide.size(), out.data());
+    show("scale", out);
+    p.softcap(wide.data(), 3.0f, wide.size(), out.data());
+    show("softcap", out);
     for (const Kind kv : {Kind::f16, Kind::bf16, Kind::f32}) {
         const int heads = 6, kv_heads = 2, dim = 24, padded = 32, tokens = 1100, blocks = 35;
         const auto qkv = floats(static_cast<std::size_t>(tokens * (heads + 2 * kv_heads) * dim));
@@ -147,6 +162,7 @@ int main(int argc, char** argv) {
                         heads,
                         kv_heads,
                         dim,
+                        kv == Kind::bf16 ? 10 : dim,
                         padded,
                         kv,
                         k,

@@ -95,9 +95,9 @@ void count_attention(Provider& p, const std::string& name, int tokens, int lengt
         slots.push_back(tables[size(t / 32)] * 32 + t % 32);
     }
     const Rope rope{
-        qkv.data(), positions.data(), table.data(), slots.data(), nullptr,   nullptr,  1e-6f,
-        heads,      kv_heads,         dim,          dim,          Kind::f16, k.data(), v.data(),
-        kv_heads,   q.data()};
+        qkv.data(), positions.data(), table.data(), slots.data(), nullptr, nullptr,   1e-6f,
+        heads,      kv_heads,         dim,          dim,          dim,     Kind::f16, k.data(),
+        v.data(),   kv_heads,         q.data()};
     count("rope_write, " + name, [&] { p.rope_write(rope, tokens); });
     const Attention a{q.data(),         k.data(), v.data(), kv_heads,  Kind::f16,     heads,
                       kv_heads,         dim,      dim,      dim,       tables.data(), blocks,

@@ -9,6 +9,9 @@ from elinvar.base.errors import InputError
 
 LayerKind = Literal["full", "sliding"]
 KVDtype = Literal["f16", "bf16", "f32"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu2"]
+"""Of an MLP: x sigmoid(x); x Phi(x) with Phi by tanh (Hendrycks and Gimpel, 2016), and the exact
+one; max(x, 0)^2. Kernels number them in this order."""
 WeightFormat = Literal["auto", "f32"]
 
 BLOCK_SIZE = 32
@@ -18,12 +21,26 @@ MAX_THREADS = 1024
 
 
 @dataclass(frozen=True, slots=True)
+class YarnConfig:
+    """YaRN (Peng et al., 2023): frequencies that turn fewer than beta_slow times in the original
+    context are divided by `factor`, those that turn more than beta_fast times stay, between is a
+    blend. `truncate` widens the blend to whole frequencies."""
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary embedding of one layer kind.
+    """Rotary embedding of one layer kind, on the first `dim` dims of a head (0: no positions).
 
     inv_freq_i = base ** (-2 i / dim) / factor; with `llama3` set, frequencies are scaled by
-    wavelength as in Llama 3.1: (factor, low_freq_factor, high_freq_factor, original_context);
-    `divisors` (one a frequency, from a GGUF's rope_freqs.weight) divide them last.
+    wavelength as in Llama 3.1: (factor, low_freq_factor, high_freq_factor, original_context); or
+    by `yarn`; `divisors` (one a frequency: a GGUF's rope_freqs.weight, or LongRoPE's factors)
+    divide them last. Cosines and sines are multiplied by `attention_factor`.
     """
 
     base: float
@@ -31,6 +48,8 @@ class RopeConfig:
     factor: float = 1.0
     llama3: tuple[float, float, float, int] | None = None
     divisors: tuple[float, ...] | None = None
+    yarn: YarnConfig | None = None
+    attention_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +114,7 @@ class ModelConfig:
     window: int | None = None
     """Sliding layers: a query at position p sees keys p - window + 1 .. p."""
     embed_scale: float = 1.0
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    activation: Activation = "silu"
     tied_head: bool = False
     moe: MoEConfig | None = None
     latent: LatentConfig | None = None

@@ -4,7 +4,6 @@ mixtures of experts with shared ones.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -26,7 +25,7 @@ from elinvar.models.shared import (
 from elinvar.nn.decoder import Block, Decoder
 from elinvar.nn.mla import LatentAttention, LatentWeights
 from elinvar.nn.norm import RMSNorm
-from elinvar.nn.rope import MAX_POSITIONS
+from elinvar.nn.rope import MAX_POSITIONS, yarn_mscale
 from elinvar.ops.api import Ops
 from elinvar.ops.layout import PANEL
 from elinvar.weights.rules import Fix, Part, Rule, TransposeHeads, UnpermuteTails
@@ -137,7 +136,7 @@ def _scale(keys: Keys, latent: LatentConfig) -> float:
     scale = (latent.nope_dim + latent.rope_dim) ** -0.5
     scaling = keys.part("rope_parameters" if keys.has("rope_parameters") else "rope_scaling")
     factor = scaling.number("factor", 1.0, smallest=1)
-    mscale = 1 + 0.1 * scaling.number("mscale_all_dim", 0.0, smallest=0) * math.log(factor)
+    mscale = yarn_mscale(factor, scaling.number("mscale_all_dim", 0.0, smallest=0))
     return scale * mscale * mscale
 
 

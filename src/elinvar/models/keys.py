@@ -6,13 +6,15 @@ This is the door of a model: what passes here is trusted by everything after it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from elinvar.base.config import ModelConfig, RopeConfig
+from elinvar.base.config import ModelConfig, RopeConfig, YarnConfig
 from elinvar.base.errors import ModelError
+from elinvar.nn.rope import ln, yarn_mscale
 from elinvar.weights.tensor import HostTensor
 
 MAX_SIZE = 1 << 24
@@ -22,6 +24,9 @@ MAX_HEAD_DIM = 1024
 MAX_HEAD_GROUP = 128
 """Query heads to a key-value head: rows of an attention tile (csrc/attention.h)."""
 """No text model comes near these; the numbers of a corrupt file often go beyond."""
+MIN_DIVISOR = 0.7
+"""LongRoPE has some a little below 1; frequencies beyond pi/2 would take nn/rope.py out of the
+range in which its angles are exact."""
 
 
 class Keys:
@@ -51,6 +56,15 @@ class Keys:
         if not ok or not smallest <= value <= 1e15:
             raise self.bad(key, f"a number from {smallest:g} to 1e15")
         return float(value)
+
+    def numbers(self, key: str, count: int) -> tuple[float, ...]:
+        """A list of `count` numbers."""
+        value = self._value(key, None)
+        items = value if isinstance(value, list) else []
+        ok = all(isinstance(v, int | float) and not isinstance(v, bool) for v in items)
+        if not ok or len(items) != count:
+            raise self.bad(key, f"a list of {count} numbers")
+        return tuple(float(v) for v in items)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._value(key, default)
@@ -102,7 +116,6 @@ def _short(value: Any) -> str:
 def checked(config: ModelConfig, source: str) -> ModelConfig:
     """`config` itself, when its sizes fit together."""
     heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-    rotary = config.latent.rope_dim if config.latent else head_dim
     problem = None
     if heads % kv_heads:
         problem = f"{heads} attention heads cannot share {kv_heads} key-value heads evenly"
@@ -113,13 +126,13 @@ def checked(config: ModelConfig, source: str) -> ModelConfig:
         )
     elif head_dim % 2:
         problem = f"a head dim of {head_dim} is odd, and rotary pairs need an even one"
-    elif any(rope.dim != rotary for rope in config.rope.values()):
+    elif any(rope.dim % 2 or not 0 <= rope.dim <= head_dim for rope in config.rope.values()):
         dims = sorted({rope.dim for rope in config.rope.values()})
-        problem = f"only {dims} of {rotary} dims of a head are rotated"
+        problem = f"{dims} of {head_dim} dims of a head are rotated, and pairs need an even part"
     elif len(config.layer_kinds) != config.num_layers:
         problem = f"{len(config.layer_kinds)} layer types are given for {config.num_layers} layers"
     elif any(not _good_divisors(rope) for rope in config.rope.values()):
-        problem = f"its rotary divisors are not {head_dim // 2} numbers from 1 up"
+        problem = f"its rotary divisors are not a number from {MIN_DIVISOR} up for each pair"
     if problem:
         raise ModelError(f"{source} describes a model that cannot be run: {problem}.")
     return config
@@ -128,7 +141,8 @@ def checked(config: ModelConfig, source: str) -> ModelConfig:
 def _good_divisors(rope: RopeConfig) -> bool:
     if rope.divisors is None:
         return True
-    return len(rope.divisors) == rope.dim // 2 and all(1 <= d <= 1e15 for d in rope.divisors)
+    good = all(MIN_DIVISOR <= d <= 1e15 for d in rope.divisors)
+    return good and len(rope.divisors) == rope.dim // 2
 
 
 def head_dim_of(keys: Keys, key: str, dim: int, num_heads: int) -> int:
@@ -138,26 +152,99 @@ def head_dim_of(keys: Keys, key: str, dim: int, num_heads: int) -> int:
     return keys.size(key, dim // num_heads)
 
 
-def rope_from_hf(params: Keys, base: float, head_dim: int, max_context: int) -> RopeConfig:
+def rope_from_hf(
+    params: Keys,
+    base: float,
+    head_dim: int,
+    max_context: int,
+    partial: float | None = None,
+    original_context: int | None = None,
+) -> RopeConfig:
     """From `rope_parameters` (transformers 5) or `rope_scaling` (before), either may be empty.
 
-    base: the frequency base where `params` gives none.
+    base, partial: rope_theta and partial_rotary_factor where `params` gives none; a family without
+    `partial` rotates whole heads. original_context: original_max_position_embeddings where
+    config.json gives it outside of `params`.
+
+    Dynamic scaling begins beyond max_position_embeddings, where contexts end: it is none. LongRoPE
+    has factors for sequences within the original context and for longer ones. transformers chooses
+    by the longest sequence at hand, and so a result would depend on what else is in the batch, and
+    keys in the cache on what comes after them: here the model's context (max_position_embeddings)
+    chooses, as if every sequence could become that long.
     """
     type_key = "rope_type" if params.has("rope_type") else "type"
-    params.only(type_key, "default", "linear", "llama3")
-    params.only("partial_rotary_factor", 1.0)
+    params.only(type_key, "default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
+    if partial is None:
+        params.only("partial_rotary_factor", 1.0)
+    dim = int(head_dim * params.number("partial_rotary_factor", partial or 1.0, smallest=0))
     base = params.number("rope_theta", base, smallest=1)
     kind = params.raw(type_key)
     if kind == "linear":
-        return RopeConfig(base, head_dim, factor=params.number("factor", smallest=1))
+        return RopeConfig(base, dim, factor=params.number("factor", smallest=1))
+    if kind not in ("llama3", "yarn", "longrope", "su"):
+        return RopeConfig(base, dim)
+    context = original_context or params.size("original_max_position_embeddings", max_context)
     if kind == "llama3":
         low, high = params.number("low_freq_factor"), params.number("high_freq_factor")
         if low >= high:
             raise params.bad("high_freq_factor", "above low_freq_factor")
-        context = params.size("original_max_position_embeddings", max_context)
         factor = params.number("factor", smallest=1)
-        return RopeConfig(base, head_dim, llama3=(factor, low, high, context))
-    return RopeConfig(base, head_dim)
+        return RopeConfig(base, dim, llama3=(factor, low, high, context))
+    factor = params.number("factor", max_context / context)
+    if kind == "yarn":
+        return _yarn_from_hf(params, base, dim, factor, context)
+    divisors = params.numbers("long_factor" if max_context > context else "short_factor", dim // 2)
+    default = math.sqrt(1 + ln(factor) / ln(context)) if factor > 1 < context else 1.0
+    attention = params.number("attention_factor", default)
+    return RopeConfig(base, dim, divisors=divisors, attention_factor=attention)
+
+
+def _yarn_from_hf(params: Keys, base: float, dim: int, factor: float, context: int) -> RopeConfig:
+    if factor < 1:
+        raise params.bad("factor", "at least 1")
+    fast, slow = params.number("beta_fast", 32.0), params.number("beta_slow", 1.0)
+    if fast < slow:
+        raise params.bad("beta_fast", "at least beta_slow")
+    if base == 1:
+        raise params.bad("rope_theta", "above 1 for yarn")
+    mscale = params.number("mscale", 0.0, smallest=0)
+    all_dim = params.number("mscale_all_dim", 0.0, smallest=0)
+    default = yarn_mscale(factor)
+    if mscale and all_dim:  # DeepSeek: the rest goes into the softmax scale
+        default = yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim)
+    yarn = YarnConfig(factor, context, fast, slow, params.flag("truncate", True))
+    attention = params.number("attention_factor", default)
+    return RopeConfig(base, dim, yarn=yarn, attention_factor=attention)
+
+
+def rope_from_gguf(
+    keys: Keys,
+    tensors: Mapping[str, HostTensor],
+    head_dim: int,
+    max_context: int,
+    base: float = 10_000.0,
+) -> RopeConfig:
+    """From a GGUF file's rope.* keys and its tensors of rotary factors. base: where the file gives
+    none. Of LongRoPE's factors the model's context chooses, as in rope_from_hf."""
+    base = keys.number("rope.freq_base", base, smallest=1)
+    dim = keys.size("rope.dimension_count", head_dim)
+    keys.only("rope.scaling.type", "none", "linear", "yarn", "longrope")
+    attention = keys.number("rope.scaling.attn_factor", 1.0)
+    context = keys.size("rope.scaling.original_context_length", max_context)
+    if keys.raw("rope.scaling.type") == "yarn":
+        factor = keys.number("rope.scaling.factor", smallest=1)
+        if base == 1:
+            raise keys.bad("rope.freq_base", "above 1 for yarn")
+        yarn = YarnConfig(factor, context)
+        attention *= yarn_mscale(factor)
+        return RopeConfig(base, dim, yarn=yarn, attention_factor=attention)
+    length = "long" if max_context > context else "short"
+    divisors = rope_divisors_from_gguf(tensors, f"rope_factors_{length}.weight")
+    if divisors is not None:
+        return RopeConfig(base, dim, divisors=divisors, attention_factor=attention)
+    return RopeConfig(
+        base, dim, rope_factor_from_gguf(keys), divisors=rope_divisors_from_gguf(tensors)
+    )
 
 
 def rope_factor_from_gguf(keys: Keys) -> float:
@@ -168,13 +255,15 @@ def rope_factor_from_gguf(keys: Keys) -> float:
     return keys.number("rope.scale_linear", 1.0, smallest=1)
 
 
-def rope_divisors_from_gguf(tensors: Mapping[str, HostTensor]) -> tuple[float, ...] | None:
-    """What rope_freqs.weight holds: one divisor a rotary frequency. None where there is none."""
-    tensor = tensors.get("rope_freqs.weight")
+def rope_divisors_from_gguf(
+    tensors: Mapping[str, HostTensor], name: str = "rope_freqs.weight"
+) -> tuple[float, ...] | None:
+    """One divisor a rotary frequency from the tensor `name`. None where there is none."""
+    tensor = tensors.get(name)
     if tensor is None:
         return None
     if tensor.dtype != "F32":
-        raise ModelError(f"rope_freqs.weight of the GGUF file is {tensor.dtype} and must be F32.")
+        raise ModelError(f"{name} of the GGUF file is {tensor.dtype} and must be F32.")
     return tuple(np.ravel(tensor.data).view(np.float32).tolist())
 
 

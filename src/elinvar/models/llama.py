@@ -91,6 +91,7 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
     keys = Keys(metadata, "The GGUF file", "llama.")
     keys.only("expert_count", 0)
     sizes = sizes_from_gguf(keys, tensors)
+    keys.only("rope.dimension_count", sizes["head_dim"])
     config = ModelConfig(
         family="llama",
         norm_eps=keys.number("attention.layer_norm_rms_epsilon"),

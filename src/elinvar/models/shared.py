@@ -14,8 +14,7 @@ from elinvar.models.keys import (
     MAX_LAYERS,
     Keys,
     head_dim_of,
-    rope_divisors_from_gguf,
-    rope_factor_from_gguf,
+    rope_from_gguf,
     rope_from_hf,
     vocab_size_from_gguf,
 )
@@ -75,25 +74,30 @@ def sizes_from_gguf(
     }
 
 
-def one_rope_from_hf(keys: Keys, head_dim: int, base: float = 10_000.0) -> RopeConfig:
-    """The rotary embedding of a model whose layers have one. base: where the file gives none."""
+def one_rope_from_hf(
+    keys: Keys, head_dim: int, base: float = 10_000.0, rotary: float | None = None
+) -> RopeConfig:
+    """The rotary embedding of a model whose layers have one. base, rotary (the part of a head that
+    is rotated): where the file gives none; a family without `rotary` rotates whole heads."""
+    if rotary is None:
+        keys.only("partial_rotary_factor", 1.0)
+    else:
+        rotary = keys.number("partial_rotary_factor", rotary, smallest=0)
+    original = "original_max_position_embeddings"
     return rope_from_hf(
         keys.part("rope_parameters" if keys.has("rope_parameters") else "rope_scaling"),
         keys.number("rope_theta", base, smallest=1),
         head_dim,
         keys.size("max_position_embeddings"),
+        rotary,
+        keys.size(original) if keys.has(original) else None,
     )
 
 
 def one_rope_from_gguf(
     keys: Keys, tensors: Mapping[str, HostTensor], head_dim: int, base: float = 10_000.0
 ) -> RopeConfig:
-    return RopeConfig(
-        base=keys.number("rope.freq_base", base, smallest=1),
-        dim=keys.size("rope.dimension_count", head_dim),
-        factor=rope_factor_from_gguf(keys),
-        divisors=rope_divisors_from_gguf(tensors),
-    )
+    return rope_from_gguf(keys, tensors, head_dim, keys.size("context_length"), base)
 
 
 def kinds_from_hf(keys: Keys, default: Sequence[LayerKind]) -> tuple[LayerKind, ...]:

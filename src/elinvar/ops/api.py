@@ -19,12 +19,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from elinvar.base.config import KVDtype, KVSpec
+from elinvar.base.config import Activation, KVDtype, KVSpec
 from elinvar.ops.layout import PANEL, Weight
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
-Activation = Literal["silu", "gelu_tanh"]
 Scoring = Literal["softmax", "sigmoid"]
 
 ATTENTION_SPLIT = 1024
@@ -143,8 +142,31 @@ class Ops(Protocol):
         """(s, rms_norm(s)) with s = x + y."""
         ...
 
-    def linear(self, x_TK: F32, weights: Sequence[Weight]) -> F32:
-        """x w^T of several matrices with one K, side by side -> [T, sum of N].
+    def layer_norm(self, x_TD: F32, gain_D: F32, bias_D: F32 | None, eps: float) -> F32:
+        """(x - mean) / sqrt(variance + eps) * gain + bias (Ba et al., 2016). The mean's sum comes
+        first, then that of (x - mean)^2, each over 16 partial sums; after it one rounded operation
+        an element and step: subtract, times 1 / sqrt, times gain, plus bias where there is one."""
+        ...
+
+    def add_layer_norm(
+        self, x_TD: F32, y_TD: F32, gain_D: F32, bias_D: F32 | None, eps: float
+    ) -> tuple[F32, F32]:
+        """(s, layer_norm(s)) with s = x + y."""
+        ...
+
+    def scale(self, x_TD: F32, factor: float) -> F32:
+        """x * factor, rounded once."""
+        ...
+
+    def softcap(self, x_TD: F32, cap: float) -> F32:
+        """cap * tanh(x / cap) (Gemma Team, 2024)."""
+        ...
+
+    def activate(self, x_TD: F32, activation: Activation) -> F32: ...
+
+    def linear(self, x_TK: F32, weights: Sequence[Weight], bias_N: F32 | None = None) -> F32:
+        """x w^T of several matrices with one K, side by side -> [T, sum of N]; the bias of all of
+        them is added to the finished chains.
 
         Quantised weights: x is rounded to int8 per token and group of 32
         (scale = max|x| / 127; infinities and NaN count as the largest float); a group's
@@ -201,9 +223,10 @@ class Ops(Protocol):
         eps: float,
     ) -> F32:
         """Split qkv [T, (H + 2 Hkv) D]; RMS norm per head of q and k where gains are given; rotate
-        pairs (i, i + D/2) of q and k by rope_PD[position] = cos in the first half, sin in the
-        second; write k and v to their slots, saturated to the largest number of the cache's
-        dtype (NaN too). Returns q [T, H, D]."""
+        the first R dims of each head of q and k, pairs (i, i + R/2), by rope_PD[position] [R] =
+        cos in the first half, sin in the second (R from 0 to D; the other dims stay); write k and
+        v to their slots, saturated to the largest number of the cache's dtype (NaN too). Returns
+        q [T, H, D]."""
         ...
 
     def head_linear(self, x_TK: F32, w: Weight, num_heads: int) -> F32:

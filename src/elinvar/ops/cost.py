@@ -49,10 +49,30 @@ def add_rms_norm(x_TD: F32, y_TD: F32, gain_D: F32, eps: float) -> Cost:
     return Cost("", 0, 4 * x_TD.nbytes + gain_D.nbytes, 5 * x_TD.size)
 
 
-def linear(x_TK: F32, weights: Sequence[Weight]) -> Cost:
+def layer_norm(x_TD: F32, gain_D: F32, bias_D: F32 | None, eps: float) -> Cost:
+    return Cost("", 0, 2 * x_TD.nbytes + gain_D.nbytes + _bytes(bias_D), 7 * x_TD.size)
+
+
+def add_layer_norm(x_TD: F32, y_TD: F32, gain_D: F32, bias_D: F32 | None, eps: float) -> Cost:
+    return Cost("", 0, 4 * x_TD.nbytes + gain_D.nbytes + _bytes(bias_D), 8 * x_TD.size)
+
+
+def scale(x_TD: F32, factor: float) -> Cost:
+    return Cost("", 0, 2 * x_TD.nbytes, x_TD.size)
+
+
+def softcap(x_TD: F32, cap: float) -> Cost:
+    return Cost("", 0, 2 * x_TD.nbytes, 3 * x_TD.size)
+
+
+def activate(x_TD: F32, activation: Activation) -> Cost:
+    return Cost(activation, 0, 2 * x_TD.nbytes, 2 * x_TD.size)
+
+
+def linear(x_TK: F32, weights: Sequence[Weight], bias_N: F32 | None = None) -> Cost:
     rows, outputs = x_TK.shape[0], sum(w.shape[0] for w in weights)
     streamed = sum(w.nbytes for w in weights)
-    moved = streamed + x_TK.nbytes + 4 * rows * outputs
+    moved = streamed + x_TK.nbytes + 4 * rows * outputs + _bytes(bias_N)
     return Cost(_names(weights), streamed, moved, _products(rows, weights), _unit(weights))
 
 
@@ -100,8 +120,9 @@ def rope_write(
 ) -> Cost:
     rows, (num_kv, dim) = positions_T.size, kv.k.shape[1:3]
     written = 2 * rows * num_kv * dim * kv.k.itemsize
-    moved = qkv_TN.nbytes + 4 * rows * dim + 8 * rows + written + 4 * rows * num_heads * dim
-    ops = 3 * rows * (num_heads + num_kv) * dim
+    rotary = rope_PD.shape[1]
+    moved = qkv_TN.nbytes + 4 * rows * rotary + 8 * rows + written + 4 * rows * num_heads * dim
+    ops = 3 * rows * (num_heads + num_kv) * rotary
     ops += 0 if q_gain_D is None else 4 * rows * num_heads * dim
     ops += 0 if k_gain_D is None else 4 * rows * num_kv * dim
     return Cost("", written, moved, ops)
@@ -173,9 +194,14 @@ COSTS: dict[str, Callable[..., Cost]] = {
         *(embed, rms_norm, add, add_rms_norm, linear, gated_linear, route, moe),
         *(rope_write, attention, sample),
         *(head_linear, latent_query, latent_write),
+        *(layer_norm, add_layer_norm, scale, softcap, activate),
     )
 }
 """By the op's name: every op of `Ops` that computes."""
+
+
+def _bytes(bias: F32 | None) -> int:
+    return 0 if bias is None else bias.nbytes
 
 
 def _products(rows: int, weights: Sequence[Weight]) -> int:

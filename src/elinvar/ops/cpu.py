@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from elinvar.ops.api import (
     new_kv_layers,
 )
 from elinvar.ops.layout import Weight
+
+_ACTIVATIONS: dict[Activation, int] = {a: i for i, a in enumerate(get_args(Activation))}
 
 
 class CpuOps:
@@ -65,12 +67,29 @@ class CpuOps:
     def add_rms_norm(self, x_TD: F32, y_TD: F32, gain_D: F32, eps: float) -> tuple[F32, F32]:
         return self._provider.add_rms_norm(x_TD, y_TD, gain_D, eps)
 
-    def linear(self, x_TK: F32, weights: Sequence[Weight]) -> F32:
-        return self._provider.linear(x_TK, [_matrix(w) for w in weights])
+    def layer_norm(self, x_TD: F32, gain_D: F32, bias_D: F32 | None, eps: float) -> F32:
+        return self._provider.layer_norm(x_TD, gain_D, bias_D, eps)
+
+    def add_layer_norm(
+        self, x_TD: F32, y_TD: F32, gain_D: F32, bias_D: F32 | None, eps: float
+    ) -> tuple[F32, F32]:
+        return self._provider.add_layer_norm(x_TD, y_TD, gain_D, bias_D, eps)
+
+    def scale(self, x_TD: F32, factor: float) -> F32:
+        return self._provider.scale(x_TD, factor)
+
+    def softcap(self, x_TD: F32, cap: float) -> F32:
+        return self._provider.softcap(x_TD, cap)
+
+    def activate(self, x_TD: F32, activation: Activation) -> F32:
+        return self._provider.activate(x_TD, _ACTIVATIONS[activation])
+
+    def linear(self, x_TK: F32, weights: Sequence[Weight], bias_N: F32 | None = None) -> F32:
+        return self._provider.linear(x_TK, [_matrix(w) for w in weights], bias_N)
 
     def gated_linear(self, x_TK: F32, gate: Weight, up: Weight, activation: Activation) -> F32:
         return self._provider.gated_linear(
-            x_TK, _matrix(gate), _matrix(up), int(activation == "gelu_tanh")
+            x_TK, _matrix(gate), _matrix(up), _ACTIVATIONS[activation]
         )
 
     def route(

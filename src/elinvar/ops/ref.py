@@ -4,6 +4,7 @@ cache's dtype), and nowhere else."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -58,19 +59,34 @@ class RefOps:
         s = x_TD + y_TD
         return s, self.rms_norm(s, gain_D, eps)
 
-    def linear(self, x_TK: F32, weights: Sequence[Weight]) -> F32:
-        return np.concatenate([self._linear(x_TK, w) for w in weights], axis=1)
+    def layer_norm(self, x_TD: F32, gain_D: F32, bias_D: F32 | None, eps: float) -> F32:
+        x = x_TD.astype(np.float64)
+        x -= x.mean(-1, keepdims=True)
+        y = x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * gain_D
+        return (y if bias_D is None else y + bias_D).astype(np.float32)
+
+    def add_layer_norm(
+        self, x_TD: F32, y_TD: F32, gain_D: F32, bias_D: F32 | None, eps: float
+    ) -> tuple[F32, F32]:
+        s = x_TD + y_TD
+        return s, self.layer_norm(s, gain_D, bias_D, eps)
+
+    def scale(self, x_TD: F32, factor: float) -> F32:
+        return x_TD * np.float32(factor)
+
+    def softcap(self, x_TD: F32, cap: float) -> F32:
+        return (cap * np.tanh(x_TD.astype(np.float64) / cap)).astype(np.float32)
+
+    def activate(self, x_TD: F32, activation: Activation) -> F32:
+        return _activated(x_TD, activation).astype(np.float32)
+
+    def linear(self, x_TK: F32, weights: Sequence[Weight], bias_N: F32 | None = None) -> F32:
+        y = np.concatenate([self._linear(x_TK, w) for w in weights], axis=1)
+        return y if bias_N is None else y + bias_N
 
     def gated_linear(self, x_TK: F32, gate: Weight, up: Weight, activation: Activation) -> F32:
-        g = self._linear(x_TK, gate).astype(np.float64)
-        u = self._linear(x_TK, up).astype(np.float64)
-        with np.errstate(over="ignore"):
-            if activation == "silu":
-                act = g / (1 + np.exp(-g))
-            else:
-                inner = np.sqrt(2 / np.pi) * (g + 0.044715 * g**3)
-                act = 0.5 * g * (1 + np.tanh(inner))
-        return (act * u).astype(np.float32)
+        act = _activated(self._linear(x_TK, gate), activation)
+        return (act * self._linear(x_TK, up)).astype(np.float32)
 
     def route(
         self,
@@ -319,11 +335,28 @@ def from_kv(x: NDArray[Any], dtype: str) -> F32:
     return x.astype(np.float32)
 
 
-def _rotate(x: F32, table_TD: F64) -> F32:
-    half = x.shape[-1] // 2
-    cos, sin = table_TD[:, None, :half], table_TD[:, None, half:]
-    a, b = x[..., :half].astype(np.float64), x[..., half:].astype(np.float64)
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(np.float32)
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])
+
+
+def _activated(x: F32, activation: Activation) -> F64:
+    g = x.astype(np.float64)
+    with np.errstate(over="ignore"):
+        if activation == "silu":
+            return g / (1 + np.exp(-g))
+        if activation == "gelu_tanh":
+            return 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3)))
+        if activation == "gelu":
+            return 0.5 * g * _erfc(-g / np.sqrt(2))
+        return np.maximum(g, 0) ** 2
+
+
+def _rotate(x: F32, table_TR: F64) -> F32:
+    rotary = table_TR.shape[-1]
+    half = rotary // 2
+    cos, sin = table_TR[:, None, :half], table_TR[:, None, half:]
+    a, b = x[..., :half].astype(np.float64), x[..., half:rotary].astype(np.float64)
+    turned = [a * cos - b * sin, b * cos + a * sin]
+    return np.concatenate([*turned, x[..., rotary:]], -1).astype(np.float32)
 
 
 def _kept(z: F64, order: NDArray[Any], top_k: int, top_p: float, min_p: float) -> NDArray[Any]:

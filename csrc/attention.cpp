@@ -26,8 +26,7 @@ struct Blocks {
 Blocks blocks_of(const Attention& a, const AttentionTile& t, int split, int num_splits) {
     const int least = a.positions[t.first_token];
     const int most = a.positions[t.first_token + t.num_tokens - 1];
-    const int seen = a.window ? std::max(least - a.window + 1, 0) : 0;
-    return {std::max(seen, split * kAttentionSplit) / 32,
+    return {std::max(first_key(a, least), split * kAttentionSplit) / 32,
             std::min(most, (split + num_splits) * kAttentionSplit - 1) / 32};
 }
 
@@ -57,7 +56,7 @@ void Provider::attention(const Attention& a, int num_seqs, const int32_t* query_
             const int count = std::min(tile, query_start[seq + 1] - t);
             const auto [least, most] =
                 std::minmax_element(a.positions + t, a.positions + t + count);
-            const int first = a.window ? std::max(*least - a.window + 1, 0) / kAttentionSplit : 0;
+            const int first = first_key(a, *least) / kAttentionSplit;
             const int num = *most / kAttentionSplit + 1 - first;
             for (int head = 0; head < a.heads;) {
                 const int kv_head = head / group, end = (kv_head + 1) * group;

@@ -93,6 +93,17 @@ EL_INLINE void block_scores(Walk& w, const Stored<kind>* const* k, const Stored<
     }
 }
 
+// On its own and not in block_scores, so that uncapped scores pay a branch a block.
+__attribute__((noinline)) void cap_scores(Walk& w, int blocks, int rows, float softcap) {
+    const V cap = set1(softcap);
+    for (int b = 0; b < blocks; ++b)
+        for (int r = 0; r < rows; ++r)
+            for (int at = 0; at < 32; at += 16) {
+                float* s = w.scores[b][r] + at;
+                store(s, cap * tanh(load(s) / cap));
+            }
+}
+
 // Folds the block's scores into the row's max and sum; leaves e^(score - max), exact zeros outside
 // the row's keys.
 EL_INLINE void block_softmax(Walk& w, int b, int r, int first_of_block) {
@@ -212,6 +223,7 @@ EL_INLINE void take_blocks(const Attention& a, Walk& w, const Path& path, int b,
         v_next[i] = static_cast<const Stored<kind>*>(a.v) + next * a.padded_dim * 32;
     }
     block_scores<kind, R, B>(w, k, k_next, a.dim, set1(a.scale));
+    if (a.softcap > 0.0f) cap_scores(w, B, R, a.softcap);
     for (int i = 0; i < B; ++i)
         for (int r = 0; r < R; ++r) block_softmax(w, i, r, 32 * (b + i));
     for (int i = 0; i < B; ++i) {
@@ -266,7 +278,7 @@ void attention_part(const Attention& a, const AttentionTile& t, int split,
             const int head = t.first_head + (begin + r) % t.num_heads;
             w.q[r] = a.q + (static_cast<ptrdiff_t>(token) * a.heads + head) * a.dim;
             w.last_key[r] = a.positions[token];
-            w.first_key[r] = a.window ? max_of(w.last_key[r] - a.window + 1, 0) : 0;
+            w.first_key[r] = elinvar::first_key(a, w.last_key[r]);
             first = min_of(first, w.first_key[r]);
             last = max_of(last, w.last_key[r]);
             w.max[r] = kNoScore;
@@ -291,7 +303,7 @@ void attention_join(const Attention& a, const AttentionTile& t, float* parts, in
     const std::size_t stride = elinvar::attention_part_floats(num_rows, width);
     for (int r = 0; r < num_rows; ++r) {
         float max = kNoScore, sum = 0.0f;
-        const float* acc = nullptr;
+        float* acc = nullptr;
         for (int i = 0; i < num_parts; ++i) {
             const Part part(parts + static_cast<std::size_t>(i) * stride, num_rows, width);
             float* now = part.acc + static_cast<ptrdiff_t>(r) * width;
@@ -313,6 +325,13 @@ void attention_join(const Attention& a, const AttentionTile& t, float* parts, in
         }
         const ptrdiff_t token = t.first_token + r / t.num_heads;
         const ptrdiff_t head = t.first_head + r % t.num_heads;
+        if (a.sinks && acc) {  // joined last: a part of one key, whose value is nothing
+            const float m = max_of(max, a.sinks[head]);
+            const float f0 = first_lane(exp(set1(max - m))),
+                        f1 = first_lane(exp(set1(a.sinks[head] - m)));
+            for (int d = 0; d < width; d += 16) store(acc + d, load(acc + d) * set1(f0));
+            sum = fmadd(sum, f0, f1);
+        }
         float* out = a.out + (token * a.heads + head) * a.value_dim;
         for (int d = 0; d < a.value_dim; d += 16) {
             // Only a row of NaN scores has no part: 0 / 0. + 0: no negative zero leaves here.

@@ -293,14 +293,28 @@ void latent_write(Session& p, F32In x, I32In positions, F32In table, BoundCache&
 }
 
 F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I32In tables,
-                 I32In positions, float scale, int window) {
+                 I32In positions, float scale, int window, float softcap,
+                 std::optional<F32In> sinks, int chunk) {
     auto out = result<float>(p, {q.shape(0), q.shape(1) * static_cast<std::size_t>(kv.value_dim)});
-    const Attention a{q.data(),         kv.k.data(),   kv.v.data(),
-                      kv.block_step,    kv.kind,       static_cast<int>(q.shape(1)),
-                      kv.kv_heads,      kv.dim,        kv.padded_dim,
-                      kv.value_dim,     tables.data(), static_cast<std::ptrdiff_t>(tables.shape(1)),
-                      positions.data(), scale,         window,
-                      out.data()};
+    const Attention a{q.data(),
+                      kv.k.data(),
+                      kv.v.data(),
+                      kv.block_step,
+                      kv.kind,
+                      static_cast<int>(q.shape(1)),
+                      kv.kv_heads,
+                      kv.dim,
+                      kv.padded_dim,
+                      kv.value_dim,
+                      tables.data(),
+                      static_cast<std::ptrdiff_t>(tables.shape(1)),
+                      positions.data(),
+                      scale,
+                      window,
+                      out.data(),
+                      softcap,
+                      sinks ? sinks->data() : nullptr,
+                      chunk};
     submit(p, [&p, a, seqs = static_cast<int>(query_start.size()) - 1, start = query_start.data()] {
         p.attention(a, seqs, start);
     });
@@ -436,6 +450,7 @@ NB_MODULE(_cpu, m) {
         .def("head_linear", &head_linear)
         .def("latent_query", &latent_query)
         .def("latent_write", &latent_write)
-        .def("attention", &attention)
+        .def("attention", &attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+             nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
         .def("sample", &sample);
 }

@@ -83,9 +83,20 @@ struct Attention {
     float scale;
     int window;  // 0: none
     float* out;  // [T, heads, value_dim]
+    // Switches of some families (ops/api.py).
+    float softcap = 0.0f;          // 0: none
+    const float* sinks = nullptr;  // [heads] or null
+    int chunk = 0;                 // 0: none
 
     int padded_values() const { return (value_dim + 15) / 16 * 16; }
 };
+
+// The first key that a query at position p sees; it never falls as p rises.
+constexpr int first_key(const Attention& a, int p) {
+    const int of_window = a.window && a.window <= p ? p - a.window + 1 : 0;
+    const int of_chunk = a.chunk ? p - p % a.chunk : 0;
+    return of_window > of_chunk ? of_window : of_chunk;
+}
 
 struct AttentionTile {  // tokens of one sequence, times query heads of one KV head
     int seq, first_token, num_tokens, kv_head, first_head, num_heads;

@@ -37,6 +37,13 @@ GEMMA3 = replace(
     activation="gelu_tanh",
     tied_head=True,
 )
+GEMMA2 = replace(
+    GEMMA3,
+    family="gemma2",
+    rope=dict.fromkeys(("full", "sliding"), RopeConfig(10000.0, 16)),
+    attn_softcap=1.5,
+    final_softcap=2.5,
+)
 
 MISTRAL = replace(GEMMA3, family="mistral", embed_scale=1.0, activation="silu", tied_head=False)
 QWEN3 = replace(LLAMA, family="qwen3")
@@ -66,7 +73,7 @@ MIXTRAL = replace(LLAMA, family="mixtral", moe=MoEConfig(4, 2, 96, (0, 1), renor
 QWEN3_MOE = replace(LLAMA, family="qwen3_moe", moe=MoEConfig(24, 5, 32, (0, 1)))
 
 ENGINES: dict[str, ModelConfig] = {
-    c.family: c for c in (LLAMA, GEMMA3, MISTRAL, QWEN3, MIXTRAL, QWEN3_MOE, DEEPSEEK)
+    c.family: c for c in (LLAMA, GEMMA2, GEMMA3, MISTRAL, QWEN3, MIXTRAL, QWEN3_MOE, DEEPSEEK)
 }
 """By family: what the tests of the contract run."""
 
@@ -114,6 +121,11 @@ FULL_AND_SLIDING = ["full_attention", "sliding_attention", "full_attention"]
 
 def _llama(**settings: Any) -> Case:
     return Case("llama", "LlamaForCausalLM", "LlamaConfig", settings)
+
+
+def _gemma2(**settings: Any) -> Case:
+    plain = {"sliding_window": 8, "query_pre_attn_scalar": 24}
+    return Case("gemma2", "Gemma2ForCausalLM", "Gemma2Config", plain | settings)
 
 
 def _gemma3(**settings: Any) -> Case:
@@ -199,6 +211,14 @@ CASES: dict[str, Case] = {
         use_sliding_window=True,
         sliding_window=8,
         tie_word_embeddings=True,
+    ),
+    "gemma2": _gemma2(attn_logit_softcapping=1.5, final_logit_softcapping=2.5),
+    "gemma2-no-caps": _gemma2(
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
+        head_dim=32,
+        layer_types=FULL_AND_SLIDING,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
     ),
     "gemma3": _gemma3(),
     "gemma3-linear": _gemma3(rope_parameters=LINEAR8, head_dim=32),

@@ -189,13 +189,16 @@ def write_gguf(reference: Any, family: str, path: Path) -> None:
         writer.add_tensor("output.weight", reference.lm_head.weight.detach().numpy())
     else:
         writer.add_sliding_window(config.sliding_window)
+    if family == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
     for name, parameter in reference.model.named_parameters():
         stem = name.removesuffix(".weight")
         values = parameter.detach().numpy()
         if family == "llama" and stem.endswith(("q_proj", "k_proj")):
             halves = values.reshape(-1, 2, config.head_dim // 2, values.shape[1])
             values = halves.swapaxes(1, 2).reshape(values.shape)
-        if family == "gemma3" and stem.endswith("norm"):
+        if family.startswith("gemma") and stem.endswith("norm"):
             values = values + np.float32(1)
         if stem.startswith("layers."):
             _, layer, stem = stem.split(".", 2)
@@ -208,10 +211,10 @@ def write_gguf(reference: Any, family: str, path: Path) -> None:
     writer.close()
 
 
-@pytest.mark.parametrize("case", ["llama-3", "gemma3"])
+@pytest.mark.parametrize("case", ["llama-3", "gemma2", "gemma3"])
 def test_gguf_parity(case: str, ops: Ops, tmp_path: Path) -> None:
     reference = make_reference(case)
-    if case == "gemma3":
+    if case.startswith("gemma"):
         # GGUF files do not say query_pre_attn_scalar: it is the head dim.
         for layer in reference.model.layers:
             layer.self_attn.scaling = reference.config.head_dim**-0.5

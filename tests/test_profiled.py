@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from time import perf_counter_ns
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,12 +61,13 @@ def test_elementwise_ops_move_their_arrays_once() -> None:
     assert cost.embed(ints(1, 2), table, 1.0).streamed == 2 * 64 * 4
 
 
-def attention_cost(window: int | None) -> cost.Cost:
+def attention_cost(window: int | None, **switches: Any) -> cost.Cost:
     """A prompt of 40 tokens from its start, and one token at position 99."""
     [kv] = new_kv_layers(KVSpec("full", (0,), 2, 16, "f16"), 8)
     positions = np.concatenate([np.arange(40), [99]]).astype(np.int32)
+    starts, lengths = ints(0, 40, 41), ints(40, 100)
     return cost.attention(
-        zeros(41, 4, 16), kv, ints(0, 40, 41), ints(40, 100), zeros(2, 4), positions, 1.0, window
+        *(zeros(41, 4, 16), kv, starts, lengths, zeros(2, 4), positions, 1.0, window), **switches
     )
 
 
@@ -76,6 +78,10 @@ def test_attention_reads_a_key_once_and_multiplies_it_for_each_query() -> None:
     windowed = attention_cost(10)
     assert windowed.streamed == (40 + 10) * 2 * (16 + 16) * 2
     assert windowed.ops == (sum(min(i, 10) for i in range(1, 41)) + 10) * 4 * (4 * 16)
+    chunked = attention_cost(None, chunk=16, softcap=30.0)
+    assert chunked.streamed == (40 + 4) * 2 * (16 + 16) * 2
+    assert chunked.ops == (sum(i % 16 + 1 for i in range(40)) + 4) * 4 * (4 * 16)
+    assert (windowed.label, chunked.label) == ("f16 window 10", "f16 chunk 16 softcap 30.0")
 
 
 def test_rope_and_sample_costs() -> None:

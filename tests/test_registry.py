@@ -207,6 +207,30 @@ def test_gguf_says_less_and_tensors_say_the_rest() -> None:
     )
 
 
+def test_gemma2_soft_caps_and_scale() -> None:
+    def gemma2(**changes: Any) -> ModelConfig:
+        return read_config(checkpoint("Gemma2ForCausalLM", GEMMA | changes))
+
+    def gemma2_gguf(**changes: Any) -> ModelConfig:
+        keys = {k.replace("gemma3.", "gemma2."): v for k, v in GEMMA_GGUF.items()}
+        return read_config(
+            checkpoint("gemma2", keys | {f"gemma2.{k}": v for k, v in changes.items()})
+        )
+
+    plain = gemma2()
+    assert plain.layer_kinds == ("sliding", "full") * 3 + ("sliding",)
+    assert (plain.attn_softcap, plain.final_softcap, plain.attn_scale) == (50.0, 30.0, 1 / 16)
+    off = gemma2(attn_logit_softcapping=None, final_logit_softcapping=7)
+    assert (off.attn_softcap, off.final_softcap) == (None, 7.0)
+    same = {"num_key_value_heads": 4, "num_hidden_layers": 3, "query_pre_attn_scalar": 16}
+    assert gemma2_gguf() == gemma2(**same)
+    assert gemma2_gguf(attn_logit_softcapping=5.0) == gemma2(**same, attn_logit_softcapping=5)
+    # The 27B model, whose scale is not its head dim's.
+    assert gemma2_gguf(block_count=46, **{"attention.key_length": 32}).attn_scale == 0.25
+    with pytest.raises(ModelError, match="final_logit_softcapping = 0"):
+        gemma2(final_logit_softcapping=0)
+
+
 def test_gguf_divisors_equal_llama3_scaling() -> None:
     scaled = llama(rope_theta=500_000, rope_scaling=LLAMA3).rope["full"]
     plain = inverse_frequencies(RopeConfig(500_000.0, 16))

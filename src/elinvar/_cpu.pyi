@@ -78,6 +78,9 @@ class Provider:
         positions: Any,
         scale: float,
         window: int,
+        softcap: float,
+        sinks: Any | None,
+        chunk: int,
     ) -> Any: ...
     def sample(
         self,

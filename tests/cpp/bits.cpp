@@ -177,24 +177,29 @@ int main(int argc, char** argv) {
             const int first = tokens - last;
             const std::vector<int32_t> starts{0, last};
             const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(first) * heads * dim;
-            const Attention a{q.data() + at,
-                              k,
-                              v,
-                              2 * kv_heads,
-                              kv,
-                              heads,
-                              kv_heads,
-                              dim,
-                              padded,
-                              dim,
-                              tables.data(),
-                              blocks,
-                              positions.data() + first,
-                              0.2f,
-                              kv == Kind::bf16 ? 40 : 0,
-                              o.data()};
+            Attention a{q.data() + at,
+                        k,
+                        v,
+                        2 * kv_heads,
+                        kv,
+                        heads,
+                        kv_heads,
+                        dim,
+                        padded,
+                        dim,
+                        tables.data(),
+                        blocks,
+                        positions.data() + first,
+                        0.2f,
+                        kv == Kind::bf16 ? 40 : 0,
+                        o.data()};
             p.attention(a, 1, starts.data());
             show("attention", o.data(), static_cast<std::size_t>(last * heads * dim) * 4);
+            a.softcap = 1.5f;
+            a.sinks = gain.data();
+            a.chunk = 1060;
+            p.attention(a, 1, starts.data());
+            show("switched", o.data(), static_cast<std::size_t>(last * heads * dim) * 4);
         }
     }
     latents(p);

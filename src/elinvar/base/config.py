@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from elinvar.base.errors import InputError
 
-LayerKind = Literal["full", "sliding"]
+LayerKind = Literal["full", "sliding", "chunked"]
 KVDtype = Literal["f16", "bf16", "f32"]
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu2"]
 """Of an MLP: x sigmoid(x); x Phi(x) with Phi by tanh (Hendrycks and Gimpel, 2016), and the exact
@@ -116,6 +116,12 @@ class ModelConfig:
     embed_scale: float = 1.0
     activation: Activation = "silu"
     tied_head: bool = False
+    attn_softcap: float | None = None
+    """Attention scores s become cap * tanh(s / cap)."""
+    final_softcap: float | None = None
+    """The same of the logits."""
+    attn_chunk: int | None = None
+    """Chunked layers: a query at position p sees keys p // chunk * chunk .. p."""
     moe: MoEConfig | None = None
     latent: LatentConfig | None = None
 

@@ -54,7 +54,7 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
         qkv = (w["q"], w["k"], w["v"])
         return Block(
             norm(w["attn_norm"]),
-            Attention(config, i, qkv, w["o"], ops, w["q_norm"], w["k_norm"]),
+            Attention(config, i, qkv, w["o"], ops, w.get("q_norm"), w.get("k_norm")),
             norm(w["mlp_norm"]),
             GatedMLP(w["gate"], w["up"], w["down"], config.activation, ops),
             attn_post=norm(w["attn_post_norm"]),

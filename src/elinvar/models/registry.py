@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.base.errors import ModelError
-from elinvar.models import deepseek, gemma3, llama, mistral, mixtral, qwen3, qwen_moe
+from elinvar.models import deepseek, gemma2, gemma3, llama, mistral, mixtral, qwen3, qwen_moe
 from elinvar.ops.api import F32, KVLayer, Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
@@ -102,6 +102,16 @@ FAMILIES = (
         qwen_moe.qwen3_from_gguf,
         qwen_moe.rules,
         llama.build,
+    ),
+    Family(
+        "gemma2",
+        "Gemma 2",
+        ("Gemma2ForCausalLM",),
+        ("gemma2",),
+        gemma2.config_from_hf,
+        gemma2.config_from_gguf,
+        gemma2.rules,
+        gemma3.build,
     ),
     Family(
         "gemma3",

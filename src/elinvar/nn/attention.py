@@ -12,19 +12,23 @@ from elinvar.base.config import KVDtype, KVSpec, LayerKind, ModelConfig
 from elinvar.ops.api import F32, KVLayer, Ops
 from elinvar.ops.layout import Weight
 
+CACHE_OF: dict[LayerKind, LayerKind] = {"full": "full", "sliding": "sliding", "chunked": "full"}
+"""Chunked layers share the blocks of the full ones and keep every key: their chunk only masks."""
+
 
 def kv_groups(config: ModelConfig) -> tuple[LayerKind, ...]:
-    """The layer kinds that the model has, in the order of the batch's block tables."""
+    """The kinds of cache that the model has, in the order of the batch's block tables."""
     order: tuple[LayerKind, ...] = ("full", "sliding")
-    return tuple(kind for kind in order if kind in config.layer_kinds)
+    needed = {CACHE_OF[kind] for kind in config.layer_kinds}
+    return tuple(kind for kind in order if kind in needed)
 
 
 def kv_specs(config: ModelConfig, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
-    """The cache that the model needs, one spec a layer kind."""
+    """The cache that the model needs, one spec a kind of cache."""
     return tuple(
         KVSpec(
             kind=kind,
-            layers=tuple(i for i, k in enumerate(config.layer_kinds) if k == kind),
+            layers=tuple(i for i, k in enumerate(config.layer_kinds) if CACHE_OF[k] == kind),
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             dtype=kv_dtype,
@@ -56,12 +60,16 @@ class Attention:
         ops: Ops,
         q_gain: F32 | None = None,
         k_gain: F32 | None = None,
+        sinks: F32 | None = None,
     ) -> None:
-        """q_gain, k_gain: [head_dim] gains of an RMS norm on every head of q and k, if any."""
+        """q_gain, k_gain: [head_dim] gains of an RMS norm on every head of q and k, if any;
+        sinks: [H] a score of each head that takes part in its softmax and has no value, if any."""
         kind = config.layer_kinds[layer]
         self.kind = kind
-        self.group = kv_groups(config).index(kind)
+        self.group = kv_groups(config).index(CACHE_OF[kind])
         self.window = config.window if kind == "sliding" else None
+        self.chunk = config.attn_chunk if kind == "chunked" else None
+        self.softcap, self.sinks = config.attn_softcap, sinks
         self.num_heads = config.num_heads
         self.scale = config.attn_scale
         self.eps = config.norm_eps
@@ -93,5 +101,8 @@ class Attention:
             batch.positions,
             self.scale,
             self.window,
+            softcap=self.softcap,
+            sinks_H=self.sinks,
+            chunk=self.chunk,
         )
         return ops.linear(o_TD, self.out)

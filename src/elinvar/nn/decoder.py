@@ -107,4 +107,6 @@ class Decoder:
         return self.ops.embed(batch.input_ids, self.embed, self.config.embed_scale)
 
     def logits(self, h_LD: F32) -> F32:
-        return self.ops.linear(h_LD, self.head)
+        logits_LV = self.ops.linear(h_LD, self.head)
+        cap = self.config.final_softcap
+        return logits_LV if cap is None else self.ops.softcap(logits_LV, cap)

@@ -267,11 +267,21 @@ class Ops(Protocol):
         positions_T: I32,
         scale: float,
         window: int | None,
+        *,
+        softcap: float | None = None,
+        sinks_H: F32 | None = None,
+        chunk: int | None = None,
     ) -> F32:
-        """Causal attention over the cache -> [T, H * value dim]. A query at position p sees keys
-        max(0, p - window + 1) .. p. Keys are walked in blocks of 32 at absolute positions with a
-        running softmax (Milakov and Gimelshein, 2018), restarted every ATTENTION_SPLIT keys and
-        merged in ascending order (Dao et al., 2023)."""
+        """Causal attention over the cache -> [T, H * value dim]. A query at position p sees keys first .. p,
+        where first is the largest of 0, p - window + 1 and p // chunk * chunk (Llama 4). A score is
+        q·k * scale, with `softcap` (Gemma 2) softcap * tanh(q·k * scale / softcap).
+
+        Keys are walked in blocks of 32 at absolute positions with a running softmax (Milakov and
+        Gimelshein, 2018), restarted every ATTENTION_SPLIT keys and merged in ascending order (Dao
+        et al., 2023) into a max m of scores, a sum l of e^(s - m) and the values a weighted by
+        them; out = a / l. A head's sink (Xiao et al., 2023; gpt-oss) is a score without a value
+        that is joined last: n = max(m, sink), out = (a * e^(m - n)) / fma(l, e^(m - n),
+        e^(sink - n))."""
         ...
 
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:

@@ -166,18 +166,24 @@ def attention(
     positions_T: I32,
     scale: float,
     window: int | None,
+    *,
+    softcap: float | None = None,
+    sinks_H: F32 | None = None,
+    chunk: int | None = None,
 ) -> Cost:
     """Each key and value that any query of a sequence sees is read once; a query and a key it sees
     cost a dot and a weighted sum."""
     heads, dim = q_THD.shape[1:]
     num_kv, positions = kv.k.shape[1], positions_T.astype(np.int64)
     seen = positions + 1 if window is None else np.minimum(positions + 1, window)
+    seen = seen if chunk is None else np.minimum(seen, positions % chunk + 1)
     first = positions[query_start_loc[:-1]] + 1 - seen[query_start_loc[:-1]]
     keys = int((seq_lens - first).sum())
     # A latent, which is key and value, is read once.
     stored = dim if kv.value_dim < dim else 2 * dim
     streamed = keys * num_kv * stored * kv.k.itemsize
-    label = kv.dtype if window is None else f"{kv.dtype} window {window}"
+    switches = {"window": window, "chunk": chunk, "softcap": softcap}
+    label = " ".join([kv.dtype, *(f"{name} {x}" for name, x in switches.items() if x)])
     outputs = 4 * heads * kv.value_dim * len(q_THD)
     ops = 2 * heads * (dim + kv.value_dim) * int(seen.sum())
     return Cost(label, streamed, streamed + q_THD.nbytes + outputs, ops)

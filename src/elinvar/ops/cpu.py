@@ -176,9 +176,22 @@ class CpuOps:
         positions_T: I32,
         scale: float,
         window: int | None,
+        *,
+        softcap: float | None = None,
+        sinks_H: F32 | None = None,
+        chunk: int | None = None,
     ) -> F32:
         return self._provider.attention(
-            q_THD, _cache(kv), query_start_loc, block_table_RB, positions_T, scale, window or 0
+            q_THD,
+            _cache(kv),
+            query_start_loc,
+            block_table_RB,
+            positions_T,
+            scale,
+            window or 0,
+            softcap or 0.0,
+            sinks_H,
+            chunk or 0,
         )
 
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:

@@ -96,12 +96,12 @@ class ProfiledOps:
 def _timed(op: str, call: Callable[..., Any], recording: Recording) -> Callable[..., Any]:
     cost_of, keep = COSTS[op], recording.calls.append
 
-    def timed(*arguments: Any) -> Any:
+    def timed(*arguments: Any, **switches: Any) -> Any:
         start = perf_counter_ns()
-        result = call(*arguments)
+        result = call(*arguments, **switches)
         end = perf_counter_ns()
         # After the call and not before it: the pool's threads spin on, as they do between ops.
-        keep(OpCall(op, start, end, cost_of(*arguments)))
+        keep(OpCall(op, start, end, cost_of(*arguments, **switches)))
         recording.overhead += perf_counter_ns() - end
         return result
 
@@ -118,17 +118,19 @@ class _Listed:
 
     op: str
     arguments: tuple[Any, ...]
+    switches: dict[str, Any]
     cost: Cost | None
     """None: it follows from what the arguments hold at the time."""
 
 
 def _listing(op: str, call: Callable[..., Any], listed: list[_Listed]) -> Callable[..., Any]:
-    def listing(*arguments: Any) -> Any:
-        cost = None if op in _BY_CONTENT else COSTS[op](*arguments)
+    def listing(*arguments: Any, **switches: Any) -> Any:
+        cost = None if op in _BY_CONTENT else COSTS[op](*arguments, **switches)
         # Activations are kept by shape: held, their memory could not serve the ops that follow.
         shapes = tuple(_shape_of(a) for a in arguments)
-        listed.append(_Listed(op, shapes, cost))
-        return call(*arguments)
+        named = {name: _shape_of(a) for name, a in switches.items()}
+        listed.append(_Listed(op, shapes, named, cost))
+        return call(*arguments, **switches)
 
     return listing
 
@@ -149,9 +151,10 @@ def _costs(listed: list[_Listed]) -> list[Cost]:
             cost = COSTS[one.op](*one.arguments)
         if cost is None:
             q_THD, kv, *_, window = one.arguments
-            kind = q_THD.shape, kv.k.shape[1:], kv.dtype, window
+            chunk, softcap = one.switches.get("chunk"), one.switches.get("softcap")
+            kind = q_THD.shape, kv.k.shape[1:], kv.dtype, window, chunk, softcap
             if kind not in attention:
-                attention[kind] = COSTS[one.op](*one.arguments)
+                attention[kind] = COSTS[one.op](*one.arguments, **one.switches)
             cost = attention[kind]
         costs.append(cost)
     return costs

@@ -197,6 +197,10 @@ class RefOps:
         positions_T: I32,
         scale: float,
         window: int | None,
+        *,
+        softcap: float | None = None,
+        sinks_H: F32 | None = None,
+        chunk: int | None = None,
     ) -> F32:
         t, heads, dim = q_THD.shape
         num_kv, value_dim = kv.k.shape[1], kv.value_dim
@@ -209,12 +213,17 @@ class RefOps:
             for i in range(query_start_loc[r], query_start_loc[r + 1]):
                 last = int(positions_T[i])
                 first = 0 if window is None else max(0, last - window + 1)
+                first = first if chunk is None else max(first, last // chunk * chunk)
                 for h in range(heads):
                     keys = k[h // (heads // num_kv), first : last + 1].astype(np.float64)
                     values = v[h // (heads // num_kv), first : last + 1].astype(np.float64)
                     s = keys @ q_THD[i, h].astype(np.float64) * scale
-                    p = np.exp(s - s.max())
-                    out[i, h] = (p / p.sum()) @ values
+                    if softcap is not None:
+                        s = softcap * np.tanh(s / softcap)
+                    sink = -np.inf if sinks_H is None else sinks_H[h].astype(np.float64)
+                    largest = max(s.max(), sink)
+                    p = np.exp(s - largest)
+                    out[i, h] = (p / (p.sum() + np.exp(sink - largest))) @ values
         return out.reshape(t, heads * value_dim)
 
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:

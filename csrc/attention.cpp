@@ -1,4 +1,4 @@
-// attention: an item is some tokens of a sequence times the query heads of one KV head; where few
+// attention: an item is some tokens of a sequence times query heads of one KV head; where few
 // tokens look far back, each split of their keys is an item and the parts are joined afterwards.
 #include <algorithm>
 
@@ -8,8 +8,11 @@ namespace elinvar {
 namespace {
 
 constexpr int kTileRows = 48;  // they share the keys that the first of them brought near
-// A tile of more tokens goes through its splits alone: prompts have tiles enough, and the parts of
-// few tokens stay small beside the keys.
+// Query heads of a KV head that share a tile. Where more share its keys (latent attention: all),
+// one token makes items for several threads.
+constexpr int kTileHeads = 16;
+// Each tile of a longer span goes through its splits alone: prompts have tiles enough, and the
+// parts of few tokens stay small beside the keys.
 constexpr int kSplitTokens = 4;
 // What a thread takes at once: items of so many blocks that most of them know which one follows,
 // but at most this part of its share, which keeps the threads' ends together.
@@ -31,7 +34,7 @@ AttentionAhead ahead_of(const Attention& a, const AttentionTile& t, int split) {
     const Blocks b = blocks_of(a, t, split, 1);
     const int32_t* table = a.tables + t.seq * a.table_stride;
     const auto place = [&](int block) {
-        return std::ptrdiff_t{table[block]} * a.kv_heads + t.kv_head;
+        return std::ptrdiff_t{table[block]} * a.block_step + t.kv_head;
     };
     return {{place(b.first), place(std::min(b.first + 1, b.last))}};
 }
@@ -39,23 +42,27 @@ AttentionAhead ahead_of(const Attention& a, const AttentionTile& t, int split) {
 }  // namespace
 
 void Provider::attention(const Attention& a, int num_seqs, const int32_t* query_start) {
-    const int group = a.heads / a.kv_heads, tile = std::max(1, kTileRows / group);
+    const int group = a.heads / a.kv_heads, share = std::min(group, kTileHeads);
+    const int tile = std::max(1, kTileRows / share);
     const auto part_floats = [&](const AttentionTile& t) {
-        return attention_part_floats(t.num_tokens * group, a.padded_dim);
+        return attention_part_floats(t.rows(), a.padded_values());
     };
     items_.clear();
     joins_.clear();
     std::size_t parts = 0;
-    for (int seq = 0; seq < num_seqs; ++seq)
+    for (int seq = 0; seq < num_seqs; ++seq) {
+        const bool alone = query_start[seq + 1] - query_start[seq] > kSplitTokens;
         for (int t = query_start[seq]; t < query_start[seq + 1]; t += tile) {
             const int count = std::min(tile, query_start[seq + 1] - t);
             const auto [least, most] =
                 std::minmax_element(a.positions + t, a.positions + t + count);
             const int first = first_key(a, *least) / kAttentionSplit;
             const int num = *most / kAttentionSplit + 1 - first;
-            for (int head = 0; head < a.kv_heads; ++head) {
-                const AttentionTile at{seq, t, count, head};
-                if (num == 1 || count > kSplitTokens) {
+            for (int head = 0; head < a.heads;) {
+                const int kv_head = head / group, end = (kv_head + 1) * group;
+                const AttentionTile at{seq, t, count, kv_head, head, std::min(share, end - head)};
+                head += at.num_heads;
+                if (num == 1 || alone) {
                     items_.push_back({at, first, num, kOwnParts});
                     continue;
                 }
@@ -64,6 +71,7 @@ void Provider::attention(const Attention& a, int num_seqs, const int32_t* query_
                     items_.push_back({at, first + i, 1, parts});
             }
         }
+    }
     float* shared = parts_.at_least(parts);
     cut_chunks(a);
     // Later tiles of a prompt see more keys: the pool counts down, so the long ones go first.

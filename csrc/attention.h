@@ -33,8 +33,8 @@ struct Walk {
     // Of the present blocks: scores, then e^(score - max); what the values before them weigh now.
     alignas(64) float scores[kBlocks][kWalkRows][32];
     float factor[kBlocks][kWalkRows];
-    float* acc;  // [rows, padded_dim]
-    int padded_dim;
+    float* acc;  // [rows, width]
+    int width;   // padded dims of a value
 };
 
 template <Kind kind>
@@ -137,23 +137,45 @@ EL_INLINE void block_softmax(Walk& w, int b, int r, int first_of_block) {
     store(w.partial[r], (partial + p0) + p1);
 }
 
+// 16 N dims of a block's values: where they begin, in the block asked for too, and how far apart
+// those of two keys lie.
+template <Kind kind>
+struct Values {
+    const Stored<kind>*at, *next;
+    ptrdiff_t step;
+};
+
+// Latent values lie as keys do, [16 N dims, 32]: turned to [32, 16 N] for all rows at hand.
+template <Kind kind, int N>
+EL_INLINE Values<kind> turn_values(const Stored<kind>* keys, Stored<kind>* out) {
+    for (int d = 0; d < 16 * N; d += 16)
+        for (int j = 0; j < 32; j += 16) {
+            const Stored<kind>* from = keys + 32 * d + j;
+            Stored<kind>* to = out + 16 * N * j + d;
+            if constexpr (sizeof(*to) == 2)
+                transpose(from, 32, to, 16 * N);
+            else
+                for (int i = 0; i < 256; ++i)
+                    to[i / 16 * 16 * N + i % 16] = from[i % 16 * 32 + i / 16];
+        }
+    return {out, out, 16 * N};
+}
+
 // Adds the block's weighted values to 16 N dims of R rows, keys low .. high - 1 in turn.
 template <Kind kind, int R, int N>
-EL_INLINE void block_values(Walk& w, int b, const Stored<kind>* v, const Stored<kind>* next,
-                            int low, int high, int d) {
-    const ptrdiff_t padded_dim = w.padded_dim;
+EL_INLINE void block_values(Walk& w, int b, const Values<kind>& v, int low, int high, int d) {
+    const ptrdiff_t width = w.width;
     float* rows = w.acc + d;
     V acc[R][N];
     EL_UNROLL
     for (int r = 0; r < R; ++r) EL_UNROLL
-    for (int i = 0; i < N; ++i)
-        acc[r][i] = load(rows + r * padded_dim + 16 * i) * set1(w.factor[b][r]);
+    for (int i = 0; i < N; ++i) acc[r][i] = load(rows + r * width + 16 * i) * set1(w.factor[b][r]);
     for (int j = low; j < high; ++j) {
-        const ptrdiff_t at = j * padded_dim + d;
-        prefetch_values(next + at, 16 * N);
+        const ptrdiff_t at = j * v.step;
+        prefetch_values(v.next + at, 16 * N);
         V values[N];
         EL_UNROLL
-        for (int i = 0; i < N; ++i) values[i] = load_kv<kind>(v + at + 16 * i);
+        for (int i = 0; i < N; ++i) values[i] = load_kv<kind>(v.at + at + 16 * i);
         EL_UNROLL
         for (int r = 0; r < R; ++r) {
             const V p = set1(w.scores[b][r][j]);
@@ -163,7 +185,16 @@ EL_INLINE void block_values(Walk& w, int b, const Stored<kind>* v, const Stored<
     }
     EL_UNROLL
     for (int r = 0; r < R; ++r) EL_UNROLL
-    for (int i = 0; i < N; ++i) store(rows + r * padded_dim + 16 * i, acc[r][i]);
+    for (int i = 0; i < N; ++i) store(rows + r * width + 16 * i, acc[r][i]);
+}
+
+template <Kind kind, int R, int N>
+EL_INLINE void take_values(const Attention& a, Walk& w, int b, const Stored<kind>* v,
+                           const Stored<kind>* next, int low, int high, int d) {
+    alignas(64) Stored<kind> turned[32 * 16 * N];
+    Values<kind> values{v + d, next + d, w.width};
+    if (a.v == a.k) values = turn_values<kind, N>(v + 32 * d, turned);
+    block_values<kind, R, N>(w, b, values, low, high, d);
 }
 
 // Where a walk goes: the blocks of its keys, first .. last within one split, then those ahead.
@@ -199,10 +230,10 @@ EL_INLINE void take_blocks(const Attention& a, Walk& w, const Path& path, int b,
         const int low = max_of(path.first - 32 * (b + i), 0);
         const int high = min_of(path.last + 1 - 32 * (b + i), 32);
         int d = 0;
-        for (; d + 16 * vectors <= a.padded_dim; d += 16 * vectors)
-            block_values<kind, R, vectors>(w, i, v[i], v_next[i], low, high, d);
-        for (; d < a.padded_dim; d += 16)
-            block_values<kind, R, 1>(w, i, v[i], v_next[i], low, high, d);
+        for (; d + 16 * vectors <= w.width; d += 16 * vectors)
+            take_values<kind, R, vectors>(a, w, i, v[i], v_next[i], low, high, d);
+        for (; d < w.width; d += 16)
+            take_values<kind, R, 1>(a, w, i, v[i], v_next[i], low, high, d);
     }
 }
 
@@ -223,28 +254,28 @@ void walk_rows(const Attention& a, Walk& w, int rows, const Path& path) {
     walk_keys<kind, R>(a, w, path);
 }
 
-// One split's part of a tile: [rows, padded_dim] weighted values, [rows] max, [rows] sum.
+// One split's part of a tile: [rows, width] weighted values, [rows] max, [rows] sum.
 struct Part {
     float *acc, *max, *sum;
-    Part(float* p, int rows, int padded_dim)
-        : acc(p), max(p + static_cast<ptrdiff_t>(rows) * padded_dim), sum(max + rows) {}
+    Part(float* p, int rows, int width)
+        : acc(p), max(p + static_cast<ptrdiff_t>(rows) * width), sum(max + rows) {}
 };
 
 void attention_part(const Attention& a, const AttentionTile& t, int split,
                     const AttentionAhead& ahead, float* out) {
-    const int group = a.heads / a.kv_heads, num_rows = t.num_tokens * group;
-    const Part part(out, num_rows, a.padded_dim);
+    const int num_rows = t.rows(), width = a.padded_values();
+    const Part part(out, num_rows, width);
     const int32_t* table = a.tables + t.seq * a.table_stride;
     const int num_walks = (num_rows + kWalkRows - 1) / kWalkRows;
     for (int i = 0; i < num_walks; ++i) {
         const int begin = num_rows * i / num_walks, rows = num_rows * (i + 1) / num_walks - begin;
         Walk w;
-        w.acc = part.acc + static_cast<ptrdiff_t>(begin) * a.padded_dim;
-        w.padded_dim = a.padded_dim;
+        w.acc = part.acc + static_cast<ptrdiff_t>(begin) * width;
+        w.width = width;
         int first = split * kSplit + kSplit, last = -1;
         for (int r = 0; r < rows; ++r) {
-            const int token = t.first_token + (begin + r) / group;
-            const int head = t.kv_head * group + (begin + r) % group;
+            const int token = t.first_token + (begin + r) / t.num_heads;
+            const int head = t.first_head + (begin + r) % t.num_heads;
             w.q[r] = a.q + (static_cast<ptrdiff_t>(token) * a.heads + head) * a.dim;
             w.last_key[r] = a.positions[token];
             w.first_key[r] = elinvar::first_key(a, w.last_key[r]);
@@ -253,7 +284,7 @@ void attention_part(const Attention& a, const AttentionTile& t, int split,
             w.max[r] = kNoScore;
             store(w.partial[r], zero());
         }
-        for (int d = 0; d < rows * a.padded_dim; d += 16) store(w.acc + d, zero());
+        for (int d = 0; d < rows * width; d += 16) store(w.acc + d, zero());
         first = max_of(first, split * kSplit);
         last = min_of(last, split * kSplit + kSplit - 1);
         const auto walk = a.kv_kind == Kind::f32   ? walk_rows<Kind::f32>
@@ -268,14 +299,14 @@ void attention_part(const Attention& a, const AttentionTile& t, int split,
 }
 
 void attention_join(const Attention& a, const AttentionTile& t, float* parts, int num_parts) {
-    const int group = a.heads / a.kv_heads, num_rows = t.num_tokens * group;
-    const std::size_t stride = elinvar::attention_part_floats(num_rows, a.padded_dim);
+    const int num_rows = t.rows(), width = a.padded_values();
+    const std::size_t stride = elinvar::attention_part_floats(num_rows, width);
     for (int r = 0; r < num_rows; ++r) {
         float max = kNoScore, sum = 0.0f;
         float* acc = nullptr;
         for (int i = 0; i < num_parts; ++i) {
-            const Part part(parts + static_cast<std::size_t>(i) * stride, num_rows, a.padded_dim);
-            float* now = part.acc + static_cast<ptrdiff_t>(r) * a.padded_dim;
+            const Part part(parts + static_cast<std::size_t>(i) * stride, num_rows, width);
+            float* now = part.acc + static_cast<ptrdiff_t>(r) * width;
             if (part.max[r] == kNoScore) continue;
             if (!acc) {
                 max = part.max[r];
@@ -286,26 +317,26 @@ void attention_join(const Attention& a, const AttentionTile& t, float* parts, in
             const float m = max_of(max, part.max[r]);
             const float f0 = first_lane(exp(set1(max - m))),
                         f1 = first_lane(exp(set1(part.max[r] - m)));
-            for (int d = 0; d < a.padded_dim; d += 16)
+            for (int d = 0; d < width; d += 16)
                 store(now + d, fma(load(acc + d), set1(f0), load(now + d) * set1(f1)));
             sum = fmadd(sum, f0, part.sum[r] * f1);
             max = m;
             acc = now;
         }
-        const ptrdiff_t token = t.first_token + r / group;
-        const ptrdiff_t head = t.kv_head * group + r % group;
+        const ptrdiff_t token = t.first_token + r / t.num_heads;
+        const ptrdiff_t head = t.first_head + r % t.num_heads;
         if (a.sinks && acc) {  // joined last: a part of one key, whose value is nothing
             const float m = max_of(max, a.sinks[head]);
             const float f0 = first_lane(exp(set1(max - m))),
                         f1 = first_lane(exp(set1(a.sinks[head] - m)));
-            for (int d = 0; d < a.padded_dim; d += 16) store(acc + d, load(acc + d) * set1(f0));
+            for (int d = 0; d < width; d += 16) store(acc + d, load(acc + d) * set1(f0));
             sum = fmadd(sum, f0, f1);
         }
-        float* out = a.out + (token * a.heads + head) * a.dim;
-        for (int d = 0; d < a.dim; d += 16) {
+        float* out = a.out + (token * a.heads + head) * a.value_dim;
+        for (int d = 0; d < a.value_dim; d += 16) {
             // Only a row of NaN scores has no part: 0 / 0. + 0: no negative zero leaves here.
             const V o = (acc ? load(acc + d) : zero()) / set1(sum) + zero();
-            store_n(out + d, o, min_of(16, a.dim - d));
+            store_n(out + d, o, min_of(16, a.value_dim - d));
         }
     }
 }

@@ -91,16 +91,18 @@ struct BoundCache {  // K and V of one layer: views of a cache in which all laye
     using Strided = nb::ndarray<nb::device::cpu>;
     Strided k, v;
     Kind kind;
-    int kv_heads, dim, padded_dim, block_step;
+    int kv_heads, dim, padded_dim, value_dim, block_step;
     BoundCache(Strided k_, Strided v_, const std::string& dtype)
         : k(k_),
           v(v_),
           kind(kind_of(dtype)),
           kv_heads(static_cast<int>(k_.shape(1))),
           dim(static_cast<int>(k_.shape(2))),
-          padded_dim(static_cast<int>(v_.shape(3))),
+          padded_dim((dim + 15) / 16 * 16),
+          value_dim(std::min(dim, static_cast<int>(v_.shape(3)))),
           block_step(static_cast<int>(k_.stride(0) / k_.stride(1))) {
-        if (k_.stride(3) != 1 || v_.stride(3) != 1 || k_.stride(0) != v_.stride(0) ||
+        const bool latent = k_.data() == v_.data();
+        if (k_.stride(3) != 1 || v_.stride(latent ? 2 : 3) != 1 || k_.stride(0) != v_.stride(0) ||
             k_.stride(1) != v_.stride(1) || k_.stride(1) != std::int64_t{padded_dim} * 32)
             throw std::invalid_argument("K and V do not lie as ops/api.py makes them");
     }
@@ -268,10 +270,39 @@ F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCach
     return q;
 }
 
+F32Out head_linear(Session& p, F32In x, const BoundMatrix& w, int heads) {
+    auto out = result<float>(p, {x.shape(0), static_cast<std::size_t>(w.n)});
+    submit(p, [&p, &w, heads, x = x.data(), rows = rows_of(x), o = out.data()] {
+        p.head_linear(x, w.k, rows, w, heads, o, w.n / heads);
+    });
+    return out;
+}
+
+F32Out latent_query(Session& p, F32In q, const BoundMatrix& w, I32In positions, F32In table,
+                    int heads) {
+    const int rope_dim = last_of(q) / heads - w.k, rank = w.n / heads;
+    auto out = result<float>(p, {q.shape(0), static_cast<std::size_t>(heads),
+                                 static_cast<std::size_t>(rank + rope_dim)});
+    const LatentQuery a{q.data(), positions.data(), table.data(), heads,
+                        w.k,      rope_dim,         rank,         out.data()};
+    if (p.recording) p.recording->keep.push_back(nb::cast(table));
+    submit(p, [&p, &w, a, rows = rows_of(q)] { p.latent_query(a, rows, w); });
+    return out;
+}
+
+void latent_write(Session& p, F32In x, I32In positions, F32In table, BoundCache& kv, I32In slots,
+                  F32In gain, float eps) {
+    const Latent a{x.data(),    positions.data(), table.data(),          slots.data(),  gain.data(),
+                   eps,         kv.value_dim,     kv.dim - kv.value_dim, kv.padded_dim, kv.kind,
+                   kv.k.data(), kv.block_step};
+    if (p.recording) p.recording->keep.push_back(nb::cast(table));
+    submit(p, [&p, a, rows = rows_of(x)] { p.latent_write(a, rows); });
+}
+
 F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I32In tables,
                  I32In positions, float scale, int window, float softcap,
                  std::optional<F32In> sinks, int chunk) {
-    auto out = result<float>(p, {q.shape(0), q.shape(1) * q.shape(2)});
+    auto out = result<float>(p, {q.shape(0), q.shape(1) * static_cast<std::size_t>(kv.value_dim)});
     const Attention a{q.data(),
                       kv.k.data(),
                       kv.v.data(),
@@ -281,6 +312,7 @@ F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I
                       kv.kv_heads,
                       kv.dim,
                       kv.padded_dim,
+                      kv.value_dim,
                       tables.data(),
                       static_cast<std::ptrdiff_t>(tables.shape(1)),
                       positions.data(),
@@ -424,6 +456,9 @@ NB_MODULE(_cpu, m) {
         .def("moe", &moe)
         .def("rope_write", &rope_write, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
              nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg())
+        .def("head_linear", &head_linear)
+        .def("latent_query", &latent_query)
+        .def("latent_write", &latent_write)
         .def("attention", &attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
              nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
         .def("sample", &sample);

@@ -14,6 +14,8 @@ using elinvar::AttentionAhead;
 using elinvar::AttentionTile;
 using elinvar::Kernels;
 using elinvar::Kind;
+using elinvar::Latent;
+using elinvar::LatentQuery;
 using elinvar::QuantGroup;
 using elinvar::QuantRows;
 using elinvar::Rope;
@@ -28,6 +30,7 @@ using Stored = std::conditional_t<kind == Kind::f32, float, uint16_t>;  // in th
 #include "linear_quant.h"
 #include "maps.h"
 #include "rows.h"
+#include "rows_latent.h"
 #include "sample.h"
 
 #define EL_TEXT(x) #x
@@ -43,6 +46,8 @@ const Kernels kernels = {
     rms_norm,
     add,
     rope_write,
+    latent_write,
+    latent_rotate,
     attention_part,
     attention_join,
     row_stats,

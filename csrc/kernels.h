@@ -47,22 +47,48 @@ struct Rope {
     float* q;        // [T, heads, dim]
 };
 
+// What multi-head latent attention keeps of a token: one key for all heads, of which the first
+// `rank` dims, the latent, are the value too.
+struct Latent {
+    const float* x;  // [T, rank + rope_dim]
+    const int32_t* positions;
+    const float* table;  // [P, rope_dim] cos | sin
+    const int32_t* slots;
+    const float* gain;  // [rank]
+    float eps;
+    int rank, rope_dim, padded_dim;
+    Kind kv_kind;
+    void* k;         // [padded_dim, 32] of block 0
+    int block_step;  // as in Rope
+};
+
+// Its queries: what is rotated of each head goes behind what was multiplied.
+struct LatentQuery {
+    const float* q;  // [T, heads, nope_dim + rope_dim]
+    const int32_t* positions;
+    const float* table;
+    int heads, nope_dim, rope_dim, rank;
+    float* out;  // [T, heads, rank + rope_dim]
+};
+
 struct Attention {
     const float* q;     // [T, heads, dim]
-    const void *k, *v;  // as in Rope
+    const void *k, *v;  // as in Rope; v == k: the values are the first value_dim dims of the keys
     int block_step;
     Kind kv_kind;
-    int heads, kv_heads, dim, padded_dim;
+    int heads, kv_heads, dim, padded_dim, value_dim;
     const int32_t* tables;  // [R, table_stride]
     std::ptrdiff_t table_stride;
     const int32_t* positions;
     float scale;
     int window;  // 0: none
-    float* out;  // [T, heads, dim]
+    float* out;  // [T, heads, value_dim]
     // Switches of some families (ops/api.py).
     float softcap = 0.0f;          // 0: none
     const float* sinks = nullptr;  // [heads] or null
     int chunk = 0;                 // 0: none
+
+    int padded_values() const { return (value_dim + 15) / 16 * 16; }
 };
 
 // The first key that a query at position p sees; it never falls as p rises.
@@ -72,8 +98,9 @@ constexpr int first_key(const Attention& a, int p) {
     return of_window > of_chunk ? of_window : of_chunk;
 }
 
-struct AttentionTile {  // tokens of one sequence, times the query heads of one KV head
-    int seq, first_token, num_tokens, kv_head;
+struct AttentionTile {  // tokens of one sequence, times query heads of one KV head
+    int seq, first_token, num_tokens, kv_head, first_head, num_heads;
+    int rows() const { return num_tokens * num_heads; }
 };
 // Keys (absolute positions) whose softmax is accumulated before it is merged (ops/api.py).
 constexpr int kAttentionSplit = 1024;
@@ -83,7 +110,7 @@ constexpr std::size_t attention_part_floats(int rows, int padded_dim) {
 }
 
 // Where the keys begin that a thread reads next, so that it may ask for them: two blocks of a KV
-// head, block * kv_heads + kv_head.
+// head, block * block_step + kv_head.
 struct AttentionAhead {
     std::ptrdiff_t blocks[2];
 };
@@ -114,6 +141,8 @@ struct Kernels {
                      int dim, float* sum, float* out);
     void (*add)(const float* x, const float* y, std::size_t n, float* out);
     void (*rope_write)(const Rope& a, int first_token, int num_tokens);
+    void (*latent_write)(const Latent& a, int first_token, int num_tokens);
+    void (*latent_rotate)(const LatentQuery& a, int first_token, int num_tokens);
     // What the keys of one split give to a tile, and the output of all its parts, one after the
     // other in memory and by ascending split; the join overwrites them.
     void (*attention_part)(const Attention& a, const AttentionTile& t, int split,

@@ -138,6 +138,10 @@ class Provider {
     void moe(const float* x, int rows, int top_k, const int32_t* ids, const float* weights,
              const Experts& experts, int activation, float* out);
     void rope_write(const Rope& a, int num_tokens);
+    void head_linear(const float* x, int x_step, int rows, const Matrix& w, int heads, float* out,
+                     int out_step);
+    void latent_write(const Latent& a, int num_tokens);
+    void latent_query(const LatentQuery& a, int num_tokens, const Matrix& w);
     void attention(const Attention& a, int num_seqs, const int32_t* query_start);
     void sample(const float* logits, int rows, int vocab, const SampleRow* args, int num_top,
                 int32_t* ids, float* logprobs, int32_t* top_ids, float* top_logprobs);
@@ -158,7 +162,7 @@ class Provider {
     const Kernels* kernels_;
     Pool pool_;
     std::vector<Floats> scratch_;
-    Floats parts_;
+    Floats parts_, gathered_;
     std::vector<AttentionItem> items_, joins_;
     std::vector<std::size_t> chunks_;  // where each begins in items_, and the end
     std::vector<QuantGroup> groups_;

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from elinvar.base.config import ModelConfig, MoEConfig, RopeConfig
+from elinvar.base.config import LatentConfig, ModelConfig, MoEConfig, RopeConfig
 
 VOCAB = 288
 """Of the tiny engines: a tokenizer of bytes, and some."""
@@ -66,6 +66,28 @@ STARCODER2 = replace(MISTRAL, family="starcoder2", activation="gelu_tanh", tied_
 GPT2 = replace(
     PHI, family="gpt2", num_kv_heads=4, rope={"full": RopeConfig(1.0, 0)}, parallel=False
 )
+DEEPSEEK = replace(
+    LLAMA,
+    family="deepseek",
+    num_kv_heads=1,
+    head_dim=40,
+    rope={"full": RopeConfig(10000.0, 8)},
+    latent=LatentConfig(rank=32, nope_dim=32, rope_dim=8, value_dim=16, q_rank=32),
+    moe=MoEConfig(
+        12,
+        3,
+        32,
+        (1,),
+        scoring="sigmoid",
+        renormalise=True,
+        scaling=2.5,
+        biased=True,
+        num_groups=4,
+        top_groups=2,
+        shared_ff_dim=64,
+    ),
+)
+
 MIXTRAL = replace(LLAMA, family="mixtral", moe=MoEConfig(4, 2, 96, (0, 1), renormalise=True))
 QWEN2_MOE = replace(
     LLAMA, family="qwen2_moe", moe=MoEConfig(9, 4, 32, (1,), shared_ff_dim=64, shared_gate=True)
@@ -90,6 +112,7 @@ ENGINES: dict[str, ModelConfig] = {
         PHI,
         NEOX,
         GPT2,
+        DEEPSEEK,
         GEMMA2,
         GEMMA3,
     )
@@ -165,11 +188,41 @@ def _gemma3(**settings: Any) -> Case:
     return Case("gemma3", "Gemma3ForCausalLM", "Gemma3TextConfig", plain | settings)
 
 
+DEEPSEEK_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 32,
+}
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 12,
+    "head_dim": 12,
+    "v_head_dim": 16,
+    "moe_intermediate_size": 48,
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+    "first_k_dense_replace": 1,
+}
+
+
 def _qwen_moe(name: str, **settings: Any) -> Case:
     family = {"Qwen2Moe": "qwen2_moe", "Qwen3Moe": "qwen3_moe"}[name]
     plain = {"num_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
     shared = {"shared_expert_intermediate_size": 80} if name == "Qwen2Moe" else {}
     return Case(family, f"{name}ForCausalLM", f"{name}Config", plain | shared | settings)
+
+
+def _deepseek(version: int, **settings: Any) -> Case:
+    name = f"DeepseekV{version}"
+    plain = LATENT | {"q_lora_rank": 40}
+    return Case("deepseek", f"{name}ForCausalLM", f"{name}Config", plain | settings)
 
 
 CASES: dict[str, Case] = {
@@ -305,4 +358,19 @@ CASES: dict[str, Case] = {
     "gemma3": _gemma3(),
     "gemma3-linear": _gemma3(rope_parameters=LINEAR8, head_dim=32),
     "gemma3-types": _gemma3(num_hidden_layers=3, layer_types=FULL_AND_SLIDING),
+    "deepseek2-lite": _deepseek(2, q_lora_rank=None, n_shared_experts=2),
+    "deepseek2": _deepseek(
+        2,
+        rope_parameters=DEEPSEEK_YARN | {"mscale": 0.707},
+        topk_method="group_limited_greedy",
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=16.0,
+        n_shared_experts=1,
+        v_head_dim=32,
+    ),
+    "deepseek3": _deepseek(
+        3, n_group=4, topk_group=2, tie_word_embeddings=True, rope_parameters=DEEPSEEK_YARN
+    ),
+    "deepseek3-dense": _deepseek(3, q_lora_rank=None, first_k_dense_replace=3),
 }

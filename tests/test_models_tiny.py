@@ -42,6 +42,9 @@ def make_reference(case: str, dtype: Any = torch.float32) -> Any:
             parameter.normal_(0.0, 0.25) if parameter.dim() > 1 else parameter.add_(
                 torch.randn_like(parameter) * 0.2
             )
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.normal_(0.0, 0.2)
     return model.to(dtype).eval()
 
 

@@ -96,6 +96,23 @@ def test_rope_and_sample_costs() -> None:
     assert cost.sample(zeros(2, 100), args).moved == 800
 
 
+def test_a_latent_is_read_once_and_a_head_multiplies_its_own_rows() -> None:
+    [kv] = new_kv_layers(KVSpec("full", (0,), 1, 48, "f16", latent_dim=32), 8)
+    positions, table = ints(0, 1, 2), zeros(8, 16)
+    found = cost.attention(
+        zeros(3, 4, 48), kv, ints(0, 3), ints(3), zeros(1, 4), positions, 1.0, None
+    )
+    assert found.streamed == 3 * 48 * 2
+    assert found.ops == 6 * 2 * 4 * (48 + 32)
+    written = cost.latent_write(zeros(3, 48), positions, table, kv, positions, zeros(32), 1e-6)
+    assert written.streamed == found.streamed
+    w = random_weight(RNG, "f32", 4 * 32, 64)
+    alone = cost.head_linear(zeros(3, 4 * 64), w, 4)
+    assert alone.ops == 2 * 3 * 4 * 32 * 64 and alone.streamed == w.nbytes
+    query = cost.latent_query(zeros(3, 4 * 80), w, positions, table, 4)
+    assert query.ops > alone.ops and query.streamed == w.nbytes
+
+
 @pytest.mark.parametrize("name", ["cpu", "ref"])
 def test_answers_are_the_same_and_every_call_is_timed(name: str) -> None:
     params = [SamplingParams(max_tokens=6, seed=i, logprobs=1, ignore_eos=True) for i in range(3)]

@@ -16,6 +16,7 @@ from elinvar.base.config import ModelConfig, RopeConfig, YarnConfig
 from elinvar.base.errors import ModelError
 from elinvar.models.keys import MAX_LAYERS, MIN_DIVISOR, Keys, checked, rope_from_hf
 from elinvar.models.registry import FAMILIES, find_family, read_config
+from elinvar.nn.attention import kv_specs
 from elinvar.nn.rope import MAX_POSITIONS, inverse_frequencies, ln
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.tensor import HostTensor
@@ -301,6 +302,61 @@ def test_missing_gguf_keys_are_named(key: str) -> None:
 def test_what_llama_cannot_be(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ModelError, match=named):
         llama(**changes)
+
+
+DEEPSEEK = LLAMA | {
+    "model_type": "deepseek_v3",
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 16,
+    "n_group": 4,
+    "topk_group": 2,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 48,
+    "first_k_dense_replace": 1,
+}
+
+
+def test_deepseek_from_its_published_keys() -> None:
+    yarn = YARN | {"factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+    settings = DEEPSEEK | {"rope_scaling": yarn, "scoring_func": "sigmoid"}
+    config = read_config(checkpoint("DeepseekV3ForCausalLM", settings))
+    assert (config.num_kv_heads, config.head_dim, config.rope["full"].dim) == (1, 40, 8)
+    assert config.attn_scale == pytest.approx(32**-0.5 * (0.1 * np.log(40) + 1) ** 2)
+    assert config.rope["full"].attention_factor == 1
+    assert config.moe is not None and config.latent is not None
+    assert (config.moe.scoring, config.moe.biased, config.moe.renormalise) == (
+        "sigmoid",
+        True,
+        True,
+    )
+    [spec] = kv_specs(config, "f16")
+    assert spec.block_bytes == config.num_layers * 32 * 40 * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"kv_lora_rank": 40}, "kv_lora_rank"),
+        ({"v_head_dim": 8}, "v_head_dim"),
+        ({"qk_rope_head_dim": 7}, "odd"),
+        ({"q_lora_rank": 0}, "q_lora_rank"),
+        ({"rope_interleave": False}, "rope_interleave"),
+        ({"first_k_dense_replace": -1}, "first_k_dense_replace"),
+        ({"topk_method": "greedy", "norm_topk_prob": True}, "norm_topk_prob"),
+        ({"topk_method": "best"}, "topk_method"),
+        ({"scoring_func": "softmax"}, "scoring_func"),
+        ({"n_group": 3}, "n_group"),
+        ({"topk_group": 5}, "topk_group"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok"),
+    ],
+)
+def test_what_deepseek_cannot_be(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        read_config(checkpoint("DeepseekV3ForCausalLM", DEEPSEEK | changes))
 
 
 @pytest.mark.parametrize(

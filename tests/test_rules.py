@@ -15,7 +15,16 @@ from elinvar.ops.layout import Weight, pack_float, pack_q8, unpack
 from elinvar.weights.checkpoint import open_checkpoint
 from elinvar.weights.load import load_weights
 from elinvar.weights.quants import SUPPORTED, dequantize
-from elinvar.weights.rules import AddOne, Part, Rule, UnpermuteRows, bind, save_state
+from elinvar.weights.rules import (
+    AddOne,
+    Part,
+    Rule,
+    TransposeHeads,
+    UnpermuteRows,
+    UnpermuteTails,
+    bind,
+    save_state,
+)
 from elinvar.weights.tensor import HostTensor
 from model_files import float_rows, host_tensor, write_gguf
 
@@ -86,6 +95,30 @@ def test_unpermute_undoes_the_converter(dtype: str) -> None:
     assert np.array_equal(converted(dequantize(canonical)), dequantize(stored))
     assert np.array_equal(fix.invert(canonical).data, stored.data)
     assert (canonical.shape, canonical.dtype) == (stored.shape, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["F16", "Q8_0"])
+def test_unpermute_tails_leaves_what_is_not_rotated(dtype: str) -> None:
+    fix, stored = UnpermuteTails(2, 4), host_tensor(dtype, 2 * 7, K)
+    rows, expected = dequantize(stored), dequantize(fix.apply(stored))
+    order = [0, 1, 2, 3, 5, 4, 6]
+    assert np.array_equal(rows.reshape(2, 7, K)[:, order], expected.reshape(2, 7, K))
+    assert np.array_equal(fix.invert(fix.apply(stored)).data, stored.data)
+
+
+def test_transpose_heads() -> None:
+    values = np.arange(2 * 3 * 5, dtype=np.float32).reshape(6, 5)
+    stored = HostTensor("w", (6, 5), "F32", values.view(np.uint8))
+    turned = TransposeHeads(2).apply(stored)
+    assert turned.shape == (10, 3)
+    assert np.array_equal(
+        dequantize(turned).reshape(2, 5, 3), values.reshape(2, 3, 5).swapaxes(1, 2)
+    )
+    back = TransposeHeads(2).invert(turned)
+    assert back.shape == (6, 5) and np.array_equal(dequantize(back), values)
+    assert TransposeHeads(2).stored_shape((10, 3)) == (6, 5)
+    with pytest.raises(ModelError, match="Q8_0"):
+        TransposeHeads(2).apply(host_tensor("Q8_0", 6, K))
 
 
 def test_add_one() -> None:

@@ -22,6 +22,54 @@ void show(const char* name, const void* p, std::size_t bytes) {
 }
 void show(const char* name, const std::vector<float>& v) { show(name, v.data(), v.size() * 4); }
 
+// Latent attention: queries, the cache write, scores and values of one array.
+void latents(Provider& p) {
+    const int heads = 18, nope = 32, rope = 8, rank = 48, dim = rank + rope, padded = 64;
+    const int tokens = 70, blocks = 3;
+    std::vector<int32_t> positions, tables{2, 0, 1}, starts{0, tokens};
+    for (int t = 0; t < tokens; ++t) positions.push_back(t);
+    std::vector<int32_t> slots;
+    for (const int t : positions)
+        slots.push_back(tables[static_cast<std::size_t>(t / 32)] * 32 + t % 32);
+    const auto table = floats(tokens * rope), gain = floats(rank);
+    const auto x = floats(tokens * dim), in = floats(tokens * heads * (nope + rope));
+    for (const Kind kind : {Kind::q8, Kind::bf16}) {
+        const int n = heads * rank;
+        const auto bytes = packed(kind, n, nope);
+        const Matrix w(kind, n, nope, bytes.data(), bytes.size());
+        std::vector<float> q(tokens * heads * dim), out(tokens * heads * rank);
+        p.latent_query(LatentQuery{in.data(), positions.data(), table.data(), heads, nope, rope,
+                                   rank, q.data()},
+                       tokens, w);
+        show("latent query", q);
+        for (const Kind kv : {Kind::f16, Kind::bf16, Kind::f32}) {
+            std::vector<float> cache(blocks * padded * 32);
+            p.latent_write(Latent{x.data(), positions.data(), table.data(), slots.data(),
+                                  gain.data(), 1e-6f, rank, rope, padded, kv, cache.data(), 1},
+                           tokens);
+            show("latents", cache);
+            const Attention a{q.data(),
+                              cache.data(),
+                              cache.data(),
+                              1,
+                              kv,
+                              heads,
+                              1,
+                              dim,
+                              padded,
+                              rank,
+                              tables.data(),
+                              blocks,
+                              positions.data(),
+                              0.2f,
+                              0,
+                              out.data()};
+            p.attention(a, 1, starts.data());
+            show("attention over latents", out);
+        }
+    }
+}
+
 // Six experts, one of each kind, of which each token takes two.
 void show_mixture(Provider& p) {
     const int n = 96, k = 64, experts = 6, rows = 19;
@@ -138,6 +186,7 @@ int main(int argc, char** argv) {
                         kv_heads,
                         dim,
                         padded,
+                        dim,
                         tables.data(),
                         blocks,
                         positions.data() + first,
@@ -153,6 +202,7 @@ int main(int argc, char** argv) {
             show("switched", o.data(), static_cast<std::size_t>(last * heads * dim) * 4);
         }
     }
+    latents(p);
     const int vocab = 3000, rows = 8;
     const auto logits = floats(static_cast<std::size_t>(vocab * rows), 12.0f);
     std::vector<SampleRow> args;

@@ -99,9 +99,9 @@ void count_attention(Provider& p, const std::string& name, int tokens, int lengt
         heads,      kv_heads,         dim,          dim,          dim,     Kind::f16, k.data(),
         v.data(),   kv_heads,         q.data()};
     count("rope_write, " + name, [&] { p.rope_write(rope, tokens); });
-    const Attention a{q.data(), k.data(),         v.data(), kv_heads, Kind::f16,
-                      heads,    kv_heads,         dim,      dim,      tables.data(),
-                      blocks,   positions.data(), 0.125f,   0,        out.data()};
+    const Attention a{q.data(),         k.data(), v.data(), kv_heads,  Kind::f16,     heads,
+                      kv_heads,         dim,      dim,      dim,       tables.data(), blocks,
+                      positions.data(), 0.125f,   0,        out.data()};
     count("attention, " + name, [&] { p.attention(a, 1, starts.data()); });
 }
 

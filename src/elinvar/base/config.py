@@ -56,6 +56,21 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentConfig:
+    """Multi-head latent attention (nn/mla.py). The cache holds one key for all heads: a latent of
+    `rank` dims and `rope_dim` rotated ones, together ModelConfig.head_dim."""
+
+    rank: int
+    nope_dim: int
+    """Dims of a query's head that are not rotated, before they are multiplied to `rank` dims."""
+    rope_dim: int
+    value_dim: int
+    """Of a head, after the latent was multiplied."""
+    q_rank: int | None = None
+    """Dims that queries go through on their way from the stream; None: straight."""
+
+
+@dataclass(frozen=True, slots=True)
 class MoEConfig:
     """The mixture of experts that some layers have in the place of an MLP; what routing means says
     ops.api.Ops.route."""
@@ -116,6 +131,7 @@ class ModelConfig:
     attn_chunk: int | None = None
     """Chunked layers: a query at position p sees keys p // chunk * chunk .. p."""
     moe: MoEConfig | None = None
+    latent: LatentConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +145,16 @@ class KVSpec:
     dtype: KVDtype = "f16"
     window: int | None = None
     block_size: int = BLOCK_SIZE
+    latent_dim: int | None = None
+    """Set: so many first dims of a key are its value too, which is not stored again."""
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block over all the layers of this kind."""
         size = {"f16": 2, "bf16": 2, "f32": 4}[self.dtype]
-        return len(self.layers) * 2 * self.block_size * self.num_kv_heads * self.head_dim * size
+        arrays = 1 if self.latent_dim else 2
+        heads = self.num_kv_heads * self.head_dim
+        return len(self.layers) * arrays * self.block_size * heads * size
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.base.errors import ModelError
 from elinvar.models import (
+    deepseek,
     gemma2,
     gemma3,
     glm,
@@ -241,6 +242,16 @@ FAMILIES = (
         gemma3.rules,
         gemma3.build,
         "random weights against transformers, and Gemma 3 270M itself",
+    ),
+    Family(
+        "deepseek",
+        "DeepSeek V2, V2 Lite, V3, V3.1, R1",
+        ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"),
+        (),
+        deepseek.config_from_hf,
+        None,
+        deepseek.rules,
+        deepseek.build,
     ),
 )
 

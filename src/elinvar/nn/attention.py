@@ -36,6 +36,7 @@ def kv_specs(config: ModelConfig, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
             head_dim=config.head_dim,
             dtype=kv_dtype,
             window=config.window if kind == "sliding" else None,
+            latent_dim=config.latent.rank if config.latent else None,
         )
         for kind in kv_groups(config)
     )

@@ -43,9 +43,13 @@ class KVLayer:
     k: NDArray[Any]
     """[B, H, D, 32]"""
     v: NDArray[Any]
-    """[B, H, 32, D padded to a multiple of 16]"""
+    """[B, H, 32, D padded to a multiple of 16]; of latents a view of the keys, [B, H, 32, dims]"""
     handle: Any = field(default=None, init=False, repr=False)
     """How a provider holds it, bound at its first use."""
+
+    @property
+    def value_dim(self) -> int:
+        return min(self.k.shape[2], self.v.shape[3])
 
 
 def new_kv_layers(spec: KVSpec, num_blocks: int) -> list[KVLayer]:
@@ -54,11 +58,14 @@ def new_kv_layers(spec: KVSpec, num_blocks: int) -> list[KVLayer]:
     waste, and a block can move as one piece."""
     dtype: Any = {"f16": np.float16, "bf16": np.uint16, "f32": np.float32}[spec.dtype]
     padded = -(-spec.head_dim // PANEL) * PANEL
-    heads = (num_blocks, len(spec.layers), 2, spec.num_kv_heads)
+    arrays = 1 if spec.latent_dim else 2
+    heads = (num_blocks, len(spec.layers), arrays, spec.num_kv_heads)
     cache = _mapped((*heads, padded * spec.block_size), dtype)
     k = cache.reshape((*heads, padded, spec.block_size))[..., : spec.head_dim, :]
     v = cache.reshape((*heads, spec.block_size, padded))
-    return [KVLayer(spec.dtype, k[:, i, 0], v[:, i, 1]) for i in range(len(spec.layers))]
+    if spec.latent_dim:
+        v = k[..., : spec.latent_dim, :].swapaxes(-1, -2)
+    return [KVLayer(spec.dtype, k[:, i, 0], v[:, i, -1]) for i in range(len(spec.layers))]
 
 
 def _mapped(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -116,7 +123,7 @@ class SampleResult:
 
 
 class Ops(Protocol):
-    """What a provider offers. Inputs are never changed, but the KV cache by rope_write."""
+    """What a provider offers. Inputs are never changed, but the KV cache by rope_write and latent_write."""
 
     name: str
 
@@ -226,6 +233,34 @@ class Ops(Protocol):
         q [T, H, D]."""
         ...
 
+    def head_linear(self, x_TK: F32, w: Weight, num_heads: int) -> F32:
+        """A matrix of its own for every head: x [T, H K], w [H N, K], where rows h N .. of w belong
+        to head h -> [T, H N]. N is a multiple of 16. Each output as in `linear`."""
+        ...
+
+    def latent_query(
+        self, q_TN: F32, w: Weight, positions_T: I32, rope_PD: F32, num_heads: int
+    ) -> F32:
+        """Queries of latent attention (DeepSeek-AI, 2024). Of each head of q, K dims are multiplied
+        by the head's rows of w [H R, K], as in `head_linear`; the others, as many as rope_PD is
+        wide, are rotated as in `rope_write` and follow them -> [T, H, R + rope]. R is a multiple
+        of 16."""
+        ...
+
+    def latent_write(
+        self,
+        x_TN: F32,
+        positions_T: I32,
+        rope_PD: F32,
+        kv: KVLayer,
+        slots_T: I32,
+        gain_R: F32,
+        eps: float,
+    ) -> None:
+        """Writes the one key of each token: RMS norm of the first R dims of x, the latent, then its
+        other dims rotated; saturated as in `rope_write`. kv.v views the same latents."""
+        ...
+
     def attention(
         self,
         q_THD: F32,
@@ -241,7 +276,7 @@ class Ops(Protocol):
         sinks_H: F32 | None = None,
         chunk: int | None = None,
     ) -> F32:
-        """Causal attention over the cache -> [T, H * D]. A query at position p sees keys first .. p,
+        """Causal attention over the cache -> [T, H * value dim]. A query at position p sees keys first .. p,
         where first is the largest of 0, p - window + 1 and p // chunk * chunk (Llama 4). A score is
         q·k * scale, with `softcap` (Gemma 2) softcap * tanh(q·k * scale / softcap).
 

@@ -128,6 +128,35 @@ def rope_write(
     return Cost("", written, moved, ops)
 
 
+def head_linear(x_TK: F32, w: Weight, num_heads: int) -> Cost:
+    rows = len(x_TK)
+    moved = w.nbytes + x_TK.nbytes + 4 * rows * w.shape[0]
+    return Cost(f"{num_heads} heads {_name(w)}", w.nbytes, moved, _products(rows, [w]), _unit([w]))
+
+
+def latent_query(q_TN: F32, w: Weight, positions_T: I32, rope_PD: F32, num_heads: int) -> Cost:
+    rows, rotated = len(q_TN), rope_PD.shape[1]
+    out = 4 * rows * (w.shape[0] + num_heads * rotated)
+    moved = w.nbytes + q_TN.nbytes + 4 * rows * (1 + rotated) + out
+    ops = _products(rows, [w]) + 3 * rows * num_heads * rotated
+    return Cost(f"{num_heads} heads {_name(w)}", w.nbytes, moved, ops, _unit([w]))
+
+
+def latent_write(
+    x_TN: F32,
+    positions_T: I32,
+    rope_PD: F32,
+    kv: KVLayer,
+    slots_T: I32,
+    gain_R: F32,
+    eps: float,
+) -> Cost:
+    rows, rotated = len(x_TN), rope_PD.shape[1]
+    written = x_TN.size * kv.k.itemsize
+    moved = x_TN.nbytes + 4 * rows * rotated + 8 * rows + gain_R.nbytes + written
+    return Cost(kv.dtype, written, moved, rows * (4 * gain_R.size + 3 * rotated))
+
+
 def attention(
     q_THD: F32,
     kv: KVLayer,
@@ -150,10 +179,14 @@ def attention(
     seen = seen if chunk is None else np.minimum(seen, positions % chunk + 1)
     first = positions[query_start_loc[:-1]] + 1 - seen[query_start_loc[:-1]]
     keys = int((seq_lens - first).sum())
-    streamed = 2 * keys * num_kv * dim * kv.k.itemsize
+    # A latent, which is key and value, is read once.
+    stored = dim if kv.value_dim < dim else 2 * dim
+    streamed = keys * num_kv * stored * kv.k.itemsize
     switches = {"window": window, "chunk": chunk, "softcap": softcap}
     label = " ".join([kv.dtype, *(f"{name} {x}" for name, x in switches.items() if x)])
-    return Cost(label, streamed, streamed + 2 * q_THD.nbytes, 4 * heads * dim * int(seen.sum()))
+    outputs = 4 * heads * kv.value_dim * len(q_THD)
+    ops = 2 * heads * (dim + kv.value_dim) * int(seen.sum())
+    return Cost(label, streamed, streamed + q_THD.nbytes + outputs, ops)
 
 
 def sample(logits_LV: F32, args: SampleArgs) -> Cost:
@@ -166,6 +199,7 @@ COSTS: dict[str, Callable[..., Cost]] = {
     for function in (
         *(embed, rms_norm, add, add_rms_norm, linear, gated_linear, route, moe),
         *(rope_write, attention, sample),
+        *(head_linear, latent_query, latent_write),
         *(layer_norm, add_layer_norm, scale, softcap, activate),
     )
 }

@@ -146,6 +146,26 @@ class CpuOps:
             eps,
         )
 
+    def head_linear(self, x_TK: F32, w: Weight, num_heads: int) -> F32:
+        return self._provider.head_linear(x_TK, _matrix(w), num_heads)
+
+    def latent_query(
+        self, q_TN: F32, w: Weight, positions_T: I32, rope_PD: F32, num_heads: int
+    ) -> F32:
+        return self._provider.latent_query(q_TN, _matrix(w), positions_T, rope_PD, num_heads)
+
+    def latent_write(
+        self,
+        x_TN: F32,
+        positions_T: I32,
+        rope_PD: F32,
+        kv: KVLayer,
+        slots_T: I32,
+        gain_R: F32,
+        eps: float,
+    ) -> None:
+        self._provider.latent_write(x_TN, positions_T, rope_PD, _cache(kv), slots_T, gain_R, eps)
+
     def attention(
         self,
         q_THD: F32,

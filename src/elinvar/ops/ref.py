@@ -159,6 +159,37 @@ class RefOps:
         kv.v[block, :, offset, :dim] = to_kv(v, kv.dtype)
         return np.ascontiguousarray(q)
 
+    def head_linear(self, x_TK: F32, w: Weight, num_heads: int) -> F32:
+        y = self._linear(x_TK.reshape(-1, w.shape[1]), w)  # every head by every head's rows
+        y = y.reshape(len(x_TK), num_heads, num_heads, -1)
+        own = np.arange(num_heads)
+        return np.ascontiguousarray(y[:, own, own]).reshape(len(x_TK), -1)
+
+    def latent_query(
+        self, q_TN: F32, w: Weight, positions_T: I32, rope_PD: F32, num_heads: int
+    ) -> F32:
+        t, dim = len(q_TN), w.shape[1]
+        q = q_TN.reshape(t, num_heads, -1)
+        latent = self.head_linear(q[..., :dim].reshape(t, -1), w, num_heads)
+        rotated = _rotate(q[..., dim:], rope_PD[positions_T].astype(np.float64))
+        return np.concatenate([latent.reshape(t, num_heads, -1), rotated], -1)
+
+    def latent_write(
+        self,
+        x_TN: F32,
+        positions_T: I32,
+        rope_PD: F32,
+        kv: KVLayer,
+        slots_T: I32,
+        gain_R: F32,
+        eps: float,
+    ) -> None:
+        rank = gain_R.size
+        rotated = _rotate(x_TN[:, None, rank:], rope_PD[positions_T].astype(np.float64))
+        key = np.concatenate([self.rms_norm(x_TN[:, :rank], gain_R, eps), rotated[:, 0]], -1)
+        block, offset = slots_T // BLOCK_SIZE, slots_T % BLOCK_SIZE
+        kv.k[block, 0, :, offset] = to_kv(key, kv.dtype)
+
     def attention(
         self,
         q_THD: F32,
@@ -175,13 +206,13 @@ class RefOps:
         chunk: int | None = None,
     ) -> F32:
         t, heads, dim = q_THD.shape
-        num_kv = kv.k.shape[1]
-        out = np.zeros((t, heads, dim), np.float32)
+        num_kv, value_dim = kv.k.shape[1], kv.value_dim
+        out = np.zeros((t, heads, value_dim), np.float32)
         for r, length in enumerate(seq_lens):
             blocks = block_table_RB[r, : -(-int(length) // BLOCK_SIZE)]
             k = from_kv(kv.k[blocks], kv.dtype).transpose(1, 0, 3, 2).reshape(num_kv, -1, dim)
-            v = from_kv(kv.v[blocks], kv.dtype)[..., :dim]
-            v = v.transpose(1, 0, 2, 3).reshape(num_kv, -1, dim)
+            v = from_kv(kv.v[blocks], kv.dtype)[..., :value_dim]
+            v = v.transpose(1, 0, 2, 3).reshape(num_kv, -1, value_dim)
             for i in range(query_start_loc[r], query_start_loc[r + 1]):
                 last = int(positions_T[i])
                 first = 0 if window is None else max(0, last - window + 1)
@@ -196,7 +227,7 @@ class RefOps:
                     largest = max(s.max(), sink)
                     p = np.exp(s - largest)
                     out[i, h] = (p / (p.sum() + np.exp(sink - largest))) @ values
-        return out.reshape(t, heads * dim)
+        return out.reshape(t, heads * value_dim)
 
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:
         return run

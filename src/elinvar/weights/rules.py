@@ -30,8 +30,8 @@ State = dict[str, Weight | NDArray[np.float32]]
 
 class Fix(Protocol):
     """An invertible change between a stored tensor (its part, if the rule names one) and its
-    canonical form. Shape stays; a matrix also keeps its stored type. Fixes are frozen dataclasses:
-    their repr names them."""
+    canonical form. Shape stays, but in TransposeHeads; a matrix also keeps its stored type. Fixes
+    are frozen dataclasses: their repr names them."""
 
     def apply(self, tensor: HostTensor) -> HostTensor: ...
 
@@ -64,6 +64,51 @@ class UnpermuteRows:
             return replace(tensor, data=tensor.data[order])
         elements = tensor.data.reshape(len(order), -1)[order]
         return replace(tensor, data=elements.reshape(1, -1))
+
+
+@dataclass(frozen=True, slots=True)
+class UnpermuteTails:
+    """The last `size` rows of every head, those that are rotated, as UnpermuteRows does."""
+
+    num_heads: int
+    size: int
+
+    def apply(self, tensor: HostTensor) -> HostTensor:
+        return self._reorder(tensor, (-1, 2))
+
+    def invert(self, tensor: HostTensor) -> HostTensor:
+        return self._reorder(tensor, (2, -1))
+
+    def _reorder(self, tensor: HostTensor, pairs: tuple[int, int]) -> HostTensor:
+        order = np.arange(len(tensor.data)).reshape(self.num_heads, -1)
+        tails = order[:, -self.size :].reshape(self.num_heads, *pairs).swapaxes(1, 2)
+        order[:, -self.size :] = tails.reshape(self.num_heads, -1)
+        return HostTensor(tensor.name, tensor.shape, tensor.dtype, tensor.data[order.reshape(-1)])
+
+
+@dataclass(frozen=True, slots=True)
+class TransposeHeads:
+    """Every head's rows [n, k] to [k, n]. Raises ModelError for a type of blocks."""
+
+    num_heads: int
+
+    def apply(self, tensor: HostTensor) -> HostTensor:
+        rows, k = tensor.shape
+        stack = HostTensor(
+            tensor.name, (self.num_heads, rows // self.num_heads, k), tensor.dtype, tensor.data
+        )
+        turned = transpose(stack)
+        return HostTensor(
+            tensor.name, (self.num_heads * k, rows // self.num_heads), tensor.dtype, turned.data
+        )
+
+    def invert(self, tensor: HostTensor) -> HostTensor:
+        return self.apply(tensor)
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of what becomes `shape`."""
+        rows, k = shape
+        return self.num_heads * k, rows // self.num_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +197,10 @@ class Binding:
             tensor = transpose(tensor)
         if part is not None:
             assert self.shape is not None
-            tensor = _take(tensor, part, self.shape)
+            shape = self.shape
+            if isinstance(self.fix, TransposeHeads):
+                shape = self.fix.stored_shape(shape)
+            tensor = _take(tensor, part, shape)
         return self.fix.apply(tensor) if self.fix else tensor
 
 

@@ -21,7 +21,6 @@ from elinvar.weights.rules import (
     Rule,
     TransposeHeads,
     UnpermuteRows,
-    UnpermuteTails,
     bind,
     save_state,
 )
@@ -98,8 +97,8 @@ def test_unpermute_undoes_the_converter(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["F16", "Q8_0"])
-def test_unpermute_tails_leaves_what_is_not_rotated(dtype: str) -> None:
-    fix, stored = UnpermuteTails(2, 4), host_tensor(dtype, 2 * 7, K)
+def test_unpermute_leaves_what_is_not_rotated(dtype: str) -> None:
+    fix, stored = UnpermuteRows(2, 4, last=True), host_tensor(dtype, 2 * 7, K)
     rows, expected = dequantize(stored), dequantize(fix.apply(stored))
     order = [0, 1, 2, 3, 5, 4, 6]
     assert np.array_equal(rows.reshape(2, 7, K)[:, order], expected.reshape(2, 7, K))
@@ -117,8 +116,10 @@ def test_transpose_heads() -> None:
     back = TransposeHeads(2).invert(turned)
     assert back.shape == (6, 5) and np.array_equal(dequantize(back), values)
     assert TransposeHeads(2).stored_shape((10, 3)) == (6, 5)
-    with pytest.raises(ModelError, match="Q8_0"):
-        TransposeHeads(2).apply(host_tensor("Q8_0", 6, K))
+    blocks = host_tensor("Q8_0", 6, K)
+    turned = TransposeHeads(2).apply(blocks)
+    expected = dequantize(blocks).reshape(2, 3, K).swapaxes(1, 2).reshape(-1, 3)
+    assert turned.dtype == "F32" and np.array_equal(dequantize(turned), expected)
 
 
 def test_add_one() -> None:

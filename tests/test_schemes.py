@@ -19,6 +19,7 @@ from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
 from elinvar.weights.load import load_weights
 from elinvar.weights.quants import dequantize, kind_of, to_codes
 from elinvar.weights.rules import Part, Rule, UnpermuteRows
+from families import LATENT, SIZES
 from helpers import assert_parity, log_softmax, run_tokens
 from test_quants import packed
 from test_rules import CONFIG
@@ -26,6 +27,7 @@ from test_rules import CONFIG
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 save_file = pytest.importorskip("safetensors.torch").save_file
+load_file = pytest.importorskip("safetensors.torch").load_file
 
 import quantisers as q  # noqa: E402 (needs torch)
 
@@ -217,6 +219,44 @@ def test_fixes_reorder_rows_that_are_computed(scheme: str, model: Any, tmp_path:
         weight = load_weights(checkpoint, rules, CONFIG)["q"]
         whole = packed(to_codes(checkpoint.tensors[name]))
         assert np.array_equal(unpack(weight), whole[rows])
+
+
+def test_deepseek_as_it_is_published(tmp_path: Path) -> None:
+    """FP8 in blocks: rows are reordered, parts taken, and kv_b's keys turned head by head."""
+    torch.manual_seed(3)
+    sizes = {"q_lora_rank": 64, "intermediate_size": 96, "moe_intermediate_size": 32}
+    config = transformers.DeepseekV3Config(**SIZES | LATENT | sizes | {"n_group": 4})
+    model = transformers.DeepseekV3ForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2) if parameter.dim() > 1 else None
+    model.save_pretrained(tmp_path / "dense")
+    dense = load_file(tmp_path / "dense" / "model.safetensors")
+    settings, packer, _, _ = SCHEMES["fp8-blocks"]
+    state = {}
+    for name, value in dense.items():
+        if "_proj" not in name:
+            state[name] = value
+            continue
+        tensors, values = packer(value.numpy())
+        state |= {name.removesuffix(".weight") + key: t.contiguous() for key, t in tensors.items()}
+        dense[name] = torch.from_numpy(values)
+    save_file(dense, tmp_path / "dense" / "model.safetensors", {"format": "pt"})
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense").float().eval()
+    with torch.no_grad():
+        expected = reference(torch.tensor([IDS])).logits[0].numpy()
+    (tmp_path / "fp8").mkdir()
+    save_file(state, tmp_path / "fp8" / "model.safetensors")
+    text = json.loads((tmp_path / "dense" / "config.json").read_text())
+    text["quantization_config"] = settings
+    (tmp_path / "fp8" / "config.json").write_text(json.dumps(text))
+    ops, log = load_provider("cpu"), list[str]()
+    exact = load_model(open_checkpoint(tmp_path / "fp8"), ops, weight_format="f32")
+    assert_parity(run_tokens(exact, ops, IDS), expected)
+    quantised = load_model(open_checkpoint(tmp_path / "fp8"), ops, log=log.append)
+    assert any("FP8 32x48 -> f32 (transposed): 3" in line for line in log), log
+    # No distance is asked for: rounded activations turn near ties of the random router.
+    assert np.isfinite(run_tokens(quantised, ops, IDS)).all()
 
 
 def test_experts_lie_one_after_the_other(tmp_path: Path) -> None:

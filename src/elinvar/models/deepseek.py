@@ -28,7 +28,7 @@ from elinvar.nn.norm import RMSNorm
 from elinvar.nn.rope import MAX_POSITIONS, yarn_mscale
 from elinvar.ops.api import Ops
 from elinvar.ops.layout import PANEL
-from elinvar.weights.rules import Fix, Part, Rule, TransposeHeads, UnpermuteTails
+from elinvar.weights.rules import Fix, Part, Rule, TransposeHeads, UnpermuteRows
 
 
 def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
@@ -63,7 +63,7 @@ def latent_rules(config: ModelConfig) -> list[Rule]:
     both = h * (nope + value), rank
     of_k = Part(both, 0, nope, nope + value)
     of_v = Part(both, nope, value, nope + value)
-    q_fix, k_fix = UnpermuteTails(h, c.rope_dim), UnpermuteTails(1, c.rope_dim)
+    q_fix, k_fix = (UnpermuteRows(n, c.rope_dim, last=True) for n in (h, 1))
     turn = TransposeHeads(h)
 
     def rule(name: str, hf: str, shape: tuple[int, ...], fix: Fix | None = None) -> Rule:

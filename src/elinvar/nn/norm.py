@@ -38,20 +38,6 @@ class Scale:
         return self.ops.scale(x_TD, self.factor)
 
 
-class NoNorm:
-    """Where a family has none before its layers (OLMo 2)."""
-
-    def __init__(self, ops: Ops) -> None:
-        self.ops = ops
-
-    def __call__(self, x_TD: F32) -> F32:
-        return x_TD
-
-    def add(self, x_TD: F32, y_TD: F32) -> tuple[F32, F32]:
-        total = self.ops.add(x_TD, y_TD)
-        return total, total
-
-
 class LayerNorm:
     """(x - mean) / deviation * gain + bias (Ba et al., 2016)."""
 

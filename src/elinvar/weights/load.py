@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from elinvar.base.config import ModelConfig
 from elinvar.base.errors import ModelError
-from elinvar.ops.layout import PANEL, aligned_empty, pack_float, pack_q4, pack_q5, pack_q8
+from elinvar.ops.layout import (
+    PANEL,
+    QUANTISED,
+    aligned_empty,
+    pack_float,
+    pack_q4,
+    pack_q5,
+    pack_q8,
+)
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.packfile import (
     PACK_VERSION,
@@ -30,7 +38,7 @@ from elinvar.weights.packfile import (
     write_pack,
 )
 from elinvar.weights.quants import dequantize, kind_of, to_codes
-from elinvar.weights.rules import Binding, Rule, State, bind
+from elinvar.weights.rules import Binding, Rule, State, TransposeHeads, bind
 from elinvar.weights.tensor import HostTensor
 
 Log = Callable[[str], None]
@@ -184,6 +192,8 @@ def _plan(
                 f"its configuration says {wanted}."
             )
         kind, note = kind_of(tensor)
+        if isinstance(binding.fix, TransposeHeads) and kind in QUANTISED:
+            kind, note = "f32", f"{tensor.dtype} -> f32 (transposed)"
         if len(shape) == 1:
             yield _Item(Entry(binding.name, "vector", shape), binding, "")
         elif weight_format == "f32":

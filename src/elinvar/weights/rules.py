@@ -47,7 +47,9 @@ class UnpermuteRows:
     num_heads: int
     """Heads of this matrix: num_kv_heads for k."""
     rotary: int = 0
-    """R, the rows of a head that are rotated, its first ones; 0: all."""
+    """R, the rows of a head that are rotated; 0: all."""
+    last: bool = False
+    """They are a head's last rows, as DeepSeek has them, not its first ones."""
 
     def apply(self, tensor: HostTensor) -> HostTensor:
         return self._reorder(tensor, (self.num_heads, -1, 2))
@@ -58,8 +60,9 @@ class UnpermuteRows:
     def _reorder(self, tensor: HostTensor, pairs: tuple[int, int, int]) -> HostTensor:
         heads = np.arange(tensor.shape[0]).reshape(self.num_heads, -1)
         rotary = self.rotary or heads.shape[1]
-        turned = heads[:, :rotary].reshape(pairs).swapaxes(1, 2).reshape(self.num_heads, -1)
-        order = np.concatenate([turned, heads[:, rotary:]], axis=1).reshape(-1)
+        turned = heads[:, -rotary:] if self.last else heads[:, :rotary]
+        turned[:] = turned.reshape(pairs).swapaxes(1, 2).reshape(turned.shape)
+        order = heads.reshape(-1)
         if len(tensor.shape) > 1:
             return replace(tensor, data=tensor.data[order])
         elements = tensor.data.reshape(len(order), -1)[order]
@@ -67,33 +70,17 @@ class UnpermuteRows:
 
 
 @dataclass(frozen=True, slots=True)
-class UnpermuteTails:
-    """The last `size` rows of every head, those that are rotated, as UnpermuteRows does."""
-
-    num_heads: int
-    size: int
-
-    def apply(self, tensor: HostTensor) -> HostTensor:
-        return self._reorder(tensor, (-1, 2))
-
-    def invert(self, tensor: HostTensor) -> HostTensor:
-        return self._reorder(tensor, (2, -1))
-
-    def _reorder(self, tensor: HostTensor, pairs: tuple[int, int]) -> HostTensor:
-        order = np.arange(len(tensor.data)).reshape(self.num_heads, -1)
-        tails = order[:, -self.size :].reshape(self.num_heads, *pairs).swapaxes(1, 2)
-        order[:, -self.size :] = tails.reshape(self.num_heads, -1)
-        return HostTensor(tensor.name, tensor.shape, tensor.dtype, tensor.data[order.reshape(-1)])
-
-
-@dataclass(frozen=True, slots=True)
 class TransposeHeads:
-    """Every head's rows [n, k] to [k, n]. Raises ModelError for a type of blocks."""
+    """Every head's rows [n, k] to [k, n]. What is quantised along k cannot be turned as it lies: it
+    becomes float32 (see load_weights)."""
 
     num_heads: int
 
     def apply(self, tensor: HostTensor) -> HostTensor:
         rows, k = tensor.shape
+        if tensor.matrix is not None or BLOCKS[tensor.dtype][0] > 1:
+            values = dequantize(tensor).view(np.uint8)
+            tensor = HostTensor(tensor.name, tensor.shape, "F32", values)
         stack = HostTensor(
             tensor.name, (self.num_heads, rows // self.num_heads, k), tensor.dtype, tensor.data
         )

@@ -14,11 +14,13 @@ from elinvar.base.plan import TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
 from elinvar.engine.output import CompletionBuilder
-from elinvar.models.registry import FAMILIES, Family, Model
+from elinvar.models.family import Family, Model
+from elinvar.models.registry import FAMILIES
 from elinvar.ops import Ops, Weight, load_provider
 from elinvar.ops.layout import GROUP, pack_float, pack_q4, pack_q5, pack_q8
 from elinvar.weights.rules import bind
-from families import ENGINES, VOCAB
+from families import ENGINES
+from families.base import VOCAB
 
 EOS = 256
 

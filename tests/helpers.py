@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from elinvar.base.batch import DecodeBatch, ForwardBatch
 from elinvar.base.config import BLOCK_SIZE, KVDtype
-from elinvar.models.registry import Model
+from elinvar.models.family import Model
 from elinvar.ops import KVLayer, Ops
 
 F32 = NDArray[np.float32]

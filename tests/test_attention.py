@@ -11,7 +11,7 @@ from elinvar.nn.attention import Attention, Step, kv_specs
 from elinvar.nn.rope import RopeTable
 from elinvar.ops import load_provider
 from engines import random_weight
-from families import LLAMA
+from families.base import LLAMA
 from helpers import Span, make_batch
 
 LENGTH = 75

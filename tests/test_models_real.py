@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
-from elinvar.models.registry import Model, load_model
+from elinvar.models.family import Model
+from elinvar.models.registry import load_model
 from elinvar.ops import Ops, load_provider
 from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
 from elinvar.weights.quants import dequantize

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from elinvar.models.registry import FAMILIES, Model, find_family, load_model, read_config
+from elinvar.models.family import Model
+from elinvar.models.registry import FAMILIES, find_family, load_model, read_config
 from elinvar.ops import Ops, load_provider
 from elinvar.weights.checkpoint import open_checkpoint
 from elinvar.weights.load import load_weights
 from elinvar.weights.rules import save_state
-from families import CASES, ENGINES, SIZES
+from families import CASES, ENGINES
+from families.base import SIZES
 from helpers import Span, assert_parity, make_batch, make_cache, run_sequences, run_tokens
 
 gguf = pytest.importorskip("gguf")

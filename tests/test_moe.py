@@ -17,7 +17,7 @@ from elinvar.ops.api import Experts
 from elinvar.ops.profiled import ProfiledOps
 from elinvar.weights.checkpoint import open_checkpoint
 from engines import random_weight, tiny_engine
-from families import SIZES
+from families.base import SIZES
 from helpers import assert_parity, run_tokens
 from test_models_tiny import make_reference, prompt, reference_logits
 from test_registry import checkpoint

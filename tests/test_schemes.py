@@ -19,7 +19,8 @@ from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
 from elinvar.weights.load import load_weights
 from elinvar.weights.quants import dequantize, kind_of, to_codes
 from elinvar.weights.rules import Part, Rule, UnpermuteRows
-from families import LATENT, SIZES
+from families.base import SIZES
+from families.deepseek import LATENT
 from helpers import assert_parity, log_softmax, run_tokens
 from test_quants import packed
 from test_rules import CONFIG

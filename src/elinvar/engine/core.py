@@ -27,7 +27,8 @@ from elinvar.engine.plan_kv import plan_kv
 from elinvar.engine.seeds import draw_seed
 from elinvar.engine.text import AnswerText
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
-from elinvar.models.registry import Model, load_model
+from elinvar.models.family import Model
+from elinvar.models.registry import load_model
 from elinvar.ops import Ops, load_provider
 from elinvar.run.runner import Runner
 from elinvar.sched.door import max_total_tokens

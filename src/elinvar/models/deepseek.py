@@ -10,6 +10,7 @@ from typing import Any
 
 from elinvar.base.config import LatentConfig, ModelConfig, MoEConfig
 from elinvar.models.experts import MAX_EXPERTS, dense_rules, expert_rules, feeds
+from elinvar.models.family import Family
 from elinvar.models.keys import MAX_LAYERS, Keys, checked
 from elinvar.models.llama import NORMS
 from elinvar.models.shared import (
@@ -178,3 +179,17 @@ def _moe_from_hf(keys: Keys, num_layers: int) -> MoEConfig | None:
         top_groups=top_groups,
         shared_ff_dim=shared * ff_dim,
     )
+
+
+FAMILIES = (
+    Family(
+        name="deepseek",
+        models="DeepSeek V2, V2 Lite, V3, V3.1, R1",
+        hf_architectures=("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"),
+        gguf_architectures=(),
+        config_from_hf=config_from_hf,
+        config_from_gguf=None,
+        rules=rules,
+        build=build,
+    ),
+)

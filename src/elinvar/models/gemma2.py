@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from elinvar.base.config import ModelConfig
+from elinvar.models import gemma3
+from elinvar.models.family import Family
 from elinvar.models.gemma3 import HEAD_DIM, NORMS
 from elinvar.models.keys import Keys, checked
 from elinvar.models.shared import (
@@ -89,3 +91,17 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
         **sizes,
     )
     return checked(config, "The GGUF file")
+
+
+FAMILIES = (
+    Family(
+        name="gemma2",
+        models="Gemma 2",
+        hf_architectures=("Gemma2ForCausalLM",),
+        gguf_architectures=("gemma2",),
+        config_from_hf=config_from_hf,
+        config_from_gguf=config_from_gguf,
+        rules=rules,
+        build=gemma3.build,
+    ),
+)

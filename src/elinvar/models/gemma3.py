@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elinvar.base.config import LayerKind, ModelConfig, RopeConfig
+from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked, rope_factor_from_gguf, rope_from_hf
 from elinvar.models.shared import (
     attention_rules,
@@ -141,3 +142,18 @@ def _rope_from_hf(keys: Keys, head_dim: int) -> dict[LayerKind, RopeConfig]:
         "full": rope_from_hf(full, full_base, head_dim, context),
         "sliding": rope_from_hf(sliding, sliding_base, head_dim, context),
     }
+
+
+FAMILIES = (
+    Family(
+        name="gemma3",
+        models="Gemma 3, text",
+        hf_architectures=("Gemma3ForCausalLM",),
+        gguf_architectures=("gemma3",),
+        config_from_hf=config_from_hf,
+        config_from_gguf=config_from_gguf,
+        rules=rules,
+        build=build,
+        tested="random weights against transformers, and Gemma 3 270M itself",
+    ),
+)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elinvar.base.config import ModelConfig
+from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.shared import (
     FULL,
@@ -98,3 +99,27 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         **sizes,
     )
     return checked(config, "config.json")
+
+
+FAMILIES = (
+    Family(
+        name="glm",
+        models="GLM-4-9B (glm-4-9b-chat-hf)",
+        hf_architectures=("GlmForCausalLM",),
+        gguf_architectures=(),
+        config_from_hf=config_from_hf,
+        config_from_gguf=None,
+        rules=rules,
+        build=build,
+    ),
+    Family(
+        name="glm4",
+        models="GLM-4-0414, GLM-Z1",
+        hf_architectures=("Glm4ForCausalLM",),
+        gguf_architectures=(),
+        config_from_hf=config_from_hf,
+        config_from_gguf=None,
+        rules=rules,
+        build=build,
+    ),
+)

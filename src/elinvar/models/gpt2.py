@@ -10,6 +10,7 @@ from typing import Any
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import ModelConfig, RopeConfig
 from elinvar.models import gpt_neox
+from elinvar.models.family import Family
 from elinvar.models.keys import MAX_LAYERS, Keys, checked, head_dim_of
 from elinvar.models.shared import FULL, GGUF, TO, activation_from_hf, sizes_from_gguf, with_bias
 from elinvar.nn.decoder import Decoder, Layer
@@ -115,3 +116,17 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
         **sizes,
     )
     return checked(config, "The GGUF file")
+
+
+FAMILIES = (
+    Family(
+        name="gpt2",
+        models="GPT-2, DistilGPT2",
+        hf_architectures=("GPT2LMHeadModel",),
+        gguf_architectures=("gpt2",),
+        config_from_hf=config_from_hf,
+        config_from_gguf=config_from_gguf,
+        rules=rules,
+        build=build,
+    ),
+)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elinvar.base.config import ModelConfig
+from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.shared import (
     FULL,
@@ -116,3 +117,17 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
         **sizes,
     )
     return checked(config, "The GGUF file")
+
+
+FAMILIES = (
+    Family(
+        name="gpt_neox",
+        models="GPT-NeoX, Pythia",
+        hf_architectures=("GPTNeoXForCausalLM",),
+        gguf_architectures=("gptneox",),
+        config_from_hf=config_from_hf,
+        config_from_gguf=config_from_gguf,
+        rules=rules,
+        build=build,
+    ),
+)

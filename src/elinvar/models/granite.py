@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elinvar.base.config import ModelConfig
+from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.llama import NORMS
 from elinvar.models.shared import (
@@ -77,3 +78,17 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         **sizes,
     )
     return checked(config, "config.json")
+
+
+FAMILIES = (
+    Family(
+        name="granite",
+        models="Granite 3 (dense)",
+        hf_architectures=("GraniteForCausalLM",),
+        gguf_architectures=(),
+        config_from_hf=config_from_hf,
+        config_from_gguf=None,
+        rules=rules,
+        build=build,
+    ),
+)

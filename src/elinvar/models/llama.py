@@ -10,6 +10,7 @@ from typing import Any
 
 from elinvar.base.config import ModelConfig
 from elinvar.models.experts import feeds
+from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.shared import (
     FULL,
@@ -103,3 +104,18 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
         **sizes,
     )
     return checked(config, "The GGUF file")
+
+
+FAMILIES = (
+    Family(
+        name="llama",
+        models="Llama 2, 3, 3.1, 3.2, 3.3; SmolLM2",
+        hf_architectures=("LlamaForCausalLM",),
+        gguf_architectures=("llama",),
+        config_from_hf=config_from_hf,
+        config_from_gguf=config_from_gguf,
+        rules=rules,
+        build=build,
+        tested="random weights against transformers, and SmolLM2-135M itself",
+    ),
+)

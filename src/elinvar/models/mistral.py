@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from elinvar.base.config import LayerKind, ModelConfig
+from elinvar.models import llama
+from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.shared import kinds_from_hf, one_rope_from_hf, sizes_from_hf
 
@@ -29,3 +31,17 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         **sizes,
     )
     return checked(config, "config.json")
+
+
+FAMILIES = (
+    Family(
+        name="mistral",
+        models="Mistral 7B, Small, Nemo; Ministral 8B",
+        hf_architectures=("MistralForCausalLM", "MinistralForCausalLM"),
+        gguf_architectures=(),  # llama.cpp calls them llama
+        config_from_hf=config_from_hf,
+        config_from_gguf=None,
+        rules=llama.rules,
+        build=llama.build,
+    ),
+)

@@ -11,6 +11,7 @@ from typing import Any
 from elinvar.base.config import ModelConfig, MoEConfig
 from elinvar.models import llama, mistral
 from elinvar.models.experts import MAX_EXPERTS, expert_rules
+from elinvar.models.family import Family
 from elinvar.models.keys import Keys
 from elinvar.models.llama import NORMS
 from elinvar.models.shared import attention_rules, norm_rules, outer_rules
@@ -53,3 +54,17 @@ def _mixture(config: ModelConfig, keys: Keys, count_key: str, used_key: str) -> 
         renormalise=True,
     )
     return replace(config, family="mixtral", moe=moe)
+
+
+FAMILIES = (
+    Family(
+        name="mixtral",
+        models="Mixtral 8x7B, 8x22B",
+        hf_architectures=("MixtralForCausalLM",),
+        gguf_architectures=("llama with experts",),
+        config_from_hf=config_from_hf,
+        config_from_gguf=config_from_gguf,
+        rules=rules,
+        build=llama.build,
+    ),
+)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from elinvar.base.config import ModelConfig
+from elinvar.models import gpt_neox
+from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.shared import (
     FULL,
@@ -79,3 +81,17 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
         **sizes,
     )
     return checked(config, "The GGUF file")
+
+
+FAMILIES = (
+    Family(
+        name="phi",
+        models="Phi-1, Phi-1.5, Phi-2",
+        hf_architectures=("PhiForCausalLM",),
+        gguf_architectures=("phi2",),
+        config_from_hf=config_from_hf,
+        config_from_gguf=config_from_gguf,
+        rules=rules,
+        build=gpt_neox.build,
+    ),
+)

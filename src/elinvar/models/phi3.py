@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from elinvar.base.config import LayerKind, ModelConfig
+from elinvar.models import llama
+from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.llama import NORMS
 from elinvar.models.shared import (
@@ -66,3 +68,17 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         **sizes,
     )
     return checked(config, "config.json")
+
+
+FAMILIES = (
+    Family(
+        name="phi3",
+        models="Phi-3, Phi-3.5, Phi-4, Phi-4-mini",
+        hf_architectures=("Phi3ForCausalLM",),
+        gguf_architectures=(),
+        config_from_hf=config_from_hf,
+        config_from_gguf=None,
+        rules=rules,
+        build=llama.build,
+    ),
+)

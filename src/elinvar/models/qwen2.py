@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from elinvar.base.config import ModelConfig
+from elinvar.models import llama
+from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.llama import NORMS
 from elinvar.models.qwen3 import window_kinds
@@ -64,3 +66,17 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
         **sizes,
     )
     return checked(config, "The GGUF file")
+
+
+FAMILIES = (
+    Family(
+        name="qwen2",
+        models="Qwen2, Qwen2.5 (dense)",
+        hf_architectures=("Qwen2ForCausalLM",),
+        gguf_architectures=("qwen2",),
+        config_from_hf=config_from_hf,
+        config_from_gguf=config_from_gguf,
+        rules=rules,
+        build=llama.build,
+    ),
+)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from elinvar.base.config import LayerKind, ModelConfig
+from elinvar.models import llama
+from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.llama import NORMS
 from elinvar.models.shared import (
@@ -83,3 +85,17 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
         **sizes,
     )
     return checked(config, "The GGUF file")
+
+
+FAMILIES = (
+    Family(
+        name="qwen3",
+        models="Qwen3 (dense)",
+        hf_architectures=("Qwen3ForCausalLM",),
+        gguf_architectures=("qwen3",),
+        config_from_hf=config_from_hf,
+        config_from_gguf=config_from_gguf,
+        rules=rules,
+        build=llama.build,
+    ),
+)

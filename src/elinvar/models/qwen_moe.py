@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from elinvar.base.config import LayerKind, ModelConfig, MoEConfig
+from elinvar.models import llama
 from elinvar.models.experts import MAX_EXPERTS, dense_rules, expert_rules
+from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.llama import NORMS
 from elinvar.models.qwen3 import HEAD_NORMS
@@ -128,3 +130,27 @@ def _from_gguf(family: str, keys: Keys, tensors: Mapping[str, HostTensor]) -> Mo
         **sizes,
     )
     return checked(config, "The GGUF file")
+
+
+FAMILIES = (
+    Family(
+        name="qwen2_moe",
+        models="Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B",
+        hf_architectures=("Qwen2MoeForCausalLM",),
+        gguf_architectures=("qwen2moe",),
+        config_from_hf=qwen2_from_hf,
+        config_from_gguf=qwen2_from_gguf,
+        rules=rules,
+        build=llama.build,
+    ),
+    Family(
+        name="qwen3_moe",
+        models="Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder",
+        hf_architectures=("Qwen3MoeForCausalLM",),
+        gguf_architectures=("qwen3moe",),
+        config_from_hf=qwen3_from_hf,
+        config_from_gguf=qwen3_from_gguf,
+        rules=rules,
+        build=llama.build,
+    ),
+)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from elinvar.base.config import LayerKind, ModelConfig
+from elinvar.models import gpt_neox
+from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.shared import (
     FULL,
@@ -75,3 +77,17 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
         **sizes,
     )
     return checked(config, "The GGUF file")
+
+
+FAMILIES = (
+    Family(
+        name="starcoder2",
+        models="StarCoder2",
+        hf_architectures=("Starcoder2ForCausalLM",),
+        gguf_architectures=("starcoder2",),
+        config_from_hf=config_from_hf,
+        config_from_gguf=config_from_gguf,
+        rules=rules,
+        build=gpt_neox.build,
+    ),
+)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
-from elinvar.models.registry import Model
+from elinvar.models.family import Model
 from elinvar.ops.api import F32, KVLayer, Ops
 
 MAX_TOKENS = 256

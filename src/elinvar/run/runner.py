@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from elinvar.base.config import KVSpec
 from elinvar.base.plan import StepOutput, StepPlan, TokenLogprobs
-from elinvar.models.registry import Model
+from elinvar.models.family import Model
 from elinvar.ops.api import KVLayer, Ops, SampleResult
 from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows

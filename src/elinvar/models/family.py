@@ -1,0 +1,45 @@
+"""What a family's file says of itself, and what the runner sees of the model it builds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from elinvar.base.batch import ForwardBatch
+from elinvar.base.config import KVDtype, KVSpec, ModelConfig
+from elinvar.ops.api import F32, KVLayer, Ops
+from elinvar.weights.rules import Rule
+from elinvar.weights.tensor import HostTensor
+
+
+class Model(Protocol):
+    """What the runner sees of any family."""
+
+    config: ModelConfig
+
+    def kv_specs(self, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
+        """The cache it needs, one spec a layer kind, "full" first; the batch's block tables and
+        slot mappings come in this order."""
+        ...
+
+    def forward(self, batch: ForwardBatch, kv: Sequence[KVLayer]) -> F32:
+        """Logits [L, V] of batch.logit_rows; kv holds one KVLayer a layer and is written to."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A family's file: how its configuration is read, its weights named, its model built."""
+
+    name: str
+    models: str
+    """Those that people know, for the table of what is supported."""
+    hf_architectures: tuple[str, ...]
+    gguf_architectures: tuple[str, ...]
+    config_from_hf: Callable[[Mapping[str, Any]], ModelConfig]
+    config_from_gguf: Callable[[Mapping[str, Any], Mapping[str, HostTensor]], ModelConfig] | None
+    """None: there are no GGUF files of it, or another family reads them."""
+    rules: Callable[[ModelConfig], list[Rule]]
+    build: Callable[[ModelConfig, Mapping[str, Any], Ops], Model]
+    tested: str = "random weights against transformers"

@@ -328,6 +328,8 @@ F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I
     return out;
 }
 
+#include "bind_recurrent.h"
+
 nb::tuple sample(Session& p, F32In logits, nb::ndarray<const uint64_t, nb::c_contig> seeds,
                  I32In positions, F32In temperature, I32In top_k, F32In top_p, F32In min_p,
                  int num_top) {
@@ -433,6 +435,8 @@ NB_MODULE(_cpu, m) {
     nb::class_<BoundCache>(m, "Cache")
         .def(nb::init<BoundCache::Strided, BoundCache::Strided, const std::string&>());
     nb::class_<Recording>(m, "Recording").def("__call__", &replay).def("timed", &replay_timed);
+    nb::class_<BoundState>(m, "State")
+        .def(nb::init<BoundState::Strided, BoundState::Strided, int, int>());
     nb::class_<Session>(m, "Provider")
         .def(nb::init<int, const std::string&>())
         .def_prop_ro("simd", &Session::simd)
@@ -461,5 +465,9 @@ NB_MODULE(_cpu, m) {
         .def("latent_write", &latent_write)
         .def("attention", &attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
              nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
+        .def("causal_conv", &causal_conv)
+        .def("delta_rule", &delta_rule)
+        .def("gated_rms_norm", &gated_rms_norm)
+        .def("sigmoid_gate", &sigmoid_gate)
         .def("sample", &sample);
 }

@@ -128,6 +128,12 @@ void Provider::softcap(const float* x, float cap, std::size_t n, float* out) {
     });
 }
 
+void Provider::sigmoid_gate(const float* x, const float* gate, std::size_t n, float* out) {
+    in_pieces(n, [&](std::size_t first, std::size_t count) {
+        kernels_->sigmoid_gate(x + first, gate + first, count, out + first);
+    });
+}
+
 void Provider::rope_write(const Rope& a, int num_tokens) {
     // Neighbours of one prompt share cache lines of the keys.
     const int block = std::min(32, (num_tokens + 2 * pool_.size() - 1) / (2 * pool_.size()));

@@ -36,6 +36,8 @@ def blocks_needed(spec: KVSpec, num_tokens: int, max_step_tokens: int) -> int:
 
     A sliding group holds a window and the span of one step, which begin anywhere in a block.
     """
+    if spec.state is not None:
+        return 2  # the state that it goes on from, and one to leave as a snapshot
     full = -(-num_tokens // BLOCK_SIZE)
     if spec.window is None:
         return full

@@ -25,6 +25,7 @@ from elinvar.models import (
     phi3,
     qwen2,
     qwen3,
+    qwen3_next,
     qwen_moe,
     starcoder2,
 )
@@ -51,6 +52,7 @@ _FILES = (
     gemma2,
     gemma3,
     deepseek,
+    qwen3_next,
 )
 FAMILIES = tuple(family for file in _FILES for family in file.FAMILIES)
 

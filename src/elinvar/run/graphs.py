@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
 from elinvar.models.family import Model
-from elinvar.ops.api import F32, KVLayer, Ops
+from elinvar.ops.api import F32, LayerCache, Ops
 
 MAX_TOKENS = 256
 """Beyond, kernels take so long that Python no longer shows."""
@@ -43,7 +43,7 @@ class _Graph:
 class Graphs:
     """The forward of `model` over the caches `kv` (one a layer), which it must outlive."""
 
-    def __init__(self, model: Model, ops: Ops, kv: Sequence[KVLayer]) -> None:
+    def __init__(self, model: Model, ops: Ops, kv: Sequence[LayerCache]) -> None:
         self.model, self.ops, self.kv = model, ops, kv
         self._graphs: OrderedDict[tuple[int, int], _Graph] = OrderedDict()
 

@@ -16,14 +16,9 @@ StateTables tables_of(const I32In& query_start, const I32In& seq_lens, const I32
 F32Out causal_conv(Session& p, F32In x, F32In w, BoundState& state, I32In query_start,
                    I32In seq_lens, I32In tables) {
     auto out = result<float>(p, {x.shape(0), w.shape(1)});
-    const Convolution a{x.data(),
-                        last_of(x),
-                        w.data(),
-                        state.tails.data(),
-                        state.tails.stride(0),
-                        last_of(w),
-                        rows_of(w),
-                        out.data()};
+    const Convolution a{
+        x.data(),   last_of(x), w.data(),  state.tails.data(), state.tails.stride(0),
+        last_of(w), rows_of(w), out.data()};
     submit(p, [&p, a, t = tables_of(query_start, seq_lens, tables)] { p.causal_conv(a, t); });
     return out;
 }
@@ -31,8 +26,7 @@ F32Out causal_conv(Session& p, F32In x, F32In w, BoundState& state, I32In query_
 F32Out delta_rule(Session& p, F32In qkv, F32In x, F32In a_log, F32In dt_bias, BoundState& state,
                   I32In query_start, I32In seq_lens, I32In tables) {
     const auto heads = a_log.size();
-    auto out =
-        result<float>(p, {qkv.shape(0), heads * static_cast<std::size_t>(state.value_dim)});
+    auto out = result<float>(p, {qkv.shape(0), heads * static_cast<std::size_t>(state.value_dim)});
     const DeltaRule a{qkv.data(),
                       x.data(),
                       last_of(x),
@@ -52,9 +46,8 @@ F32Out delta_rule(Session& p, F32In qkv, F32In x, F32In a_log, F32In dt_bias, Bo
 F32Out gated_rms_norm(Session& p, F32In x, F32In gate, int first, F32In gain, float eps) {
     auto out = result<float>(p, {x.shape(0), x.shape(1)});
     const int dim = last_of(gain);
-    const GatedNorm a{x.data(),    gate.data() + first, last_of(gate),
-                      gain.data(), eps,                 last_of(x) / dim,
-                      dim,         out.data()};
+    const GatedNorm a{x.data(), gate.data() + first, last_of(gate), gain.data(),
+                      eps,      last_of(x) / dim,    dim,           out.data()};
     submit(p, [&p, a, rows = rows_of(x)] { p.gated_rms_norm(a, rows); });
     return out;
 }

@@ -123,10 +123,10 @@ struct StateSpan {
 
 // A causal convolution over the tokens, each of `channels` columns by itself, and its SiLU.
 struct Convolution {
-    const float* x;     // [T, ld], of which the first columns
+    const float* x;  // [T, ld], of which the first columns
     std::ptrdiff_t ld;
-    const float* w;     // [taps, channels]
-    float* tails;       // [taps - 1, channels] of block 0: the inputs before the next one
+    const float* w;             // [taps, channels]
+    float* tails;               // [taps - 1, channels] of block 0: the inputs before the next one
     std::ptrdiff_t block_step;  // floats from a block to the next
     int channels, taps;
     float* out;  // [T, channels]

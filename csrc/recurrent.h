@@ -20,7 +20,7 @@ void causal_conv(const Convolution& a, const StateSpan& s, int first, int num) {
             for (int j = 0; j < a.taps; ++j)
                 acc = fma(input(t - before + j), load_some(a.w + j * channels + c, n), acc);
             store_some(a.out + static_cast<ptrdiff_t>(s.first + t) * channels + c,
-                    activation_of<kSilu>(acc), n);
+                       activation_of<kSilu>(acc), n);
         }
         // Ascending: in place, what is read lies at or beyond what is written.
         for (int j = 0; j < before; ++j)
@@ -28,8 +28,8 @@ void causal_conv(const Convolution& a, const StateSpan& s, int first, int num) {
     }
 }
 
-// ln(1 + e^x) = max(x, 0) + ln(1 + e) with e = e^-|x|; ln(1 + e) = 2 atanh(s), s = e / (2 + e) <= 1/3,
-// so that the result is as precise where it is tiny.
+// ln(1 + e^x) = max(x, 0) + ln(1 + e) with e = e^-|x|; ln(1 + e) = 2 atanh(s), s = e / (2 + e) <=
+// 1/3, so that the result is as precise where it is tiny.
 EL_INLINE V softplus(V x) {
     const V e = exp(zero() - abs(x));
     const V s = e / (e + set1(2.0f));
@@ -79,8 +79,7 @@ EL_INLINE void delta_step(const float* from, float* to, ptrdiff_t ld, int key_di
             memory[w] = fma(load(from + i * ld + 16 * w) * d, ki, memory[w]);
     }
     EL_UNROLL
-    for (int w = 0; w < W; ++w)
-        change[w] = (load_some(v + 16 * w, num - 16 * w) - memory[w]) * b;
+    for (int w = 0; w < W; ++w) change[w] = (load_some(v + 16 * w, num - 16 * w) - memory[w]) * b;
     for (int i = 0; i < key_dim; ++i) {
         const V ki = set1(k[i]), qi = set1(q[i]);
         EL_UNROLL
@@ -117,8 +116,7 @@ void delta_rule(const DeltaRule& a, const StateSpan& s, int head, int first, int
         const float* gates = a.x + (t + 1) * a.ld - 2 * a.heads + head;
         const V g = rate * softplus(set1(gates[a.heads]) + shift);
         const float decay = first_lane(exp(zero() - g));
-        const float beta =
-            first_lane(set1(1.0f) / (set1(1.0f) + exp(zero() - set1(gates[0]))));
+        const float beta = first_lane(set1(1.0f) / (set1(1.0f) + exp(zero() - set1(gates[0]))));
         const float* v = row + 2 * keys + head * a.value_dim + first;
         float* out = a.out + (static_cast<ptrdiff_t>(t) * a.heads + head) * a.value_dim + first;
         int j = 0;

@@ -140,7 +140,10 @@ def hybrid_from_hf(family: str, keys: Keys) -> ModelConfig:
     keys.only("attention_bias", False)
     sizes = sizes_from_hf(keys, HEAD_DIM)
     num_layers, every = sizes["num_layers"], keys.size("full_attention_interval", 4)
-    by_interval = [LAYER_TYPES[f"{'linear' if (i + 1) % every else 'full'}_attention"] for i in range(num_layers)]
+    by_interval = [
+        LAYER_TYPES[f"{'linear' if (i + 1) % every else 'full'}_attention"]
+        for i in range(num_layers)
+    ]
     kinds = kinds_from_hf(keys, by_interval, LAYER_TYPES)
     config = ModelConfig(
         family=family,

@@ -108,9 +108,7 @@ def kinds_from_hf(
     types = keys.raw("layer_types")
     if types is None:
         return tuple(default)
-    if not isinstance(types, list) or not all(
-        isinstance(t, str) and t in known for t in types
-    ):
+    if not isinstance(types, list) or not all(isinstance(t, str) and t in known for t in types):
         raise keys.bad("layer_types", f"a list of {' and '.join(known)}")
     return tuple(known[t] for t in types)
 

@@ -33,9 +33,9 @@ using Stored = std::conditional_t<kind == Kind::f32, float, uint16_t>;  // in th
 #include "linear_float.h"
 #include "linear_quant.h"
 #include "maps.h"
-#include "recurrent.h"
 #include "rows.h"
 #include "rows_latent.h"
+#include "rows_recurrent.h"
 #include "sample.h"
 
 #define EL_TEXT(x) #x

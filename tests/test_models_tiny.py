@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from elinvar.models.family import Model
-from elinvar.models.registry import FAMILIES, find_family, load_model, read_config
+from elinvar.models.registry import FAMILIES, find_family, load_model, read_config, rules_of
 from elinvar.ops import Ops, load_provider
 from elinvar.weights.checkpoint import open_checkpoint
 from elinvar.weights.load import load_weights
@@ -148,7 +148,7 @@ def test_saved_state_is_what_transformers_reads(case: str, tmp_path: Path) -> No
     make_reference(case).save_pretrained(tmp_path / "a")
     checkpoint = open_checkpoint(tmp_path / "a")
     config = read_config(checkpoint)
-    rules = find_family(checkpoint).rules(config)
+    rules = rules_of(checkpoint, find_family(checkpoint), config)
     state = load_weights(checkpoint, rules, config)
     save_state(state, rules, config.num_layers, tmp_path / "b", checkpoint.metadata)
     ops = load_provider("ref")
@@ -163,6 +163,26 @@ def test_a_bare_model_is_found(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
     save_file({name.removeprefix("transformer."): t for name, t in tensors.items()}, path)
+    expected = reference_logits(reference, prompt())
+    assert_parity(run_tokens(load_f32(tmp_path, ops), ops, prompt()), expected)
+
+
+@pytest.mark.parametrize("case", ["qwen3-5-moe", "qwen3-5-moe-seeing"])
+def test_stacks_of_experts_are_found(case: str, tmp_path: Path) -> None:
+    """As Qwen3.5 is published: the gate and the up of all experts in one tensor, the downs in one."""
+    reference, ops = make_reference(case), load_provider("cpu")
+    reference.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    for stem in {name.partition("experts.")[0] for name in tensors if ".experts." in name}:
+        gate, up, down = (
+            [tensors.pop(f"{stem}experts.{e}.{part}_proj.weight") for e in range(10)]
+            for part in ("gate", "up", "down")
+        )
+        pairs = [np.concatenate(pair) for pair in zip(gate, up, strict=True)]
+        tensors[f"{stem}experts.gate_up_proj"] = np.stack(pairs)
+        tensors[f"{stem}experts.down_proj"] = np.stack(down)
+    save_file(tensors, path)
     expected = reference_logits(reference, prompt())
     assert_parity(run_tokens(load_f32(tmp_path, ops), ops, prompt()), expected)
 

@@ -54,7 +54,11 @@ def run(ops: Ops, c: DeltaConfig, step: Step, chunk: int, lengths: Sequence[int]
 def steps(c: DeltaConfig) -> list[Step]:
     rng = np.random.default_rng(c.channels)
     tokens, width = sum(LENGTHS), c.channels + c.heads * (c.value_dim + 2)
-    x, qkv, w = normal(rng, tokens, width), normal(rng, tokens, c.channels), normal(rng, c.taps, c.channels)
+    x, qkv, w = (
+        normal(rng, tokens, width),
+        normal(rng, tokens, c.channels),
+        normal(rng, c.taps, c.channels),
+    )
     a_log, shift = normal(rng, c.heads) - 2, normal(rng, c.heads)
     x[5] *= 40  # gates open and shut
     qkv[7] = 0

@@ -90,6 +90,10 @@ class Keys:
             raise self.bad(key, "an object")
         return Keys(value or {}, f"{self._source}, in {key},")
 
+    def replaced(self, values: Mapping[str, Any]) -> Keys:
+        """These, but for `values`."""
+        return Keys({**self._values, **values}, self._source, self._prefix)
+
     def bad(self, key: str, expected: str) -> ModelError:
         return ModelError(
             f"{self._source} has {self._prefix}{key} = {_short(self.raw(key))}, which must be "

@@ -25,15 +25,17 @@ from elinvar.models import (
     phi3,
     qwen2,
     qwen3,
+    qwen3_5,
     qwen3_next,
     qwen_moe,
     starcoder2,
 )
+from elinvar.models.experts import as_stacked
 from elinvar.models.family import Family, Model
 from elinvar.ops.api import Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
-from elinvar.weights.rules import as_published
+from elinvar.weights.rules import Rule, as_published
 
 _FILES = (
     llama,
@@ -53,6 +55,7 @@ _FILES = (
     gemma3,
     deepseek,
     qwen3_next,
+    qwen3_5,
 )
 FAMILIES = tuple(family for file in _FILES for family in file.FAMILIES)
 
@@ -86,6 +89,11 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
     return family.config_from_hf(checkpoint.metadata)
 
 
+def rules_of(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> list[Rule]:
+    """The family's, for the layout that this checkpoint has."""
+    return as_stacked(as_published(family.rules(config), checkpoint.tensors), checkpoint.tensors)
+
+
 def load_model(
     checkpoint: Checkpoint,
     ops: Ops,
@@ -96,6 +104,6 @@ def load_model(
 ) -> Model:
     """Reads the configuration, loads the weights (see load_weights) and builds the model."""
     family, config = find_family(checkpoint), read_config(checkpoint)
-    rules = as_published(family.rules(config), checkpoint.tensors)
+    rules = rules_of(checkpoint, family, config)
     weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
     return family.build(config, weights, ops)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -254,9 +255,14 @@ def transpose(tensor: HostTensor) -> HostTensor:
 
 def as_published(rules: Sequence[Rule], names: Container[str]) -> list[Rule]:
     """The rules for a checkpoint with tensors of these names: one that was saved from the bare model
-    (GPT-2 is published so) leaves out the first part of every name."""
+    (GPT-2 is published so) leaves out the first part of every name, and one of a model that also sees
+    has the text model inside."""
     embed = next((rule.hf for rule in rules if rule.name == "embed"), None)
     prefix, _, bare = (embed or "").partition(".")
+    if embed not in names and (inner := f"{prefix}.language_model.") + bare in names:
+        return [
+            replace(rule, hf=rule.hf and re.sub(rf"^{prefix}\.", inner, rule.hf)) for rule in rules
+        ]
     if embed in names or bare not in names:
         return list(rules)
     return [replace(rule, hf=rule.hf and rule.hf.removeprefix(f"{prefix}.")) for rule in rules]

@@ -96,6 +96,14 @@ def plan_kv(
     return KVPlan(tuple(blocks), context, size(blocks))
 
 
+def describe_blocks(specs: Sequence[KVSpec], num_blocks: Sequence[int]) -> str:
+    """For the log."""
+    return ", ".join(
+        f"{count} {spec.kind} {'states' if spec.state else 'blocks'} of {spec.block_bytes} bytes"
+        for spec, count in zip(specs, num_blocks, strict=True)
+    )
+
+
 def _longest(budget: int, wanted: int, cost: Callable[[int], int]) -> int:
     """Most tokens, in whole blocks and below `wanted`, whose cost the budget covers."""
     low, high = 0, wanted // BLOCK_SIZE

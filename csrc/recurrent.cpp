@@ -14,7 +14,10 @@ StateSpan StateTables::span(int i) const {
 }
 
 void Provider::causal_conv(const Convolution& a, const StateTables& t) {
-    const int width = 256, across = (a.channels + width - 1) / width;
+    // A token's channels lie together, the next token's far away.
+    const int wanted = 2 * pool_.size() / std::max(1, t.num_seqs) + 1;
+    const int width = std::clamp((a.channels / wanted + 15) / 16 * 16, 64, 2048);
+    const int across = (a.channels + width - 1) / width;
     pool_.run(t.num_seqs * across, [&](int i, int) {
         const int first = i % across * width;
         kernels_->causal_conv(a, t.span(i / across), first, std::min(width, a.channels - first));

@@ -4,28 +4,38 @@
 EL_INLINE V load_some(const float* p, int n) { return n >= 16 ? load(p) : load_n(p, n); }
 EL_INLINE void store_some(float* p, V a, int n) { n >= 16 ? store(p, a) : store_n(p, a, n); }
 
+constexpr int kMaxTaps = 64;
+
 void causal_conv(const Convolution& a, const StateSpan& s, int first, int num) {
-    const int channels = a.channels, before = a.taps - 1;
-    const float* from = a.tails + s.from * a.block_step;
-    float* to = a.tails + s.to * a.block_step;
-    for (int c = first; c < first + num; c += 16) {
-        const int n = min_of(16, first + num - c);
-        // Input t of this step; below 0 one of those before it, or 0 before the sequence.
-        const auto input = [&](int t) {
-            if (t >= 0) return load_some(a.x + (s.first + t) * a.ld + c, n);
-            return s.from < 0 ? zero() : load_some(from + (before + t) * channels + c, n);
-        };
-        for (int t = 0; t < s.count; ++t) {
+    const int before = a.taps - 1;
+    const float* from = a.tails + s.from * a.block_step + first;
+    float* to = a.tails + s.to * a.block_step + first;
+    // The channels of input t of this step; below 0 one of those before it, null before the
+    // sequence.
+    const auto input = [&](int t) -> const float* {
+        if (t >= 0) return a.x + (s.first + t) * a.ld + first;
+        return s.from < 0 ? nullptr : from + (before + t) * a.channels;
+    };
+    const auto at = [](const float* row, int c, int n) {
+        return row ? load_some(row + c, n) : zero();
+    };
+    const float* rows[kMaxTaps];
+    for (int t = 0; t < s.count; ++t) {
+        for (int j = 0; j < a.taps; ++j) rows[j] = input(t - before + j);
+        float* out = a.out + static_cast<ptrdiff_t>(s.first + t) * a.channels + first;
+        for (int c = 0; c < num; c += 16) {
             V acc = zero();
             for (int j = 0; j < a.taps; ++j)
-                acc = fma(input(t - before + j), load_some(a.w + j * channels + c, n), acc);
-            store_some(a.out + static_cast<ptrdiff_t>(s.first + t) * channels + c,
-                       activation_of<kSilu>(acc), n);
+                acc = fma(at(rows[j], c, num - c),
+                          load_some(a.w + j * a.channels + first + c, num - c), acc);
+            store_some(out + c, activation_of<kSilu>(acc), num - c);
         }
-        // Ascending: in place, what is read lies at or beyond what is written.
-        for (int j = 0; j < before; ++j)
-            store_some(to + j * channels + c, input(s.count - before + j), n);
     }
+    // Ascending: in place, what is read lies at or beyond what is written.
+    for (int j = 0; j < before; ++j)
+        for (int c = 0; c < num; c += 16)
+            store_some(to + j * a.channels + c, at(input(s.count - before + j), c, num - c),
+                       num - c);
 }
 
 // ln(1 + e^x) = max(x, 0) + ln(1 + e) with e = e^-|x|; ln(1 + e) = 2 atanh(s), s = e / (2 + e) <=

@@ -13,7 +13,7 @@ from typing import Any
 from elinvar.base.config import DeltaConfig, LayerKind, ModelConfig, MoEConfig
 from elinvar.models.experts import MAX_EXPERTS, dense_rules, expert_rules, feeds
 from elinvar.models.family import Family
-from elinvar.models.keys import MAX_HEAD_DIM, Keys, checked
+from elinvar.models.keys import MAX_HEAD_DIM, MAX_TAPS, Keys, checked
 from elinvar.models.llama import NORMS
 from elinvar.models.qwen3 import HEAD_NORMS
 from elinvar.models.qwen_moe import layers_with_experts
@@ -166,7 +166,7 @@ def _delta_from_hf(keys: Keys) -> DeltaConfig:
         heads,
         key_dim=keys.size("linear_key_head_dim", largest=MAX_HEAD_DIM),
         value_dim=keys.size("linear_value_head_dim", largest=MAX_HEAD_DIM),
-        taps=keys.size("linear_conv_kernel_dim", largest=64),
+        taps=keys.size("linear_conv_kernel_dim", largest=MAX_TAPS),
     )
 
 

@@ -5,7 +5,6 @@ layer made of them.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -63,27 +62,25 @@ def expert_rules(
     return [replace(rule, layers=c.layers) for rule in rules]
 
 
-def as_stacked(rules: Sequence[Rule], names: Container[str]) -> list[Rule]:
+_EXPERT = re.compile(r"(.*\.experts\.)(\d+)\.(gate|up|down)_proj\.weight")
+
+
+def as_stacked(config: ModelConfig, rules: Sequence[Rule], names: Container[str]) -> list[Rule]:
     """The rules for a checkpoint with tensors of these names, where it may hold a layer's experts in
-    two stacks: each expert's gate over its up, and the downs."""
+    two stacks: each one's gate over its up, and the downs (transformers holds them so)."""
 
     def stacked(rule: Rule) -> Rule:
-        found = re.fullmatch(r"(.*\.experts\.)(\d+)\.(gate|up|down)_proj\.weight", rule.hf or "")
-        if found is None or rule.shape is None or rule.layers is None:
+        found = _EXPERT.fullmatch(rule.hf or "")
+        if found is None or config.moe is None or rule.shape is None or not rule.layers:
             return rule
-        stem, expert, part = found[1], int(found[2]), found[3]
+        stem, e, part = found[1], int(found[2]), found[3]
         name, (rows, cols) = stem + ("down_proj" if part == "down" else "gate_up_proj"), rule.shape
         if name.replace("{i}", str(rule.layers[0])) not in names:
             return rule
         each = rows if part == "down" else 2 * rows
-        start = expert * each + (rows if part == "up" else 0)
-        return replace(rule, hf=name, hf_part=Part((counts[stem], each, cols), start))
+        whole = Part((config.moe.num_experts, each, cols), e * each + rows * (part == "up"))
+        return replace(rule, hf=name, hf_part=whole)
 
-    counts = Counter(
-        (rule.hf or "").partition("experts.")[0] + "experts."
-        for rule in rules
-        if (rule.hf or "").endswith(".down_proj.weight") and ".experts." in (rule.hf or "")
-    )
     return [stacked(rule) for rule in rules]
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from elinvar.base.config import ModelConfig
 from elinvar.models.family import Family
+from elinvar.models.hybrid import DELTA, build, common_rules, hybrid_from_hf, on_layers
 from elinvar.models.keys import Keys
-from elinvar.models.qwen3_next import DELTA, build, common_rules, hybrid_from_hf, on_layers
 from elinvar.models.shared import TO
 from elinvar.weights.rules import Part, Rule
 

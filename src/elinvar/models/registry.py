@@ -91,7 +91,8 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
 
 def rules_of(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> list[Rule]:
     """The family's, for the layout that this checkpoint has."""
-    return as_stacked(as_published(family.rules(config), checkpoint.tensors), checkpoint.tensors)
+    names = checkpoint.tensors
+    return as_stacked(config, as_published(family.rules(config), names), names)
 
 
 def load_model(

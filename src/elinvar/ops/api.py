@@ -366,7 +366,7 @@ class Ops(Protocol):
         """A call that does the ops of `run` again, on what the same arrays hold by then.
 
         `run` must call ops alone, whatever the arrays hold: it may be run to learn them, and its
-        results mean nothing. Weights, caches and input arrays must outlive the recording. The
+        results mean nothing (who runs it gives back the states that it went on from). Weights, caches and input arrays must outlive the recording. The
         result is valid until the next call of any recording of this provider.
         """
         ...

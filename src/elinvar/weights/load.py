@@ -82,7 +82,8 @@ def load_weights(
     log = log or (lambda _: None)
     bindings = bind(rules, checkpoint.format, config.num_layers)
     key = pack_key(checkpoint.fingerprint, weight_format, bindings)
-    path = _pack_path(checkpoint, weight_format, cache_dir) if cache_dir else None
+    part = f"-{key.hex()[:8]}" if any(binding.cut for binding in bindings) else ""
+    path = _pack_path(checkpoint, weight_format + part, cache_dir) if cache_dir else None
     if path is not None:
         try:
             pack = read_pack(path, key)
@@ -239,9 +240,9 @@ def _check_biases(checkpoint: Checkpoint, used: set[str]) -> None:
             )
 
 
-def _pack_path(checkpoint: Checkpoint, weight_format: str, cache_dir: Path) -> Path:
+def _pack_path(checkpoint: Checkpoint, what: str, cache_dir: Path) -> Path:
     stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in checkpoint.path.stem)[:60]
-    name = f"{stem}-{checkpoint.fingerprint[:16]}-{weight_format}-v{PACK_VERSION}.pack"
+    name = f"{stem}-{checkpoint.fingerprint[:16]}-{what}-v{PACK_VERSION}.pack"
     return cache_dir / "packed" / name
 
 

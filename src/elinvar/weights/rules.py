@@ -273,15 +273,12 @@ def _elements(tensor: HostTensor, part: Part, shape: tuple[int, ...]) -> HostTen
 
 def _columns(tensor: HostTensor, rows: Rows) -> HostTensor:
     """Rows of what lies as (in, out): these columns. Of a stack, of one of its matrices."""
+    size = _element_bytes(tensor)
     n, k = tensor.shape[-2:]
     which = int(rows[0]) // k
-    data = tensor.data[which * n : (which + 1) * n]
-    picked = replace(tensor, shape=(n, k), data=data)
-    elements, size = BLOCKS[tensor.dtype]
-    if elements == 1:
-        data = data.reshape(n, k, size)[:, rows - which * k].reshape(n, -1)
-        picked = replace(tensor, shape=(n, len(rows)), data=data)
-    return transpose(picked)
+    stack = tensor.data.view(f"u{size}").reshape(-1, n, k)
+    data = np.ascontiguousarray(stack[which, :, rows - which * k]).view(np.uint8)
+    return replace(tensor, shape=(len(rows), n), data=data)
 
 
 def _row_bytes(tensor: HostTensor, shape: tuple[int, ...]) -> int:
@@ -294,16 +291,21 @@ def _row_bytes(tensor: HostTensor, shape: tuple[int, ...]) -> int:
 
 def transpose(tensor: HostTensor) -> HostTensor:
     """The last two dims the other way round. Raises ModelError for a type of blocks."""
-    elements, size = BLOCKS[tensor.dtype]
-    if elements > 1:
-        raise ModelError(
-            f"Tensor {tensor.name} is stored as (in, out) and cannot be {tensor.dtype}."
-        )
+    size = _element_bytes(tensor)
     *stack, n, k = tensor.shape
     data = tensor.data.reshape(-1, n, k, size).swapaxes(1, 2)
     return HostTensor(
         tensor.name, (*stack, k, n), tensor.dtype, np.ascontiguousarray(data).reshape(-1, n * size)
     )
+
+
+def _element_bytes(tensor: HostTensor) -> int:
+    elements, size = BLOCKS[tensor.dtype]
+    if elements > 1:
+        raise ModelError(
+            f"Tensor {tensor.name} is stored as (in, out) and cannot be {tensor.dtype}."
+        )
+    return size
 
 
 def as_published(rules: Sequence[Rule], names: Container[str]) -> list[Rule]:

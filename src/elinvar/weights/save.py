@@ -43,28 +43,6 @@ def save_state(
         first = state[bindings[0].name]
         shape = bindings[0].stored_shape or first.shape
         entries.append((source, _joint_dtype(state[b.name] for b in bindings), tuple(shape)))
-
-    dtypes = {source: dtype for source, dtype, _ in entries}
-
-    def stored(source: str) -> NDArray[np.uint8]:
-        bindings, dtype = sources[source], dtypes[source]
-        whole: HostTensor | None = None
-        for binding in bindings:
-            tensor = _host_tensor(source, state[binding.name], dtype)
-            tensor = binding.fix.invert(tensor) if binding.fix else tensor
-            if binding.part is None:
-                whole = tensor
-                break
-            row = math.prod(tensor.shape[1:]) * BLOCKS[dtype][1]
-            if whole is None:
-                size = math.prod(binding.part.of) * BLOCKS[dtype][1]
-                data = np.zeros((size // row, row), np.uint8)
-                whole = HostTensor(source, binding.part.of, dtype, data)
-            rows = binding.part.rows(np.arange(tensor.shape[0]))
-            whole.data.reshape(-1, row)[rows] = tensor.data.reshape(-1, row)
-        assert whole is not None
-        return (transpose(whole) if bindings[0].transposed else whole).data
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -72,7 +50,34 @@ def save_state(
     text = json.dumps(dict(config), indent=2).encode()
     with atomic_file(folder / "config.json", len(text)) as file:
         file.write(text)
-    write_safetensors(folder / SINGLE, entries, stored)
+    write_safetensors(
+        folder / SINGLE, entries, lambda source: stored_tensor(sources[source], state).data
+    )
+
+
+def stored_tensor(
+    bindings: Sequence[Binding], state: Mapping[str, Weight | NDArray[np.float32]]
+) -> HostTensor:
+    """What a file holds for the weights that share one of its tensors."""
+    dtype = _joint_dtype(state[binding.name] for binding in bindings)
+    source, transposed = bindings[0].source, bindings[0].transposed
+    whole: HostTensor | None = None
+    for binding in bindings:
+        tensor = _host_tensor(source, state[binding.name], dtype)
+        tensor = binding.fix.invert(tensor) if binding.fix else tensor
+        if binding.part is None:
+            whole = tensor
+            break
+        row = math.prod(tensor.shape[1:]) * BLOCKS[dtype][1]
+        if whole is None:
+            size = math.prod(binding.part.of) * BLOCKS[dtype][1]
+            whole = HostTensor(
+                source, binding.part.of, dtype, np.zeros((size // row, row), np.uint8)
+            )
+        rows = binding.part.rows(np.arange(tensor.shape[0]))
+        whole.data.reshape(-1, row)[rows] = tensor.data.reshape(-1, row)
+    assert whole is not None
+    return transpose(whole) if transposed else whole
 
 
 _SAVED_DTYPES = {"f16": "F16", "bf16": "BF16"}

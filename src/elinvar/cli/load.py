@@ -39,7 +39,8 @@ def load(
             if stage != current:
                 stack.close()
                 current, update = stage, stack.enter_context(bar(stage, total or None))
-            update(done, f"{100 * done // total} %" if total else format_size(done))
+            of = f" of {format_size(total)}" if total else ""
+            update(done, format_size(done) + of)
 
         llm = LLM(Engine.load(model, config, progress, wrap_ops))
     if source is not None:

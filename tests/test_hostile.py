@@ -352,7 +352,7 @@ def scale_names(tensors: dict[str, Any]) -> list[str]:
 SCHEMES = (
     *("gptq", "gptq-act-order", "gptq-8", "awq", "w4a16", "w4a16-asymmetric", "w8a16", "w8a8"),
     *("w8a8-fp8", "w8a8-fp8-channel", "nvfp4", "nvfp4-modelopt", "fp8-blocks", "mxfp4"),
-    *("nf4", "llm-int8", "sparse-fp8"),
+    *("nf4", "llm-int8", "sparse-fp8", "hqq", "hqq-8", "hqq-axis-0"),
 )
 
 

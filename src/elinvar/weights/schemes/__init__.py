@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from elinvar.base.errors import ModelError
-from elinvar.weights.schemes import awq, bnb, compressed, floats, gptq
+from elinvar.weights.schemes import awq, bnb, compressed, floats, gptq, hqq
 from elinvar.weights.schemes.base import Matrix, Parts, short
 from elinvar.weights.tensor import HostTensor
 
@@ -28,6 +28,7 @@ _METHODS: dict[str, Find] = {
     "modelopt": floats.find_modelopt,
     "mxfp4": floats.find_mxfp4,
     "bitsandbytes": bnb.find,
+    "hqq": hqq.find,
 }
 
 

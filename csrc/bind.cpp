@@ -193,6 +193,15 @@ F32Out scale(Session& p, F32In x, float factor) {
     return out;
 }
 
+F32Out scale_heads(Session& p, F32In q, I32In positions, F32In factors) {
+    auto out = result<float>(p, {q.shape(0), q.shape(1), q.shape(2)});
+    if (p.recording) p.recording->keep.push_back(nb::cast(factors));  // they may grow elsewhere
+    submit(p, [&p, q = q.data(), rows = rows_of(q),
+               width = static_cast<int>(q.shape(1) * q.shape(2)), at = positions.data(),
+               f = factors.data(), o = out.data()] { p.scale_heads(q, rows, width, at, f, o); });
+    return out;
+}
+
 F32Out softcap(Session& p, F32In x, float cap) {
     auto out = result<float>(p, {x.shape(0), x.shape(1)});
     submit(p, [&p, cap, x = x.data(), n = x.size(), o = out.data()] { p.softcap(x, cap, n, o); });
@@ -236,11 +245,13 @@ nb::tuple route(Session& p, F32In logits, int top_k, bool sigmoid, bool renormal
 }
 
 F32Out moe(Session& p, F32In x, I32In ids, F32In weights, const BoundExperts& experts,
-           int activation) {
+           int activation, bool scale_inputs) {
     auto out = result<float>(p, {x.shape(0), x.shape(1)});
-    submit(p, [&p, &experts, activation, x = x.data(), rows = rows_of(x), top_k = last_of(weights),
-               ids = ids.data(), weights = weights.data(),
-               o = out.data()] { p.moe(x, rows, top_k, ids, weights, experts, activation, o); });
+    submit(p,
+           [&p, &experts, activation, scale_inputs, x = x.data(), rows = rows_of(x),
+            top_k = last_of(weights), ids = ids.data(), weights = weights.data(), o = out.data()] {
+               p.moe(x, rows, top_k, ids, weights, experts, activation, scale_inputs, o);
+           });
     return out;
 }
 
@@ -448,6 +459,7 @@ NB_MODULE(_cpu, m) {
              nb::arg())
         .def("activate", &activate)
         .def("scale", &scale)
+        .def("scale_heads", &scale_heads)
         .def("softcap", &softcap)
         .def("linear", &linear, nb::arg(), nb::arg(), nb::arg().none())
         .def("gated_linear", &gated_linear)

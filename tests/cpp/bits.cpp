@@ -93,7 +93,8 @@ void show_mixture(Provider& p) {
                 weights.data());
         show("routes", ids.data(), ids.size() * 4);
         show("weights", weights);
-        p.moe(x.data(), rows, 2, ids.data(), weights.data(), {gates, gates, downs}, 0, y.data());
+        p.moe(x.data(), rows, 2, ids.data(), weights.data(), {gates, gates, downs}, 0, sigmoid,
+              y.data());
         show("moe", y);
     }
 }

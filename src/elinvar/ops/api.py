@@ -161,6 +161,10 @@ class Ops(Protocol):
         """x * factor, rounded once."""
         ...
 
+    def scale_heads(self, q_THD: F32, positions_T: I32, factors_P: F32) -> F32:
+        """Each token's queries times factors[position], rounded once."""
+        ...
+
     def softcap(self, x_TD: F32, cap: float) -> F32:
         """cap * tanh(x / cap) (Gemma Team, 2024)."""
         ...
@@ -196,8 +200,8 @@ class Ops(Protocol):
         """The k experts of each token by ascending id, and their weights: [T, k] each.
 
         A token's scores are the softmax or the sigmoid of its logits. Chosen are the k experts with
-        the largest score + bias (softmax without bias: the largest logit, which is the same order),
-        of equal ones the lower id. The experts may lie in groups, one after the other, and only
+        the largest score + bias (without bias, and without groups if sigmoid: the largest logit, which
+        is the same order), of equal ones the lower id. The experts may lie in groups, one after the other, and only
         those of the `top_groups` best groups be eligible, of equal ones the first: a group is worth
         its best expert (softmax; DeepSeek-AI, 2024), or the sum of its two best (sigmoid). A weight
         is the score, with `renormalise` over the ascending sum of those chosen, times `scaling`.
@@ -206,12 +210,19 @@ class Ops(Protocol):
         ...
 
     def moe(
-        self, x_TD: F32, ids_TK: I32, weights_TK: F32, experts: Experts, activation: Activation
+        self,
+        x_TD: F32,
+        ids_TK: I32,
+        weights_TK: F32,
+        experts: Experts,
+        activation: Activation,
+        scale_inputs: bool = False,
     ) -> F32:
         """sum over a token's experts of weight * (down (act(gate x) * up x)) -> [T, D]: from 0 one
         chain of FMAs by ascending expert id, the order in which ids_TK must hold them. An expert's
         products are those of `gated_linear` and `linear`; its biases are added to the finished
-        chains."""
+        chains. With `scale_inputs` (Llama 4) a weight is a factor of what its expert sees: the finished
+        chains gate x and up x are multiplied by it, and the sum has weights of 1."""
         ...
 
     def rope_write(

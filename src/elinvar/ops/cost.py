@@ -61,6 +61,10 @@ def scale(x_TD: F32, factor: float) -> Cost:
     return Cost("", 0, 2 * x_TD.nbytes, x_TD.size)
 
 
+def scale_heads(q_THD: F32, positions_T: I32, factors_P: F32) -> Cost:
+    return Cost("", 0, 2 * q_THD.nbytes + 8 * positions_T.size, q_THD.size)
+
+
 def softcap(x_TD: F32, cap: float) -> Cost:
     return Cost("", 0, 2 * x_TD.nbytes, 3 * x_TD.size)
 
@@ -97,7 +101,14 @@ def route(
     return Cost("", 0, logits_TE.nbytes + 8 * rows * k, 4 * rows * experts)
 
 
-def moe(x_TD: F32, ids_TK: I32, weights_TK: F32, experts: Experts, activation: Activation) -> Cost:
+def moe(
+    x_TD: F32,
+    ids_TK: I32,
+    weights_TK: F32,
+    experts: Experts,
+    activation: Activation,
+    scale_inputs: bool = False,
+) -> Cost:
     """Experts that no token goes to are not read."""
     parts = experts.gates, experts.ups, experts.downs
     first = [part[0] for part in parts]
@@ -200,7 +211,7 @@ COSTS: dict[str, Callable[..., Cost]] = {
         *(embed, rms_norm, add, add_rms_norm, linear, gated_linear, route, moe),
         *(rope_write, attention, sample),
         *(head_linear, latent_query, latent_write),
-        *(layer_norm, add_layer_norm, scale, softcap, activate),
+        *(layer_norm, add_layer_norm, scale, scale_heads, softcap, activate),
     )
 }
 """By the op's name: every op of `Ops` that computes."""

@@ -76,6 +76,10 @@ def _add_rope(writer: gguf.GGUFWriter, reference: Any) -> None:
     theta, head_dim = params["rope_theta"], _head_dim(config)
     writer.add_rope_freq_base(theta)
     writer.add_rope_dimension_count(int(head_dim * params.get("partial_rotary_factor", 1.0)))
+    if params["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(params["factor"])
+        writer.add_rope_scaling_orig_ctx_len(params["original_max_position_embeddings"])
     if params["rope_type"] == "llama3":
         plain = theta ** (-np.arange(0, head_dim, 2) / head_dim)
         divisors = plain / reference.model.rotary_emb.inv_freq.numpy()
@@ -99,7 +103,14 @@ def _gemma2(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
+def _olmo2(writer: gguf.GGUFWriter, config: Any) -> None:
+    if hasattr(config, "sliding_window"):
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_sliding_window_pattern([t == "sliding_attention" for t in config.layer_types])
+
+
 _EXTRA_KEYS = {
+    "olmo2": _olmo2,
     "gemma2": _gemma2,
     "gemma3": lambda writer, config: writer.add_sliding_window(config.sliding_window),
     "gptneox": lambda writer, config: writer.add_parallel_residual(config.use_parallel_residual),

@@ -25,6 +25,8 @@ CASES = [
     ("mixtral", "llama"),
     ("qwen2-moe", "qwen2moe"),
     ("qwen3-moe", "qwen3moe"),
+    ("olmo2", "olmo2"),
+    ("olmo3-yarn", "olmo2"),
 ]
 
 

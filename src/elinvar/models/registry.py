@@ -21,6 +21,7 @@ from elinvar.models import (
     llama,
     mistral,
     mixtral,
+    olmo2,
     phi,
     phi3,
     qwen2,
@@ -51,6 +52,7 @@ _FILES = (
     gemma2,
     gemma3,
     deepseek,
+    olmo2,
 )
 FAMILIES = tuple(family for file in _FILES for family in file.FAMILIES)
 

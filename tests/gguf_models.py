@@ -44,7 +44,7 @@ def write_model(reference: Any, arch: str, path: Path) -> Path:
 
 def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
     heads = config.num_attention_heads
-    writer.add_block_count(config.num_hidden_layers)
+    writer.add_block_count(config.num_hidden_layers + getattr(config, "num_mtp_layers", 0))
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     # The tests give every configuration all sizes, of which these models do not use some.
@@ -109,7 +109,18 @@ def _olmo2(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_sliding_window_pattern([t == "sliding_attention" for t in config.layer_types])
 
 
+def _glm4moe(writer: gguf.GGUFWriter, config: Any) -> None:
+    """As a file whose last block, not written here, predicts further tokens."""
+    writer.add_nextn_predict_layers(1)
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    writer.add_expert_weights_norm(config.norm_topk_prob)
+
+
 _EXTRA_KEYS = {
+    "glm4moe": _glm4moe,
     "olmo2": _olmo2,
     "gemma2": _gemma2,
     "gemma3": lambda writer, config: writer.add_sliding_window(config.sliding_window),
@@ -125,6 +136,7 @@ def _tensors(reference: Any, arch: str) -> Tensors:
     config = reference.config
     for name, tensor in reference.state_dict().items():
         values = tensor.numpy()
+        name = name.replace("e_score_correction_bias", "e_score_correction.bias")
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         if name.endswith("experts.gate_up_proj"):

@@ -25,6 +25,7 @@ CASES = [
     ("mixtral", "llama"),
     ("qwen2-moe", "qwen2moe"),
     ("qwen3-moe", "qwen3moe"),
+    ("glm4-moe", "glm4moe"),
     ("olmo2", "olmo2"),
     ("olmo3-yarn", "olmo2"),
 ]

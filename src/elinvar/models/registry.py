@@ -15,6 +15,7 @@ from elinvar.models import (
     gemma2,
     gemma3,
     glm,
+    glm4_moe,
     gpt2,
     gpt_neox,
     granite,
@@ -53,6 +54,7 @@ _FILES = (
     gemma3,
     deepseek,
     olmo2,
+    glm4_moe,
 )
 FAMILIES = tuple(family for file in _FILES for family in file.FAMILIES)
 

@@ -239,7 +239,11 @@ def rope_from_gguf(
         factor = keys.number("rope.scaling.factor", smallest=1)
         if base == 1:
             raise keys.bad("rope.freq_base", "above 1 for yarn")
-        yarn = YarnConfig(factor, context)
+        fast = keys.number("rope.scaling.yarn_beta_fast", 32.0)
+        slow = keys.number("rope.scaling.yarn_beta_slow", 1.0)
+        if fast < slow:
+            raise keys.bad("rope.scaling.yarn_beta_fast", "at least yarn_beta_slow")
+        yarn = YarnConfig(factor, context, fast, slow)
         attention *= yarn_mscale(factor)
         return RopeConfig(base, dim, yarn=yarn, attention_factor=attention)
     length = "long" if max_context > context else "short"

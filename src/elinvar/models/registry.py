@@ -15,6 +15,7 @@ from elinvar.models import (
     gemma2,
     gemma3,
     glm,
+    glm4_moe,
     gpt2,
     gpt_neox,
     gpt_oss,
@@ -22,6 +23,7 @@ from elinvar.models import (
     llama,
     mistral,
     mixtral,
+    olmo2,
     phi,
     phi3,
     qwen2,
@@ -53,6 +55,8 @@ _FILES = (
     gemma2,
     gemma3,
     deepseek,
+    olmo2,
+    glm4_moe,
 )
 FAMILIES = tuple(family for file in _FILES for family in file.FAMILIES)
 

@@ -17,7 +17,7 @@ from elinvar.models.registry import FAMILIES, find_family, load_model, read_conf
 from elinvar.ops import Ops, load_provider
 from elinvar.weights.checkpoint import open_checkpoint
 from elinvar.weights.load import load_weights
-from elinvar.weights.rules import save_state
+from elinvar.weights.save import save_state
 from families import CASES, ENGINES
 from families.base import SIZES
 from helpers import Span, assert_parity, make_batch, make_cache, run_sequences, run_tokens

@@ -103,6 +103,7 @@ class Decoder:
     ) -> None:
         """norm: the last one, before the head."""
         self.config, self.ops = config, ops
+        self.weight_names = frozenset(weights)
         self.ropes = {kind: RopeTable(config.rope[kind]) for kind in config.rope}
         self.embed = weights["embed"]
         self.head = (weights["embed" if config.tied_head else "head"],)

@@ -76,6 +76,7 @@ class Dense:
 
     def __init__(self, w: Weight, bias: F32 | None, tanh: bool, ops: Ops) -> None:
         self.w, self.bias, self.tanh, self.ops = (w,), bias, tanh, ops
+        self.num_dims = w.shape[0]
 
     def __call__(self, x_RD: F32) -> F32:
         y_RN = self.ops.linear(x_RD, self.w, self.bias)

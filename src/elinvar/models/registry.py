@@ -5,6 +5,7 @@ A new family is one file beside llama.py, and its name in _FILES.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,7 @@ from elinvar.models.family import Family, Model
 from elinvar.ops.api import Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
-from elinvar.weights.rules import as_published
+from elinvar.weights.rules import Rule, State, as_published
 
 _FILES = (
     llama,
@@ -84,6 +85,34 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
     return family.config_from_hf(checkpoint.metadata)
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a model is built of."""
+
+    family: Family
+    config: ModelConfig
+    rules: list[Rule]
+    weights: State
+
+    def build(self, ops: Ops) -> Model:
+        return self.family.build(self.config, self.weights, ops)
+
+
+def load_parts(
+    checkpoint: Checkpoint,
+    weight_format: Literal["auto", "f32"] = "auto",
+    cache_dir: Path | None = None,
+    log: Log | None = None,
+    progress: Progress | None = None,
+) -> Loaded:
+    """Reads the configuration and loads the weights (see load_weights)."""
+    family, config = find_family(checkpoint), read_config(checkpoint)
+    rules = as_published(family.rules(config), checkpoint.tensors)
+    weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
+    # With the names of the whole model: an adapter was trained on that.
+    return Loaded(family, config, family.rules(config), weights)
+
+
 def load_model(
     checkpoint: Checkpoint,
     ops: Ops,
@@ -92,8 +121,5 @@ def load_model(
     log: Log | None = None,
     progress: Progress | None = None,
 ) -> Model:
-    """Reads the configuration, loads the weights (see load_weights) and builds the model."""
-    family, config = find_family(checkpoint), read_config(checkpoint)
-    rules = as_published(family.rules(config), checkpoint.tensors)
-    weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
-    return family.build(config, weights, ops)
+    """The model itself, of `load_parts`."""
+    return load_parts(checkpoint, weight_format, cache_dir, log, progress).build(ops)

@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from elinvar.models.family import Model
-from elinvar.models.registry import FAMILIES, find_family, load_model, read_config
+from elinvar.models.load import load_model
+from elinvar.models.registry import FAMILIES, find_family, read_config
 from elinvar.ops import Ops, load_provider
 from elinvar.weights.checkpoint import open_checkpoint
 from elinvar.weights.load import load_weights

@@ -4,10 +4,10 @@ and configurations for transformers to build. A family that is in the registry a
 from __future__ import annotations
 
 from elinvar.base.config import ModelConfig
-from families import deepseek, gemma, gpt, gpt_oss, llama, mixtures, qwen
+from families import deepseek, gemma, gpt, gpt_oss, llama, llama4, mixtures, qwen
 from families.base import Case
 
-_GROUPS = (llama, mixtures, qwen, gpt, deepseek, gemma, gpt_oss)
+_GROUPS = (llama, mixtures, qwen, gpt, deepseek, gemma, gpt_oss, llama4)
 
 ENGINES: dict[str, ModelConfig] = {c.family: c for group in _GROUPS for c in group.ENGINES}
 """By family: what the tests of the contract run."""

@@ -20,6 +20,7 @@ from elinvar.models import (
     gpt_oss,
     granite,
     llama,
+    llama4,
     mistral,
     mixtral,
     phi,
@@ -37,6 +38,7 @@ from elinvar.weights.rules import as_published
 
 _FILES = (
     llama,
+    llama4,
     mistral,
     qwen2,
     qwen3,

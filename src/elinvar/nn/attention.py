@@ -6,7 +6,7 @@ Legend: T tokens of this step, D model dim, N = (H + 2 Hkv) * head_dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -49,6 +49,8 @@ class Step:
     batch: ForwardBatch
     rope: dict[LayerKind, F32]
     """By layer kind: the rotary table [P, R]."""
+    temperature: dict[LayerKind, F32] = field(default_factory=dict)
+    """By layer kind, of those that have one: the factors on queries [P]."""
 
 
 class Attention:
@@ -99,6 +101,8 @@ class Attention:
             self.k_gain,
             self.eps,
         )
+        if (factors_P := step.temperature.get(self.kind)) is not None:
+            q_THD = ops.scale_heads(q_THD, batch.positions, factors_P)
         o_TD = ops.attention(
             q_THD,
             kv,

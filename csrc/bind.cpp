@@ -259,6 +259,9 @@ F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCach
                   int heads, std::optional<F32In> q_gain, std::optional<F32In> k_gain, float eps) {
     auto q = result<float>(
         p, {qkv.shape(0), static_cast<std::size_t>(heads), static_cast<std::size_t>(kv.dim)});
+    const auto of_all = [&](const std::optional<F32In>& gain) {
+        return gain && last_of(*gain) > kv.dim;
+    };
     const Rope a{qkv.data(),
                  positions.data(),
                  table.data(),
@@ -275,7 +278,8 @@ F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCach
                  kv.k.data(),
                  kv.v.data(),
                  kv.block_step,
-                 q.data()};
+                 q.data(),
+                 of_all(q_gain) || of_all(k_gain)};
     if (p.recording) p.recording->keep.push_back(nb::cast(table));  // it may grow elsewhere
     submit(p, [&p, a, rows = rows_of(qkv)] { p.rope_write(a, rows); });
     return q;

@@ -214,8 +214,8 @@ def spec(dim: int, dtype: str, kv_heads: int = 2, window: int | None = None) -> 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
 @pytest.mark.parametrize("dim", [8, 64, 80])
-@pytest.mark.parametrize("gains", [False, True])
-def test_rope_write(dtype: str, dim: int, gains: bool) -> None:
+@pytest.mark.parametrize("gains", ["none", "heads", "whole"])
+def test_rope_write(dtype: str, dim: int, gains: str) -> None:
     rng = np.random.default_rng(dim)
     rows, heads, s = 57, 6, spec(dim, dtype)
     qkv = normal(rng, rows, (heads + 4) * dim)
@@ -226,7 +226,8 @@ def test_rope_write(dtype: str, dim: int, gains: bool) -> None:
     slots = slots[:rows]
     angles = np.arange(64)[:, None] * np.geomspace(1, 0.01, dim // 2)
     table = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
-    q_gain, k_gain = (normal(rng, dim), normal(rng, dim)) if gains else (None, None)
+    sizes = {"none": None, "heads": (dim, dim), "whole": (heads * dim, 2 * dim)}[gains]
+    q_gain, k_gain = [normal(rng, size) for size in sizes] if sizes else (None, None)
 
     def run(ops: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         [kv] = ops.kv_layers(s, 3)  # type: ignore[attr-defined]

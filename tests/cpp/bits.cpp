@@ -170,6 +170,11 @@ int main(int argc, char** argv) {
                         v,
                         2 * kv_heads,
                         q.data()};
+        Rope whole = rope;
+        whole.whole = true;
+        whole.q_gain = whole.k_gain = table.data();
+        p.rope_write(whole, tokens);
+        show("q, one norm over all heads", q);
         p.rope_write(rope, tokens);
         show("q", q);
         show("cache", cache);

@@ -49,6 +49,10 @@ class Keys:
             raise self.bad(key, f"a whole number from 1 to {largest}")
         return value
 
+    def count(self, key: str, largest: int) -> int:
+        """A whole number from 0 to `largest`; 0 where it is missing."""
+        return self.size(key, largest=largest) if self.raw(key) not in (None, 0, False) else 0
+
     def number(self, key: str, default: float | None = None, smallest: float = 1e-15) -> float:
         """A number from `smallest` to 1e15, which float32 arithmetic can hold."""
         value = self._value(key, default)
@@ -236,7 +240,10 @@ def rope_from_gguf(
         if base == 1:
             raise keys.bad("rope.freq_base", "above 1 for yarn")
         fast = keys.number("rope.scaling.yarn_beta_fast", 32.0)
-        yarn = YarnConfig(factor, context, fast, keys.number("rope.scaling.yarn_beta_slow", 1.0))
+        slow = keys.number("rope.scaling.yarn_beta_slow", 1.0)
+        if fast < slow:
+            raise keys.bad("rope.scaling.yarn_beta_fast", "at least yarn_beta_slow")
+        yarn = YarnConfig(factor, context, fast, slow)
         attention *= yarn_mscale(factor)
         return RopeConfig(base, dim, yarn=yarn, attention_factor=attention)
     length = "long" if max_context > context else "short"

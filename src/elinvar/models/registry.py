@@ -5,8 +5,13 @@ A new family is one file beside llama.py, and its name in _FILES.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from elinvar.base.config import ModelConfig
 from elinvar.base.errors import ModelError
@@ -15,6 +20,7 @@ from elinvar.models import (
     gemma2,
     gemma3,
     glm,
+    glm4_moe,
     gpt2,
     gpt_neox,
     gpt_oss,
@@ -23,6 +29,7 @@ from elinvar.models import (
     llama4,
     mistral,
     mixtral,
+    olmo2,
     phi,
     phi3,
     qwen2,
@@ -31,10 +38,12 @@ from elinvar.models import (
     starcoder2,
 )
 from elinvar.models.family import Family, Model
+from elinvar.nn.decoder import Decoder
 from elinvar.ops.api import Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
-from elinvar.weights.rules import as_published
+from elinvar.weights.push import pushed
+from elinvar.weights.rules import Rule, as_published
 
 _FILES = (
     llama,
@@ -55,6 +64,8 @@ _FILES = (
     gemma2,
     gemma3,
     deepseek,
+    olmo2,
+    glm4_moe,
 )
 FAMILIES = tuple(family for file in _FILES for family in file.FAMILIES)
 
@@ -101,3 +112,34 @@ def load_model(
     rules = as_published(family.rules(config), checkpoint.tensors)
     weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
     return family.build(config, weights, ops)
+
+
+def rebuilt(
+    model: Model,
+    arrays: Mapping[str, NDArray[Any]],
+    ops: Ops,
+    weight_format: Literal["auto", "f32"] = "auto",
+) -> Model:
+    """The same model with other weights, by the names of its checkpoints or by canonical ones; all of
+    them. Raises ModelError as weights.push does."""
+    config = model.config
+    family = next(family for family in FAMILIES if family.name == config.family)
+    rules = as_published(family.rules(config), arrays)
+    if config.tied_head:
+        arrays = _without_tied_head(arrays, rules, family.rules(replace(config, tied_head=False)))
+    present = model.weight_names if isinstance(model, Decoder) else ()
+    checkpoint, rules = pushed(arrays, rules, config.num_layers, present)
+    return family.build(config, load_weights(checkpoint, rules, config, weight_format), ops)
+
+
+def _without_tied_head(
+    arrays: Mapping[str, NDArray[Any]], rules: Sequence[Rule], untied: Sequence[Rule]
+) -> Mapping[str, NDArray[Any]]:
+    """A trainer's state names a tied head twice."""
+    embed, head = (
+        next((rule.hf for rule in table if rule.name == name and rule.hf in arrays), None)
+        for name, table in (("embed", rules), ("head", untied))
+    )
+    if embed is None or head is None or not np.array_equal(arrays[embed], arrays[head]):
+        return arrays
+    return {name: array for name, array in arrays.items() if name != head}

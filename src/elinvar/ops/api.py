@@ -237,11 +237,11 @@ class Ops(Protocol):
         k_gain_D: F32 | None,
         eps: float,
     ) -> F32:
-        """Split qkv [T, (H + 2 Hkv) D]; RMS norm per head of q and k where gains are given; rotate
-        the first R dims of each head of q and k, pairs (i, i + R/2), by rope_PD[position] [R] =
-        cos in the first half, sin in the second (R from 0 to D; the other dims stay); write k and
-        v to their slots, saturated to the largest number of the cache's dtype (NaN too). Returns
-        q [T, H, D]."""
+        """Split qkv [T, (H + 2 Hkv) D]; RMS norm of q and k where gains are given, of each head by
+        gains [D], or of all heads as one row by gains [H D] and [Hkv D] (OLMo 2); rotate the first
+        R dims of each head of q and k, pairs (i, i + R/2), by rope_PD[position] [R] = cos in the
+        first half, sin in the second (R from 0 to D; the other dims stay); write k and v to their
+        slots, saturated to the largest number of the cache's dtype (NaN too). Returns q [T, H, D]."""
         ...
 
     def head_linear(self, x_TK: F32, w: Weight, num_heads: int) -> F32:

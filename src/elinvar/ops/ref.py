@@ -159,9 +159,9 @@ class RefOps:
         qkv = qkv_TN.reshape(t, num_heads + 2 * num_kv, dim)
         q, k, v = np.split(qkv, [num_heads, num_heads + num_kv], axis=1)
         if q_gain_D is not None:
-            q = self.rms_norm(q, q_gain_D, eps)
+            q = self.rms_norm(q.reshape(t, -1, q_gain_D.size), q_gain_D, eps).reshape(q.shape)
         if k_gain_D is not None:
-            k = self.rms_norm(k, k_gain_D, eps)
+            k = self.rms_norm(k.reshape(t, -1, k_gain_D.size), k_gain_D, eps).reshape(k.shape)
         table = rope_PD[positions_T].astype(np.float64)
         q, k = _rotate(q, table), _rotate(k, table)
         block, offset = slots_T // BLOCK_SIZE, slots_T % BLOCK_SIZE

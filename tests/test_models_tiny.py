@@ -36,7 +36,10 @@ def make_reference(case: str, dtype: Any = torch.float32) -> Any:
     one = CASES[case]
     torch.manual_seed(len(case))
     # A copy: transformers writes into the dictionaries that it is given.
-    settings = getattr(transformers, one.config)(**deepcopy(SIZES | one.settings))
+    settings = deepcopy(SIZES | one.settings)
+    if one.around is not None:
+        settings = deepcopy(one.around) | {"text_config": settings}
+    settings = getattr(transformers, one.config)(**settings)
     model = getattr(transformers, one.architecture)(settings)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -19,6 +19,7 @@ from elinvar.models import (
     gpt_oss,
     granite,
     llama,
+    llama4,
     mistral,
     mixtral,
     olmo2,
@@ -35,6 +36,7 @@ from elinvar.weights.checkpoint import Checkpoint
 
 _FILES = (
     llama,
+    llama4,
     mistral,
     qwen2,
     qwen3,

@@ -11,6 +11,7 @@ from typing import Literal
 from elinvar.base.config import ModelConfig
 from elinvar.base.errors import ModelError
 from elinvar.models import (
+    chatglm,
     deepseek,
     gemma2,
     gemma3,
@@ -55,6 +56,7 @@ _FILES = (
     deepseek,
     olmo2,
     glm4_moe,
+    chatglm,
 )
 FAMILIES = tuple(family for file in _FILES for family in file.FAMILIES)
 

@@ -9,6 +9,7 @@ from elinvar.base.config import ModelConfig
 from elinvar.base.errors import ModelError
 from elinvar.models import (
     bert,
+    chatglm,
     deepseek,
     gemma2,
     gemma3,
@@ -55,6 +56,7 @@ _FILES = (
     deepseek,
     olmo2,
     glm4_moe,
+    chatglm,
 )
 FAMILIES: tuple[Family[Model], ...] = tuple(f for file in _FILES for f in file.FAMILIES)
 ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS

@@ -125,7 +125,7 @@ class Decoder:
         """The same up to the last norm -> [L, D]."""
         rope = {kind: table.upto(batch.num_positions) for kind, table in self.ropes.items()}
         factors = {k: table.upto(batch.num_positions) for k, table in self.temperatures.items()}
-        step = Step(batch, rope, factors)
+        step = Step(batch, rope, temperature=factors)
         x_TD = self.embedded(batch)
         h_TD = self.layers[0].norm(x_TD)
         for layer, cache, next_norm in zip(self.layers, kv, self.next_norms, strict=True):

@@ -309,13 +309,28 @@ def _element_bytes(tensor: HostTensor) -> int:
 
 
 def as_published(rules: Sequence[Rule], names: Container[str]) -> list[Rule]:
-    """The rules for a checkpoint with tensors of these names: one that was saved from the bare model
-    (GPT-2 is published so) leaves out the first part of every name."""
+    """The rules for a checkpoint with tensors of these names. One that was saved from the bare model
+    (GPT-2 is published so) leaves out the first part of every name. Of several rules for one weight,
+    which files hold in several ways, the first stays whose tensor is there, or else the first."""
+    rules = _one_a_weight(rules, names)
     embed = next((rule.hf for rule in rules if rule.name == "embed"), None)
     prefix, _, bare = (embed or "").partition(".")
     if embed in names or bare not in names:
-        return list(rules)
+        return rules
     return [replace(rule, hf=rule.hf and rule.hf.removeprefix(f"{prefix}.")) for rule in rules]
+
+
+def _one_a_weight(rules: Sequence[Rule], names: Container[str]) -> list[Rule]:
+    several: dict[tuple[str, tuple[int, ...] | None], list[Rule]] = {}
+    for rule in rules:
+        of = None if rule.layers is None else tuple(rule.layers)
+        several.setdefault((rule.name, of), []).append(rule)
+
+    def there(rule: Rule) -> bool:
+        layer = str(rule.layers[0]) if rule.layers else "0"
+        return any((name or "").replace("{i}", layer) in names for name in (rule.hf, rule.gguf))
+
+    return [next(filter(there, same), same[0]) for same in several.values()]
 
 
 def f32_tensor(name: str, values: NDArray[np.float32]) -> HostTensor:

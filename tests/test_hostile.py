@@ -414,9 +414,15 @@ ODD: list[Any] = [
 def test_every_key_of_every_family_may_be_anything(case: str) -> None:
     transformers = pytest.importorskip("transformers")
     one = CASES[case]
-    family = next(f for f in FAMILIES if one.architecture in f.hf_architectures)
-    good = getattr(transformers, one.config)(**deepcopy(SIZES | one.settings)).to_dict()
-    good["architectures"] = [one.architecture]
+    settings = deepcopy(SIZES | one.settings)
+    if one.around is not None:
+        settings = one.around | {"text_config": settings}
+    good = getattr(transformers, one.config)(**settings).to_dict()
+    good = good["text_config"] if one.around is not None else good
+    good = one.published.config(good) if one.published else good
+    architecture = one.published.architecture if one.published else one.architecture
+    family = next(f for f in FAMILIES if architecture in f.hf_architectures)
+    good["architectures"] = [architecture]
     variants = [good | {key: value} for key in good for value in ODD if key != "architectures"]
     for key in ("rope_parameters", "rope_scaling"):
         inner = good.get(key)

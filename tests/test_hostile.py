@@ -137,6 +137,14 @@ def twice(m: Folder) -> None:
     m.data[SHARDS[1]] += bytes(size)
 
 
+def nested_twice(m: Folder) -> None:
+    m.config = {"architectures": ["LlamaForCausalLM"], "text_config": CONFIG}
+    name, end = "language_model.model.norm.weight", len(m.data[SHARDS[1]])
+    info = {"dtype": "F32", "shape": [32], "data_offsets": [end, end + 128]}
+    m.shards[SHARDS[1]][name] = info
+    m.data[SHARDS[1]] += bytes(128)
+
+
 def lose(name: str) -> Callable[[Folder], None]:
     """Under another name nobody misses the bytes."""
 
@@ -202,6 +210,7 @@ BROKEN: dict[str, tuple[Callable[[Folder], None], list[str]]] = {
     "index-too-much": (tell("more", SHARDS[0]), ["does not hold more, though"]),
     # headers
     "in-two-shards": (twice, ["and so does another shard"]),
+    "nested-twice": (nested_twice, ["language_model.model.norm.weight", "are the same weight"]),
     "overlap": (overlap, ["truncated or corrupt", "begins at byte"]),
     "header-no-json": (shard_header(b"{]"), [SHARDS[0], "its header is not valid JSON"]),
     "header-deep": (shard_header(deep(99_999)), ["its header is not valid JSON"]),

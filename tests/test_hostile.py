@@ -444,6 +444,51 @@ def test_every_key_of_every_family_may_be_anything(case: str) -> None:
             assert "\n" not in str(error)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_setting_and_small_part_of_a_scheme_may_be_anything(
+    scheme: str, tmp_path: Path
+) -> None:
+    """Of its settings, the sizes among its tensors, and JSON inside of one."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    import test_schemes
+
+    tensors, quantisation = test_schemes.matrix(scheme)
+    variants = [(tensors, quantisation | {key: v}) for key in quantisation for v in ODD]
+    for name, values in tensors.items():
+        if values.numel() <= 2 and values.dtype in (torch.int32, torch.int64):
+            variants += [
+                (tensors | {name: torch.full_like(values, number)}, quantisation)
+                for number in (-(2**31), -1, 0, 1, 7, 31, 2**31 - 1)
+            ]
+        if "quant_state" in name:
+            state = json.loads(bytes(values.tolist()))
+            for key, value in ((key, value) for key in [*state, "nested_offset"] for value in ODD):
+                raw = json.dumps(state | {key: value}).encode()
+                said = torch.tensor(list(raw), dtype=torch.uint8)
+                variants.append((tensors | {name: said}, quantisation))
+    for parts, said in variants:
+        try:
+            checkpoint = test_schemes.folder_of(tmp_path, parts, said)
+            for stored in checkpoint.tensors.values():
+                if stored.matrix is not None:
+                    rules = [test_schemes.Rule("w", stored.name, None, stored.shape)]
+                    load_weights(checkpoint, rules, test_schemes.CONFIG)
+        except ModelError as error:
+            assert "\n" not in str(error)
+
+
+def test_truncated_json(tmp_path: Path) -> None:
+    path = Folder(tmp_path / "m").write()
+    for name in ("config.json", INDEX):
+        good = (path / name).read_bytes()
+        for size in range(len(good)):
+            (path / name).write_bytes(good[:size])
+            with pytest.raises(ModelError, match="is not valid JSON"):
+                open_checkpoint(path)
+        (path / name).write_bytes(good)
+
+
 FUZZ = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ from elinvar.weights.packfile import (
 )
 from elinvar.weights.quants import dequantize, kind_of, to_codes
 from elinvar.weights.rules import Binding, Cut, Rule, State, TransposeHeads, bind
-from elinvar.weights.tensor import HostTensor
+from elinvar.weights.tensor import BLOCKS, HostTensor
 
 Log = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -149,17 +149,28 @@ def _pack_rows(item: _Item, stored: HostTensor, start: int, stop: int) -> NDArra
     tensor, cut = item.binding.rows(stored, start, stop), item.binding.cut
     columns = slice(cut.start, cut.stop) if cut and cut.axis == 1 else slice(None)
     if item.as_f32:
-        return pack_float("f32", dequantize(tensor)[:, columns]).data
+        return pack_float("f32", _finite(stored, dequantize(tensor))[:, columns]).data
     codes = to_codes(tensor)
     values = codes.values[:, columns]
     if codes.scales is None:
-        return pack_float(codes.kind, values).data
+        return pack_float(codes.kind, _finite(stored, values)).data
     groups = slice(cut.start // GROUP, cut.stop // GROUP) if cut and cut.axis == 1 else slice(None)
     scales = codes.scales[:, groups]
     if codes.mins is None:
         return pack_q8(values, scales).data
     pack = pack_q4 if codes.kind == "q4" else pack_q5
     return pack(values, scales, codes.mins[:, groups]).data
+
+
+def _finite(stored: HostTensor, values: NDArray[Any]) -> NDArray[Any]:
+    """`values` that scales went into; of stored floats, what they are is the model's affair."""
+    quantised = stored.matrix is not None or BLOCKS[stored.dtype][0] > 1
+    if quantised and not np.isfinite(values).all():
+        raise ModelError(
+            f"Tensor {stored.name} holds scales that are not finite: the file is corrupt, "
+            "download it again."
+        )
+    return values
 
 
 def _gather(entry: Entry, chunks: Iterator[NDArray[np.uint8]]) -> NDArray[np.uint8]:

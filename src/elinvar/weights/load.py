@@ -51,6 +51,9 @@ Progress = Callable[[int, int], None]
 _CHUNK_ELEMENTS = 1 << 20
 """Matrix elements converted at once: about 30 MB of temporaries."""
 
+_RELEASE_BYTES = 1 << 24
+"""Packed before pages of the checkpoint are given back."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Item:
@@ -122,7 +125,7 @@ class _Packer:
         self._checkpoint, self._items = checkpoint, items
         self._progress = progress or (lambda done, total: None)
         self._total = sum(item.entry.nbytes for item in items.values())
-        self._done = 0
+        self._done = self._released = 0
 
     def chunks(self, entry: Entry) -> Iterator[NDArray[np.uint8]]:
         """The entry's packed bytes, a few panels at a time."""
@@ -137,9 +140,12 @@ class _Packer:
             yield self._counted(_pack_rows(item, stored, start, min(start + step, rows)))
 
     def _counted(self, chunk: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        # An embedding can be larger than all the rest: do not hold what has been read.
-        self._checkpoint.release()
         self._done += chunk.nbytes
+        # An embedding can be larger than all the rest: do not hold what has been read. Not after
+        # each chunk: of hundreds of shards every one is told.
+        if self._done - self._released >= _RELEASE_BYTES:
+            self._checkpoint.release()
+            self._released = self._done
         self._progress(self._done, self._total)
         return chunk
 

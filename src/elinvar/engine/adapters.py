@@ -58,15 +58,15 @@ class Adapters:
     def read(self, path: str | os.PathLike[str]) -> Adapter:
         """An adapter as PEFT saves it, to be added. Takes time, and any thread. Raises ModelError when
         it cannot be read or does not fit the model."""
-        if self._parts is None:
-            raise ModelError(
-                "This engine was made from a model without files; it takes no adapters."
-            )
         parts = self._parts
+        assert parts is not None, "check_new comes first"
         return read_adapter(Path(path), parts.rules, parts.config.num_layers, parts.weights)
 
     def check_new(self, name: str) -> None:
-        """Raises InputError where an adapter of this name cannot be added now."""
+        """Raises InputError where an adapter of this name cannot be added now, ModelError where none
+        ever can."""
+        if self._parts is None:
+            raise ModelError("This engine was made of a model without files: it takes no adapters.")
         if not name or len(name) > MAX_NAME or not name.isprintable():
             raise InputError(
                 "adapter", f"An adapter's name must have 1 to {MAX_NAME} printable characters."

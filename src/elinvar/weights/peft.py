@@ -186,8 +186,8 @@ def _pairs(
         match = _NAME.fullmatch(name)
         if match is None:
             raise ModelError(
-                f"{folder} holds the tensor {name}, which is no lora_A or lora_B of a matrix; "
-                "nothing else can be adapted here."
+                f"{folder} holds the tensor {name}, which is no lora_A or lora_B of a matrix, and "
+                "nothing else is supported; save the adapter without it."
             )
         halves.setdefault(match[1], {})[match[2]] = tensor
     if not halves:

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from elinvar.base.batch import ForwardBatch
 from elinvar.engine.core import Engine
 from elinvar.models.family import Model
-from elinvar.models.registry import Loaded
+from elinvar.models.load import Loaded
 from elinvar.ops import KVLayer, Ops, Weight
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.ops.api import F32, LoraPair

@@ -16,7 +16,8 @@ from elinvar.engine.adapters import Adapters
 from elinvar.engine.core import Engine
 from elinvar.engine.output import CompletionBuilder
 from elinvar.models.family import Family, Model
-from elinvar.models.registry import FAMILIES, Loaded
+from elinvar.models.load import Loaded
+from elinvar.models.registry import FAMILIES
 from elinvar.ops import Ops, Weight, load_provider
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.ops.layout import GROUP, pack_float, pack_q4, pack_q5, pack_q8
@@ -106,11 +107,15 @@ def kv_bytes(specs: Sequence[KVSpec], num_blocks: int) -> int:
 
 
 def tiny_engine(
-    family: str = "llama", kind: str = "q4", ops: Ops | None = None, **options: Any
+    family: str = "llama",
+    kind: str = "q4",
+    ops: Ops | None = None,
+    model: Model | None = None,
+    **options: Any,
 ) -> Engine:
     """`num_blocks` among the options: the size of the cache, in blocks of each group. With AdaptedOps
     it takes adapters."""
-    model = tiny_model(ops or provider(), family, kind)
+    model = model or tiny_model(ops or provider(), family, kind)
     config = {"kv_memory": 2**24, "max_rows": 8, **options}
     num_blocks = config.pop("num_blocks", None)
     if num_blocks is not None:

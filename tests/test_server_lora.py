@@ -26,7 +26,7 @@ def adapter(folder: Path, core: Any, seed: int) -> Path:
         for name, n in heads.items()
     }
     modules |= {f"model.layers.{i}.mlp.down_proj": (c.ff_dim, c.dim) for i in layers}
-    return save_adapter(folder / f"adapter{seed}", modules, seed=seed, lora_alpha=100000)
+    return save_adapter(folder / f"adapter{seed}", modules, seed=seed, lora_alpha=400)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ async def _texts(url: str, models: list[str]) -> list[str]:
 
         async def one(model: str) -> str:
             stream = await client.completions.create(
-                model=model, prompt=PROMPT, max_tokens=24, seed=1, stream=True
+                model=model, prompt=PROMPT, max_tokens=24, temperature=0, stream=True
             )
             text = ""
             async for chunk in stream:
@@ -70,7 +70,7 @@ async def _texts(url: str, models: list[str]) -> list[str]:
 
 def test_two_adapters_and_the_model_at_once(tiny: Serving, folders: list[Path]) -> None:
     client = tiny.client()
-    common: Any = {"prompt": PROMPT, "max_tokens": 24, "seed": 1}
+    common: Any = {"prompt": PROMPT, "max_tokens": 24, "temperature": 0}
     before = client.completions.create(model="tiny", **common)
     for name, folder in zip(("one", "two"), folders, strict=True):
         response = load(tiny, name, folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.errors import InputError, ModelError
-from elinvar.models.registry import Loaded
+from elinvar.models.load import Loaded
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.weights.peft import Adapter, read_adapter
 
@@ -39,6 +39,12 @@ class Adapters:
         self._parts, self._ops, self._most = parts, ops, most
         self._by_name: dict[str, _Slot] = {}
         self._by_number: dict[int, _Slot] = {}
+
+    def fit(self, parts: Loaded) -> None:
+        """The model has other weights. None may be held: they belong to matrices that are gone."""
+        assert not self._by_number
+        if self._parts is not None:
+            self._parts = parts
 
     def applied(self, batch: ForwardBatch) -> AbstractContextManager[None]:
         """Around a forward of a batch with adapters (see run.graphs)."""
@@ -84,9 +90,11 @@ class Adapters:
             )
 
     def add(self, name: str, adapter: Adapter) -> None:
-        """Requests may ask for it from now on. Raises InputError as `check_new` does."""
+        """Requests may ask for it from now on. Raises as `check_new` does."""
         self.check_new(name)
-        assert self._ops is not None
+        assert self._ops is not None and self._parts is not None
+        if not {id(w) for w in self._parts.weights.values()} >= set(map(id, adapter.pairs)):
+            raise ModelError("The weights were replaced while the adapter was read; load it again.")
         number = next(i for i in range(self._most) if i not in self._by_number)
         self._ops.set_adapter(number, adapter.pairs)
         self._by_name[name] = self._by_number[number] = _Slot(number, adapter)

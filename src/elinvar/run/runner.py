@@ -30,14 +30,18 @@ class Runner:
         applied: Applied | None = None,
     ) -> None:
         """applied: see run.graphs."""
-        self.model = model
-        self.ops = ops
+        self.ops, self._applied = ops, applied
         self.rows = Rows(max_rows, max_context, len(specs))
         layers: dict[int, KVLayer] = {}
         for spec, count in zip(specs, num_blocks, strict=True):
             layers |= zip(spec.layers, ops.kv_layers(spec, count), strict=True)
         self.kv: list[KVLayer] = [layers[i] for i in range(len(layers))]
-        self.graphs = Graphs(model, ops, self.kv, applied)
+        self.use(model)
+
+    def use(self, model: Model) -> None:
+        """Compute with this model, whose cache is the same, from the next step on."""
+        self.model = model
+        self.graphs = Graphs(model, self.ops, self.kv, self._applied)
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Compute the planned spans and sample where a span ends at the last known token.

@@ -256,7 +256,7 @@ def _rows_of(binding: Binding, b: HostTensor) -> HostTensor:
     r = b.shape[1]
     part = replace(binding.part, of=(*binding.part.of[:-1], r)) if binding.part else None
     shape = binding.shape[0], r
-    return replace(binding, shape=shape, part=part, transposed=False).canonical(b)
+    return replace(binding, shape=shape, part=part, transposed=False).rows(b, 0, shape[0])
 
 
 def _packed(tensor: HostTensor) -> Weight:

@@ -200,7 +200,7 @@ def test_unloading_waits_for_those_who_run() -> None:
         engine.add(PROMPTS[3], asked)
     # Its name is free, its memory is not: this is another adapter.
     engine.add_adapter("one", random_adapter(tiny_parts(), 9))
-    with pytest.raises(InputError, match="3 adapters in memory, and max_adapters is 3"):
+    with pytest.raises(InputError, match="max_adapters is 3, and no place is free"):
         engine.add_adapter("four", random_adapter(tiny_parts(), 10))
     while engine.has_work:
         for delta in engine.step():

@@ -85,8 +85,7 @@ class Adapters:
         if self.num_held >= self._most:
             raise InputError(
                 "adapter",
-                f"There are {self.num_held} adapters in memory, and max_adapters is {self._most}: "
-                "unload one or allow more.",
+                f"max_adapters is {self._most}, and no place is free: unload an adapter or allow more.",
             )
 
     def add(self, name: str, adapter: Adapter) -> None:

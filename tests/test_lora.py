@@ -211,7 +211,8 @@ def test_unloading_waits_for_those_who_run() -> None:
     other = answers(engine, [PROMPTS[3]], [asked])[0]
     assert other != wanted
     fresh = adapted_engine()
-    fresh.unload_adapter("one")
+    assert answers(fresh, [PROMPTS[3]], [asked])[0] == wanted
+    fresh.unload_adapter("one")  # whose number the next one has, and steps were recorded with it
     fresh.add_adapter("one", random_adapter(tiny_parts(), 9))
     assert answers(fresh, [PROMPTS[3]], [asked])[0] == other
 
@@ -229,7 +230,7 @@ def test_however_a_request_ends_it_lets_go() -> None:
     with pytest.raises(InputError, match="in use"):
         engine.add(PROMPTS[0], replace(asked, adapter="one"), "id")
     engine.unload_adapter("one")
-    engine.runner.graphs.applied = None  # the step fails
+    engine.runner.graphs.adapted = None  # the step fails
     deltas = engine.step() + engine.step()
     assert deltas[-1].finish_reason == "error"
     assert engine.adapters.num_held == 0

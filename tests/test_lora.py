@@ -14,9 +14,7 @@ from adapters import (
     adapted_engine,
     random_adapter,
 )
-from elinvar.base.errors import InputError, ModelError
 from elinvar.base.sampling import SamplingParams
-from elinvar.engine.llm import LLM
 from elinvar.engine.output import CompletionBuilder
 from elinvar.models.registry import FAMILIES as REGISTRY
 from elinvar.ops import Ops, Weight, load_provider
@@ -181,87 +179,3 @@ def test_adapters_matter_and_share_no_cached_block() -> None:
     assert len({logprobs[0].logprob for _, logprobs, _ in first}) == 3
     assert [answers(engine, [ids], [asked])[0] for asked in three] == first
     assert engine.metrics.cached_tokens == 3 * 96
-
-
-# ---- their life -----------------------------------------------------------------------------------
-
-
-def test_unloading_waits_for_those_who_run() -> None:
-    engine = adapted_engine(max_adapters=3)
-    asked = replace(PARAMS[0], adapter="one")
-    wanted = answers(adapted_engine(), [PROMPTS[3]], [asked])[0]
-    builder = CompletionBuilder(PROMPTS[3])
-    engine.add(PROMPTS[3], asked)
-    for delta in engine.step():
-        builder.push(delta)
-    engine.unload_adapter("one")
-    assert engine.adapters.names == ["two"] and engine.metrics.adapters == 1
-    with pytest.raises(InputError, match="no adapter 'one'; there are two"):
-        engine.add(PROMPTS[3], asked)
-    # Its name is free, its memory is not: this is another adapter.
-    engine.add_adapter("one", random_adapter(tiny_parts(), 9))
-    with pytest.raises(InputError, match="max_adapters is 3, and no place is free"):
-        engine.add_adapter("four", random_adapter(tiny_parts(), 10))
-    while engine.has_work:
-        for delta in engine.step():
-            done = builder.push(delta)
-    assert done is not None
-    assert (done.token_ids, done.logprobs, done.text) == wanted
-    assert engine.adapters.num_held == 2
-    other = answers(engine, [PROMPTS[3]], [asked])[0]
-    assert other != wanted
-    fresh = adapted_engine()
-    assert answers(fresh, [PROMPTS[3]], [asked])[0] == wanted
-    fresh.unload_adapter("one")  # whose number the next one has, and steps were recorded with it
-    fresh.add_adapter("one", random_adapter(tiny_parts(), 9))
-    assert answers(fresh, [PROMPTS[3]], [asked])[0] == other
-
-
-def test_however_a_request_ends_it_lets_go() -> None:
-    engine = adapted_engine()
-    asked = replace(PARAMS[0], adapter="two")
-    request_id = engine.add(PROMPTS[0], asked)
-    engine.step()
-    engine.unload_adapter("two")
-    assert engine.adapters.num_held == 2
-    engine.abort(request_id)
-    assert engine.adapters.num_held == 1
-    engine.add(PROMPTS[0], replace(asked, adapter="one"), "id")
-    with pytest.raises(InputError, match="in use"):
-        engine.add(PROMPTS[0], replace(asked, adapter="one"), "id")
-    engine.unload_adapter("one")
-    engine.runner.graphs.adapted = None  # the step fails
-    deltas = engine.step() + engine.step()
-    assert deltas[-1].finish_reason == "error"
-    assert engine.adapters.num_held == 0
-
-
-def test_names() -> None:
-    engine = adapted_engine()
-    adapter = random_adapter(tiny_parts(), 5)
-    for name, reason in (("", "1 to 200"), ("a\n", "printable"), ("one", "already")):
-        with pytest.raises(InputError, match=reason):
-            engine.add_adapter(name, adapter)
-    with pytest.raises(InputError, match="no adapter 'three'"):
-        engine.unload_adapter("three")
-    with pytest.raises(InputError, match="none is loaded"):
-        answers(tiny_engine(), [[1]], [SamplingParams(adapter="one")])
-    with pytest.raises(ModelError, match="without files"):
-        tiny_engine().load_adapter("x", "x")
-    with pytest.raises(InputError, match="must be a name"):
-        SamplingParams(adapter=3)  # type: ignore[arg-type]
-
-
-def test_llm_takes_an_adapter_for_all_or_one_a_prompt() -> None:
-    llm = LLM(adapted_engine())
-    greedy = SamplingParams(max_tokens=6, temperature=0, seed=0)
-    one, two = ([replace(greedy, adapter=name)] for name in ("one", "two"))
-    ids = PROMPTS[2]
-    expected_one = llm.generate([ids], one)[0].token_ids
-    expected_two = llm.generate([ids], two)[0].token_ids
-    assert llm.generate([ids], greedy, adapter="one")[0].token_ids == expected_one
-    mixed = llm.generate([ids, ids], [greedy, *two], adapter="one")
-    assert [done.token_ids for done in mixed] == [expected_one, expected_two]
-    llm.unload_adapter("one")
-    with pytest.raises(InputError, match="no adapter"):
-        llm.generate([ids], greedy, adapter="one")

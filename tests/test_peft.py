@@ -147,7 +147,10 @@ def test_identity_is_the_content(parts: Loaded, tmp_path: Path) -> None:
         ({"of_the_future": {"x": 1}}, "of_the_future"),
         ({"r": 0}, "r 0, and it must be a whole number"),
         ({"lora_alpha": "x"}, "lora_alpha 'x', and it must be a number"),
-        ({"rank_pattern": {"(": 3}}, "rank_pattern"),
+        ({"rank_pattern": {"(": 3}}, "rank_pattern .* by modules' names"),
+        ({"rank_pattern": {"(.*a)*b": 3}}, "rank_pattern .* simple patterns"),
+        ({"rank_pattern": {"q_proj": 3.5}}, "rank_pattern .* whole number"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern .* a number by modules' names"),
         ({"rank_pattern": {"q_proj": 3}}, r"shape \[4, 64\], and rank 3 on this model needs"),
     ],
 )

@@ -46,6 +46,8 @@ class SequenceKV:
     """Positions at which it leaves a snapshot of its recurrent state."""
     tail: int = -1
     """Block of the last snapshot that the next one replaces, if any."""
+    root: bytes = b""
+    """What stands before the first block's tokens in its key."""
 
 
 @dataclass(slots=True)
@@ -96,13 +98,20 @@ class KVManager:
         self._snapshots = Snapshots(specs)
         self._full = [pool for pool, w in zip(self.pools, self.windows, strict=True) if w is None]
         self._sliding = [(g, w) for g, w in enumerate(self.windows) if w is not None]
-        self._root = blake2b(namespace.encode(), digest_size=32).digest()
+        self.use_namespace(namespace)
         self._pack = struct.Struct(f"<{self.block_size}I").pack
         self.max_sequence = min(self._alone(g) for g in range(len(specs)))
         """Most tokens that one sequence, alone, can have in blocks."""
 
-    def new_sequence(self) -> SequenceKV:
+    def use_namespace(self, namespace: str) -> None:
+        """From now on nothing is found that was cached in another one; its blocks are given out
+        again as they are needed. No sequence may be alive: they remember their keys."""
+        self._root = blake2b(namespace.encode(), digest_size=32).digest()
+
+    def new_sequence(self, namespace: bytes = b"") -> SequenceKV:
+        """namespace: what this sequence's contents depend on besides tokens and the manager's own."""
         seq = SequenceKV([[] for _ in self.pools], [0] * len(self.pools))
+        seq.root = self._root + namespace
         self._set_next_event(seq)
         return seq
 
@@ -167,7 +176,7 @@ class KVManager:
         keys, size = seq.keys, self.block_size
         while len(keys) <= index:
             at = len(keys) * size
-            parent = keys[-1] if keys else self._root
+            parent = keys[-1] if keys else seq.root
             data = parent + self._pack(*token_ids[at : at + size])
             keys.append(blake2b(data, digest_size=32).digest())
         return keys[index]

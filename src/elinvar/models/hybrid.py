@@ -8,7 +8,7 @@ Gains are stored without their 1, but for those of the delta nets' heads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from elinvar.base.config import DeltaConfig, LayerKind, ModelConfig, MoEConfig
@@ -39,7 +39,7 @@ from elinvar.weights.rules import AddOne, Part, Rule
 LAYER_TYPES: dict[str, LayerKind] = {"full_attention": "full", "linear_attention": "linear"}
 HEAD_DIM, ROTATED = 256, 0.25
 DELTA = HF + "linear_attn."
-DELTA_WEIGHTS = ("q", "k", "v", "z", "b", "a", "a_log", "dt_bias", "conv", "head_norm", "o")
+DELTA_NAMES = tuple(field.name for field in fields(DeltaWeights))
 
 
 def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
@@ -49,7 +49,7 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
     def block(i: int, w: dict[str, Any]) -> Block:
         mixer: Attends
         if config.layer_kinds[i] == "linear":
-            mixer = DeltaNet(config, DeltaWeights(**{name: w[name] for name in DELTA_WEIGHTS}), ops)
+            mixer = DeltaNet(config, DeltaWeights(**{name: w[name] for name in DELTA_NAMES}), ops)
         else:
             qkv, gains = (w["q"], w["k"], w["v"]), (w["q_norm"], w["k_norm"])
             mixer = Attention(config, i, qkv, w["o"], ops, *gains, gate=w["gate_o"])
@@ -96,13 +96,24 @@ def _state_rules(config: ModelConfig) -> list[Rule]:
     c, d = config.delta, config.dim
     if c is None:
         return []
-    conv = Part((c.channels, 1, c.taps))
+    keys, values, whole = c.key_heads * c.key_dim, c.heads * c.value_dim, (c.channels, 1, c.taps)
+    parts = (("q", keys, 0), ("k", keys, keys), ("v", values, 2 * keys))
+    convolution = [
+        Rule(
+            f"{TO}conv_{name}",
+            DELTA + "conv1d.weight",
+            None,
+            (rows * c.taps,),
+            hf_part=Part(whole, start * c.taps),
+        )
+        for name, rows, start in parts
+    ]
     return [
-        Rule(TO + "conv", DELTA + "conv1d.weight", None, (c.channels * c.taps,), hf_part=conv),
+        *convolution,
         Rule(TO + "a_log", DELTA + "A_log", None, (c.heads,)),
         Rule(TO + "dt_bias", DELTA + "dt_bias", None, (c.heads,)),
         Rule(TO + "head_norm", DELTA + "norm.weight", None, (c.value_dim,)),
-        Rule(TO + "o", DELTA + "out_proj.weight", None, (d, c.heads * c.value_dim)),
+        Rule(TO + "delta_o", DELTA + "out_proj.weight", None, (d, c.heads * c.value_dim)),
     ]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elinvar.base.config import ModelConfig
+from elinvar.models.experts import stacked_rules
 from elinvar.models.family import Family
 from elinvar.models.hybrid import DELTA, build, common_rules, hybrid_from_hf, on_layers
 from elinvar.models.keys import Keys
@@ -19,7 +20,9 @@ from elinvar.weights.rules import Part, Rule
 
 
 def rules(config: ModelConfig) -> list[Rule]:
-    return [*common_rules(config), *on_layers(config, "linear", _separate_rules(config))]
+    """Experts lie in stacks or each by itself."""
+    stacks = stacked_rules(config, transposed=False) if config.moe else []
+    return [*common_rules(config), *on_layers(config, "linear", _separate_rules(config)), *stacks]
 
 
 def _separate_rules(config: ModelConfig) -> list[Rule]:
@@ -31,10 +34,10 @@ def _separate_rules(config: ModelConfig) -> list[Rule]:
     for name, rows in (("q", keys), ("k", keys), ("v", values)):
         part = Part((c.channels, d), at)
         stored = DELTA + "in_proj_qkv.weight"
-        table.append(Rule(TO + name, stored, None, (rows, d), hf_part=part))
+        table.append(Rule(f"{TO}delta_{name}", stored, None, (rows, d), hf_part=part))
         at += rows
     for name, rows in (("z", values), ("b", c.heads), ("a", c.heads)):
-        table.append(Rule(TO + name, f"{DELTA}in_proj_{name}.weight", None, (rows, d)))
+        table.append(Rule(f"{TO}delta_{name}", f"{DELTA}in_proj_{name}.weight", None, (rows, d)))
     return table
 
 

@@ -32,7 +32,9 @@ def _merged_rules(config: ModelConfig) -> list[Rule]:
         for name, size in zip(matrix, sizes, strict=True):
             part = Part((c.key_heads * whole, d), at, size, whole)
             stored = f"{DELTA}in_proj_{matrix}.weight"
-            table.append(Rule(TO + name, stored, None, (c.key_heads * size, d), hf_part=part))
+            table.append(
+                Rule(f"{TO}delta_{name}", stored, None, (c.key_heads * size, d), hf_part=part)
+            )
             at += size
     return table
 

@@ -19,22 +19,24 @@ from elinvar.ops.layout import Weight
 
 @dataclass(slots=True, eq=False)
 class DeltaWeights:
-    q: Weight
-    k: Weight
-    v: Weight
-    z: Weight
+    delta_q: Weight
+    delta_k: Weight
+    delta_v: Weight
+    delta_z: Weight
     """[V, D]: gates the output."""
-    b: Weight
+    delta_b: Weight
     """[H, D]: how much of a correction is made."""
-    a: Weight
+    delta_a: Weight
     """[H, D]: how fast the memory decays, with a_log and dt_bias [H]."""
     a_log: F32
     dt_bias: F32
-    conv: F32
-    """[C taps]"""
+    conv_q: F32
+    """[channels taps], as those that follow."""
+    conv_k: F32
+    conv_v: F32
     head_norm: F32
     """[value dim of a head]"""
-    o: Weight
+    delta_o: Weight
 
 
 class DeltaNet:
@@ -43,9 +45,11 @@ class DeltaNet:
         self.channels = config.delta.channels
         self.group = kv_groups(config).index("linear")
         self.eps, self.w, self.ops = config.norm_eps, weights, ops
-        self.inputs = tuple(getattr(weights, name) for name in "qkvzba")
+        w = weights
+        self.inputs = (w.delta_q, w.delta_k, w.delta_v, w.delta_z, w.delta_b, w.delta_a)
         # Channels lie in lanes.
-        self.taps_KC = np.ascontiguousarray(weights.conv.reshape(self.channels, -1).T)
+        taps = np.concatenate([w.conv_q, w.conv_k, w.conv_v]).reshape(self.channels, -1)
+        self.taps_KC = np.ascontiguousarray(taps.T)
 
     def __call__(self, h_TD: F32, step: Step, state: StateLayer) -> F32:
         """Goes on from the sequences' states and leaves those after the tokens -> [T, D]."""
@@ -55,4 +59,4 @@ class DeltaNet:
         qkv_TC = ops.causal_conv(x_TN, self.taps_KC, state, *where)
         o_TV = ops.delta_rule(qkv_TC, x_TN, w.a_log, w.dt_bias, state, *where)
         o_TV = ops.gated_rms_norm(o_TV, x_TN, self.channels, w.head_norm, self.eps)
-        return ops.linear(o_TV, (w.o,))
+        return ops.linear(o_TV, (w.delta_o,))

@@ -343,6 +343,15 @@ F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I
     return out;
 }
 
+F32Out pool(Session& p, F32In x, I32In starts, F32In weights) {
+    const std::size_t seqs = starts.size() - 1;
+    auto out = result<float>(p, {seqs, x.shape(1)});
+    submit(p, [&p, x = x.data(), dim = last_of(x), starts = starts.data(),
+               seqs = static_cast<int>(seqs), weights = weights.data(),
+               o = out.data()] { p.pool(x, dim, starts, seqs, weights, o); });
+    return out;
+}
+
 nb::tuple sample(Session& p, F32In logits, nb::ndarray<const uint64_t, nb::c_contig> seeds,
                  I32In positions, F32In temperature, I32In top_k, F32In top_p, F32In min_p,
                  int num_top) {
@@ -477,5 +486,6 @@ NB_MODULE(_cpu, m) {
         .def("latent_write", &latent_write)
         .def("attention", &attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
              nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
+        .def("pool", &pool)
         .def("sample", &sample);
 }

@@ -136,6 +136,19 @@ void Provider::softcap(const float* x, float cap, std::size_t n, float* out) {
     });
 }
 
+void Provider::pool(const float* x, int dim, const int32_t* starts, int num_seqs,
+                    const float* weights, float* out) {
+    for (int i = static_cast<int>(ascending_.size()); i < starts[num_seqs]; ++i)
+        ascending_.push_back(i);
+    const int cols = 64, pieces = (dim + cols - 1) / cols;
+    pool_.run(num_seqs * pieces, [&](int item, int) {
+        const int seq = item / pieces, first = item % pieces * cols, start = starts[seq];
+        kernels_->weighted_sum(x + first, dim, ascending_.data() + start, weights + start,
+                               starts[seq + 1] - start, std::min(cols, dim - first),
+                               out + std::ptrdiff_t{seq} * dim + first);
+    });
+}
+
 void Provider::rope_write(const Rope& a, int num_tokens) {
     // Neighbours of one prompt share cache lines of the keys.
     const int block = std::min(32, (num_tokens + 2 * pool_.size() - 1) / (2 * pool_.size()));

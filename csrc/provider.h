@@ -147,6 +147,8 @@ class Provider {
     void latent_write(const Latent& a, int num_tokens);
     void latent_query(const LatentQuery& a, int num_tokens, const Matrix& w);
     void attention(const Attention& a, int num_seqs, const int32_t* query_start);
+    void pool(const float* x, int dim, const int32_t* starts, int num_seqs, const float* weights,
+              float* out);
     void sample(const float* logits, int rows, int vocab, const SampleRow* args, int num_top,
                 int32_t* ids, float* logprobs, int32_t* top_ids, float* top_logprobs);
 
@@ -171,6 +173,7 @@ class Provider {
     std::vector<AttentionItem> items_, joins_;
     std::vector<std::size_t> chunks_;  // where each begins in items_, and the end
     std::vector<QuantGroup> groups_;
+    std::vector<int32_t> ascending_;  // 0, 1, 2, ...
     Mixture mixture_;
 };
 

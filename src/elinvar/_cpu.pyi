@@ -99,6 +99,7 @@ class Provider:
         sinks: Any | None,
         chunk: int,
     ) -> Any: ...
+    def pool(self, x: Any, starts: Any, weights: Any) -> Any: ...
     def sample(
         self,
         logits: Any,

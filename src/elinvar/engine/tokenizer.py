@@ -202,10 +202,10 @@ def _cached_backend(checkpoint: Checkpoint, cache_dir: Path | None) -> Backend:
     return backend
 
 
-def _from_folder(checkpoint: Checkpoint) -> Tokenizer:
+def folder_backend(folder: Path) -> Backend:
+    """What tokenizer.json describes. Raises ModelError where it is missing or broken."""
     from tokenizers import Tokenizer as Backend
 
-    folder = checkpoint.path
     path = folder / "tokenizer.json"
     if not path.exists():
         raise ModelError(
@@ -219,6 +219,12 @@ def _from_folder(checkpoint: Checkpoint) -> Tokenizer:
     # A tokenizer may come with truncation or padding switched on, for training.
     backend.no_truncation()
     backend.no_padding()
+    return backend
+
+
+def _from_folder(checkpoint: Checkpoint) -> Tokenizer:
+    folder = checkpoint.path
+    backend = folder_backend(folder)
     settings = _read_optional(folder / "tokenizer_config.json")
     generation = _read_optional(folder / "generation_config.json")
     tokens = _named_tokens(folder, settings)

@@ -287,9 +287,11 @@ class Ops(Protocol):
         sinks_H: F32 | None = None,
         chunk: int | None = None,
     ) -> F32:
-        """Causal attention over the cache -> [T, H * value dim]. A query at position p sees keys first .. p,
+        """Attention over the cache -> [T, H * value dim]. A query at position p sees keys first .. p,
         where first is the largest of 0, p - window + 1 and p // chunk * chunk (Llama 4). A score is
-        q·k * scale, with `softcap` (Gemma 2) softcap * tanh(q·k * scale / softcap).
+        q·k * scale, with `softcap` (Gemma 2) softcap * tanh(q·k * scale / softcap). That is causal
+        attention; where positions_T holds each sequence's last position for all of its queries,
+        they see all its keys, as in encoders.
 
         Keys are walked in blocks of 32 at absolute positions with a running softmax (Milakov and
         Gimelshein, 2018), restarted every ATTENTION_SPLIT keys and merged in ascending order (Dao
@@ -297,6 +299,11 @@ class Ops(Protocol):
         them; out = a / l. A head's sink (Xiao et al., 2023; gpt-oss) is a score without a value
         that is joined last: n = max(m, sink), out = (a * e^(m - n)) / fma(l, e^(m - n),
         e^(sink - n))."""
+        ...
+
+    def pool(self, x_TD: F32, starts: I32, weights_T: F32) -> F32:
+        """For each r the rows starts[r] .. starts[r + 1] - 1 of x, times their weights, summed ->
+        [R, D]: from 0 one chain of FMAs by ascending row."""
         ...
 
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:

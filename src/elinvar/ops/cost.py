@@ -200,6 +200,11 @@ def attention(
     return Cost(label, streamed, streamed + q_THD.nbytes + outputs, ops)
 
 
+def pool(x_TD: F32, starts: I32, weights_T: F32) -> Cost:
+    outputs = 4 * (starts.size - 1) * x_TD.shape[1]
+    return Cost("", 0, x_TD.nbytes + weights_T.nbytes + outputs, 2 * x_TD.size)
+
+
 def sample(logits_LV: F32, args: SampleArgs) -> Cost:
     """One pass with an exponential, whatever the filters: they decide how many more there are."""
     return Cost("", 0, logits_LV.nbytes, 4 * logits_LV.size)
@@ -209,7 +214,7 @@ COSTS: dict[str, Callable[..., Cost]] = {
     function.__name__: function
     for function in (
         *(embed, rms_norm, add, add_rms_norm, linear, gated_linear, route, moe),
-        *(rope_write, attention, sample),
+        *(rope_write, attention, pool, sample),
         *(head_linear, latent_query, latent_write),
         *(layer_norm, add_layer_norm, scale, scale_heads, softcap, activate),
     )

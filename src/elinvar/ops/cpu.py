@@ -202,6 +202,9 @@ class CpuOps:
             chunk or 0,
         )
 
+    def pool(self, x_TD: F32, starts: I32, weights_T: F32) -> F32:
+        return self._provider.pool(x_TD, starts, weights_T)
+
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:
         self._provider.begin_recording()
         out = None

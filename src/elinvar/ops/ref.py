@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -238,6 +239,11 @@ class RefOps:
                     p = np.exp(s - largest)
                     out[i, h] = (p / (p.sum() + np.exp(sink - largest))) @ values
         return out.reshape(t, heads * value_dim)
+
+    def pool(self, x_TD: F32, starts: I32, weights_T: F32) -> F32:
+        weighted = x_TD.astype(np.float64) * weights_T[:, None]
+        sums = [weighted[a:b].sum(0) for a, b in pairwise(starts)]
+        return np.array(sums, np.float32).reshape(-1, x_TD.shape[1])
 
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:
         return run

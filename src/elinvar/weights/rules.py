@@ -321,7 +321,7 @@ def as_published(rules: Sequence[Rule], names: Container[str]) -> list[Rule]:
 
 
 def _one_a_weight(rules: Sequence[Rule], names: Container[str]) -> list[Rule]:
-    several: dict[Any, list[Rule]] = {}
+    several: dict[tuple[str, tuple[int, ...] | None], list[Rule]] = {}
     for rule in rules:
         of = None if rule.layers is None else tuple(rule.layers)
         several.setdefault((rule.name, of), []).append(rule)

@@ -28,6 +28,8 @@ CASES = [
     ("glm4-moe", "glm4moe"),
     ("olmo2", "olmo2"),
     ("olmo3-yarn", "olmo2"),
+    ("gpt-oss", "gpt-oss"),
+    ("llama4-gguf", "llama4"),
 ]
 
 

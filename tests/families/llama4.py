@@ -54,6 +54,14 @@ CASES = {
         num_experts_per_tok=2,
         tie_word_embeddings=True,
     ),
+    # What GGUF files do not say of the models that exist.
+    "llama4-gguf": _llama4(
+        rope_parameters=LLAMA3,
+        interleave_moe_layer_step=2,
+        attention_chunk_size=8192,
+        floor_scale=8192,
+        attn_scale=0.1,
+    ),
     "llama4-sees": replace(
         _llama4(num_hidden_layers=4),
         architecture="Llama4ForConditionalGeneration",

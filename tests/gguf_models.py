@@ -19,10 +19,17 @@ _TURNED = {"gpt-oss", "llama4"}
 """Those whose experts transformers holds as (in, out)."""
 
 
-def write_model(reference: Any, arch: str, path: Path, experts: str = "F32") -> Path:
-    """Raises KeyError for a weight that the architecture has no name for. experts: type of their
-    matrices."""
+def write_model(
+    reference: Any,
+    arch: str,
+    path: Path,
+    state: dict[str, np.ndarray] | None = None,
+    experts: str = "F32",
+) -> Path:
+    """state: where the weights are published otherwise than transformers has them; experts: type of
+    their matrices. Raises KeyError for a weight that the architecture has no name for."""
     config = reference.config
+    state = state or {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
     writer = gguf.GGUFWriter(path, arch)
     _add_sizes(writer, config)
     _add_rope(writer, reference)
@@ -30,7 +37,7 @@ def write_model(reference: Any, arch: str, path: Path, experts: str = "F32") -> 
     if arch in _EXTRA_KEYS:
         _EXTRA_KEYS[arch](writer, config)
     names = gguf.get_tensor_name_map(_ARCHITECTURES[arch], config.num_hidden_layers)
-    for name, values in _tensors(reference, arch):
+    for name, values in _tensors(config, state, arch):
         stem, dot, kind = name.rpartition(".")
         if kind not in ("weight", "bias"):
             stem, dot, kind = name, ".", "weight"
@@ -152,11 +159,9 @@ _EXTRA_KEYS = {
 }
 
 
-def _tensors(reference: Any, arch: str) -> Tensors:
+def _tensors(config: Any, state: dict[str, np.ndarray], arch: str) -> Tensors:
     """Under the names that the gguf package knows."""
-    config = reference.config
-    for name, tensor in reference.state_dict().items():
-        values = tensor.numpy()
+    for name, values in state.items():
         name = name.replace("e_score_correction_bias", "e_score_correction.bias")
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue

@@ -66,7 +66,7 @@ LONGROPE = {
 def checkpoint(
     architecture: str, metadata: dict[str, Any], tensors: dict[str, HostTensor] | None = None
 ) -> Checkpoint:
-    is_hf = architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+    is_hf = architecture[0].isupper()
     form: Any = "safetensors" if is_hf else "gguf"
     return Checkpoint(Path("model"), form, architecture, metadata, tensors or {}, "0" * 64)
 

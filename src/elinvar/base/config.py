@@ -208,6 +208,8 @@ class EngineConfig:
     max_step_tokens: int = 512
     """Token budget of one step: decode rows first, the rest goes to prompts."""
     prefix_cache: bool = True
+    max_adapters: int = 16
+    """LoRA adapters in memory at once."""
 
     def __post_init__(self) -> None:
         for name, choices in (("kv_dtype", KVDtype), ("weight_format", WeightFormat)):
@@ -216,9 +218,10 @@ class EngineConfig:
                 raise InputError(
                     name, f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}."
                 )
-        for name in ("num_threads", "kv_memory", "max_context", "max_rows", "max_step_tokens"):
+        optional_sizes = "num_threads", "kv_memory", "max_context"
+        for name in (*optional_sizes, "max_rows", "max_step_tokens", "max_adapters"):
             value = getattr(self, name)
-            optional = name in ("num_threads", "kv_memory", "max_context")
+            optional = name in optional_sizes
             if value is None and optional:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -13,7 +13,7 @@ import numpy as np
 Tensors = Iterator[tuple[str, np.ndarray]]
 
 _ARCHITECTURES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-_INTERLEAVED = {"llama"}
+_INTERLEAVED = {"llama", "mistral3"}
 """Those whose q and k are turned from half-split rotary pairs to pairs (2i, 2i + 1)."""
 _TURNED = {"gpt-oss", "llama4"}
 """Those whose experts transformers holds as (in, out)."""
@@ -145,7 +145,13 @@ def _llama4(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_interleave_moe_layer_step(config.interleave_moe_layer_step)
 
 
+def _mistral3(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_attn_temperature_scale(config.rope_parameters["llama_4_scaling_beta"])
+    writer.add_rope_scaling_yarn_log_mul(config.rope_parameters["mscale_all_dim"])
+
+
 _EXTRA_KEYS = {
+    "mistral3": _mistral3,
     "gpt-oss": _gpt_oss,
     "llama4": _llama4,
     "glm4moe": _glm4moe,

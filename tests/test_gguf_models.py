@@ -33,6 +33,7 @@ CASES = [
     ("olmo2", "olmo2"),
     ("olmo3-yarn", "olmo2"),
     ("gpt-oss", "gpt-oss"),
+    ("ministral3", "mistral3"),
     ("llama4-gguf", "llama4"),
 ]
 

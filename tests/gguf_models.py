@@ -13,7 +13,7 @@ import numpy as np
 Tensors = Iterator[tuple[str, np.ndarray]]
 
 _ARCHITECTURES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-_INTERLEAVED = {"llama"}
+_INTERLEAVED = {"llama", "granite", "minicpm", "internlm2"}
 """Those whose q and k are turned from half-split rotary pairs to pairs (2i, 2i + 1)."""
 
 
@@ -123,7 +123,16 @@ def _glm4moe(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_expert_weights_norm(config.norm_topk_prob)
 
 
+def _granite(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_attention_scale(config.attention_multiplier)
+    writer.add_embedding_scale(config.embedding_multiplier)
+    writer.add_residual_scale(config.residual_multiplier)
+    writer.add_logit_scale(config.logits_scaling)
+
+
 _EXTRA_KEYS = {
+    "granite": _granite,
+    "minicpm": _granite,
     "glm4moe": _glm4moe,
     "olmo2": _olmo2,
     "gemma2": _gemma2,

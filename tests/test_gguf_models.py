@@ -31,6 +31,11 @@ CASES = [
     ("glm4", "glm4"),
     ("glm4-tied", "glm4"),
     ("olmo2", "olmo2"),
+    ("granite", "granite"),
+    ("granite-tied", "granite"),
+    ("minicpm", "minicpm"),
+    ("internlm2", "internlm2"),
+    ("internlm3", "llama"),
     ("olmo3-yarn", "olmo2"),
 ]
 

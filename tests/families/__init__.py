@@ -4,10 +4,10 @@ and configurations for transformers to build. A family that is in the registry a
 from __future__ import annotations
 
 from elinvar.base.config import ModelConfig
-from families import chatglm, deepseek, gemma, gpt, llama, mixtures, qwen, tail
+from families import chatglm, deepseek, gemma, gpt, internlm, llama, mixtures, qwen, tail
 from families.base import Case
 
-_GROUPS = (llama, mixtures, qwen, gpt, deepseek, gemma, tail, chatglm)
+_GROUPS = (llama, mixtures, qwen, gpt, deepseek, gemma, tail, chatglm, internlm)
 
 ENGINES: dict[str, ModelConfig] = {c.family: c for group in _GROUPS for c in group.ENGINES}
 """By family: what the tests of the contract run."""

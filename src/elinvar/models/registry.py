@@ -20,7 +20,9 @@ from elinvar.models import (
     gpt2,
     gpt_neox,
     granite,
+    internlm,
     llama,
+    minicpm,
     mistral,
     mixtral,
     olmo2,
@@ -57,6 +59,8 @@ _FILES = (
     olmo2,
     glm4_moe,
     chatglm,
+    internlm,
+    minicpm,
 )
 FAMILIES = tuple(family for file in _FILES for family in file.FAMILIES)
 

@@ -14,11 +14,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from elinvar.models.family import Model
-from elinvar.models.registry import FAMILIES, find_family, load_model, read_config
+from elinvar.models.load import load_model
+from elinvar.models.registry import FAMILIES, find_family, read_config
 from elinvar.ops import Ops, load_provider
 from elinvar.weights.checkpoint import open_checkpoint
 from elinvar.weights.load import load_weights
-from elinvar.weights.rules import save_state
+from elinvar.weights.save import save_state
 from families import CASES, ENGINES
 from families.base import SIZES
 from helpers import Span, assert_parity, make_batch, make_cache, run_sequences, run_tokens
@@ -36,7 +37,10 @@ def make_reference(case: str, dtype: Any = torch.float32) -> Any:
     one = CASES[case]
     torch.manual_seed(len(case))
     # A copy: transformers writes into the dictionaries that it is given.
-    settings = getattr(transformers, one.config)(**deepcopy(SIZES | one.settings))
+    settings = deepcopy(SIZES | one.settings)
+    if one.around is not None:
+        settings = deepcopy(one.around) | {"text_config": settings}
+    settings = getattr(transformers, one.config)(**settings)
     model = getattr(transformers, one.architecture)(settings)
     with torch.no_grad():
         for parameter in model.parameters():

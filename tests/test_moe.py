@@ -25,6 +25,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "MixtralForCausalLM": {"num_local_experts": 4},
     "Qwen2MoeForCausalLM": {"num_experts": 4, "shared_expert_intermediate_size": 32},
     "Qwen3MoeForCausalLM": {"num_experts": 4},
+    "GptOssForCausalLM": {"num_local_experts": 4, "sliding_window": 8},
 }
 
 

@@ -1,16 +1,14 @@
-"""The families that can be run, and the way from a checkpoint to a model.
+"""The families that can be run, and which of them a checkpoint is of.
 
 A new family is one file beside llama.py, and its name in _FILES.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
-
 from elinvar.base.config import ModelConfig
 from elinvar.base.errors import ModelError
 from elinvar.models import (
+    bert,
     chatglm,
     deepseek,
     gemma2,
@@ -19,9 +17,11 @@ from elinvar.models import (
     glm4_moe,
     gpt2,
     gpt_neox,
+    gpt_oss,
     granite,
     internlm,
     llama,
+    llama4,
     minicpm,
     mistral,
     mixtral,
@@ -33,14 +33,13 @@ from elinvar.models import (
     qwen_moe,
     starcoder2,
 )
-from elinvar.models.family import Family, Model
-from elinvar.ops.api import Ops
+from elinvar.models.family import Built, Family, Model
+from elinvar.nn.encoder import Encoder
 from elinvar.weights.checkpoint import Checkpoint
-from elinvar.weights.load import Log, Progress, load_weights
-from elinvar.weights.rules import as_published
 
 _FILES = (
     llama,
+    llama4,
     mistral,
     qwen2,
     qwen3,
@@ -53,6 +52,7 @@ _FILES = (
     phi,
     gpt_neox,
     gpt2,
+    gpt_oss,
     gemma2,
     gemma3,
     deepseek,
@@ -62,19 +62,20 @@ _FILES = (
     internlm,
     minicpm,
 )
-FAMILIES = tuple(family for file in _FILES for family in file.FAMILIES)
+FAMILIES: tuple[Family[Model], ...] = tuple(f for file in _FILES for f in file.FAMILIES)
+ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS
+"""Those that make vectors and scores of texts, and generate nothing."""
 
 
-def find_family(checkpoint: Checkpoint) -> Family:
-    """The family that runs `checkpoint`. Raises ModelError listing the known ones."""
-    gguf = checkpoint.format == "gguf"
-    known = {
-        name: family
-        for family in FAMILIES
-        for name in (family.gguf_architectures if gguf else family.hf_architectures)
-    }
-    name = checkpoint.architecture
-    num_experts = checkpoint.metadata.get(f"{name}.expert_count") if gguf else None
+def find_family(checkpoint: Checkpoint) -> Family[Model]:
+    """The family that generates with `checkpoint`. Raises ModelError listing the known ones."""
+    if find_encoder(checkpoint):
+        raise ModelError(
+            f"{checkpoint.path} is an encoder ({checkpoint.architecture}): it makes vectors or scores "
+            "of texts and generates none; use 'elinvar embed' or 'elinvar rerank'."
+        )
+    known, name = _known(FAMILIES, checkpoint), checkpoint.architecture
+    num_experts = checkpoint.metadata.get(f"{name}.expert_count")
     if isinstance(num_experts, int) and num_experts > 0 and f"{name} with experts" in known:
         name = f"{name} with experts"
     if name in known:
@@ -85,25 +86,25 @@ def find_family(checkpoint: Checkpoint) -> Family:
     )
 
 
+def find_encoder(checkpoint: Checkpoint) -> Family[Encoder] | None:
+    """The family of encoders that runs `checkpoint`; None where there is none."""
+    return _known(ENCODERS, checkpoint).get(checkpoint.architecture)
+
+
+def _known(families: tuple[Family[Built], ...], checkpoint: Checkpoint) -> dict[str, Family[Built]]:
+    """By the architecture's name in files of this format."""
+    gguf = checkpoint.format == "gguf"
+    return {
+        name: family
+        for family in families
+        for name in (family.gguf_architectures if gguf else family.hf_architectures)
+    }
+
+
 def read_config(checkpoint: Checkpoint) -> ModelConfig:
     """The model's shape. Raises ModelError naming a key that is missing, wrong or unsupported."""
-    family = find_family(checkpoint)
+    family = find_encoder(checkpoint) or find_family(checkpoint)
     if checkpoint.format == "gguf":
         assert family.config_from_gguf is not None, "it names no GGUF architecture"
         return family.config_from_gguf(checkpoint.metadata, checkpoint.tensors)
     return family.config_from_hf(checkpoint.metadata)
-
-
-def load_model(
-    checkpoint: Checkpoint,
-    ops: Ops,
-    weight_format: Literal["auto", "f32"] = "auto",
-    cache_dir: Path | None = None,
-    log: Log | None = None,
-    progress: Progress | None = None,
-) -> Model:
-    """Reads the configuration, loads the weights (see load_weights) and builds the model."""
-    family, config = find_family(checkpoint), read_config(checkpoint)
-    rules = as_published(family.rules(config), checkpoint.tensors)
-    weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
-    return family.build(config, weights, ops)

@@ -211,8 +211,8 @@ def qkv_bias(w: Mapping[str, Any]) -> list[Any] | None:
     return [w[f"{name}_bias"] for name in "qkv"] if "q_bias" in w else None
 
 
-def mlp_rules(config: ModelConfig) -> list[Rule]:
-    d, f, mlp = config.dim, config.ff_dim, HF + "mlp."
+def mlp_rules(config: ModelConfig, block: str = "mlp") -> list[Rule]:
+    d, f, mlp = config.dim, config.ff_dim, f"{HF}{block}."
     return [
         Rule(TO + "gate", mlp + "gate_proj.weight", GGUF + "ffn_gate.weight", (f, d)),
         Rule(TO + "up", mlp + "up_proj.weight", GGUF + "ffn_up.weight", (f, d)),

@@ -6,13 +6,13 @@ Legend: T tokens of this step, D model dim, N = (H + 2 Hkv) * head_dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, LayerKind, ModelConfig
-from elinvar.ops.api import F32, KVLayer, Ops
+from elinvar.ops.api import F32, I32, KVLayer, Ops
 from elinvar.ops.layout import Weight
 
 CACHE_OF: dict[LayerKind, LayerKind] = {"full": "full", "sliding": "sliding", "chunked": "full"}
@@ -49,6 +49,14 @@ class Step:
     batch: ForwardBatch
     rope: dict[LayerKind, F32]
     """By layer kind: the rotary table [P, R]."""
+    last_keys: I32 | None = None
+    """[T] the last position that each token sees; None: its own."""
+    temperature: dict[LayerKind, F32] = field(default_factory=dict)
+    """By layer kind, of those that have one: the factors on queries [P]."""
+
+    @property
+    def seen(self) -> I32:
+        return self.batch.positions if self.last_keys is None else self.last_keys
 
 
 class Attention:
@@ -99,13 +107,15 @@ class Attention:
             self.k_gain,
             self.eps,
         )
+        if (factors_P := step.temperature.get(self.kind)) is not None:
+            q_THD = ops.scale_heads(q_THD, batch.positions, factors_P)
         o_TD = ops.attention(
             q_THD,
             kv,
             batch.query_start_loc,
             batch.seq_lens,
             batch.block_tables[group],
-            batch.positions,
+            step.seen,
             self.scale,
             self.window,
             softcap=self.softcap,

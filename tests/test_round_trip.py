@@ -41,9 +41,9 @@ def test_what_transformers_writes(case: str, dtype: str, tmp_path: Path) -> None
     """Every tensor that the rules take comes out as it went in: name, shape, bits, and of matrices the
     type (vectors are float32 here)."""
     torch = pytest.importorskip("torch")
-    from test_models_tiny import make_reference
+    from test_models_tiny import make_reference, save
 
-    make_reference(case, getattr(torch, dtype)).save_pretrained(tmp_path / "a")
+    save(case, make_reference(case, getattr(torch, dtype)), tmp_path / "a")
     first = open_checkpoint(tmp_path / "a")
     family, config = find_family(first), read_config(first)
     assert config.family == family.name

@@ -69,11 +69,11 @@ MINICPM = Published("MiniCPMForCausalLM", _minicpm_config, _same)
 
 
 def _internlm2(**settings: Any) -> Case:
-    return Case("internlm2", "LlamaForCausalLM", "LlamaConfig", settings, INTERNLM2)
+    return Case("internlm2", "LlamaForCausalLM", "LlamaConfig", settings, published=INTERNLM2)
 
 
 def _internlm3(**settings: Any) -> Case:
-    return Case("internlm3", "LlamaForCausalLM", "InternLM3Config", settings, INTERNLM3)
+    return Case("internlm3", "LlamaForCausalLM", "InternLM3Config", settings, published=INTERNLM3)
 
 
 def _minicpm(**settings: Any) -> Case:
@@ -83,7 +83,9 @@ def _minicpm(**settings: Any) -> Case:
         "attention_multiplier": 0.25,
         "logits_scaling": 4.0,
     }
-    return Case("minicpm", "GraniteForCausalLM", "GraniteConfig", plain | settings, MINICPM)
+    return Case(
+        "minicpm", "GraniteForCausalLM", "GraniteConfig", plain | settings, published=MINICPM
+    )
 
 
 ENGINES = (

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from families.base import LLAMA, Case, Published, Tensors
+from families.deepseek import DEEPSEEK
 from families.llama import GRANITE
 
 INTERNLM2_NAMES = {
@@ -88,13 +89,27 @@ def _minicpm(**settings: Any) -> Case:
     )
 
 
+MINICPM3 = replace(
+    DEEPSEEK, family="minicpm3", moe=None, embed_scale=3.0, residual_scale=0.5, logit_scale=0.25
+)
+
+
+def _minicpm3(**settings: Any) -> Case:
+    plain = {"hidden_size": 64, "num_key_value_heads": 4, "dim_model_base": 16, "scale_emb": 6.0}
+    latent = {"kv_lora_rank": 32, "qk_nope_head_dim": 24, "qk_rope_head_dim": 12}
+    return Case("minicpm3", "MiniCPM3ForCausalLM", "MiniCPM3Config", plain | latent | settings)
+
+
 ENGINES = (
+    MINICPM3,
     replace(LLAMA, family="internlm2"),
     replace(LLAMA, family="internlm3"),
     replace(GRANITE, family="minicpm", attn_scale=0.25),
 )
 
 CASES = {
+    "minicpm3": _minicpm3(q_lora_rank=40),
+    "minicpm3-untied": _minicpm3(q_lora_rank=None, v_head_dim=32, tie_word_embeddings=False),
     "internlm2": _internlm2(),
     "internlm2-grouped": _internlm2(num_attention_heads=8, head_dim=24),
     "internlm3": _internlm3(head_dim=32),

@@ -32,12 +32,18 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         norm_eps=keys.number("rms_norm_eps"),
         layer_kinds=FULL * sizes["num_layers"],
         rope={"full": one_rope_from_hf(keys, sizes["head_dim"])},
-        embed_scale=keys.number("scale_emb", 1.0),
-        residual_scale=keys.number("scale_depth", 1.0) / sizes["num_layers"] ** 0.5,
-        logit_scale=keys.number("dim_model_base", 1.0) / sizes["dim"],
+        **scales_from_hf(keys, sizes["num_layers"], sizes["dim"]),
         **sizes,
     )
     return checked(config, "config.json")
+
+
+def scales_from_hf(keys: Keys, num_layers: int, dim: int) -> dict[str, float]:
+    return {
+        "embed_scale": keys.number("scale_emb"),
+        "residual_scale": keys.number("scale_depth") / num_layers**0.5,
+        "logit_scale": keys.number("dim_model_base") / dim,
+    }
 
 
 def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor]) -> ModelConfig:

@@ -23,6 +23,7 @@ from elinvar.models import (
     llama,
     llama4,
     minicpm,
+    minicpm3,
     mistral,
     mixtral,
     olmo2,
@@ -61,6 +62,7 @@ _FILES = (
     chatglm,
     internlm,
     minicpm,
+    minicpm3,
 )
 FAMILIES: tuple[Family[Model], ...] = tuple(f for file in _FILES for f in file.FAMILIES)
 ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS

@@ -84,6 +84,12 @@ def _add_rope(writer: gguf.GGUFWriter, reference: Any) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(params["factor"])
         writer.add_rope_scaling_orig_ctx_len(params["original_max_position_embeddings"])
+    if params["rope_type"] == "longrope":
+        writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+        writer.add_rope_scaling_attn_factors(reference.model.rotary_emb.attention_scaling)
+        for length in ("long", "short"):
+            factors = np.array(params[f"{length}_factor"], np.float32)
+            writer.add_tensor(f"rope_factors_{length}.weight", factors)
     if params["rope_type"] == "llama3":
         plain = theta ** (-np.arange(0, head_dim, 2) / head_dim)
         divisors = plain / reference.model.rotary_emb.inv_freq.numpy()
@@ -131,6 +137,7 @@ def _granite(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 _EXTRA_KEYS = {
+    "phi3": lambda writer, config: writer.add_sliding_window(config.sliding_window or 0),
     "granite": _granite,
     "minicpm": _granite,
     "glm4moe": _glm4moe,

@@ -31,6 +31,8 @@ CASES = [
     ("glm4", "glm4"),
     ("glm4-tied", "glm4"),
     ("olmo2", "olmo2"),
+    ("phi3", "phi3"),
+    ("phi3-longrope", "phi3"),
     ("granite", "granite"),
     ("granite-tied", "granite"),
     ("minicpm", "minicpm"),

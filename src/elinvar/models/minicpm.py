@@ -38,7 +38,7 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
     return checked(config, "config.json")
 
 
-def scales_from_hf(keys: Keys, num_layers: int, dim: int) -> dict[str, float]:
+def scales_from_hf(keys: Keys, num_layers: int, dim: int) -> dict[str, Any]:
     return {
         "embed_scale": keys.number("scale_emb"),
         "residual_scale": keys.number("scale_depth") / num_layers**0.5,

@@ -13,7 +13,7 @@ import numpy as np
 Tensors = Iterator[tuple[str, np.ndarray]]
 
 _ARCHITECTURES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-_INTERLEAVED = {"llama", "granite", "minicpm", "internlm2"}
+_INTERLEAVED = {"llama", "granite", "minicpm", "internlm2", "smollm3"}
 """Those whose q and k are turned from half-split rotary pairs to pairs (2i, 2i + 1)."""
 
 
@@ -113,8 +113,8 @@ def _gemma2(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
-def _olmo2(writer: gguf.GGUFWriter, config: Any) -> None:
-    if hasattr(config, "sliding_window"):
+def _windows(writer: gguf.GGUFWriter, config: Any) -> None:
+    if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
         writer.add_sliding_window_pattern([t == "sliding_attention" for t in config.layer_types])
 
@@ -136,12 +136,21 @@ def _granite(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_logit_scale(config.logits_scaling)
 
 
+def _cohere2(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_logit_scale(config.logit_scale)
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+
+
 _EXTRA_KEYS = {
+    "exaone4": _windows,
+    "command-r": lambda writer, config: writer.add_logit_scale(config.logit_scale),
+    "cohere2": _cohere2,
     "phi3": lambda writer, config: writer.add_sliding_window(config.sliding_window or 0),
     "granite": _granite,
     "minicpm": _granite,
     "glm4moe": _glm4moe,
-    "olmo2": _olmo2,
+    "olmo2": _windows,
     "gemma2": _gemma2,
     "gemma3": lambda writer, config: writer.add_sliding_window(config.sliding_window),
     "gptneox": lambda writer, config: writer.add_parallel_residual(config.use_parallel_residual),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from elinvar.base.config import RopeConfig
-from families.base import FULL_AND_SLIDING, LLAMA, YARN, Case
+from families.base import FULL_AND_SLIDING, LLAMA, LLAMA3, YARN, Case
 from families.deepseek import DEEPSEEK
 from families.gemma import GEMMA3
 
@@ -30,9 +30,61 @@ def _glm4_moe(**settings: Any) -> Case:
     return Case("glm4_moe", "Glm4MoeForCausalLM", "Glm4MoeConfig", plain | settings)
 
 
-ENGINES = (OLMO2, GLM4_MOE)
+NOPE = {"full": RopeConfig(10000.0, 0), "sliding": RopeConfig(10000.0, 16)}
+
+ENGINES = (
+    OLMO2,
+    GLM4_MOE,
+    replace(LLAMA, family="smollm3", unrotated=(1,)),
+    replace(LLAMA, family="seed_oss"),
+    replace(OLMO2, family="exaone4", rope=NOPE),
+    replace(OLMO2, family="cohere", rope=NOPE, logit_scale=0.5, parallel=True, tied_head=True),
+)
+
+
+def _smollm3(**settings: Any) -> Case:
+    return Case("smollm3", "SmolLM3ForCausalLM", "SmolLM3Config", settings)
+
+
+def _seed_oss(**settings: Any) -> Case:
+    return Case("seed_oss", "SeedOssForCausalLM", "SeedOssConfig", settings)
+
+
+def _exaone4(**settings: Any) -> Case:
+    return Case("exaone4", "Exaone4ForCausalLM", "Exaone4Config", settings)
+
+
+def _cohere(**settings: Any) -> Case:
+    return Case("cohere", "CohereForCausalLM", "CohereConfig", settings)
+
+
+def _cohere2(**settings: Any) -> Case:
+    return Case("cohere", "Cohere2ForCausalLM", "Cohere2Config", settings)
+
 
 CASES = {
+    "smollm3": _smollm3(num_hidden_layers=5),
+    "smollm3-sliding": _smollm3(
+        no_rope_layers=[1, 0, 1],
+        use_sliding_window=True,
+        sliding_window=8,
+        tie_word_embeddings=False,
+    ),
+    "seed-oss": _seed_oss(),
+    "seed-oss-plain": _seed_oss(attention_bias=False, head_dim=32, tie_word_embeddings=True),
+    "exaone4": _exaone4(num_hidden_layers=5, sliding_window=8),
+    "exaone4-full": _exaone4(
+        sliding_window=None,
+        layer_types=["full_attention"] * 3,
+        rope_parameters=LLAMA3,
+        tie_word_embeddings=True,
+    ),
+    "cohere": _cohere(logit_scale=0.25),
+    "cohere-untied": _cohere(num_key_value_heads=4, tie_word_embeddings=False),
+    "cohere2": _cohere2(num_hidden_layers=5, sliding_window=8),
+    "cohere2-types": _cohere2(
+        sliding_window=40, layer_types=FULL_AND_SLIDING, logit_scale=1.5, tie_word_embeddings=False
+    ),
     "glm4-moe": _glm4_moe(use_qk_norm=True, attention_bias=True, n_shared_experts=2),
     "glm4-moe-groups": _glm4_moe(
         n_group=4,

@@ -10,7 +10,9 @@ from elinvar.base.errors import ModelError
 from elinvar.models import (
     bert,
     chatglm,
+    cohere,
     deepseek,
+    exaone4,
     gemma2,
     gemma3,
     glm,
@@ -32,6 +34,8 @@ from elinvar.models import (
     qwen2,
     qwen3,
     qwen_moe,
+    seed_oss,
+    smollm3,
     starcoder2,
 )
 from elinvar.models.family import Built, Family, Model
@@ -63,6 +67,10 @@ _FILES = (
     internlm,
     minicpm,
     minicpm3,
+    smollm3,
+    seed_oss,
+    exaone4,
+    cohere,
 )
 FAMILIES: tuple[Family[Model], ...] = tuple(f for file in _FILES for f in file.FAMILIES)
 ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS

@@ -13,7 +13,7 @@ import numpy as np
 Tensors = Iterator[tuple[str, np.ndarray]]
 
 _ARCHITECTURES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-_INTERLEAVED = {"llama", "granite", "minicpm", "internlm2", "smollm3"}
+_INTERLEAVED = {"llama", "granite", "minicpm", "internlm2", "smollm3", "granitemoe", "mistral3"}
 """Those whose q and k are turned from half-split rotary pairs to pairs (2i, 2i + 1)."""
 
 
@@ -142,7 +142,21 @@ def _cohere2(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
 
 
+def _minimax_m2(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_expert_feed_forward_length(config.intermediate_size)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+
+
+def _mistral3(writer: gguf.GGUFWriter, config: Any) -> None:
+    params = config.rope_parameters
+    writer.add_rope_scaling_yarn_log_mul(params["mscale_all_dim"])
+    writer.add_attn_temperature_scale(params["llama_4_scaling_beta"])
+
+
 _EXTRA_KEYS = {
+    "mistral3": _mistral3,
+    "minimax-m2": _minimax_m2,
+    "granitemoe": _granite,
     "exaone4": _windows,
     "command-r": lambda writer, config: writer.add_logit_scale(config.logit_scale),
     "cohere2": _cohere2,
@@ -160,10 +174,19 @@ _EXTRA_KEYS = {
 }
 
 
+_RENAMED = {
+    "e_score_correction_bias": "e_score_correction.bias",
+    "block_sparse_moe.router.weight": "block_sparse_moe.router.layer.weight",
+    "block_sparse_moe.experts.": "mlp.experts.",
+}
+"""What the gguf package knows only by the names of checkpoints."""
+
+
 def _tensors(config: Any, state: dict[str, np.ndarray], arch: str) -> Tensors:
     """Under the names that the gguf package knows."""
     for name, values in state.items():
-        name = name.replace("e_score_correction_bias", "e_score_correction.bias")
+        for old, new in _RENAMED.items():
+            name = name.replace(old, new)
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         if name.endswith("experts.gate_up_proj"):

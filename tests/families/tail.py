@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from elinvar.base.config import RopeConfig
+from elinvar.base.config import MoEConfig, RopeConfig, TemperatureConfig
 from families.base import FULL_AND_SLIDING, LLAMA, LLAMA3, YARN, Case
 from families.deepseek import DEEPSEEK
 from families.gemma import GEMMA3
+from families.llama import GRANITE, GRANITE_SCALES
+from families.llama4 import VISION
 
 OLMO2 = replace(GEMMA3, family="olmo2", embed_scale=1.0, activation="silu", tied_head=False)
 
@@ -32,7 +34,14 @@ def _glm4_moe(**settings: Any) -> Case:
 
 NOPE = {"full": RopeConfig(10000.0, 0), "sliding": RopeConfig(10000.0, 16)}
 
+MINISTRAL3 = replace(LLAMA, family="ministral3", temperature={"full": TemperatureConfig(0.2, 16)})
+
+MINIMAX = MoEConfig(9, 3, 32, (0, 1), scoring="sigmoid", renormalise=True, biased=True)
+
 ENGINES = (
+    MINISTRAL3,
+    replace(LLAMA, family="minimax_m2", moe=MINIMAX, rope={"full": RopeConfig(10000.0, 8)}),
+    replace(GRANITE, family="granite_moe", moe=MoEConfig(6, 2, 32, (0, 1), renormalise=True)),
     OLMO2,
     GLM4_MOE,
     replace(LLAMA, family="smollm3", unrotated=(1,)),
@@ -62,7 +71,44 @@ def _cohere2(**settings: Any) -> Case:
     return Case("cohere", "Cohere2ForCausalLM", "Cohere2Config", settings)
 
 
+def _minimax_m2(**settings: Any) -> Case:
+    plain = {"num_local_experts": 9, "num_experts_per_tok": 3, "intermediate_size": 48}
+    return Case("minimax_m2", "MiniMaxM2ForCausalLM", "MiniMaxM2Config", plain | settings)
+
+
+def _granite_moe(**settings: Any) -> Case:
+    plain = {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48}
+    every = GRANITE_SCALES | plain | settings
+    return Case("granite_moe", "GraniteMoeForCausalLM", "GraniteMoeConfig", every)
+
+
+MISTRAL_YARN = YARN | {
+    "original_max_position_embeddings": 16,
+    "factor": 16.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.4,
+}
+
+MINISTRAL3_CASE = Case(
+    "ministral3", "Ministral3ForCausalLM", "Ministral3Config", {"rope_parameters": MISTRAL_YARN}
+)
+
 CASES = {
+    "ministral3": MINISTRAL3_CASE,
+    "ministral3-sees": replace(
+        MINISTRAL3_CASE,
+        architecture="Mistral3ForConditionalGeneration",
+        config="Mistral3Config",
+        settings=MINISTRAL3_CASE.settings | {"model_type": "ministral3"},
+        around={"vision_config": VISION | {"model_type": "pixtral"}},
+    ),
+    "minimax-m2": _minimax_m2(rotary_dim=8),
+    "minimax-m2-tied": _minimax_m2(
+        head_dim=32, tie_word_embeddings=True, num_key_value_heads=4, num_experts_per_tok=1
+    ),
+    "granite-moe": _granite_moe(),
+    "granite-moe-tied": _granite_moe(tie_word_embeddings=True, num_experts_per_tok=6),
     "smollm3": _smollm3(num_hidden_layers=5),
     "smollm3-sliding": _smollm3(
         no_rope_layers=[1, 0, 1],

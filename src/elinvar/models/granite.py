@@ -9,6 +9,7 @@ from typing import Any
 
 from elinvar.base.config import ModelConfig
 from elinvar.models import llama
+from elinvar.models.experts import feeds
 from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.shared import (
@@ -21,7 +22,6 @@ from elinvar.models.shared import (
 )
 from elinvar.nn.attention import Attention
 from elinvar.nn.decoder import Block, Decoder
-from elinvar.nn.mlp import GatedMLP
 from elinvar.nn.norm import RMSNorm, Scale
 from elinvar.ops.api import F32, Ops
 from elinvar.weights.tensor import HostTensor
@@ -40,9 +40,8 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
 
     def block(i: int, w: dict[str, Any]) -> Block:
         attention = Attention(config, i, (w["q"], w["k"], w["v"]), w["o"], ops)
-        mlp = GatedMLP(w["gate"], w["up"], w["down"], config.activation, ops)
         norms = norm(w["attn_norm"]), norm(w["mlp_norm"])
-        return Block(norms[0], attention, norms[1], mlp, attn_post=scale, mlp_post=scale)
+        return Block(norms[0], attention, norms[1], feeds(config, w, ops), scale, scale)
 
     blocks = [block(*one) for one in enumerate(by_layer(weights, config.num_layers))]
     return Granite(config, weights, ops, blocks, norm(weights["norm"]))

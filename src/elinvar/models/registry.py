@@ -21,11 +21,14 @@ from elinvar.models import (
     gpt_neox,
     gpt_oss,
     granite,
+    granite_moe,
     internlm,
     llama,
     llama4,
     minicpm,
     minicpm3,
+    minimax_m2,
+    ministral3,
     mistral,
     mixtral,
     olmo2,
@@ -71,6 +74,9 @@ _FILES = (
     seed_oss,
     exaone4,
     cohere,
+    ministral3,
+    minimax_m2,
+    granite_moe,
 )
 FAMILIES: tuple[Family[Model], ...] = tuple(f for file in _FILES for f in file.FAMILIES)
 ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS

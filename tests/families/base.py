@@ -56,10 +56,10 @@ class Case:
     """Class of its configuration."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Besides SIZES."""
-    around: dict[str, Any] | None = None
-    """Of a model that also sees: what is beside its text_config, which has the settings."""
     published: Published | None = None
     """Where another layout is the family's than that of transformers."""
+    around: dict[str, Any] | None = None
+    """Of a model that also sees: what is beside its text_config, which has the settings."""
 
 
 SIZES: dict[str, Any] = {

@@ -154,6 +154,7 @@ def _mistral3(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 _EXTRA_KEYS = {
+    "stablelm": lambda writer, config: writer.add_parallel_residual(True),
     "mistral3": _mistral3,
     "minimax-m2": _minimax_m2,
     "granitemoe": _granite,

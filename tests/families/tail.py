@@ -39,6 +39,8 @@ MINISTRAL3 = replace(LLAMA, family="ministral3", temperature={"full": Temperatur
 MINIMAX = MoEConfig(9, 3, 32, (0, 1), scoring="sigmoid", renormalise=True, biased=True)
 
 ENGINES = (
+    replace(LLAMA, family="ernie"),
+    replace(LLAMA, family="stablelm", rope={"full": RopeConfig(10000.0, 4)}),
     MINISTRAL3,
     replace(LLAMA, family="minimax_m2", moe=MINIMAX, rope={"full": RopeConfig(10000.0, 8)}),
     replace(GRANITE, family="granite_moe", moe=MoEConfig(6, 2, 32, (0, 1), renormalise=True)),
@@ -94,7 +96,22 @@ MINISTRAL3_CASE = Case(
     "ministral3", "Ministral3ForCausalLM", "Ministral3Config", {"rope_parameters": MISTRAL_YARN}
 )
 
+
+def _ernie(**settings: Any) -> Case:
+    return Case("ernie", "Ernie4_5ForCausalLM", "Ernie4_5Config", settings)
+
+
+def _stablelm(**settings: Any) -> Case:
+    return Case("stablelm", "StableLmForCausalLM", "StableLmConfig", settings)
+
+
 CASES = {
+    "ernie": _ernie(),
+    "ernie-untied": _ernie(head_dim=32, tie_word_embeddings=False, num_key_value_heads=1),
+    "stablelm": _stablelm(use_qkv_bias=True),
+    "stablelm-parallel": _stablelm(
+        use_parallel_residual=True, partial_rotary_factor=0.5, tie_word_embeddings=True
+    ),
     "ministral3": MINISTRAL3_CASE,
     "ministral3-sees": replace(
         MINISTRAL3_CASE,

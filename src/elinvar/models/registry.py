@@ -12,6 +12,7 @@ from elinvar.models import (
     chatglm,
     cohere,
     deepseek,
+    ernie,
     exaone4,
     gemma2,
     gemma3,
@@ -39,6 +40,7 @@ from elinvar.models import (
     qwen_moe,
     seed_oss,
     smollm3,
+    stablelm,
     starcoder2,
 )
 from elinvar.models.family import Built, Family, Model
@@ -77,6 +79,8 @@ _FILES = (
     ministral3,
     minimax_m2,
     granite_moe,
+    ernie,
+    stablelm,
 )
 FAMILIES: tuple[Family[Model], ...] = tuple(f for file in _FILES for f in file.FAMILIES)
 ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS

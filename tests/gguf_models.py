@@ -153,7 +153,14 @@ def _mistral3(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_attn_temperature_scale(params["llama_4_scaling_beta"])
 
 
+def _ernie_moe(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_leading_dense_block_count(config.moe_layer_start_index)
+    writer.add_interleave_moe_layer_step(config.moe_layer_interval)
+    writer.add_expert_shared_count(config.moe_num_shared_experts)
+
+
 _EXTRA_KEYS = {
+    "ernie4_5-moe": _ernie_moe,
     "stablelm": lambda writer, config: writer.add_parallel_residual(True),
     "mistral3": _mistral3,
     "minimax-m2": _minimax_m2,
@@ -176,6 +183,7 @@ _EXTRA_KEYS = {
 
 
 _RENAMED = {
+    "gate.moe_statics.e_score": "moe_statics.e_score",
     "e_score_correction_bias": "e_score_correction.bias",
     "block_sparse_moe.router.weight": "block_sparse_moe.router.layer.weight",
     "block_sparse_moe.experts.": "mlp.experts.",

@@ -7,7 +7,7 @@ from typing import Any
 
 from elinvar.base.config import MoEConfig, RopeConfig, TemperatureConfig
 from families.base import FULL_AND_SLIDING, LLAMA, LLAMA3, YARN, Case
-from families.deepseek import DEEPSEEK
+from families.deepseek import DEEPSEEK, LATENT
 from families.gemma import GEMMA3
 from families.llama import GRANITE, GRANITE_SCALES
 from families.llama4 import VISION
@@ -39,6 +39,14 @@ MINISTRAL3 = replace(LLAMA, family="ministral3", temperature={"full": Temperatur
 MINIMAX = MoEConfig(9, 3, 32, (0, 1), scoring="sigmoid", renormalise=True, biased=True)
 
 ENGINES = (
+    replace(LLAMA, family="gemma", activation="gelu_tanh", embed_scale=3.0, tied_head=True),
+    replace(DEEPSEEK, family="glm4_moe_lite"),
+    replace(LLAMA, family="olmoe", moe=MoEConfig(6, 2, 96, (0, 1))),
+    replace(
+        LLAMA,
+        family="ernie_moe",
+        moe=MoEConfig(6, 2, 32, (1,), renormalise=True, biased=True, shared_ff_dim=64),
+    ),
     replace(LLAMA, family="ernie"),
     replace(LLAMA, family="stablelm", rope={"full": RopeConfig(10000.0, 4)}),
     MINISTRAL3,
@@ -105,7 +113,48 @@ def _stablelm(**settings: Any) -> Case:
     return Case("stablelm", "StableLmForCausalLM", "StableLmConfig", settings)
 
 
+def _gemma(**settings: Any) -> Case:
+    return Case("gemma", "GemmaForCausalLM", "GemmaConfig", settings)
+
+
+def _glm4_moe_lite(**settings: Any) -> Case:
+    plain = LATENT | {"q_lora_rank": 40, "qk_rope_head_dim": 12}
+    plain = {k: v for k, v in plain.items() if k not in ("head_dim", "first_k_dense_replace")}
+    every = plain | settings
+    return Case("glm4_moe_lite", "Glm4MoeLiteForCausalLM", "Glm4MoeLiteConfig", every)
+
+
+def _olmoe(**settings: Any) -> Case:
+    plain = {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48}
+    return Case("olmoe", "OlmoeForCausalLM", "OlmoeConfig", plain | settings)
+
+
+def _ernie_moe(**settings: Any) -> Case:
+    plain = {"moe_num_experts": 9, "moe_k": 3, "moe_intermediate_size": 48}
+    return Case("ernie_moe", "Ernie4_5_MoeForCausalLM", "Ernie4_5_MoeConfig", plain | settings)
+
+
 CASES = {
+    "gemma": _gemma(),
+    "gemma-untied": _gemma(tie_word_embeddings=False, head_dim=32, num_key_value_heads=1),
+    "glm4-moe-lite": _glm4_moe_lite(),
+    "glm4-moe-lite-groups": _glm4_moe_lite(
+        n_group=4,
+        topk_group=2,
+        mlp_layer_types=["dense", "dense", "sparse"],
+        tie_word_embeddings=True,
+    ),
+    "olmoe": _olmoe(),
+    "olmoe-norm": _olmoe(norm_topk_prob=True, num_key_value_heads=4, tie_word_embeddings=True),
+    "ernie-moe": _ernie_moe(),
+    "ernie-moe-some": _ernie_moe(
+        num_hidden_layers=5,
+        moe_layer_start_index=0,
+        moe_layer_end_index=3,
+        moe_layer_interval=2,
+        moe_num_shared_experts=0,
+        tie_word_embeddings=False,
+    ),
     "ernie": _ernie(),
     "ernie-untied": _ernie(head_dim=32, tie_word_embeddings=False, num_key_value_heads=1),
     "stablelm": _stablelm(use_qkv_bias=True),

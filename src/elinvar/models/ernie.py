@@ -47,9 +47,12 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
     return checked(config, "config.json")
 
 
-def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor]) -> ModelConfig:
-    """From a GGUF file's keys and its tensors; without output.weight the head is tied."""
-    keys = Keys(metadata, "The GGUF file", "ernie4_5.")
+def config_from_gguf(
+    metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor], prefix: str = "ernie4_5."
+) -> ModelConfig:
+    """From a GGUF file's keys and its tensors; without output.weight the head is tied. prefix: of the
+    keys."""
+    keys = Keys(metadata, "The GGUF file", prefix)
     sizes = sizes_from_gguf(keys, tensors, HEAD_DIM)
     config = ModelConfig(
         family="ernie",

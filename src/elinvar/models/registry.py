@@ -13,11 +13,14 @@ from elinvar.models import (
     cohere,
     deepseek,
     ernie,
+    ernie_moe,
     exaone4,
+    gemma,
     gemma2,
     gemma3,
     glm,
     glm4_moe,
+    glm4_moe_lite,
     gpt2,
     gpt_neox,
     gpt_oss,
@@ -33,6 +36,7 @@ from elinvar.models import (
     mistral,
     mixtral,
     olmo2,
+    olmoe,
     phi,
     phi3,
     qwen2,
@@ -81,6 +85,10 @@ _FILES = (
     granite_moe,
     ernie,
     stablelm,
+    gemma,
+    glm4_moe_lite,
+    olmoe,
+    ernie_moe,
 )
 FAMILIES: tuple[Family[Model], ...] = tuple(f for file in _FILES for f in file.FAMILIES)
 ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS

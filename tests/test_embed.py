@@ -326,3 +326,58 @@ def test_the_real_one(minilm: Path) -> None:
         close(found, theirs)
     ranked = embedder.rank("Where do cats sleep?", ["Stocks fell.", "The cat naps on the sofa."])
     assert ranked[0].index == 1 and ranked[0].score > 0.4 > ranked[1].score + 0.2
+
+
+GGUF_NAMES = {
+    "embeddings.word_embeddings": "token_embd",
+    "embeddings.position_embeddings": "position_embd",
+    "embeddings.token_type_embeddings": "token_types",
+    "embeddings.LayerNorm": "token_embd_norm",
+    "attention.self.query": "attn_q",
+    "attention.self.key": "attn_k",
+    "attention.self.value": "attn_v",
+    "attention.output.dense": "attn_output",
+    "attention.output.LayerNorm": "attn_output_norm",
+    "intermediate.dense": "ffn_up",
+    "output.dense": "ffn_down",
+    "output.LayerNorm": "layer_output_norm",
+}
+
+
+def test_gguf(bert: Path, tmp_path: Path) -> None:
+    """As llama.cpp's converter writes BERT: its names, its marks of words, its kind of pooling."""
+    gguf = pytest.importorskip("gguf")
+    model = transformers.BertModel.from_pretrained(bert)
+    config, path = model.config, tmp_path / "bert.gguf"
+    writer = gguf.GGUFWriter(path, "bert")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_layer_norm_eps(config.layer_norm_eps)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    vocabulary = json.loads((bert / "tokenizer.json").read_text())["model"]["vocab"]
+    words = sorted(vocabulary, key=vocabulary.get)
+    marked = [
+        w if w[0] == "[" and w[-1] == "]" else w[2:] if w[:2] == "##" else "▁" + w for w in words
+    ]
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(marked)
+    for name, parameter in model.named_parameters():
+        stem, _, last = name.rpartition(".")
+        layer = ""
+        if stem.startswith("encoder.layer."):
+            _, _, i, stem = stem.split(".", 3)
+            layer = f"blk.{i}."
+        if stem in GGUF_NAMES:
+            writer.add_tensor(f"{layer}{GGUF_NAMES[stem]}.{last}", parameter.detach().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    embedder = Embedder(path)
+    assert embedder.recipe.note is None and embedder.max_tokens == config.max_position_embeddings
+    short = [text for text in TEXTS if len(text) < 60]
+    assert np.array_equal(embedder.embed(short), Embedder(bert).embed(short))

@@ -14,7 +14,7 @@ from processes import assert_fails, run
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from text_models import save_model, save_recipe  # noqa: E402
+from text_models import save_model, save_recipe
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def test_what_follows_pooling(more: list[str], tmp_path: Path) -> None:
     if "Normalize" in more:
         expected = normalised(expected)
     close(found, expected)
-    assert embedder.num_dims == found.shape[1]
+    assert embedder.model.num_dims == found.shape[1]
     theirs = sentence_transformers_vectors(tmp_path, TEXTS)
     if theirs is not None:
         close(found, theirs)
@@ -91,7 +91,7 @@ def test_what_follows_pooling(more: list[str], tmp_path: Path) -> None:
 def test_a_decoder_without_files_says_what_is_assumed(tmp_path: Path) -> None:
     model = save_model(tmp_path, "qwen3", "Qwen3ForCausalLM", tie_word_embeddings=False)
     embedder = Embedder(tmp_path)
-    assert embedder.recipe.note is not None and "last token" in embedder.recipe.note
+    assert "last token" in (embedder.model.notes(ranking=False) or "")
     expected = reference_vectors(tmp_path, model, TEXTS, ["lasttoken"], 64)
     close(embedder.embed(TEXTS), normalised(expected))
 
@@ -147,12 +147,12 @@ def test_long_texts_are_cut_and_counted(bert: Path, caplog: pytest.LogCaptureFix
     assert [one.truncated for one in found] == [False, True] and found[1].num_tokens == 50
     with pytest.raises(InputError, match="Text 1 is longer than the 50 tokens"):
         embedder.embed(["short", "long " * 100], truncate=False)
-    assert Embedder(bert, max_context=20).max_tokens == 20
+    assert Embedder(bert, max_context=20).model.max_tokens == 20
 
 
 def test_token_ids_are_taken_as_they_are(bert: Path) -> None:
     embedder = Embedder(bert)
-    [text] = embedder.encodings.texts(["the metal"], embedder.config.vocab_size)
+    [text] = embedder.model.embedding(["the metal"]).texts
     assert np.array_equal(embedder.embed([text.ids]), embedder.embed(["the metal"]))
     assert next(iter(embedder.stream([[5] * 60]))).truncated
     for bad in ([10**6], [-1], [1.5], [True]):
@@ -228,6 +228,7 @@ def test_yes_or_no(tmp_path: Path) -> None:
     model = save_model(tmp_path, "qwen3", "Qwen3ForCausalLM", tie_word_embeddings=True)
     change(tmp_path / "tokenizer_config.json", model_max_length=400)
     embedder = Embedder(tmp_path)
+    assert "Qwen3-Reranker" in (embedder.model.notes(ranking=True) or "")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     before = (
         "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and"
@@ -317,7 +318,7 @@ def test_the_real_one(minilm: Path) -> None:
     """all-MiniLM-L6-v2 itself: 30 texts."""
     texts = [*TEXTS, *(" ".join(text.split()[::-1]) for text in TEXTS[3:13])]
     embedder = Embedder(minilm)
-    assert embedder.max_tokens == 256
+    assert embedder.model.max_tokens == 256
     found = embedder.embed(texts)
     model = transformers.BertModel.from_pretrained(minilm).eval()
     close(found, normalised(reference_vectors(minilm, model, texts, ["mean"], 256)))
@@ -378,6 +379,9 @@ def test_gguf(bert: Path, tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     embedder = Embedder(path)
-    assert embedder.recipe.note is None and embedder.max_tokens == config.max_position_embeddings
+    assert (
+        embedder.model.recipe.note is None
+        and embedder.model.max_tokens == config.max_position_embeddings
+    )
     short = [text for text in TEXTS if len(text) < 60]
     assert np.array_equal(embedder.embed(short), Embedder(bert).embed(short))

@@ -70,7 +70,10 @@ def _trained(kind: str) -> str:
         single, pair = "$A <|endoftext|>", "$A $B <|endoftext|>"
     backend.train([str(PROSE)], trainer)
     if kind == "bytes":
-        words = [AddedToken(word, normalized=False, single_word=True) for word in ("yes", "no")]
+        words = [
+            AddedToken(word, normalized=False, single_word=True)
+            for word in ("yes", "no", "<think>")
+        ]
         backend.add_tokens(words)
     backend.post_processor = TemplateProcessing(
         single=single,

@@ -122,6 +122,14 @@ void Provider::scale(const float* x, float factor, std::size_t n, float* out) {
     });
 }
 
+void Provider::scale_heads(const float* q, int rows, int width, const int32_t* positions,
+                           const float* factors, float* out) {
+    pool_.run(rows, [&](int m, int) {
+        const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(m) * width;
+        kernels_->scale(q + at, factors[positions[m]], static_cast<std::size_t>(width), out + at);
+    });
+}
+
 void Provider::softcap(const float* x, float cap, std::size_t n, float* out) {
     in_pieces(n, [&](std::size_t first, std::size_t count) {
         kernels_->softcap(x + first, cap, count, out + first);

@@ -93,7 +93,8 @@ void show_mixture(Provider& p) {
                 weights.data());
         show("routes", ids.data(), ids.size() * 4);
         show("weights", weights);
-        p.moe(x.data(), rows, 2, ids.data(), weights.data(), {gates, gates, downs}, 0, y.data());
+        p.moe(x.data(), rows, 2, ids.data(), weights.data(), {gates, gates, downs}, 0, sigmoid,
+              y.data());
         show("moe", y);
     }
 }
@@ -172,6 +173,11 @@ int main(int argc, char** argv) {
                         v,
                         2 * kv_heads,
                         q.data()};
+        Rope whole = rope;
+        whole.whole = true;
+        whole.q_gain = whole.k_gain = table.data();
+        p.rope_write(whole, tokens);
+        show("q, one norm over all heads", q);
         p.rope_write(rope, tokens);
         show("q", q);
         show("cache", cache);

@@ -31,9 +31,10 @@ log = logging.getLogger("elinvar.engine")
 
 END_OF_TURN = (
     *("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>"),
-    *("<|endoftext|>", "<|end_of_text|>", "<EOT>"),
+    *("<|endoftext|>", "<|end_of_text|>", "<EOT>", "<|call|>"),
 )
-"""Control tokens that end an answer in any model that has them."""
+"""Control tokens that end an answer in any model that has them; <|end|> but in those that have
+<|return|> as well (harmony), where an answer may be several messages."""
 
 _CACHE_VERSION = 1
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -71,7 +72,9 @@ class Tokenizer:
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         """Control tokens: they are no part of a decoded text."""
         self.bos_id = bos_id
-        turns = (backend.token_to_id(token) for token in END_OF_TURN)
+        turns = [backend.token_to_id(token) for token in END_OF_TURN]
+        if backend.token_to_id("<|return|>") in self.special_ids:
+            turns.remove(backend.token_to_id("<|end|>"))
         self.eos_ids = frozenset(eos_ids) | {i for i in turns if i in self.special_ids}
         """Ids that end an answer."""
         self.chat_template: ChatTemplate | None = None

@@ -1,28 +1,29 @@
-"""The families that can be run, and the way from a checkpoint to a model.
+"""The families that can be run, and which of them a checkpoint is of.
 
 A new family is one file beside llama.py, and its name in _FILES.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-from typing import Literal
-
 from elinvar.base.config import ModelConfig
 from elinvar.base.errors import ModelError
 from elinvar.models import (
     bert,
+    chatglm,
     deepseek,
     gemma2,
     gemma3,
     glm,
+    glm4_moe,
     gpt2,
     gpt_neox,
+    gpt_oss,
     granite,
     llama,
+    llama4,
     mistral,
     mixtral,
+    olmo2,
     phi,
     phi3,
     qwen2,
@@ -31,15 +32,12 @@ from elinvar.models import (
     starcoder2,
 )
 from elinvar.models.family import Built, Family, Model
-from elinvar.nn.decoder import Decoder
 from elinvar.nn.encoder import Encoder
-from elinvar.ops.api import Ops
 from elinvar.weights.checkpoint import Checkpoint
-from elinvar.weights.load import Log, Progress, load_weights
-from elinvar.weights.rules import as_published
 
 _FILES = (
     llama,
+    llama4,
     mistral,
     qwen2,
     qwen3,
@@ -52,9 +50,13 @@ _FILES = (
     phi,
     gpt_neox,
     gpt2,
+    gpt_oss,
     gemma2,
     gemma3,
     deepseek,
+    olmo2,
+    glm4_moe,
+    chatglm,
 )
 FAMILIES: tuple[Family[Model], ...] = tuple(f for file in _FILES for f in file.FAMILIES)
 ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS
@@ -102,47 +104,3 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
         assert family.config_from_gguf is not None, "it names no GGUF architecture"
         return family.config_from_gguf(checkpoint.metadata, checkpoint.tensors)
     return family.config_from_hf(checkpoint.metadata)
-
-
-def load_model(
-    checkpoint: Checkpoint,
-    ops: Ops,
-    weight_format: Literal["auto", "f32"] = "auto",
-    cache_dir: Path | None = None,
-    log: Log | None = None,
-    progress: Progress | None = None,
-) -> Model:
-    """Reads the configuration, loads the weights (see load_weights) and builds the model."""
-    family, config = find_family(checkpoint), read_config(checkpoint)
-    rules = as_published(family.rules(config), checkpoint.tensors)
-    weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
-    return family.build(config, weights, ops)
-
-
-def load_encoder(
-    checkpoint: Checkpoint,
-    ops: Ops,
-    weight_format: Literal["auto", "f32"] = "auto",
-    cache_dir: Path | None = None,
-    log: Log | None = None,
-    progress: Progress | None = None,
-) -> Encoder | Decoder:
-    """The same for a model that turns texts into vectors. A decoder that was published for that may
-    lack its head, which is then not loaded. Raises ModelError where the layers keep more than
-    keys and values of one shape."""
-    family = find_encoder(checkpoint) or find_family(checkpoint)
-    config = read_config(checkpoint)
-    rules = as_published(family.rules(config), checkpoint.tensors)
-    if config.encoder is None and not any(
-        r.hf in checkpoint.tensors for r in rules if r.name == "head"
-    ):
-        config = replace(config, tied_head=True)
-        rules = [rule for rule in rules if rule.name != "head"]
-    weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
-    model = family.build(config, weights, ops)
-    if not isinstance(model, Encoder | Decoder):
-        raise ModelError(
-            f"{checkpoint.path} cannot make vectors: its family, {family.name}, keeps more of a text "
-            "than keys and values; use an embedding model."
-        )
-    return model

@@ -13,17 +13,19 @@ import pytest
 
 from elinvar import _cpu
 from elinvar.base.errors import ModelError
-from elinvar.models.registry import ENCODERS, find_encoder, find_family, load_encoder, read_config
+from elinvar.models.load import load_encoder
+from elinvar.models.registry import ENCODERS, find_encoder, find_family, read_config
 from elinvar.nn.encoder import Encoder
 from elinvar.nn.pooling import Pooling
 from elinvar.ops import Ops, load_provider
 from elinvar.run.texts import Text, TextRunner, batches
 from elinvar.weights.checkpoint import open_checkpoint
 from elinvar.weights.load import load_weights
-from elinvar.weights.rules import bind, save_state
+from elinvar.weights.rules import bind
+from elinvar.weights.save import save_state
+from encoder_families import CASES, ENGINES
 from engines import random_weight
 from families.base import SIZES
-from families.encoders import CASES, ENGINES
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

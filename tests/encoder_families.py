@@ -1,4 +1,4 @@
-"""Encoders: BERT and RoBERTa. They generate nothing, so their tables stand beside those of the others."""
+"""Encoders: BERT and RoBERTa, in miniature. They generate nothing: their tables are not among families."""
 
 from __future__ import annotations
 

@@ -16,17 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from elinvar.base.errors import ModelError
-from elinvar.engine.gguf_vocab import (
+from elinvar.engine.gguf_vocab import build_backend
+from elinvar.engine.patterns import PRE_TOKENIZERS
+from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
+from elinvar.engine.vocab import (
     BYTE,
     CONTROL,
     NORMAL,
-    PRE_TOKENIZERS,
     UNKNOWN,
     USER_DEFINED,
-    build_backend,
     merges_from_scores,
 )
-from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
 from elinvar.weights.checkpoint import open_checkpoint
 
 TEXTS = [

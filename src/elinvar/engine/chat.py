@@ -25,9 +25,13 @@ template knows (name, tool_calls, ...)."""
 class ChatTemplate:
     """A Jinja template, compiled at its first use."""
 
-    def __init__(self, source: str, variables: Mapping[str, str]) -> None:
-        """`variables`: the tokens a template may write, such as bos_token and eos_token."""
+    def __init__(
+        self, source: str, variables: Mapping[str, str], tool_source: str | None = None
+    ) -> None:
+        """`variables`: the tokens a template may write, such as bos_token and eos_token.
+        `tool_source`: the template to use where there are tools; None: the same one."""
         self.source = source
+        self._tool_source = tool_source
         self._variables = dict(variables)
 
     def render(

@@ -148,7 +148,6 @@ def test_null_means_not_given() -> None:
         ("modalities", ["text", "audio"]),
         ("store", True),
         ("service_tier", "priority"),
-        ("reasoning_effort", "high"),
         ("web_search_options", {}),
         ("prediction", {"type": "content", "content": ""}),
     ],
@@ -187,7 +186,7 @@ def test_messages() -> None:
         {"role": "assistant", "content": "x\x00\x1b", "refusal": None, "tool_calls": None},
     ) == [
         {"role": "system", "content": "be brief"},
-        {"role": "user", "content": "ab", "name": "ann"},
+        {"role": "user", "content": parts, "name": "ann"},
         {"role": "assistant", "content": "x\x00\x1b"},
     ]
 

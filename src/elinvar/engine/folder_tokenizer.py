@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as Backend
 
-_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 """What tokenizer_config.json names, and chat templates may write."""
 _USUAL = {"bos_token": ("<s>", "<bos>"), "eos_token": ("</s>", "<eos>"), "unk_token": ("<unk>",)}
 """Names of a vocabulary file alone, where no setting gives others."""
@@ -139,7 +139,9 @@ def _described(folder: Path, settings: Mapping[str, Any]) -> dict[int, AddedToke
 
 
 def _known(backend: Backend, texts: Iterable[str]) -> str | None:
-    return next((text for text in texts if backend.token_to_id(text) is not None), None)
+    """The first that is a control token; among ranks, <s> may be a word as others are."""
+    control = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
+    return next((text for text in texts if text in control), None)
 
 
 def _ids(backend: Backend, tokens: Iterable[str]) -> list[int]:
@@ -177,8 +179,11 @@ def _templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     given = own or settings.get("chat_template")
     found: dict[str, str] = {"default": given} if isinstance(given, str) else {}
     for entry in given if isinstance(given, list) else ():
-        if isinstance(entry, dict) and isinstance(entry.get("name"), str):
-            found |= {entry["name"]: entry["template"]} if isinstance(entry.get("template"), str) else {}
+        name, text = (
+            entry.get(k) if isinstance(entry, dict) else None for k in ("name", "template")
+        )
+        if isinstance(name, str) and isinstance(text, str):
+            found[name] = text
     files = {path.stem: path for path in (folder / "additional_chat_templates").glob("*.jinja")}
     if (folder / "chat_template.jinja").exists():
         files["default"] = folder / "chat_template.jinja"

@@ -14,7 +14,10 @@ from elinvar.base.errors import ModelError
 
 _LINE = re.compile(rb"([A-Za-z0-9+/]+={0,2}) (\d{1,9})\s*")
 
-QWEN_CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
+QWEN_CONTROL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *(f"<|extra_{i}|>" for i in range(205)),
+)
 """Qwen 1 lists them in code only; they follow the ranks."""
 
 _TEKKEN_CONTROL = (
@@ -47,7 +50,9 @@ def read_ranks(path: Path, raw: bytes) -> dict[bytes, int]:
     for number, line in enumerate(raw.splitlines(), 1):
         match = _LINE.fullmatch(line)
         if match is None and line.strip():
-            raise ModelError(f"{path}, line {number}, is not a token and its rank; download it again.")
+            raise ModelError(
+                f"{path}, line {number}, is not a token and its rank; download it again."
+            )
         if match is not None:
             ranks[_decoded(path, match[1])] = int(match[2])
     return _checked(path, ranks)

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from elinvar.base.errors import ModelError
-from elinvar.engine.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, Pieces
+from elinvar.engine.vocab import BYTE, NORMAL, UNKNOWN, Pieces
 
 _UNIGRAM, _BPE = 1, 2
-_MAX_PIECES = 1 << 22
-
 _Value = int | bytes
 _Fields = dict[int, _Value]
 
@@ -52,15 +50,6 @@ def read_pieces(path: Path, raw: bytes) -> Pieces:
     if len(tokens) != len(set(tokens)):
         raise ModelError(f"{path} has the same piece twice; download it again.")
     return pieces
-
-
-def end_ids(pieces: Pieces) -> dict[str, int]:
-    """BOS and EOS by their usual names, where the file has them as control pieces."""
-    names = {"bos_token": ("<s>", "<bos>"), "eos_token": ("</s>", "<eos>")}
-    control = {t: i for i, t in enumerate(pieces.tokens) if pieces.types[i] == CONTROL}
-    return {
-        key: control[text] for key, texts in names.items() for text in texts if text in control
-    }
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, _Value]]:

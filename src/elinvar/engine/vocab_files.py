@@ -49,7 +49,8 @@ def from_json(path: Path) -> Backend:
 def from_vocabulary(folder: Path, kind: str, keep: Keep) -> Backend:
     """The tokenizer of a family that publishes its vocabulary alone; `kind` is the name of the class
     that reads it elsewhere. Raises ModelError when there is none."""
-    paths = [*(folder / n for n in _NAMES), *sorted(folder.glob("*.tiktoken")), folder / "vocab.json"]
+    ranks = sorted(path.name for path in folder.glob("*.tiktoken"))
+    paths = [folder / name for name in (*_NAMES, *ranks, "vocab.json")]
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         raise ModelError(

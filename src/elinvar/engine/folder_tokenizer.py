@@ -3,7 +3,7 @@ what families leave to their own code: control tokens, prefixes, ends of answers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,18 +53,20 @@ def folder_parts(folder: Path, config: Mapping[str, Any], keep: Keep) -> Parts:
         _add_listed(folder, backend, settings, dict(listed))
         known = {name: _known(backend, texts) for name, texts in _USUAL.items()}
         tokens = {name: text for name, text in known.items() if text is not None} | tokens
-        # A file of ranks has no BOS of its own, one of SentencePiece has and wants it.
-        prefix = _ids(backend, _PREFIXES.get(kind) or [known["bos_token"] or ""])
+        prefix = _ids(backend, _PREFIXES.get(kind, ()))
+        # A file of ranks has no BOS of its own; one of SentencePiece has, and wants it.
+        if not prefix and settings.get("add_bos_token", known["bos_token"] is not None):
+            prefix = _ids(backend, [tokens.get("bos_token", "")])
     # What has a name is a control token, whatever the vocabulary says of it.
     backend.add_special_tokens([t for t in tokens.values() if backend.token_to_id(t) is not None])
-    bos_id = backend.token_to_id(tokens.get("bos_token", ""))
     bos, eos = (_as_ids(config.get(f"{end}_token_id")) for end in ("bos", "eos"))
     eos += _as_ids(_optional(folder / "generation_config.json").get("eos_token_id"))
+    bos_id = backend.token_to_id(tokens.get("bos_token", ""))
     return Parts(
         backend,
         bos_id=bos_id if bos_id is not None else next(iter(bos), None),
         eos_ids=eos + _ids(backend, [tokens.get("eos_token", ""), *_NEXT_SPEAKERS.get(kind, ())]),
-        prefix_ids=_with_bos(prefix, bos_id, settings.get("add_bos_token")),
+        prefix_ids=prefix,
         variables=tokens,
         templates=_templates(folder, settings),
     )
@@ -162,14 +164,6 @@ def _prefix_ids(backend: Backend) -> list[int]:
         if full[start : start + len(plain)] == plain:
             return list(full[:start])
     return []
-
-
-def _with_bos(prefix: Sequence[int], bos_id: int | None, wanted: Any) -> list[int]:
-    """add_bos_token of tokenizer_config.json, where it is given, decides on BOS."""
-    rest = [i for i in prefix if i != bos_id]
-    if wanted is True and bos_id is not None and len(rest) == len(prefix):
-        return [bos_id, *rest]
-    return rest if wanted is False else list(prefix)
 
 
 def _templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -79,7 +79,8 @@ class Tokenizer:
 
     @cached_property
     def kind(self) -> str:
-        """`byte-level`, `sentencepiece` or `wordpiece`: how tokens spell bytes."""
+        """How tokens spell bytes: `byte-level`, `sentencepiece` (with names for bytes), `metaspace`
+        or `wordpiece`."""
         return _decoding_kind(self._backend)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
@@ -127,8 +128,9 @@ class Tokenizer:
         if self.kind == "wordpiece":
             joined = token.startswith("##") and not added
             return str(token[2:] if joined else f" {token}").encode()
-        if self.kind == "sentencepiece":
-            if not added and (match := _BYTE_TOKEN.fullmatch(token)):
+        if self.kind in ("sentencepiece", "metaspace"):
+            named = self.kind == "sentencepiece" and not added
+            if named and (match := _BYTE_TOKEN.fullmatch(token)):
                 return bytes([int(match[1], 16)])
             return str(token).replace(SPACE, " ").encode()
         if not added and all(character in CHARACTER_BYTES for character in token):
@@ -182,8 +184,10 @@ def _decoding_kind(backend: Backend) -> str:
     kinds = {step.get("type") for step in described.get("decoders", [described])}
     if "ByteLevel" in kinds:
         return "byte-level"
-    if kinds & {"ByteFallback", "Metaspace"}:
+    if "ByteFallback" in kinds:
         return "sentencepiece"
+    if kinds & {"Metaspace", "Replace"}:
+        return "metaspace"
     if "WordPiece" in kinds:
         return "wordpiece"
     raise ModelError(

@@ -361,8 +361,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tokenizer.ggml.token_type": ["a"] * 259}, "not one number a token"),
     ({"tokenizer.ggml.model": "bert"}, "'bert'"),
     ({"tokenizer.ggml.pre": "klingon"}, "'klingon'"),
-    ({"tokenizer.ggml.merges": ["h zz"]}, "merges"),
-    ({"tokenizer.ggml.merges": ["nospace"]}, "merges"),
+    ({"tokenizer.ggml.merges": ["h zz"]}, "cannot be built"),
+    ({"tokenizer.ggml.merges": ["nospace"]}, "cannot be built"),
     ({"tokenizer.ggml.token_type": np.zeros(3, np.int32)}, "inconsistent"),
 ]
 

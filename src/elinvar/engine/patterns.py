@@ -68,6 +68,6 @@ CLASSES = {
     "TikTokenTokenizer": "kimi-k2",
     "GPT2Tokenizer": "gpt-2",
     "Qwen2Tokenizer": "qwen2",
-    **dict.fromkeys(("PreTrainedTokenizerFast", "LlamaTokenizer", "TokenizersBackend"), "llama3"),
+    **dict.fromkeys(("PreTrainedTokenizer", "LlamaTokenizer", "TokenizersBackend"), "llama3"),
 }
-"""tokenizer_config.json's tokenizer_class of those that publish ranks or merges alone."""
+"""tokenizer_class (without Fast) of those that publish ranks or merges alone."""

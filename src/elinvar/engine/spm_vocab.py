@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from elinvar.base.errors import ModelError
-from elinvar.engine.vocab import BYTE, NORMAL, UNKNOWN, Pieces
+from elinvar.engine.vocab import NORMAL, UNKNOWN, Pieces
 
 _UNIGRAM, _BPE = 1, 2
 _Value = int | bytes
@@ -16,8 +16,8 @@ _Fields = dict[int, _Value]
 
 
 def read_pieces(path: Path, raw: bytes) -> Pieces:
-    """The vocabulary in a tokenizer.model. Raises ModelError when it is none, or of a kind that is
-    not BPE or Unigram."""
+    """The vocabulary in a tokenizer.model. Raises ModelError when it is none, or not of BPE: for
+    Unigram the library rounds otherwise than SentencePiece, and takes another of equal paths."""
     try:
         parts = list(_fields(raw))
         entries = [_last(value) for number, value in parts if number == 1]
@@ -33,8 +33,6 @@ def read_pieces(path: Path, raw: bytes) -> Pieces:
             types,
             unknown_id=types.index(UNKNOWN),
             space_prefix=bool(_number(normaliser.get(3, 1))),
-            byte_fallback=BYTE in types,
-            unigram=kind == _UNIGRAM,
             squeeze=bool(_number(normaliser.get(4, 1))),
             charsmap=_bytes(normaliser.get(2, b"")),
         )
@@ -42,10 +40,10 @@ def read_pieces(path: Path, raw: bytes) -> Pieces:
         raise ModelError(
             f"{path} is no SentencePiece model and no list of ranks; download it again."
         ) from error
-    if kind not in (_UNIGRAM, _BPE) or _number(trainer.get(24, 0)):
+    if kind != _BPE or _number(trainer.get(24, 0)):
         raise ModelError(
-            f"{path} is a SentencePiece model of an unknown kind; BPE and Unigram with spaces before "
-            "words are supported."
+            f"{path} is a SentencePiece model, but no BPE with spaces before words, which is all that "
+            "is read without a tokenizer.json; save one with transformers' save_pretrained."
         )
     if len(tokens) != len(set(tokens)):
         raise ModelError(f"{path} has the same piece twice; download it again.")

@@ -3,7 +3,8 @@ scores or ranks; what the vocabularies are read from is up to gguf_vocab, spm_vo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -12,7 +13,6 @@ from elinvar.base.errors import ModelError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
-    from tokenizers.models import Model
     from tokenizers.normalizers import Normalizer
 
 SPACE = "▁"
@@ -55,7 +55,7 @@ Keep = Callable[[str, "Callable[[], Backend]"], "Backend"]
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """A SentencePiece vocabulary: per id its text, score and type."""
+    """A SentencePiece BPE vocabulary: per id its text, score and type."""
 
     tokens: Sequence[str]
     scores: Sequence[float]
@@ -63,13 +63,11 @@ class Pieces:
     unknown_id: int = 0
     space_prefix: bool = True
     """A space is put before the text."""
-    byte_fallback: bool = True
-    unigram: bool = False
-    """The best segmentation instead of greedy merging."""
     squeeze: bool = False
     """Spaces at the ends go, and runs of them become one."""
     charsmap: bytes = b""
-    """SentencePiece's compiled normalisation, empty for none."""
+    """SentencePiece's compiled normalisation, empty for none. The library applies it to each
+    grapheme, where SentencePiece looks for the longest match: they differ for rare marks."""
 
 
 def byte_level(
@@ -82,11 +80,9 @@ def byte_level(
     not fit the vocabulary or an expression is none."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    try:
+    with _building():
         model = models.BPE(dict(vocabulary), list(merges), ignore_merges=whole_words_first)
         steps = [pre_tokenizers.Split(Regex(e), "isolated") for e in expressions]
-    except Exception as error:
-        raise ModelError(f"The tokenizer's merges do not fit its tokens: {error}.") from error
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -109,31 +105,42 @@ def from_ranks(
     return backend
 
 
+@contextmanager
+def _building() -> Iterator[None]:
+    """What the library says of a vocabulary that contradicts itself, as one sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ModelError(f"The tokenizer cannot be built from its vocabulary: {reason}.") from error
+
+
 def sentencepiece(pieces: Pieces) -> Backend:
-    """A SentencePiece vocabulary as BPE with merges, or as Unigram."""
+    """A SentencePiece BPE as one with merges."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers
 
     tokens, unknown = pieces.tokens, pieces.unknown_id
-    if pieces.unigram:
-        scored = list(zip(tokens, pieces.scores, strict=True))
-        model: Model = models.Unigram(scored, unk_id=unknown, byte_fallback=pieces.byte_fallback)
-    else:
-        mergeable = (
-            (token, score)
-            for token, score, kind in zip(tokens, pieces.scores, pieces.types, strict=True)
-            if kind in (NORMAL, UNUSED)
-        )
+    mergeable = (
+        (token, score)
+        for token, score, kind in zip(tokens, pieces.scores, pieces.types, strict=True)
+        if kind in (NORMAL, UNUSED)
+    )
+    merges = merges_from_scores(mergeable)
+    steps: list[Normalizer] = []
+    with _building():
         model = models.BPE(
             {token: i for i, token in enumerate(tokens)},
-            merges_from_scores(mergeable),
+            merges,
             unk_token=tokens[unknown] if 0 <= unknown < len(tokens) else None,
             fuse_unk=True,
-            byte_fallback=pieces.byte_fallback,
+            byte_fallback=True,
         )
+        if pieces.charsmap:
+            steps.append(normalizers.Precompiled(pieces.charsmap))
     backend = Tokenizer(model)
-    steps: list[Normalizer] = [normalizers.Precompiled(pieces.charsmap)] if pieces.charsmap else []
     if pieces.squeeze:
-        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" +"), " ")]
+        ends = normalizers.Replace(Regex(rf"\A +|[ {SPACE}]+\z"), "")
+        steps += [ends, normalizers.Replace(Regex(" +"), " ")]
     if pieces.space_prefix:
         steps.append(normalizers.Prepend(SPACE))
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])

@@ -211,6 +211,25 @@ def test_messages_that_are_refused(message: dict[str, Any], param: str) -> None:
     assert (info.value.status, info.value.param) == (400, param)
 
 
+def test_chat_options() -> None:
+    options = prepare.chat_options(
+        chat(chat_template_kwargs={"enable_thinking": False}, reasoning_effort="low")
+    )
+    assert options.variables == {"enable_thinking": False}
+    assert options.reasoning_effort == "low"
+    assert prepare.chat_options(chat()).variables == {}
+    for fields in ({"reasoning_effort": "very"}, {"chat_template_kwargs": [1]}):
+        with pytest.raises(ApiError) as info:
+            chat(**fields)
+        assert (info.value.status, info.value.param) == (400, next(iter(fields)))
+
+
+def test_the_texts_of_parts_are_counted() -> None:
+    parts = [{"type": "text", "text": "abc"}, {"type": "text", "text": "d"}]
+    both = messages({"role": "user", "content": parts}, {"role": "user", "content": "efg"})
+    assert prepare.text_length(both) == 64 + 4 + 64 + 3
+
+
 def test_no_messages() -> None:
     with pytest.raises(ApiError) as info:
         messages()

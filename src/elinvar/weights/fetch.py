@@ -20,8 +20,9 @@ GGUF_PART = re.compile(r"(?P<name>.+\.gguf)\.part-?(?P<index>\d+)")
 _NAMES = {
     *("config.json", "generation_config.json", "special_tokens_map.json"),
     "hf_quant_config.json",
+    *("tekken.json", "tiktoken.model", "spiece.model", "vocab.json", "merges.txt"),
 }
-_ENDINGS = (".gguf", ".safetensors", ".safetensors.index.json")
+_ENDINGS = (".gguf", ".safetensors", ".safetensors.index.json", ".tiktoken")
 POLL_SECONDS = 0.2
 
 

@@ -32,6 +32,9 @@ CASES = [
     ("glm4-tied", "glm4"),
     ("olmo2", "olmo2"),
     ("olmo3-yarn", "olmo2"),
+    ("gpt-oss", "gpt-oss"),
+    ("ministral3", "mistral3"),
+    ("llama4-gguf", "llama4"),
 ]
 
 

@@ -155,7 +155,7 @@ class Engine:
         longest = min(self._context, self.scheduler.kv.max_sequence + 1)
         self.adapters = adapters or Adapters()
         self.runner = Runner(
-            model, ops, specs, kv.num_blocks, config.max_rows, longest, self.adapters.applied
+            model, ops, specs, kv.num_blocks, config.max_rows, longest, self.adapters.ops
         )
         self._live: dict[str, _Live] = {}
         self._ready: list[Delta] = []

@@ -90,6 +90,8 @@ _FILES = (
     olmoe,
     ernie_moe,
 )
+MAX_EXPERTS_IN_ALL = 1 << 18
+"""No model comes near; rules for many more would take all memory."""
 FAMILIES: tuple[Family[Model], ...] = tuple(f for file in _FILES for f in file.FAMILIES)
 ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS
 """Those that make vectors and scores of texts, and generate nothing."""
@@ -134,5 +136,12 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
     family = find_encoder(checkpoint) or find_family(checkpoint)
     if checkpoint.format == "gguf":
         assert family.config_from_gguf is not None, "it names no GGUF architecture"
-        return family.config_from_gguf(checkpoint.metadata, checkpoint.tensors)
-    return family.config_from_hf(checkpoint.metadata)
+        config = family.config_from_gguf(checkpoint.metadata, checkpoint.tensors)
+    else:
+        config = family.config_from_hf(checkpoint.metadata)
+    if config.moe and config.num_layers * config.moe.num_experts > MAX_EXPERTS_IN_ALL:
+        raise ModelError(
+            f"{checkpoint.path} describes {config.num_layers} layers of {config.moe.num_experts} "
+            f"experts, and more than {MAX_EXPERTS_IN_ALL} experts in all are not supported."
+        )
+    return config

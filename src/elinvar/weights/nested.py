@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from elinvar.base.errors import ModelError
 from elinvar.weights.tensor import HostTensor
 
 _OUTER = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -29,7 +30,15 @@ def text_part(
     text = config.get("text_config")
     if not isinstance(text, Mapping):
         return config, tensors
-    tensors = {_text_name(name): tensor for name, tensor in tensors.items()}
+    renamed: dict[str, HostTensor] = {}
+    for name, tensor in tensors.items():
+        other = renamed.setdefault(_text_name(name), tensor)
+        if other is not tensor:
+            raise ModelError(
+                f"The model holds {other.name} and {name}, which are the same weight; download it "
+                "again."
+            )
+    tensors = renamed
     outer = {key: config[key] for key in _OUTER if config.get(key) is not None}
     return {**text, **outer, "tie_word_embeddings": _HEAD not in tensors}, tensors
 

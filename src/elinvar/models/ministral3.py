@@ -13,7 +13,7 @@ from elinvar.models import llama, mistral
 from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.shared import FULL, one_rope_from_gguf, sizes_from_gguf
-from elinvar.nn.rope import MAX_POSITIONS
+from elinvar.nn.rope import MAX_POSITIONS, yarn_mscale
 from elinvar.weights.tensor import HostTensor
 
 
@@ -33,9 +33,10 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
     keys.only("attention.sliding_window", 0)
     sizes = sizes_from_gguf(keys, tensors)
     rope = one_rope_from_gguf(keys, tensors, sizes["head_dim"])
-    if keys.has("rope.scaling.yarn_log_multiplier"):
-        # Checkpoints have mscale = mscale_all_dim: YaRN's factor on attention cancels out.
-        rope = replace(rope, attention_factor=1.0)
+    if rope.yarn is not None:  # the checkpoint's mscale_all_dim, beside an mscale of 1
+        all_dim = keys.number("rope.scaling.yarn_log_multiplier", 0.0, smallest=0)
+        factor = rope.attention_factor / yarn_mscale(rope.yarn.factor, all_dim)
+        rope = replace(rope, attention_factor=factor)
     config = ModelConfig(
         family="ministral3",
         norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
@@ -44,7 +45,9 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
         **sizes,
     )
     beta = keys.number("attention.temperature_scale", 0.0, smallest=0)
-    config = _sharpened(config, beta, keys, "rope.scaling.original_context_length")
+    length = "attention.temperature_length"
+    context = length if keys.has(length) else "rope.scaling.original_context_length"
+    config = _sharpened(config, beta, keys, context)
     return checked(config, "The GGUF file")
 
 

@@ -15,13 +15,19 @@ Tensors = Iterator[tuple[str, np.ndarray]]
 _ARCHITECTURES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
 _INTERLEAVED = {"llama", "granite", "minicpm", "internlm2", "smollm3", "granitemoe", "mistral3"}
 """Those whose q and k are turned from half-split rotary pairs to pairs (2i, 2i + 1)."""
+_TURNED = {"gpt-oss", "llama4"}
+"""Those whose experts transformers holds as (in, out)."""
 
 
 def write_model(
-    reference: Any, arch: str, path: Path, state: dict[str, np.ndarray] | None = None
+    reference: Any,
+    arch: str,
+    path: Path,
+    state: dict[str, np.ndarray] | None = None,
+    experts: str = "F32",
 ) -> Path:
-    """state: where the weights are published otherwise than transformers has them. Raises KeyError for
-    a weight that the architecture has no name for."""
+    """state: where the weights are published otherwise than transformers has them; experts: type of
+    their matrices. Raises KeyError for a weight that the architecture has no name for."""
     config = reference.config
     state = state or {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
     writer = gguf.GGUFWriter(path, arch)
@@ -38,7 +44,9 @@ def write_model(
         stored = names.get_name(stem)
         if stored is None:
             raise KeyError(f"{arch} files have no {name}")
-        writer.add_tensor(stored + dot + kind, np.ascontiguousarray(values))
+        dtype = gguf.GGMLQuantizationType[experts if values.ndim > 2 else "F32"]
+        raw = gguf.quants.quantize(np.ascontiguousarray(values), dtype)
+        writer.add_tensor(stored + dot + kind, raw, raw_dtype=dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -53,7 +61,8 @@ def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_embedding_length(config.hidden_size)
     # The tests give every configuration all sizes, of which these models do not use some.
     gpt2 = config.model_type == "gpt2"
-    writer.add_feed_forward_length(4 * config.hidden_size if gpt2 else config.intermediate_size)
+    ff_dim = getattr(config, "intermediate_size_mlp", config.intermediate_size)
+    writer.add_feed_forward_length(4 * config.hidden_size if gpt2 else ff_dim)
     writer.add_head_count(heads)
     shared = config.model_type not in ("gpt2", "gpt_neox")
     writer.add_head_count_kv(config.num_key_value_heads if shared else heads)
@@ -129,6 +138,24 @@ def _glm4moe(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_expert_weights_norm(config.norm_topk_prob)
 
 
+def _gpt_oss(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_expert_feed_forward_length(config.intermediate_size)
+    writer.add_sliding_window(config.sliding_window)
+    if "beta_fast" in config.rope_parameters:
+        writer.add_rope_scaling_yarn_beta_fast(config.rope_parameters["beta_fast"])
+
+
+def _llama4(writer: gguf.GGUFWriter, config: Any) -> None:
+    """feed_forward_length is that of layers without experts."""
+    writer.add_expert_feed_forward_length(config.intermediate_size)
+    writer.add_interleave_moe_layer_step(config.interleave_moe_layer_step)
+
+
+def _mistral3(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_attn_temperature_scale(config.rope_parameters["llama_4_scaling_beta"])
+    writer.add_rope_scaling_yarn_log_mul(config.rope_parameters["mscale_all_dim"])
+
+
 def _granite(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_attention_scale(config.attention_multiplier)
     writer.add_embedding_scale(config.embedding_multiplier)
@@ -147,12 +174,6 @@ def _minimax_m2(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
 
 
-def _mistral3(writer: gguf.GGUFWriter, config: Any) -> None:
-    params = config.rope_parameters
-    writer.add_rope_scaling_yarn_log_mul(params["mscale_all_dim"])
-    writer.add_attn_temperature_scale(params["llama_4_scaling_beta"])
-
-
 def _ernie_moe(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_leading_dense_block_count(config.moe_layer_start_index)
     writer.add_interleave_moe_layer_step(config.moe_layer_interval)
@@ -160,9 +181,11 @@ def _ernie_moe(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 _EXTRA_KEYS = {
+    "mistral3": _mistral3,
+    "gpt-oss": _gpt_oss,
+    "llama4": _llama4,
     "ernie4_5-moe": _ernie_moe,
     "stablelm": lambda writer, config: writer.add_parallel_residual(True),
-    "mistral3": _mistral3,
     "minimax-m2": _minimax_m2,
     "granitemoe": _granite,
     "exaone4": _windows,
@@ -198,9 +221,18 @@ def _tensors(config: Any, state: dict[str, np.ndarray], arch: str) -> Tensors:
             name = name.replace(old, new)
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        if name.endswith("experts.gate_up_proj"):
-            for part, half in zip(("gate", "up"), np.split(values, 2, axis=1), strict=True):
-                yield name.replace("gate_up", part), half
+        if arch in _TURNED and "experts." in name and values.ndim > 2:
+            values = values.swapaxes(1, 2)
+        if "experts." in name:
+            name = name.replace("_bias", ".bias")
+        if "experts.gate_up_proj" in name:
+            gate, up = (
+                (values[:, ::2], values[:, 1::2])
+                if arch == "gpt-oss"
+                else np.split(values, 2, axis=1)
+            )
+            yield name.replace("gate_up", "gate"), gate
+            yield name.replace("gate_up", "up"), up
             continue
         if arch in _INTERLEAVED and ("q_proj" in name or "k_proj" in name):
             halves = values.reshape(-1, 2, _head_dim(config) // 2, *values.shape[1:])

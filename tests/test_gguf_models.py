@@ -37,7 +37,6 @@ CASES = [
     ("ernie", "ernie4_5"),
     ("stablelm", "stablelm"),
     ("stablelm-parallel", "stablelm"),
-    ("ministral3", "mistral3"),
     ("minimax-m2", "minimax-m2"),
     ("minimax-m2-tied", "minimax-m2"),
     ("granite-moe", "granitemoe"),
@@ -55,6 +54,9 @@ CASES = [
     ("internlm2", "internlm2"),
     ("internlm3", "llama"),
     ("olmo3-yarn", "olmo2"),
+    ("gpt-oss", "gpt-oss"),
+    ("ministral3", "mistral3"),
+    ("llama4-gguf", "llama4"),
 ]
 
 

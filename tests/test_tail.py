@@ -57,7 +57,6 @@ def published(case: str, **changes: Any) -> Any:
         ("exaone4", {"sliding_window_pattern": "LG"}, "sliding_window_pattern"),
         ("cohere", {"use_qk_norm": True}, "use_qk_norm"),
         ("cohere2", {"logit_scale": -1}, "logit_scale"),
-        ("ministral3", {"sliding_window": 0}, "sliding_window"),
         ("minimax-m2", {"qk_norm_type": "per_head"}, "qk_norm_type"),
         ("minimax-m2", {"rotary_dim": 17}, "rotary_dim"),
         ("minimax-m2", {"num_experts_per_tok": 10}, "num_experts_per_tok"),

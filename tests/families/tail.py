@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from elinvar.base.config import MoEConfig, RopeConfig, TemperatureConfig
+from elinvar.base.config import MoEConfig, RopeConfig
 from families.base import FULL_AND_SLIDING, LLAMA, LLAMA3, YARN, Case
 from families.deepseek import DEEPSEEK, LATENT
 from families.gemma import GEMMA3
 from families.llama import GRANITE, GRANITE_SCALES
-from families.llama4 import VISION
 
 OLMO2 = replace(GEMMA3, family="olmo2", embed_scale=1.0, activation="silu", tied_head=False)
 
@@ -34,7 +33,6 @@ def _glm4_moe(**settings: Any) -> Case:
 
 NOPE = {"full": RopeConfig(10000.0, 0), "sliding": RopeConfig(10000.0, 16)}
 
-MINISTRAL3 = replace(LLAMA, family="ministral3", temperature={"full": TemperatureConfig(0.2, 16)})
 
 MINIMAX = MoEConfig(9, 3, 32, (0, 1), scoring="sigmoid", renormalise=True, biased=True)
 
@@ -49,7 +47,6 @@ ENGINES = (
     ),
     replace(LLAMA, family="ernie"),
     replace(LLAMA, family="stablelm", rope={"full": RopeConfig(10000.0, 4)}),
-    MINISTRAL3,
     replace(LLAMA, family="minimax_m2", moe=MINIMAX, rope={"full": RopeConfig(10000.0, 8)}),
     replace(GRANITE, family="granite_moe", moe=MoEConfig(6, 2, 32, (0, 1), renormalise=True)),
     OLMO2,
@@ -90,19 +87,6 @@ def _granite_moe(**settings: Any) -> Case:
     plain = {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48}
     every = GRANITE_SCALES | plain | settings
     return Case("granite_moe", "GraniteMoeForCausalLM", "GraniteMoeConfig", every)
-
-
-MISTRAL_YARN = YARN | {
-    "original_max_position_embeddings": 16,
-    "factor": 16.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "llama_4_scaling_beta": 0.4,
-}
-
-MINISTRAL3_CASE = Case(
-    "ministral3", "Ministral3ForCausalLM", "Ministral3Config", {"rope_parameters": MISTRAL_YARN}
-)
 
 
 def _ernie(**settings: Any) -> Case:
@@ -160,14 +144,6 @@ CASES = {
     "stablelm": _stablelm(use_qkv_bias=True),
     "stablelm-parallel": _stablelm(
         use_parallel_residual=True, partial_rotary_factor=0.5, tie_word_embeddings=True
-    ),
-    "ministral3": MINISTRAL3_CASE,
-    "ministral3-sees": replace(
-        MINISTRAL3_CASE,
-        architecture="Mistral3ForConditionalGeneration",
-        config="Mistral3Config",
-        settings=MINISTRAL3_CASE.settings | {"model_type": "ministral3"},
-        around={"vision_config": VISION | {"model_type": "pixtral"}},
     ),
     "minimax-m2": _minimax_m2(rotary_dim=8),
     "minimax-m2-tied": _minimax_m2(

@@ -12,7 +12,6 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +49,9 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self._added = {i: str(token.content) for i, token in added.items()}
         self._bytes: dict[int, bytes] = {}
+        self.kind = _decoding_kind(backend)
+        """How tokens spell bytes: `byte-level`, `sentencepiece` (with names for bytes), `metaspace`
+        or `wordpiece`."""
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         """Control tokens: they are no part of a decoded text."""
         self.bos_id = parts.bos_id
@@ -76,12 +78,6 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of tokens; a model's logits may have more columns (padding)."""
         return int(self._backend.get_vocab_size())
-
-    @cached_property
-    def kind(self) -> str:
-        """How tokens spell bytes: `byte-level`, `sentencepiece` (with names for bytes), `metaspace`
-        or `wordpiece`."""
-        return _decoding_kind(self._backend)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Token ids of `text`; control tokens written in it are parsed as such.

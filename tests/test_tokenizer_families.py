@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from chat_templates import CONVERSATIONS, TEMPLATES
 from elinvar.base.errors import ModelError
 from elinvar.engine.detokenize import IncrementalDetokenizer
 from elinvar.engine.text import AnswerText
@@ -142,3 +144,18 @@ def test_what_is_no_tokenizer_json(tmp_path: Path, raw: bytes) -> None:
     with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read") as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("template", ["parts", "chatml"])
+def test_chats_have_the_ids_of_transformers(folder: Path, tmp_path: Path, template: str) -> None:
+    """`parts` writes BOS and `chatml` does not; nobody adds one."""
+    transformers = pytest.importorskip("transformers")
+    for path in folder.iterdir():
+        shutil.copy(path, tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATES[template])
+    ours, theirs = load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.chat_template is not None
+    for messages in CONVERSATIONS[:4]:
+        text = ours.chat_template.render(messages)
+        expected = theirs.apply_chat_template(messages, add_generation_prompt=True)
+        assert ours.encode_chat(text) == expected["input_ids"]

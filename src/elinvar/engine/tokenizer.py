@@ -45,6 +45,7 @@ class Tokenizer:
     def __init__(self, parts: Parts) -> None:
         backend = self._backend = parts.backend
         self._prefix = list(parts.prefix_ids)
+        self._chat_prefix = list(parts.chat_prefix_ids)
         self._variables = dict(parts.variables)
         added = backend.get_added_tokens_decoder()
         self._added = {i: str(token.content) for i, token in added.items()}
@@ -90,9 +91,10 @@ class Tokenizer:
         return [*self._prefix, *ids] if add_special else ids
 
     def encode_chat(self, text: str) -> list[int]:
-        """Token ids of a rendered chat template; BOS comes first once, whoever wrote it."""
-        ids = self.encode(text, add_special=False)
-        return ids if ids[: len(self._prefix)] == self._prefix else [*self._prefix, *ids]
+        """Token ids of a rendered chat template. Where the model's format wants BOS before chats,
+        it comes first once, whoever wrote it."""
+        ids, prefix = self.encode(text, add_special=False), self._chat_prefix
+        return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`; malformed UTF-8 becomes U+FFFD. A space that a tokenizer puts before

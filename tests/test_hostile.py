@@ -210,7 +210,7 @@ BROKEN: dict[str, tuple[Callable[[Folder], None], list[str]]] = {
     "index-too-much": (tell("more", SHARDS[0]), ["does not hold more, though"]),
     # headers
     "in-two-shards": (twice, ["and so does another shard"]),
-    "nested-twice": (nested_twice, ["language_model.model.norm.weight", "are the same weight"]),
+    "nested-twice": (nested_twice, ["language_model.model.norm.weight", "are one weight"]),
     "overlap": (overlap, ["truncated or corrupt", "begins at byte"]),
     "header-no-json": (shard_header(b"{]"), [SHARDS[0], "its header is not valid JSON"]),
     "header-deep": (shard_header(deep(99_999)), ["its header is not valid JSON"]),
@@ -482,7 +482,7 @@ def test_truncated_json(tmp_path: Path) -> None:
     path = Folder(tmp_path / "m").write()
     for name in ("config.json", INDEX):
         good = (path / name).read_bytes()
-        for size in range(len(good)):
+        for size in range(0, len(good), 3):
             (path / name).write_bytes(good[:size])
             with pytest.raises(ModelError, match="is not valid JSON"):
                 open_checkpoint(path)

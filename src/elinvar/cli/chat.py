@@ -16,6 +16,7 @@ from elinvar.cli.command import command, option
 from elinvar.cli.terminal import Interrupt, fail, note, styled
 
 if TYPE_CHECKING:
+    from elinvar.engine.chat import ChatOptions
     from elinvar.engine.llm import LLM
 
 HELP = """\
@@ -31,6 +32,11 @@ HELP = """\
 @opt.model
 @option("--system", metavar="TEXT", help="System message.")
 @option("--max-tokens", metavar="N", default=1024, help="Most tokens in an answer.")
+@option(
+    "--thinking/--no-thinking",
+    default=None,
+    help="Think before the answer or not, with models that can do both.",
+)
 @opt.sampling
 @opt.serving
 @opt.adapters
@@ -38,6 +44,7 @@ HELP = """\
 def chat(
     model: str,
     system: str | None,
+    thinking: bool | None,
     chat_template: Path | None,
     adapters: list[tuple[str, str]],
     **flags: Any,
@@ -48,9 +55,10 @@ def chat(
     params, config = opt.sampling_params(flags), opt.engine_config(flags)
 
     from elinvar.cli.load import load
+    from elinvar.engine.chat import ChatOptions
 
     with load(model, config, chat_template, adapters=adapters) as llm:
-        conversation = Conversation(llm, params, system)
+        conversation = Conversation(llm, params, system, ChatOptions(thinking=thinking))
         conversation.check()
         if sys.stdin.isatty():
             _prepare_terminal()
@@ -66,10 +74,13 @@ def chat(
 class Conversation:
     """The messages so far and what the person does with them."""
 
-    def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
+    def __init__(
+        self, llm: LLM, params: SamplingParams, system: str | None, options: ChatOptions
+    ) -> None:
         self.llm = llm
         self.params = params
         self.system = system
+        self.options = options
         self.turns: list[dict[str, str]] = []
 
     @property
@@ -78,8 +89,9 @@ class Conversation:
         return head + self.turns
 
     def check(self) -> None:
-        """Raises ModelError where the model cannot chat, before the person has typed anything."""
-        self.llm.engine.encode_chat([{"role": "user", "content": "Hello"}])
+        """Raises ModelError where the model cannot chat, InputError where it has no switch for
+        thinking, before the person has typed anything."""
+        self.llm.engine.encode_chat([{"role": "user", "content": "Hello"}], self.options)
 
     def answer(self, text: str) -> None:
         """Stream the answer to `text`. Ctrl-C ends it; what was said stays in the conversation."""
@@ -87,7 +99,8 @@ class Conversation:
         said: list[str] = []
         with Interrupt() as interrupt:
             try:
-                with closing(self.llm.stream_chat(self.messages, self.params)) as deltas:
+                answer = self.llm.stream_chat(self.messages, self.params, self.options)
+                with closing(answer) as deltas:
                     for delta in deltas:
                         said.append(delta.text)
                         sys.stdout.write(delta.text)

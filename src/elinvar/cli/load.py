@@ -42,14 +42,15 @@ def load(
     return llm
 
 
-def load_embedder(model: str, config: EngineConfig) -> Embedder:
-    """The same for an embedding model or a reranker; what was assumed is noted."""
+def load_embedder(model: str, config: EngineConfig, ranking: bool = False) -> Embedder:
+    """The same for an embedding model or a reranker; what was assumed of it is noted."""
     from elinvar.engine.embed import Embedder
+    from elinvar.engine.text_model import TextModel
 
     with _stages() as progress:
-        embedder = Embedder(model, config, progress=progress)
-    if embedder.recipe.note and not embedder.reranks:
-        note(embedder.recipe.note)
+        embedder = Embedder(TextModel.load(model, config, progress))
+    if assumed := embedder.model.notes(ranking):
+        note(assumed)
     return embedder
 
 

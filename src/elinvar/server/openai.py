@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
@@ -72,9 +73,9 @@ class OpenAIRoutes:
         wanted = self._wanted(parsed)
         self._service.check_count(wanted.n, "n")
         messages = prepare.chat_messages(parsed)
-        # A message costs something even where it is empty.
-        size = sum(len(message["content"]) + 64 for message in messages)
-        prompt = await _run(size, self._engine.encode_chat, messages)
+        options, size = prepare.chat_options(parsed), prepare.text_length(messages)
+        encode = partial(self._engine.encode_chat, options=options)
+        prompt = await _run(size, encode, messages)
         choices = self._choices(wanted, [prompt], None, "messages")
         return self._answer(parsed, ChatWire, wanted, choices)
 

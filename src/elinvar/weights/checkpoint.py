@@ -108,15 +108,15 @@ def _open_folder(folder: Path) -> Checkpoint:
         raise ModelError(f"{config_path} names no architecture under 'architectures'.")
     files, tensors = read_safetensors(folder)
     settings, told = _quantization(folder, config)
-    if settings is not None:
-        try:
+    try:
+        if settings is not None:
             tensors = assemble(folder, settings, tensors)
-        except ModelError:
-            tensors.clear()
-            for file in files:
-                file.close()
-            raise
-    config, tensors = text_part(config, tensors)
+        config, tensors = text_part(folder, config, tensors)
+    except ModelError:
+        tensors.clear()
+        for file in files:
+            file.close()
+        raise
     parts = [part for file in files for part in (file.path.name, file.size, file.mtime_ns)]
     fingerprint = _hash(["safetensors", config_path.read_bytes(), *told, *parts])
     return Checkpoint(folder, "safetensors", named, config, tensors, fingerprint, files)

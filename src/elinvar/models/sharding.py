@@ -37,7 +37,7 @@ class Split:
 
 
 _Q, _KV = Split(ROWS, "heads"), Split(ROWS, "key-value heads", repeated=True)
-_VALUES = Split(ROWS, "value heads")
+_KEYS, _VALUES = Split(ROWS, "key heads", repeated=True), Split(ROWS, "value heads")
 _OUT, _IN, _VOCAB = Split(ROWS), Split(COLUMNS), Split(ROWS, even=False)
 
 SPLITS: dict[str, Split | None] = {
@@ -50,7 +50,7 @@ SPLITS: dict[str, Split | None] = {
     **dict.fromkeys(("o_bias", "down_bias", "positions", "router", "router_bias", "bias"), None),
     **dict.fromkeys(("q_a", "kv_a"), None),
     "gate_o": _Q,
-    **dict.fromkeys(("delta_q", "delta_k", "conv_q", "conv_k"), Split(ROWS, "key heads")),
+    **dict.fromkeys(("delta_q", "delta_k", "conv_q", "conv_k"), _KEYS),
     **dict.fromkeys(("delta_v", "delta_z", "delta_b", "delta_a", "conv_v"), _VALUES),
     **dict.fromkeys(("a_log", "dt_bias"), _VALUES),
     "delta_o": Split(COLUMNS, "value heads"),

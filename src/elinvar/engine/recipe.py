@@ -41,6 +41,8 @@ class Recipe:
     lower_case: bool = False
     dot: bool = False
     """Vectors are compared by their product, not by their angle."""
+    matryoshka: bool = False
+    """The model was trained so that the first numbers of a vector are one, too (Kusupati et al., 2022)."""
     note: str | None = None
     """What was assumed."""
 
@@ -86,6 +88,7 @@ def read_recipe(checkpoint: Checkpoint, config: ModelConfig, ops: Ops) -> Recipe
         default,
         _keys(folder / "sentence_bert_config.json").flag("do_lower_case", False),
         keys.raw("similarity_fn_name") == "dot",
+        any(checkpoint.metadata.get(key) for key in ("is_matryoshka", "matryoshka_dimensions")),
     )
 
 

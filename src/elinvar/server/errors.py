@@ -74,6 +74,26 @@ def too_long(max_context: int, num_prompt: int, max_tokens: int | None, param: s
     )
 
 
+def unknown_model(name: str, served: str) -> ApiError:
+    return ApiError(
+        404,
+        f"The model '{name[:200]}' does not exist; this server has '{served}'.",
+        "model",
+        "model_not_found",
+    )
+
+
+def overloaded(count: int, what: str) -> ApiError:
+    return ApiError(
+        429,
+        f"The server is overloaded: {count} {what} are running or waiting. Try again in a second.",
+        None,
+        "rate_limit_exceeded",
+        "rate_limit_error",
+        {"Retry-After": "1"},
+    )
+
+
 def unavailable(message: str) -> ApiError:
     return ApiError(503, message, None, "service_unavailable", "server_error")
 

@@ -20,7 +20,7 @@ from elinvar.engine.seeds import choice_seed
 from elinvar.server import prepare
 from elinvar.server.answer import Answer
 from elinvar.server.body import read_body
-from elinvar.server.errors import ApiError, invalid_value
+from elinvar.server.errors import invalid_value, unknown_model
 from elinvar.server.schema import ChatRequest, CompletionRequest, decode
 from elinvar.server.service import Choice, Service
 from elinvar.server.tokens import TokenNames
@@ -138,12 +138,7 @@ class OpenAIRoutes:
 
     def _check_model(self, name: str) -> None:
         if name != self._model_name:
-            raise ApiError(
-                404,
-                f"The model '{name[:200]}' does not exist; this server has '{self._model_name}'.",
-                "model",
-                "model_not_found",
-            )
+            raise unknown_model(name, self._model_name)
 
     def _model(self) -> dict[str, Any]:
         return {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -136,17 +137,16 @@ DEFAULTS: dict[str, tuple[object, ...]] = {
 }
 """Parameters that are not served yet, with the values that ask for nothing."""
 
-Request = TypeVar("Request", ChatRequest, CompletionRequest)
+Request = TypeVar("Request", bound=msgspec.Struct)
 
-_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (ChatRequest, CompletionRequest)
-}
+_decoder = cache(msgspec.json.Decoder)
 
 
 def decode(body: bytes, kind: type[Request]) -> Request:
     """A request body, or ApiError 400 naming what is wrong with it."""
     try:
-        return _DECODERS[kind].decode(body)
+        decoded: Request = _decoder(kind).decode(body)
+        return decoded
     except msgspec.ValidationError as error:
         raise _validation_error(str(error), kind) from None
     except msgspec.DecodeError as error:

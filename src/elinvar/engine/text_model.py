@@ -105,7 +105,7 @@ class TextModel:
         """Whether it reads a query and a document together, and makes no vectors."""
         self._scorer: Scorer | None = None
         if self.reranks:
-            self._scorer = CrossEncoder(runner, self.encodings, checkpoint.metadata, ops)
+            self._scorer = CrossEncoder(runner, self.encodings, self.recipe.sigmoid, ops)
         elif model.config.encoder is None and self.recipe.note and YesOrNo.fits(self.encodings):
             self._scorer = YesOrNo(runner, self.encodings, ops)
 

@@ -219,6 +219,9 @@ def test_rerankers(generation: int, kind: str, activation: str | None, tmp_path:
     elif generation == 2:
         settings = {"activation_fn": said, "model_type": "CrossEncoder"}
         write(tmp_path / "config_sentence_transformers.json", settings)
+        logits = {"text": {"method": "forward", "method_output_name": "logits"}}
+        kinds = {"transformer_task": "sequence-classification", "module_output_name": "scores"}
+        write(tmp_path / "sentence_bert_config.json", kinds | {"modality_config": logits})
         module = "sentence_transformers.base.modules.transformer.Transformer"
         write(tmp_path / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": module}])
     embedder = Embedder(tmp_path)

@@ -23,6 +23,7 @@ from elinvar.models import (
     llama4,
     mistral,
     mixtral,
+    nomic_bert,
     olmo2,
     phi,
     phi3,
@@ -59,7 +60,7 @@ _FILES = (
     chatglm,
 )
 FAMILIES: tuple[Family[Model], ...] = tuple(f for file in _FILES for f in file.FAMILIES)
-ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS
+ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS + nomic_bert.ENCODERS
 """Those that make vectors and scores of texts, and generate nothing."""
 
 

@@ -76,6 +76,16 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 0,
 }
 
+VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+"""Of the smallest eyes, for models that also see."""
+
 FULL_AND_SLIDING = ["full_attention", "sliding_attention", "full_attention"]
 
 LLAMA3 = {

@@ -6,6 +6,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import click
+
 from elinvar.base.errors import ElinvarError
 from elinvar.cli import options as opt
 from elinvar.cli.command import command, option
@@ -42,6 +44,13 @@ from elinvar.cli.terminal import note
     help="Let clients shorten vectors, though config.json does not say that the model can.",
 )
 @opt.serving
+@opt.adapters
+@option(
+    "--allow-adapter-loading",
+    is_flag=True,
+    help="Clients may load adapters from this machine's folders, and unload them.",
+    section="LoRA adapters",
+)
 @opt.verbose
 def serve(
     model: str,
@@ -52,12 +61,17 @@ def serve(
     chat_template: Path | None,
     texts: bool,
     matryoshka: bool,
+    adapters: list[tuple[str, str]],
+    allow_adapter_loading: bool,
     **flags: Any,
 ) -> None:
     """Serve a model over HTTP as OpenAI's API does.
 
     Embedding models and rerankers answer /v1/embeddings or /v1/rerank, others chats and completions."""
     config = opt.engine_config(flags)
+    name = served_model_name or model
+    if name in dict(adapters):
+        raise click.BadParameter(f"{name!r} is the model's own name.", param_hint="--adapter")
     import uvicorn
 
     from elinvar.cli.load import load, load_embedder, pulled
@@ -73,15 +87,19 @@ def serve(
         raise ElinvarError(
             f"Cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port."
         ) from None
-    name = served_model_name or model
     if texts or is_text_model(pulled(model)):
         text_model = load_embedder(model, config).model
         app = create_text_app(
             AsyncTextModel(text_model), name, max_waiting=max_waiting, matryoshka=matryoshka
         )
     else:
-        engine = load(model, config, chat_template).engine
-        app = create_app(AsyncEngine(engine), name, max_waiting=max_waiting)
+        engine = load(model, config, chat_template, adapters=adapters).engine
+        app = create_app(
+            AsyncEngine(engine),
+            name,
+            max_waiting=max_waiting,
+            allow_adapter_loading=allow_adapter_loading,
+        )
     shown_host = f"[{host}]" if ":" in host else host
     address = f"http://{shown_host}:{listener.getsockname()[1]}/v1"
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from elinvar.base.errors import InputError, ModelError
+from elinvar.engine.folder_tokenizer import folder_parts
 from elinvar.engine.gguf_vocab import build_backend, check_keys
-from elinvar.engine.tokenizer import folder_backend
 from elinvar.engine.wordpiece import build_wordpiece, wordpiece_from_gguf
 from elinvar.run.texts import Text
 from elinvar.weights.safetensors import read_json
@@ -98,7 +98,7 @@ def encoder_backend(checkpoint: Checkpoint) -> Backend:
     folder = checkpoint.path
     words = folder / "vocab.txt"
     if (folder / "tokenizer.json").exists() or not words.exists():
-        return folder_backend(folder)
+        return folder_parts(folder, checkpoint.metadata, lambda key, build: build()).backend
     settings = folder / "tokenizer_config.json"
     try:
         tokens = words.read_text(encoding="utf-8").splitlines()

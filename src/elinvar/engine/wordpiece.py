@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from elinvar.base.errors import ModelError
-from elinvar.engine.gguf_vocab import SPACE
+from elinvar.engine.vocab import SPACE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend

@@ -25,6 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elinvar.base.errors import EngineError
+from elinvar.server.adapters import AdapterRoutes
 from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
 from elinvar.server.openai import OpenAIRoutes
@@ -114,8 +115,10 @@ def create_app(
     max_waiting: int = MAX_WAITING,
     max_body_bytes: int = MAX_BODY_BYTES,
     grace_seconds: float = GRACE_SECONDS,
+    allow_adapter_loading: bool = False,
 ) -> Starlette:
-    """The application that serves `engine` under the name `model_name`.
+    """The application that serves `engine` under the name `model_name`, and its adapters under their
+    own. allow_adapter_loading: clients may load them from folders here, and unload them.
 
     Its lifespan starts the engine's thread and, at the end, lets what runs finish for
     `grace_seconds`. Beyond the rows that run, `max_waiting` answers may wait; more get a 429.
@@ -123,8 +126,10 @@ def create_app(
     core = engine.engine
     service = Service(engine, core.config.max_rows + max_waiting)
     metrics = HTTPMetrics(lambda: service.num_live)
-    api = OpenAIRoutes(core, service, model_name, max_body_bytes)
-    return _application(engine, api.routes(), metrics, core.metrics.expose, grace_seconds)
+    routes = OpenAIRoutes(core, service, model_name, max_body_bytes).routes()
+    if allow_adapter_loading:
+        routes += AdapterRoutes(engine, model_name, max_body_bytes).routes()
+    return _application(engine, routes, metrics, core.metrics.expose, grace_seconds)
 
 
 def create_text_app(

@@ -5,6 +5,7 @@ Owns the mapping from exceptions to (HTTP status, body). Nothing here knows the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -74,10 +75,11 @@ def too_long(max_context: int, num_prompt: int, max_tokens: int | None, param: s
     )
 
 
-def unknown_model(name: str, served: str) -> ApiError:
+def unknown_model(name: str, served: Sequence[str]) -> ApiError:
+    there = ", ".join(f"'{one}'" for one in served)
     return ApiError(
         404,
-        f"The model '{name[:200]}' does not exist; this server has '{served}'.",
+        f"The model '{name[:200]}' does not exist; this server has {there}.",
         "model",
         "model_not_found",
     )

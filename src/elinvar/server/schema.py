@@ -75,6 +75,9 @@ class ChatRequest(Common, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    # An extension: what else the model's chat template reads.
+    chat_template_kwargs: dict[str, Any] | None = None
     # Accepted; they change nothing here.
     metadata: dict[str, str] | None = None
     prompt_cache_key: str | None = None
@@ -89,7 +92,6 @@ class ChatRequest(Common, kw_only=True):
     prediction: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: str | None = None
-    reasoning_effort: str | None = None
     response_format: Any = None
     service_tier: str | None = None
     store: bool | None = None
@@ -110,6 +112,17 @@ class CompletionRequest(Common, kw_only=True):
     suffix: str | None = None
 
 
+class LoadAdapterRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """As vLLM's endpoints of this name take them, and the next."""
+
+    lora_name: str
+    lora_path: str
+
+
+class UnloadAdapterRequest(msgspec.Struct, forbid_unknown_fields=True):
+    lora_name: str
+
+
 DEFAULTS: dict[str, tuple[object, ...]] = {
     "audio": (),
     "best_of": (1,),
@@ -125,7 +138,6 @@ DEFAULTS: dict[str, tuple[object, ...]] = {
     "presence_penalty": (0.0,),
     "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory",),
-    "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),

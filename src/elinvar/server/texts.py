@@ -159,7 +159,7 @@ class TextRoutes:
 
     def _check_model(self, name: str) -> None:
         if name != self._name:
-            raise unknown_model(name, self._name)
+            raise unknown_model(name, [self._name])
 
     def _described(self) -> dict[str, Any]:
         return {

@@ -66,7 +66,7 @@ def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_head_count(heads)
     shared = config.model_type not in ("gpt2", "gpt_neox")
     writer.add_head_count_kv(config.num_key_value_heads if shared else heads)
-    writer.add_key_length(_head_dim(config))
+    writer.add_key_length(getattr(config, "qk_head_dim", None) or _head_dim(config))
     if hasattr(config, "rms_norm_eps"):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     else:
@@ -180,7 +180,13 @@ def _ernie_moe(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_expert_shared_count(config.moe_num_shared_experts)
 
 
+def _minicpm3(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_q_lora_rank(config.q_lora_rank)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+
+
 _EXTRA_KEYS = {
+    "minicpm3": _minicpm3,
     "mistral3": _mistral3,
     "gpt-oss": _gpt_oss,
     "llama4": _llama4,

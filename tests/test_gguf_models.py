@@ -31,6 +31,8 @@ CASES = [
     ("glm4", "glm4"),
     ("glm4-tied", "glm4"),
     ("olmo2", "olmo2"),
+    ("minicpm3-first", "minicpm3"),
+    ("hunyuan", "hunyuan-dense"),
     ("ernie-moe", "ernie4_5-moe"),
     ("olmoe", "olmoe"),
     ("gemma", "gemma"),

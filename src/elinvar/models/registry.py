@@ -26,6 +26,7 @@ from elinvar.models import (
     gpt_oss,
     granite,
     granite_moe,
+    hunyuan,
     internlm,
     llama,
     llama4,
@@ -88,6 +89,7 @@ _FILES = (
     glm4_moe_lite,
     olmoe,
     ernie_moe,
+    hunyuan,
 )
 MAX_EXPERTS_IN_ALL = 1 << 18
 """No model comes near; rules for many more would take all memory."""

@@ -167,9 +167,9 @@ def test_saved_state_is_what_transformers_reads(case: str, tmp_path: Path) -> No
     state = load_weights(checkpoint, rules, config)
     save_state(state, rules, config.num_layers, tmp_path / "b", checkpoint.metadata)
     if CASES[case].published:
-        a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
-        assert a.keys() == b.keys()
-        assert all(np.array_equal(a[name], b[name]) for name in a)
+        a, b = (open_checkpoint(tmp_path / name).tensors for name in "ab")
+        assert b.keys() == {name for name in a if "vision" not in name}
+        assert all(np.array_equal(a[name].data, b[name].data) for name in b)
         return
     ops = load_provider("ref")
     model = load_f32(tmp_path / "a", ops)

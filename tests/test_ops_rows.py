@@ -146,3 +146,16 @@ def test_the_bias_of_one_matrix_may_not_reach_another() -> None:
     x, bias = normal(rng, 3, 32), np.arange(54, dtype=np.float32)
     for ops in CPUS.values():
         same([ops.linear(x, ws) + bias, ops.linear(x, ws, bias)])
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_pool(dim: int) -> None:
+    """Sums of spans, one of which is empty, and of each span alone."""
+    rng = np.random.default_rng(dim)
+    x, weights = normal(rng, 200, dim), normal(rng, 200)
+    starts = np.array([0, 1, 1, 130, 200], np.int32)
+    outputs = [ops.pool(x, starts, weights) for ops in CPUS.values()]
+    same(outputs)
+    close(outputs[0], REF.pool(x, starts, weights))
+    alone = BASE.pool(x[1:130].copy(), np.array([0, 129], np.int32), weights[1:130].copy())
+    same([outputs[0][2:3], alone])

@@ -53,7 +53,12 @@ CASES = {
         _gemma3n(activation_sparsity_pattern=[0.0, 0.0, 0.9, 0.9, 0.0]),
         published=Published("Gemma3nForConditionalGeneration", _beside_eyes, _renamed),
     ),
-    "gemma3n": _gemma3n(),
+    "gemma3n": _gemma3n(
+        num_hidden_layers=7,
+        layer_types=None,
+        activation_sparsity_pattern=[0.8, 0.5, 0.0, 0.95, 0.0, 0.0, 0.9],
+        intermediate_size=[112] * 7,
+    ),
     "gemma3n-plain": _gemma3n(
         num_kv_shared_layers=0,
         altup_num_inputs=2,

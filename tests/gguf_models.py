@@ -3,8 +3,10 @@ gguf package, the keys that say sizes, and what some architectures store otherwi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import gguf
@@ -185,8 +187,22 @@ def _minicpm3(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_kv_lora_rank(config.kv_lora_rank)
 
 
+def _gemma3n(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    writer.add_altup_num_inputs(config.altup_num_inputs)
+    writer.add_altup_active_idx(config.altup_active_idx)
+    writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+    writer.add_shared_kv_layers(config.num_kv_shared_layers)
+    shares = config.activation_sparsity_pattern
+    writer.add_activation_sparsity_scale(
+        [NormalDist().inv_cdf(p) if p else -math.inf for p in shares]
+    )
+
+
 _EXTRA_KEYS = {
     "minicpm3": _minicpm3,
+    "gemma3n": _gemma3n,
     "mistral3": _mistral3,
     "gpt-oss": _gpt_oss,
     "llama4": _llama4,
@@ -243,7 +259,13 @@ def _tensors(config: Any, state: dict[str, np.ndarray], arch: str) -> Tensors:
         if arch in _INTERLEAVED and ("q_proj" in name or "k_proj" in name):
             halves = values.reshape(-1, 2, _head_dim(config) // 2, *values.shape[1:])
             values = halves.swapaxes(1, 2).reshape(values.shape)
-        if arch.startswith("gemma") and name.endswith("norm.weight"):
+        if arch == "gemma3n" and ".altup_" in name:
+            if name.endswith(".0.weight"):  # all of them are one stack
+                stem = name.removesuffix(".0.weight")
+                others = range(config.altup_num_inputs - 1)
+                yield f"{stem}.weight", np.stack([state[f"{stem}.{i}.weight"] for i in others])
+            continue
+        if arch in ("gemma", "gemma2", "gemma3") and name.endswith("norm.weight"):
             values = values + np.float32(1)
         if arch == "gpt2" and ".h." in name and values.ndim > 1:
             values = values.T

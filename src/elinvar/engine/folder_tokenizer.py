@@ -57,8 +57,11 @@ def folder_parts(folder: Path, config: Mapping[str, Any], keep: Keep) -> Parts:
         # A file of ranks has no BOS of its own; one of SentencePiece has, and wants it.
         if not prefix and settings.get("add_bos_token", known["bos_token"] is not None):
             prefix = _ids(backend, [tokens.get("bos_token", "")])
-    # What has a name is a control token, whatever the vocabulary says of it.
-    backend.add_special_tokens([t for t in tokens.values() if backend.token_to_id(t) is not None])
+    # What has a name is a control token, whatever the vocabulary says of it; what is only listed, if
+    # the vocabulary says nothing.
+    said = {token.content for token in backend.get_added_tokens_decoder().values()}
+    named = (*tokens.values(), *(text for text in _extra_tokens(settings) if text not in said))
+    backend.add_special_tokens([t for t in named if backend.token_to_id(t) is not None])
     bos, eos = (_as_ids(config.get(f"{end}_token_id")) for end in ("bos", "eos"))
     eos += _as_ids(_optional(folder / "generation_config.json").get("eos_token_id"))
     bos_id = backend.token_to_id(tokens.get("bos_token", ""))
@@ -86,8 +89,10 @@ def _named_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
         ("special_tokens_map.json", _optional(folder / "special_tokens_map.json")),
         ("tokenizer_config.json", settings),
     ):
-        for key in _NAMED:
-            value = source.get(key)
+        extra = source.get("extra_special_tokens")
+        values = {key: source.get(key) for key in _NAMED}
+        values |= extra if isinstance(extra, dict) else {}
+        for key, value in values.items():
             text = value.get("content") if isinstance(value, dict) else value
             if isinstance(text, str):
                 # JSON can bring half a surrogate pair, which is no character.
@@ -95,6 +100,14 @@ def _named_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
             elif value is not None:
                 raise ModelError(f"{folder / name} has a {key} that is no text; download it again.")
     return tokens
+
+
+def _extra_tokens(settings: Mapping[str, Any]) -> list[str]:
+    """Control tokens without a name."""
+    lists = (settings.get(f"{word}_special_tokens") for word in ("extra", "additional"))
+    entries = next((entries for entries in lists if isinstance(entries, list)), [])
+    texts = (entry.get("content") if isinstance(entry, dict) else entry for entry in entries)
+    return [text for text in texts if isinstance(text, str)]
 
 
 def _add_listed(
@@ -114,7 +127,7 @@ def _add_listed(
             # Ids in between are reserved: nothing is ever encoded to them.
             reserved = (f"<|reserved_token_{i}|>" for i in range(size, token_id))
             backend.add_special_tokens(list(reserved))
-        if token_id not in present or present[token_id].content != token.content:
+        if repr(present.get(token_id)) != repr(token):
             backend.add_tokens([token])
         if backend.token_to_id(token.content) != token_id:
             raise ModelError(

@@ -193,6 +193,15 @@ F32Out scale(Session& p, F32In x, float factor) {
     return out;
 }
 
+F32Out scale_heads(Session& p, F32In q, I32In positions, F32In factors) {
+    auto out = result<float>(p, {q.shape(0), q.shape(1), q.shape(2)});
+    if (p.recording) p.recording->keep.push_back(nb::cast(factors));  // they may grow elsewhere
+    submit(p, [&p, q = q.data(), rows = rows_of(q),
+               width = static_cast<int>(q.shape(1) * q.shape(2)), at = positions.data(),
+               f = factors.data(), o = out.data()] { p.scale_heads(q, rows, width, at, f, o); });
+    return out;
+}
+
 F32Out softcap(Session& p, F32In x, float cap) {
     auto out = result<float>(p, {x.shape(0), x.shape(1)});
     submit(p, [&p, cap, x = x.data(), n = x.size(), o = out.data()] { p.softcap(x, cap, n, o); });
@@ -222,6 +231,33 @@ F32Out gated_linear(Session& p, F32In x, const BoundMatrix& gate, const BoundMat
     return out;
 }
 
+F32Out gated(Session& p, F32In x, int activation) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1) / 2});
+    submit(p, [&p, activation, x = x.data(), rows = rows_of(x), cols = last_of(x) / 2,
+               o = out.data()] { p.gated(x, rows, cols, activation, o); });
+    return out;
+}
+
+struct BoundLora {  // whoever made the matrices keeps them
+    std::vector<LoraTarget> targets;
+    BoundLora(const std::vector<int>& columns, std::size_t num_adapters) {
+        for (const int col : columns)
+            targets.push_back({col, std::vector<LoraTarget::Pair>(num_adapters)});
+    }
+    void set(std::size_t target, std::size_t adapter, const BoundMatrix& a, const BoundMatrix& b,
+             float scale) {
+        targets.at(target).pairs.at(adapter) = {&a, &b, scale};
+    }
+};
+
+void lora(Session& p, nb::ndarray<float, nb::c_contig, nb::device::cpu> y, F32In x, I32In adapters,
+          const BoundLora& lora) {
+    submit(p, [&p, &lora, x = x.data(), rows = rows_of(x), k = last_of(x), a = adapters.data(),
+               y = y.data(), ld = static_cast<std::ptrdiff_t>(y.shape(1))] {
+        p.lora(x, rows, k, a, lora.targets, y, ld);
+    });
+}
+
 nb::tuple route(Session& p, F32In logits, int top_k, bool sigmoid, bool renormalise, float scaling,
                 std::optional<F32In> bias, int num_groups, int top_groups) {
     const auto k = static_cast<std::size_t>(top_k);
@@ -236,11 +272,13 @@ nb::tuple route(Session& p, F32In logits, int top_k, bool sigmoid, bool renormal
 }
 
 F32Out moe(Session& p, F32In x, I32In ids, F32In weights, const BoundExperts& experts,
-           int activation) {
+           int activation, bool scale_inputs) {
     auto out = result<float>(p, {x.shape(0), x.shape(1)});
-    submit(p, [&p, &experts, activation, x = x.data(), rows = rows_of(x), top_k = last_of(weights),
-               ids = ids.data(), weights = weights.data(),
-               o = out.data()] { p.moe(x, rows, top_k, ids, weights, experts, activation, o); });
+    submit(p,
+           [&p, &experts, activation, scale_inputs, x = x.data(), rows = rows_of(x),
+            top_k = last_of(weights), ids = ids.data(), weights = weights.data(), o = out.data()] {
+               p.moe(x, rows, top_k, ids, weights, experts, activation, scale_inputs, o);
+           });
     return out;
 }
 
@@ -248,6 +286,9 @@ F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCach
                   int heads, std::optional<F32In> q_gain, std::optional<F32In> k_gain, float eps) {
     auto q = result<float>(
         p, {qkv.shape(0), static_cast<std::size_t>(heads), static_cast<std::size_t>(kv.dim)});
+    const auto of_all = [&](const std::optional<F32In>& gain) {
+        return gain && last_of(*gain) > kv.dim;
+    };
     const Rope a{qkv.data(),
                  positions.data(),
                  table.data(),
@@ -264,7 +305,8 @@ F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCach
                  kv.k.data(),
                  kv.v.data(),
                  kv.block_step,
-                 q.data()};
+                 q.data(),
+                 of_all(q_gain) || of_all(k_gain)};
     if (p.recording) p.recording->keep.push_back(nb::cast(table));  // it may grow elsewhere
     submit(p, [&p, a, rows = rows_of(qkv)] { p.rope_write(a, rows); });
     return q;
@@ -325,6 +367,15 @@ F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I
     submit(p, [&p, a, seqs = static_cast<int>(query_start.size()) - 1, start = query_start.data()] {
         p.attention(a, seqs, start);
     });
+    return out;
+}
+
+F32Out pool(Session& p, F32In x, I32In starts, F32In weights) {
+    const std::size_t seqs = starts.size() - 1;
+    auto out = result<float>(p, {seqs, x.shape(1)});
+    submit(p, [&p, x = x.data(), dim = last_of(x), starts = starts.data(),
+               seqs = static_cast<int>(seqs), weights = weights.data(),
+               o = out.data()] { p.pool(x, dim, starts, seqs, weights, o); });
     return out;
 }
 
@@ -430,6 +481,9 @@ NB_MODULE(_cpu, m) {
                       const BoundExperts::Matrices&, const BoundExperts::Bias&,
                       const BoundExperts::Bias&, const BoundExperts::Bias&>(),
              nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg().none());
+    nb::class_<BoundLora>(m, "Lora")
+        .def(nb::init<const std::vector<int>&, std::size_t>())
+        .def("set", &BoundLora::set);
     nb::class_<BoundCache>(m, "Cache")
         .def(nb::init<BoundCache::Strided, BoundCache::Strided, const std::string&>());
     nb::class_<Recording>(m, "Recording").def("__call__", &replay).def("timed", &replay_timed);
@@ -448,9 +502,12 @@ NB_MODULE(_cpu, m) {
              nb::arg())
         .def("activate", &activate)
         .def("scale", &scale)
+        .def("scale_heads", &scale_heads)
         .def("softcap", &softcap)
         .def("linear", &linear, nb::arg(), nb::arg(), nb::arg().none())
         .def("gated_linear", &gated_linear)
+        .def("gated", &gated)
+        .def("lora", &lora)
         .def("route", &route, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
              nb::arg().none(), nb::arg(), nb::arg())
         .def("moe", &moe)
@@ -461,5 +518,6 @@ NB_MODULE(_cpu, m) {
         .def("latent_write", &latent_write)
         .def("attention", &attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
              nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
+        .def("pool", &pool)
         .def("sample", &sample);
 }

@@ -38,13 +38,14 @@ struct Rope {
     const int32_t* positions;
     const float* table;  // [P, rotary_dim] cos | sin
     const int32_t* slots;
-    const float *q_gain, *k_gain;  // [dim] or null
+    const float *q_gain, *k_gain;  // null, [dim], or with `whole` [heads * dim], [kv_heads * dim]
     float eps;
     int heads, kv_heads, dim, rotary_dim, padded_dim;
     Kind kv_kind;
-    void *k, *v;     // [kv_heads, padded_dim, 32] and [kv_heads, 32, padded_dim] of block 0
-    int block_step;  // from a block to the next, in the size of one head's keys
-    float* q;        // [T, heads, dim]
+    void *k, *v;         // [kv_heads, padded_dim, 32] and [kv_heads, 32, padded_dim] of block 0
+    int block_step;      // from a block to the next, in the size of one head's keys
+    float* q;            // [T, heads, dim]
+    bool whole = false;  // one norm over all heads of q, one over those of k
 };
 
 // What multi-head latent attention keeps of a token: one key for all heads, of which the first
@@ -122,7 +123,8 @@ struct RowStats {
 };
 
 // Panels are packed as ops/layout.py says. `num_cols` counts the real columns from the first panel;
-// linear_quant's first_row begins a block.
+// linear_quant's first_row begins a block; without `first` linear_float goes on with the chains
+// that `out` holds.
 struct Kernels {
     const char* name;
     void (*quantize_rows)(const float* x, int rows, const QuantRows& out, int first_row);
@@ -131,7 +133,7 @@ struct Kernels {
                          std::ptrdiff_t ld_out, int num_cols);
     void (*linear_float)(Kind kind, const uint8_t* panels, std::size_t stride, int num_panels,
                          const float* x, int k, int rows, float* out, std::ptrdiff_t ld_out,
-                         int num_cols);
+                         int num_cols, bool first);
     // gate[i] = act(gate[i]) * up[i] over rows of `cols` values; activations are numbered as in
     // ops/api.py
     void (*activate)(int activation, float* gate, std::ptrdiff_t ld_gate, const float* up,

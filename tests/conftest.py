@@ -25,7 +25,7 @@ from elinvar.weights.sources import resolve
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-MODEL_FIXTURES = {"smollm2_gguf", "gemma_gguf", "tiny_gguf", "wheel_file"}
+MODEL_FIXTURES = {"smollm2_gguf", "gemma_gguf", "tiny_gguf", "minilm", "wheel_file"}
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
@@ -60,6 +60,12 @@ def gemma_gguf() -> Path:
 def tiny_gguf() -> Path:
     """Llama architecture, dim 16, 2 layers, F16, 2.8 MB: quick, and its answers mean nothing."""
     return _resolve("tinycoder")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2: vectors of texts, f32, 91 MB, with the files of sentence-transformers."""
+    return _resolve("all-minilm-l6-v2")
 
 
 @pytest.fixture(scope="session")

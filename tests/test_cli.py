@@ -42,6 +42,12 @@ from processes import ELINVAR, ENVIRONMENT, assert_fails, run
         (["generate", "m", "--prompt", "x", "--logprobs", "2"], ["--logprobs", "--json"]),
         (["generate", "m", "--prompt", "x", "--kv-memory", "lots"], ["--kv-memory", "lots"]),
         (["generate", "m", "--prompt", "x", "--kv-dtype", "int3"], ["--kv-dtype", "int3"]),
+        (["generate", "m", "--prompt", "x", "--adapter", "one"], ["--adapter", "NAME=PATH"]),
+        (
+            ["generate", "m", "--prompt", "x", "--adapter", "a=b", "--adapter", "c=d"],
+            ["--adapter", "one prompt"],
+        ),
+        (["serve", "m", "--adapter", "m=x"], ["--adapter", "own name"]),
         (["chat", "m", "--seed", "x"], ["--seed"]),
         (["serve", "m", "--port", "70000"], ["--port", "65535"]),
         (["bench", "m", "--batch", "1,two"], ["--batch", "two"]),

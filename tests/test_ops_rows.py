@@ -104,6 +104,15 @@ def test_scale_and_softcap(shape: tuple[int, int]) -> None:
     assert (np.abs(outputs[0] - expected) <= 5e-7 * np.abs(expected)).all()
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 17), (40, 6, 24)])
+def test_scale_heads(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(13)
+    q, factors = normal(rng, *shape), normal(rng, 64)
+    positions = rng.permutation(64)[: len(q)].astype(np.int32)
+    expected = q * factors[positions][:, None, None]
+    same([expected, *(ops.scale_heads(q, positions, factors) for ops in CPUS.values())])
+
+
 @pytest.mark.parametrize("gains", [False, True])
 @pytest.mark.parametrize(("dim", "rotary"), [(8, 0), (8, 4), (80, 32), (64, 34), (24, 22)])
 def test_rope_write_of_a_part_of_each_head(dim: int, rotary: int, gains: bool) -> None:
@@ -137,3 +146,16 @@ def test_the_bias_of_one_matrix_may_not_reach_another() -> None:
     x, bias = normal(rng, 3, 32), np.arange(54, dtype=np.float32)
     for ops in CPUS.values():
         same([ops.linear(x, ws) + bias, ops.linear(x, ws, bias)])
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_pool(dim: int) -> None:
+    """Sums of spans, one of which is empty, and of each span alone."""
+    rng = np.random.default_rng(dim)
+    x, weights = normal(rng, 200, dim), normal(rng, 200)
+    starts = np.array([0, 1, 1, 130, 200], np.int32)
+    outputs = [ops.pool(x, starts, weights) for ops in CPUS.values()]
+    same(outputs)
+    close(outputs[0], REF.pool(x, starts, weights))
+    alone = BASE.pool(x[1:130].copy(), np.array([0, 129], np.int32), weights[1:130].copy())
+    same([outputs[0][2:3], alone])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
     from elinvar.engine.chat import ChatOptions
     from elinvar.engine.core import Engine
+    from elinvar.engine.embed import Embedder, Ranked
     from elinvar.engine.llm import LLM
     from elinvar.engine.output import Completion, Delta
 
@@ -30,11 +31,13 @@ __all__ = [
     "Completion",
     "Delta",
     "ElinvarError",
+    "Embedder",
     "Engine",
     "EngineConfig",
     "EngineError",
     "InputError",
     "ModelError",
+    "Ranked",
     "SamplingParams",
     "__version__",
 ]
@@ -46,11 +49,13 @@ _HOMES = {
     "Completion": "engine.output",
     "Delta": "engine.output",
     "ElinvarError": "base.errors",
+    "Embedder": "engine.embed",
     "Engine": "engine.core",
     "EngineConfig": "base.config",
     "EngineError": "base.errors",
     "InputError": "base.errors",
     "ModelError": "base.errors",
+    "Ranked": "engine.embed",
     "SamplingParams": "base.sampling",
 }
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from elinvar.base.config import ModelConfig, RopeConfig
 
@@ -27,6 +30,21 @@ LLAMA = ModelConfig(
 )
 
 
+Tensors = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Published:
+    """How a model lies that was published with code of its own and that transformers has no class for.
+    An equivalent one of transformers is saved in this layout."""
+
+    architecture: str
+    config: Callable[[dict[str, Any]], dict[str, Any]]
+    """From transformers' config.json."""
+    tensors: Callable[[dict[str, Any], Tensors], Tensors]
+    """From transformers' config.json and model.safetensors."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A model that transformers makes, with random weights and every switch of the family on."""
@@ -38,6 +56,10 @@ class Case:
     """Class of its configuration."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Besides SIZES."""
+    published: Published | None = None
+    """Where another layout is the family's than that of transformers."""
+    around: dict[str, Any] | None = None
+    """Of a model that also sees: what is beside its text_config, which has the settings."""
 
 
 SIZES: dict[str, Any] = {
@@ -53,6 +75,16 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+
+VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+"""Of the smallest eyes, for models that also see."""
 
 FULL_AND_SLIDING = ["full_attention", "sliding_attention", "full_attention"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 HELP = """\
 /system TEXT  set the system message (no TEXT: remove it)
 /reset        forget the conversation, keep the system message
+/adapter NAME answer with a loaded LoRA adapter (no NAME: with the model alone)
 /save FILE    write the conversation as JSON
 /help         this list
 /quit         leave, as Ctrl-D does; Ctrl-C stops an answer"""
@@ -37,21 +39,25 @@ HELP = """\
 )
 @opt.sampling
 @opt.serving
+@opt.adapters
 @opt.verbose
 def chat(
     model: str,
     system: str | None,
     thinking: bool | None,
     chat_template: Path | None,
+    adapters: list[tuple[str, str]],
     **flags: Any,
 ) -> None:
-    """Talk with a model."""
+    """Talk with a model, or with the first --adapter of it."""
+    if adapters:
+        flags["adapter"] = adapters[0][0]
     params, config = opt.sampling_params(flags), opt.engine_config(flags)
 
     from elinvar.cli.load import load
     from elinvar.engine.chat import ChatOptions
 
-    with load(model, config, chat_template) as llm:
+    with load(model, config, chat_template, adapters=adapters) as llm:
         conversation = Conversation(llm, params, system, ChatOptions(thinking=thinking))
         conversation.check()
         if sys.stdin.isatty():
@@ -122,11 +128,23 @@ class Conversation:
         elif name == "/system":
             self.system = rest or None
             note("System message set." if rest else "System message removed.")
+        elif name == "/adapter":
+            self._choose(rest or None)
         elif name == "/save":
             self._save(rest)
         else:
             fail(f"{name} is not a command; /help lists them.")
         return True
+
+    def _choose(self, adapter: str | None) -> None:
+        if adapter is not None:
+            try:
+                self.llm.engine.adapters.find(adapter)
+            except InputError as error:
+                fail(str(error))
+                return
+        self.params = replace(self.params, adapter=adapter)
+        note(f"{adapter} answers." if adapter else "The model itself answers.")
 
     def _save(self, name: str) -> None:
         if not name:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.errors import InputError
 from elinvar.cli.options import format_size
-from elinvar.cli.terminal import bar
-from elinvar.engine.core import Engine
+from elinvar.cli.terminal import bar, note
+from elinvar.engine.core import Engine, LoadProgress
 from elinvar.engine.llm import LLM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
+    from elinvar.engine.embed import Embedder
     from elinvar.ops import Ops
 
 
@@ -24,12 +25,38 @@ def load(
     config: EngineConfig,
     chat_template: Path | None = None,
     wrap_ops: Callable[[Ops], Ops] | None = None,
+    adapters: Sequence[tuple[str, str]] = (),
 ) -> LLM:
     """The model, ready to answer. Downloading and packing show a bar on a terminal.
 
     chat_template: a Jinja file that replaces the model's own template. wrap_ops: see Engine.load.
+    adapters: names and folders of LoRA adapters.
     """
     source = None if chat_template is None else _read_template(chat_template)
+    with _stages() as progress:
+        llm = LLM(Engine.load(model, config, progress, wrap_ops))
+    if source is not None:
+        llm.engine.tokenizer.use_chat_template(source)
+    for name, path in adapters:
+        llm.load_adapter(name, path)
+    return llm
+
+
+def load_embedder(model: str, config: EngineConfig, ranking: bool = False) -> Embedder:
+    """The same for an embedding model or a reranker; what was assumed of it is noted."""
+    from elinvar.engine.embed import Embedder
+    from elinvar.engine.text_model import TextModel
+
+    with _stages() as progress:
+        embedder = Embedder(TextModel.load(model, config, progress))
+    if assumed := embedder.model.notes(ranking):
+        note(assumed)
+    return embedder
+
+
+@contextmanager
+def _stages() -> Iterator[LoadProgress]:
+    """A bar for each stage of loading."""
     with ExitStack() as stack:
         current = ""
         update: Callable[[float, str], None]
@@ -39,12 +66,10 @@ def load(
             if stage != current:
                 stack.close()
                 current, update = stage, stack.enter_context(bar(stage, total or None))
-            update(done, f"{100 * done // total} %" if total else format_size(done))
+            of = f" of {format_size(total)}" if total else ""
+            update(done, format_size(done) + of)
 
-        llm = LLM(Engine.load(model, config, progress, wrap_ops))
-    if source is not None:
-        llm.engine.tokenizer.use_chat_template(source)
-    return llm
+        yield progress
 
 
 def _read_template(path: Path) -> str:

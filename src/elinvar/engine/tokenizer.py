@@ -33,7 +33,8 @@ END_OF_TURN = (
     *("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>"),
     *("<|call|>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "<|eot|>", "<|eom|>"),
 )
-"""Control tokens that end an answer in any model that has them."""
+"""Control tokens that end an answer in any model that has them; <|end|> but in those that have
+<|return|> as well (harmony), where an answer may be several messages."""
 
 _CACHE_VERSION = 2
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")

@@ -9,12 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 from elinvar.base.config import LatentConfig, ModelConfig, MoEConfig
+from elinvar.models.deepseek_gguf import config_from_gguf
 from elinvar.models.experts import MAX_EXPERTS, dense_rules, expert_rules, feeds
 from elinvar.models.family import Family
 from elinvar.models.keys import MAX_LAYERS, Keys, checked
 from elinvar.models.llama import NORMS
 from elinvar.models.shared import (
     FULL,
+    GGUF,
     HF,
     TO,
     by_layer,
@@ -67,24 +69,30 @@ def latent_rules(config: ModelConfig) -> list[Rule]:
     q_fix, k_fix = (UnpermuteRows(n, c.rope_dim, last=True) for n in (h, 1))
     turn = TransposeHeads(h)
 
-    def rule(name: str, hf: str, shape: tuple[int, ...], fix: Fix | None = None) -> Rule:
-        return Rule(TO + name, f"{attn}{hf}.weight", None, shape, hf_fix=fix)
+    def rule(name: str, hf: str, gguf: str, shape: tuple[int, ...], fix: Fix | None = None) -> Rule:
+        stored = f"{attn}{hf}.weight", f"{GGUF}{gguf}.weight"
+        return Rule(TO + name, *stored, shape, hf_fix=fix, gguf_fix=fix)
 
+    k_b = rule("k_b", "kv_b_proj", "attn_kv_b", (h * rank, nope), turn)
+    v_b = rule("v_b", "kv_b_proj", "attn_kv_b", (h * value, rank))
     table = [
-        rule("kv_a", "kv_a_proj_with_mqa", (rank + c.rope_dim, d), k_fix),
-        rule("kv_norm", "kv_a_layernorm", (rank,)),
-        replace(rule("k_b", "kv_b_proj", (h * rank, nope), turn), hf_part=of_k),
-        replace(rule("v_b", "kv_b_proj", (h * value, rank)), hf_part=of_v),
-        rule("o", "o_proj", (d, h * value)),
+        rule("kv_a", "kv_a_proj_with_mqa", "attn_kv_a_mqa", (rank + c.rope_dim, d), k_fix),
+        rule("kv_norm", "kv_a_layernorm", "attn_kv_a_norm", (rank,)),
+        replace(k_b, hf_part=of_k, gguf_part=of_k),
+        replace(v_b, hf_part=of_v, gguf_part=of_v),
+        # Newer GGUF files hold the two apart, W_uk turned.
+        Rule(k_b.name, None, f"{GGUF}attn_k_b.weight", k_b.shape, gguf_part=Part((h, rank, nope))),
+        Rule(v_b.name, None, f"{GGUF}attn_v_b.weight", v_b.shape, gguf_part=Part((h, value, rank))),
+        rule("o", "o_proj", "attn_output", (d, h * value)),
     ]
     q_rows = h * (nope + c.rope_dim)
     if c.q_rank is None:
-        return [*table, rule("q", "q_proj", (q_rows, d), q_fix)]
+        return [*table, rule("q", "q_proj", "attn_q", (q_rows, d), q_fix)]
     return [
         *table,
-        rule("q_a", "q_a_proj", (c.q_rank, d)),
-        rule("q_norm", "q_a_layernorm", (c.q_rank,)),
-        rule("q", "q_b_proj", (q_rows, c.q_rank), q_fix),
+        rule("q_a", "q_a_proj", "attn_q_a", (c.q_rank, d)),
+        rule("q_norm", "q_a_layernorm", "attn_q_a_norm", (c.q_rank,)),
+        rule("q", "q_b_proj", "attn_q_b", (q_rows, c.q_rank), q_fix),
     ]
 
 
@@ -117,7 +125,7 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         rope={"full": one_rope_from_hf(keys, latent.rope_dim)},
         attn_scale=_scale(keys, latent),
         tied_head=keys.flag("tie_word_embeddings", False),
-        moe=_moe_from_hf(keys, num_layers),
+        moe=moe_from_hf(keys, num_layers),
         latent=latent,
     )
     return checked(config, "config.json")
@@ -141,18 +149,17 @@ def _scale(keys: Keys, latent: LatentConfig) -> float:
     return scale * mscale * mscale
 
 
-def _moe_from_hf(keys: Keys, num_layers: int) -> MoEConfig | None:
-    """V3 scores by sigmoid and chooses with a bias, V2 by softmax; both may choose groups first."""
-    first = keys.raw("first_k_dense_replace") or 0
-    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-        raise keys.bad("first_k_dense_replace", "a whole number from 0 up")
+def moe_from_hf(keys: Keys, num_layers: int, default: str | None = None) -> MoEConfig | None:
+    """V3 scores by sigmoid and chooses with a bias, V2 by softmax; both may choose groups first.
+    default: the method where the file gives none; otherwise its model type tells."""
+    first = keys.count("first_k_dense_replace", MAX_LAYERS)
     step = keys.size("moe_layer_freq", 1)
     layers = tuple(i for i in range(first, num_layers) if i % step == 0)
     if not layers:
         return None
     keys.only("topk_method", "greedy", "group_limited_greedy", "noaux_tc")
-    default = "noaux_tc" if keys.raw("model_type") == "deepseek_v3" else "greedy"
-    method = keys.raw("topk_method") or default
+    of_type = "noaux_tc" if keys.raw("model_type") == "deepseek_v3" else "greedy"
+    method = keys.raw("topk_method") or default or of_type
     v3 = method == "noaux_tc"
     keys.only("scoring_func", "sigmoid" if v3 else "softmax")
     if not v3:
@@ -186,9 +193,9 @@ FAMILIES = (
         name="deepseek",
         models="DeepSeek V2, V2 Lite, V3, V3.1, R1",
         hf_architectures=("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"),
-        gguf_architectures=(),
+        gguf_architectures=("deepseek2",),
         config_from_hf=config_from_hf,
-        config_from_gguf=None,
+        config_from_gguf=config_from_gguf,
         rules=rules,
         build=build,
     ),

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from elinvar.base.config import LayerKind, ModelConfig, RopeConfig
+from elinvar.base.config import ModelConfig, RopeConfig
 from elinvar.models.family import Family
-from elinvar.models.keys import Keys, checked, rope_factor_from_gguf, rope_from_hf
+from elinvar.models.keys import Keys, checked, rope_factor_from_gguf
 from elinvar.models.shared import (
     attention_rules,
     by_layer,
@@ -20,6 +20,7 @@ from elinvar.models.shared import (
     mlp_rules,
     norm_rules,
     outer_rules,
+    ropes_from_hf,
     sizes_from_gguf,
     sizes_from_hf,
 )
@@ -35,6 +36,15 @@ SLIDING_BASE, FULL_BASE = 10_000.0, 1_000_000.0
 PATTERN = 6
 """Every sixth layer is full."""
 HEAD_DIM = 256
+SEES = "Gemma3ForConditionalGeneration"
+LEFT_OUT = {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-6,
+}
+"""By the published files of models that see, where this is so."""
 NORMS = {
     "attn_norm": ("input_layernorm", "attn_norm"),
     "attn_post_norm": ("post_attention_layernorm", "post_attention_norm"),
@@ -79,7 +89,8 @@ def rules(config: ModelConfig) -> list[Rule]:
 
 def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
     """From config.json. Raises ModelError naming the key that is missing, wrong or unsupported."""
-    keys = Keys(metadata, "config.json")
+    sees = metadata.get("architectures") == [SEES]
+    keys = Keys({**LEFT_OUT, **metadata} if sees else metadata, "config.json")
     keys.only("hidden_activation", "gelu_pytorch_tanh")
     keys.only("attention_bias", False)
     keys.only("use_bidirectional_attention", False)
@@ -87,12 +98,13 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
     keys.only("attn_logit_softcapping")
     sizes = sizes_from_hf(keys, HEAD_DIM, tied=True)
     pattern = keys.size("sliding_window_pattern", PATTERN)
+    sliding_base = keys.number("rope_local_base_freq", SLIDING_BASE, smallest=1)
     sizes["attn_scale"] = keys.number("query_pre_attn_scalar", 256) ** -0.5
     config = ModelConfig(
         family="gemma3",
         norm_eps=keys.number("rms_norm_eps"),
         layer_kinds=kinds_from_hf(keys, every_nth_full(pattern, sizes["num_layers"])),
-        rope=_rope_from_hf(keys, sizes["head_dim"]),
+        rope=ropes_from_hf(keys, sizes["head_dim"], FULL_BASE, sliding_base),
         window=keys.size("sliding_window"),
         embed_scale=sizes["dim"] ** 0.5,
         activation="gelu_tanh",
@@ -128,27 +140,11 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
     return checked(config, "The GGUF file")
 
 
-def _rope_from_hf(keys: Keys, head_dim: int) -> dict[LayerKind, RopeConfig]:
-    """transformers 5 keeps parameters by layer type; before, scaling was of full layers only."""
-    context = keys.size("max_position_embeddings")
-    full_base = keys.number("rope_theta", FULL_BASE, smallest=1)
-    sliding_base = keys.number("rope_local_base_freq", SLIDING_BASE, smallest=1)
-    nested = keys.part("rope_parameters")
-    full = (
-        nested.part("full_attention") if keys.has("rope_parameters") else keys.part("rope_scaling")
-    )
-    sliding = nested.part("sliding_attention")
-    return {
-        "full": rope_from_hf(full, full_base, head_dim, context),
-        "sliding": rope_from_hf(sliding, sliding_base, head_dim, context),
-    }
-
-
 FAMILIES = (
     Family(
         name="gemma3",
         models="Gemma 3, text",
-        hf_architectures=("Gemma3ForCausalLM",),
+        hf_architectures=("Gemma3ForCausalLM", SEES),
         gguf_architectures=("gemma3",),
         config_from_hf=config_from_hf,
         config_from_gguf=config_from_gguf,

@@ -49,6 +49,10 @@ class Keys:
             raise self.bad(key, f"a whole number from 1 to {largest}")
         return value
 
+    def count(self, key: str, largest: int) -> int:
+        """A whole number from 0 to `largest`; 0 where it is missing."""
+        return self.size(key, largest=largest) if self.raw(key) not in (None, 0, False) else 0
+
     def number(self, key: str, default: float | None = None, smallest: float = 1e-15) -> float:
         """A number from `smallest` to 1e15, which float32 arithmetic can hold."""
         value = self._value(key, default)
@@ -62,7 +66,7 @@ class Keys:
         value = self._value(key, None)
         items = value if isinstance(value, list) else []
         ok = all(isinstance(v, int | float) and not isinstance(v, bool) for v in items)
-        if not ok or len(items) != count:
+        if not ok or len(items) != count or not all(abs(v) <= 1e15 for v in items):
             raise self.bad(key, f"a list of {count} numbers")
         return tuple(float(v) for v in items)
 
@@ -109,7 +113,10 @@ class Keys:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:  # just within what the reader of JSON takes
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:60] + "..."
 
 
@@ -186,8 +193,8 @@ def rope_from_hf(
     context = original_context or params.size("original_max_position_embeddings", max_context)
     if kind == "llama3":
         low, high = params.number("low_freq_factor"), params.number("high_freq_factor")
-        if low >= high:
-            raise params.bad("high_freq_factor", "above low_freq_factor")
+        if low > high:
+            raise params.bad("high_freq_factor", "at least low_freq_factor")
         factor = params.number("factor", smallest=1)
         return RopeConfig(base, dim, llama3=(factor, low, high, context))
     factor = params.number("factor", max_context / context)
@@ -235,7 +242,11 @@ def rope_from_gguf(
         factor = keys.number("rope.scaling.factor", smallest=1)
         if base == 1:
             raise keys.bad("rope.freq_base", "above 1 for yarn")
-        yarn = YarnConfig(factor, context)
+        fast = keys.number("rope.scaling.yarn_beta_fast", 32.0)
+        slow = keys.number("rope.scaling.yarn_beta_slow", 1.0)
+        if fast < slow:
+            raise keys.bad("rope.scaling.yarn_beta_fast", "at least yarn_beta_slow")
+        yarn = YarnConfig(factor, context, fast, slow)
         attention *= yarn_mscale(factor)
         return RopeConfig(base, dim, yarn=yarn, attention_factor=attention)
     length = "long" if max_context > context else "short"

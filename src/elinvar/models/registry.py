@@ -1,41 +1,58 @@
-"""The families that can be run, and the way from a checkpoint to a model.
+"""The families that can be run, and which of them a checkpoint is of.
 
 A new family is one file beside llama.py, and its name in _FILES.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
-
 from elinvar.base.config import ModelConfig
 from elinvar.base.errors import ModelError
 from elinvar.models import (
+    bert,
+    chatglm,
+    cohere,
     deepseek,
+    ernie,
+    ernie_moe,
+    exaone4,
+    gemma,
     gemma2,
     gemma3,
     glm,
+    glm4_moe,
+    glm4_moe_lite,
     gpt2,
     gpt_neox,
+    gpt_oss,
     granite,
+    granite_moe,
+    internlm,
     llama,
+    llama4,
+    minicpm,
+    minicpm3,
+    minimax_m2,
     mistral,
     mixtral,
+    olmo2,
+    olmoe,
     phi,
     phi3,
     qwen2,
     qwen3,
     qwen_moe,
+    seed_oss,
+    smollm3,
+    stablelm,
     starcoder2,
 )
-from elinvar.models.family import Family, Model
-from elinvar.ops.api import Ops
+from elinvar.models.family import Built, Family, Model
+from elinvar.nn.encoder import Encoder
 from elinvar.weights.checkpoint import Checkpoint
-from elinvar.weights.load import Log, Progress, load_weights
-from elinvar.weights.rules import as_published
 
 _FILES = (
     llama,
+    llama4,
     mistral,
     qwen2,
     qwen3,
@@ -48,23 +65,45 @@ _FILES = (
     phi,
     gpt_neox,
     gpt2,
+    gpt_oss,
     gemma2,
     gemma3,
     deepseek,
+    olmo2,
+    glm4_moe,
+    chatglm,
+    internlm,
+    minicpm,
+    minicpm3,
+    smollm3,
+    seed_oss,
+    exaone4,
+    cohere,
+    minimax_m2,
+    granite_moe,
+    ernie,
+    stablelm,
+    gemma,
+    glm4_moe_lite,
+    olmoe,
+    ernie_moe,
 )
-FAMILIES = tuple(family for file in _FILES for family in file.FAMILIES)
+MAX_EXPERTS_IN_ALL = 1 << 18
+"""No model comes near; rules for many more would take all memory."""
+FAMILIES: tuple[Family[Model], ...] = tuple(f for file in _FILES for f in file.FAMILIES)
+ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS
+"""Those that make vectors and scores of texts, and generate nothing."""
 
 
-def find_family(checkpoint: Checkpoint) -> Family:
-    """The family that runs `checkpoint`. Raises ModelError listing the known ones."""
-    gguf = checkpoint.format == "gguf"
-    known = {
-        name: family
-        for family in FAMILIES
-        for name in (family.gguf_architectures if gguf else family.hf_architectures)
-    }
-    name = checkpoint.architecture
-    num_experts = checkpoint.metadata.get(f"{name}.expert_count") if gguf else None
+def find_family(checkpoint: Checkpoint) -> Family[Model]:
+    """The family that generates with `checkpoint`. Raises ModelError listing the known ones."""
+    if find_encoder(checkpoint):
+        raise ModelError(
+            f"{checkpoint.path} is an encoder ({checkpoint.architecture}): it makes vectors or scores "
+            "of texts and generates none; use 'elinvar embed' or 'elinvar rerank'."
+        )
+    known, name = _known(FAMILIES, checkpoint), checkpoint.architecture
+    num_experts = checkpoint.metadata.get(f"{name}.expert_count")
     if isinstance(num_experts, int) and num_experts > 0 and f"{name} with experts" in known:
         name = f"{name} with experts"
     if name in known:
@@ -75,25 +114,32 @@ def find_family(checkpoint: Checkpoint) -> Family:
     )
 
 
+def find_encoder(checkpoint: Checkpoint) -> Family[Encoder] | None:
+    """The family of encoders that runs `checkpoint`; None where there is none."""
+    return _known(ENCODERS, checkpoint).get(checkpoint.architecture)
+
+
+def _known(families: tuple[Family[Built], ...], checkpoint: Checkpoint) -> dict[str, Family[Built]]:
+    """By the architecture's name in files of this format."""
+    gguf = checkpoint.format == "gguf"
+    return {
+        name: family
+        for family in families
+        for name in (family.gguf_architectures if gguf else family.hf_architectures)
+    }
+
+
 def read_config(checkpoint: Checkpoint) -> ModelConfig:
     """The model's shape. Raises ModelError naming a key that is missing, wrong or unsupported."""
-    family = find_family(checkpoint)
+    family = find_encoder(checkpoint) or find_family(checkpoint)
     if checkpoint.format == "gguf":
         assert family.config_from_gguf is not None, "it names no GGUF architecture"
-        return family.config_from_gguf(checkpoint.metadata, checkpoint.tensors)
-    return family.config_from_hf(checkpoint.metadata)
-
-
-def load_model(
-    checkpoint: Checkpoint,
-    ops: Ops,
-    weight_format: Literal["auto", "f32"] = "auto",
-    cache_dir: Path | None = None,
-    log: Log | None = None,
-    progress: Progress | None = None,
-) -> Model:
-    """Reads the configuration, loads the weights (see load_weights) and builds the model."""
-    family, config = find_family(checkpoint), read_config(checkpoint)
-    rules = as_published(family.rules(config), checkpoint.tensors)
-    weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
-    return family.build(config, weights, ops)
+        config = family.config_from_gguf(checkpoint.metadata, checkpoint.tensors)
+    else:
+        config = family.config_from_hf(checkpoint.metadata)
+    if config.moe and config.num_layers * config.moe.num_experts > MAX_EXPERTS_IN_ALL:
+        raise ModelError(
+            f"{checkpoint.path} describes {config.num_layers} layers of {config.moe.num_experts} "
+            f"experts, and more than {MAX_EXPERTS_IN_ALL} experts in all are not supported."
+        )
+    return config

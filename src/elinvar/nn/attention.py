@@ -6,13 +6,13 @@ Legend: T tokens of this step, D model dim, N = (H + 2 Hkv) * head_dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, LayerKind, ModelConfig
-from elinvar.ops.api import F32, KVLayer, Ops
+from elinvar.ops.api import F32, I32, KVLayer, Ops
 from elinvar.ops.layout import Weight
 
 CACHE_OF: dict[LayerKind, LayerKind] = {"full": "full", "sliding": "sliding", "chunked": "full"}
@@ -49,6 +49,14 @@ class Step:
     batch: ForwardBatch
     rope: dict[LayerKind, F32]
     """By layer kind: the rotary table [P, R]."""
+    last_keys: I32 | None = None
+    """[T] the last position that each token sees; None: its own."""
+    temperature: dict[LayerKind, F32] = field(default_factory=dict)
+    """By layer kind, of those that have one: the factors on queries [P]."""
+
+    @property
+    def seen(self) -> I32:
+        return self.batch.positions if self.last_keys is None else self.last_keys
 
 
 class Attention:
@@ -70,7 +78,7 @@ class Attention:
         """q_gain, k_gain: [head_dim] gains of an RMS norm on every head of q and k, if any;
         sinks: [H] a score of each head that takes part in its softmax and has no value, if any."""
         kind = config.layer_kinds[layer]
-        self.kind = kind
+        self.kind, self.rotated = kind, layer not in config.unrotated
         self.group = kv_groups(config).index(CACHE_OF[kind])
         self.window = config.window if kind == "sliding" else None
         self.chunk = config.attn_chunk if kind == "chunked" else None
@@ -88,10 +96,11 @@ class Attention:
         """Writes the tokens' keys and values to `kv`, then attends -> [T, D]."""
         ops, group, batch = self.ops, self.group, step.batch
         qkv_TN = ops.linear(h_TD, self.qkv, self.qkv_bias)
+        rope_PD = step.rope[self.kind]
         q_THD = ops.rope_write(
             qkv_TN,
             batch.positions,
-            step.rope[self.kind],
+            rope_PD if self.rotated else rope_PD[:, :0],
             kv,
             batch.slot_mapping[group],
             self.num_heads,
@@ -99,13 +108,15 @@ class Attention:
             self.k_gain,
             self.eps,
         )
+        if (factors_P := step.temperature.get(self.kind)) is not None:
+            q_THD = ops.scale_heads(q_THD, batch.positions, factors_P)
         o_TD = ops.attention(
             q_THD,
             kv,
             batch.query_start_loc,
             batch.seq_lens,
             batch.block_tables[group],
-            batch.positions,
+            step.seen,
             self.scale,
             self.window,
             softcap=self.softcap,

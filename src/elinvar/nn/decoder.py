@@ -16,6 +16,7 @@ from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.nn.attention import Step, kv_specs
 from elinvar.nn.norm import Norm
 from elinvar.nn.rope import RopeTable
+from elinvar.nn.temperature import TemperatureTable
 from elinvar.ops.api import F32, KVLayer, Ops
 
 
@@ -103,7 +104,9 @@ class Decoder:
     ) -> None:
         """norm: the last one, before the head."""
         self.config, self.ops = config, ops
+        self.weight_names = frozenset(weights)
         self.ropes = {kind: RopeTable(config.rope[kind]) for kind in config.rope}
+        self.temperatures = {kind: TemperatureTable(c) for kind, c in config.temperature.items()}
         self.embed = weights["embed"]
         self.head = (weights["embed" if config.tied_head else "head"],)
         self.head_bias = weights.get("head_bias")
@@ -116,14 +119,19 @@ class Decoder:
     def forward(self, batch: ForwardBatch, kv: Sequence[KVLayer]) -> F32:
         """Computes the batch's tokens, writes their keys and values to `kv` (one a layer), and
         returns the logits [L, V] of `batch.logit_rows`."""
+        return self.logits(self.hidden(batch, kv))
+
+    def hidden(self, batch: ForwardBatch, kv: Sequence[KVLayer]) -> F32:
+        """The same up to the last norm -> [L, D]."""
         rope = {kind: table.upto(batch.num_positions) for kind, table in self.ropes.items()}
-        step = Step(batch, rope)
+        factors = {k: table.upto(batch.num_positions) for k, table in self.temperatures.items()}
+        step = Step(batch, rope, temperature=factors)
         x_TD = self.embedded(batch)
         h_TD = self.layers[0].norm(x_TD)
         for layer, cache, next_norm in zip(self.layers, kv, self.next_norms, strict=True):
             last = layer is self.layers[-1]
             x_TD, h_TD = layer(x_TD, h_TD, step, cache, next_norm, last)
-        return self.logits(h_TD)
+        return h_TD
 
     def embedded(self, batch: ForwardBatch) -> F32:
         return self.ops.embed(batch.input_ids, self.embed, self.config.embed_scale)

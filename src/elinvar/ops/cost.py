@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from elinvar.ops.api import F32, I32, Activation, Experts, KVLayer, SampleArgs, Scoring
+from elinvar.ops.api import F32, I32, Activation, Experts, KVLayer, Lora, SampleArgs, Scoring
 from elinvar.ops.layout import QUANTISED, Weight
 
 Unit = Literal["f32", "int8"]
@@ -61,6 +61,10 @@ def scale(x_TD: F32, factor: float) -> Cost:
     return Cost("", 0, 2 * x_TD.nbytes, x_TD.size)
 
 
+def scale_heads(q_THD: F32, positions_T: I32, factors_P: F32) -> Cost:
+    return Cost("", 0, 2 * q_THD.nbytes + 8 * positions_T.size, q_THD.size)
+
+
 def softcap(x_TD: F32, cap: float) -> Cost:
     return Cost("", 0, 2 * x_TD.nbytes, 3 * x_TD.size)
 
@@ -83,6 +87,26 @@ def gated_linear(x_TK: F32, gate: Weight, up: Weight, activation: Activation) ->
     return Cost(_names(both), streamed, moved, _products(rows, both), _unit(both))
 
 
+def gated(x_TN: F32, activation: Activation) -> Cost:
+    return Cost(activation, 0, 3 * x_TN.nbytes // 2, 3 * x_TN.size // 2)
+
+
+def lora(y_TN: F32, x_TK: F32, adapters_T: I32, lora: Lora) -> Cost:
+    """Adapters that no row has are not read, and rows without one neither."""
+    adapters, rows = np.unique(adapters_T[adapters_T >= 0], return_counts=True)
+    streamed = moved = ops = 0
+    for a, count in zip(adapters.tolist(), rows.tolist(), strict=True):
+        pairs = [pairs[a] for pairs in lora.pairs]
+        for pair in pairs:
+            if pair is not None:
+                streamed += pair.a.nbytes + pair.b.nbytes
+                moved += 8 * count * pair.b.shape[0]
+                ops += _products(count, [pair.a, pair.b])
+        if any(pairs):
+            moved += 4 * count * x_TK.shape[1]
+    return Cost(f"{len(adapters)} adapters", streamed, streamed + moved, ops)
+
+
 def route(
     logits_TE: F32,
     k: int,
@@ -97,7 +121,14 @@ def route(
     return Cost("", 0, logits_TE.nbytes + 8 * rows * k, 4 * rows * experts)
 
 
-def moe(x_TD: F32, ids_TK: I32, weights_TK: F32, experts: Experts, activation: Activation) -> Cost:
+def moe(
+    x_TD: F32,
+    ids_TK: I32,
+    weights_TK: F32,
+    experts: Experts,
+    activation: Activation,
+    scale_inputs: bool = False,
+) -> Cost:
     """Experts that no token goes to are not read."""
     parts = experts.gates, experts.ups, experts.downs
     first = [part[0] for part in parts]
@@ -189,6 +220,11 @@ def attention(
     return Cost(label, streamed, streamed + q_THD.nbytes + outputs, ops)
 
 
+def pool(x_TD: F32, starts: I32, weights_T: F32) -> Cost:
+    outputs = 4 * (starts.size - 1) * x_TD.shape[1]
+    return Cost("", 0, x_TD.nbytes + weights_T.nbytes + outputs, 2 * x_TD.size)
+
+
 def sample(logits_LV: F32, args: SampleArgs) -> Cost:
     """One pass with an exponential, whatever the filters: they decide how many more there are."""
     return Cost("", 0, logits_LV.nbytes, 4 * logits_LV.size)
@@ -198,9 +234,10 @@ COSTS: dict[str, Callable[..., Cost]] = {
     function.__name__: function
     for function in (
         *(embed, rms_norm, add, add_rms_norm, linear, gated_linear, route, moe),
-        *(rope_write, attention, sample),
+        *(rope_write, attention, pool, sample),
         *(head_linear, latent_query, latent_write),
-        *(layer_norm, add_layer_norm, scale, softcap, activate),
+        *(layer_norm, add_layer_norm, scale, scale_heads, softcap, activate),
+        *(gated, lora),
     )
 }
 """By the op's name: every op of `Ops` that computes."""

@@ -17,6 +17,7 @@ from elinvar.ops.api import (
     Activation,
     Experts,
     KVLayer,
+    Lora,
     SampleArgs,
     SampleResult,
     Scoring,
@@ -78,6 +79,9 @@ class CpuOps:
     def scale(self, x_TD: F32, factor: float) -> F32:
         return self._provider.scale(x_TD, factor)
 
+    def scale_heads(self, q_THD: F32, positions_T: I32, factors_P: F32) -> F32:
+        return self._provider.scale_heads(q_THD, positions_T, factors_P)
+
     def softcap(self, x_TD: F32, cap: float) -> F32:
         return self._provider.softcap(x_TD, cap)
 
@@ -91,6 +95,12 @@ class CpuOps:
         return self._provider.gated_linear(
             x_TK, _matrix(gate), _matrix(up), _ACTIVATIONS[activation]
         )
+
+    def gated(self, x_TN: F32, activation: Activation) -> F32:
+        return self._provider.gated(x_TN, _ACTIVATIONS[activation])
+
+    def lora(self, y_TN: F32, x_TK: F32, adapters_T: I32, lora: Lora) -> None:
+        self._provider.lora(y_TN, x_TK, adapters_T, _lora(lora))
 
     def route(
         self,
@@ -116,11 +126,16 @@ class CpuOps:
         return ids, weights
 
     def moe(
-        self, x_TD: F32, ids_TK: I32, weights_TK: F32, experts: Experts, activation: Activation
+        self,
+        x_TD: F32,
+        ids_TK: I32,
+        weights_TK: F32,
+        experts: Experts,
+        activation: Activation,
+        scale_inputs: bool = False,
     ) -> F32:
-        return self._provider.moe(
-            x_TD, ids_TK, weights_TK, _experts(experts), _ACTIVATIONS[activation]
-        )
+        kind = _ACTIVATIONS[activation]
+        return self._provider.moe(x_TD, ids_TK, weights_TK, _experts(experts), kind, scale_inputs)
 
     def rope_write(
         self,
@@ -194,6 +209,9 @@ class CpuOps:
             chunk or 0,
         )
 
+    def pool(self, x_TD: F32, starts: I32, weights_T: F32) -> F32:
+        return self._provider.pool(x_TD, starts, weights_T)
+
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:
         self._provider.begin_recording()
         out = None
@@ -232,6 +250,17 @@ def _experts(experts: Experts) -> Any:
         biases = experts.gate_bias, experts.up_bias, experts.down_bias
         experts.handle = _cpu.Experts(gates, ups, downs, *biases)
     return experts.handle
+
+
+def _lora(lora: Lora) -> Any:
+    if lora.handle is None:
+        lora.handle = _cpu.Lora(list(lora.columns), len(lora.pairs[0]))
+        for i, pairs in enumerate(lora.pairs):
+            for adapter, pair in enumerate(pairs):
+                if pair is not None:
+                    matrices = _matrix(pair.a), _matrix(pair.b)
+                    lora.handle.set(i, adapter, *matrices, pair.scale)
+    return lora.handle
 
 
 def _cache(kv: KVLayer) -> Any:

@@ -20,6 +20,7 @@ One panel, padded to 64 bytes (G = K / 32 groups):
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -90,10 +91,11 @@ def pack_q5(
 ) -> Weight:
     """codes [N, K] in 0..31, scales and mins [N, K/32]: w = scale * code + min."""
     n, k = codes.shape
-    fifth = (_panels(codes) >> np.uint8(4)).reshape(num_panels(n), PANEL, k // GROUP, 4, 2, 4)
-    # panel, g, n, j, (half, c): bit 4 half + c
-    bits = fifth.transpose(0, 2, 1, 5, 4, 3).reshape(-1, k // GROUP, PANEL, 4, 8)
-    plane = np.packbits(bits, axis=-1, bitorder="little")
+    # Four codes j at once: panel, n, g, c, half. Bit 4 half + c of byte j is code j's.
+    fours = _panels(codes).view(np.uint32).reshape(num_panels(n), PANEL, k // GROUP, 4, 2)
+    fifth = fours >> np.uint32(4) & np.uint32(0x01010101)
+    bits = [fifth[..., c, half] << np.uint32(4 * half + c) for half in (0, 1) for c in range(4)]
+    plane = np.bitwise_or.reduce(bits).transpose(0, 2, 1)
     columns = map(_group_columns, (scales, mins))
     return _assemble("q5", (n, k), _nibbles(codes & np.uint8(15)), plane, *columns)
 
@@ -159,6 +161,23 @@ def unpack_codes(
 
     mins = column_values(scales_at + PANEL * 2) if w.kind != "q8" else None
     return codes8, column_values(scales_at), mins
+
+
+def join(parts: Sequence[Weight], axis: int) -> Weight:
+    """Matrices of one kind, one below the other (0) or side by side (1)."""
+    kind = parts[0].kind
+    if kind in QUANTISED:
+        codes, scales, mins = zip(*map(unpack_codes, parts), strict=True)
+        values = np.concatenate(codes, axis)
+        halves = [
+            np.concatenate(f, axis).astype(np.float16) for f in (scales, mins) if f[0] is not None
+        ]
+        if kind == "q8":
+            return pack_q8(values, *halves)
+        return (pack_q4 if kind == "q4" else pack_q5)(values.view(np.uint8), *halves)
+    full = np.concatenate([unpack(part) for part in parts], axis)
+    # Exact: the low half of what came from bf16 is zero.
+    return pack_float(kind, full.view(np.uint32) >> 16 if kind == "bf16" else full)
 
 
 def _nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from elinvar.base.config import KVSpec
 from elinvar.base.plan import StepOutput, StepPlan, TokenLogprobs
 from elinvar.models.family import Model
+from elinvar.ops.adapted import AdaptedOps
 from elinvar.ops.api import KVLayer, Ops, SampleResult
 from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
@@ -27,15 +28,21 @@ class Runner:
         num_blocks: Sequence[int],
         max_rows: int,
         max_context: int,
+        adapted: AdaptedOps | None = None,
     ) -> None:
-        self.model = model
-        self.ops = ops
+        """adapted: see run.graphs."""
+        self.ops, self._adapted = ops, adapted
         self.rows = Rows(max_rows, max_context, len(specs))
         layers: dict[int, KVLayer] = {}
         for spec, count in zip(specs, num_blocks, strict=True):
             layers |= zip(spec.layers, ops.kv_layers(spec, count), strict=True)
         self.kv: list[KVLayer] = [layers[i] for i in range(len(layers))]
-        self.graphs = Graphs(model, ops, self.kv)
+        self.use(model)
+
+    def use(self, model: Model) -> None:
+        """Compute with this model, whose cache is the same, from the next step on."""
+        self.model = model
+        self.graphs = Graphs(model, self.ops, self.kv, self._adapted)
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Compute the planned spans and sample where a span ends at the last known token.

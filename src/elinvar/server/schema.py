@@ -111,6 +111,17 @@ class CompletionRequest(Common, kw_only=True):
     suffix: str | None = None
 
 
+class LoadAdapterRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """As vLLM's endpoints of this name take them, and the next."""
+
+    lora_name: str
+    lora_path: str
+
+
+class UnloadAdapterRequest(msgspec.Struct, forbid_unknown_fields=True):
+    lora_name: str
+
+
 DEFAULTS: dict[str, tuple[object, ...]] = {
     "audio": (),
     "best_of": (1,),
@@ -137,17 +148,19 @@ DEFAULTS: dict[str, tuple[object, ...]] = {
 }
 """Parameters that are not served yet, with the values that ask for nothing."""
 
-Request = TypeVar("Request", ChatRequest, CompletionRequest)
+Request = TypeVar("Request", bound=msgspec.Struct)
 
+_KINDS = (ChatRequest, CompletionRequest, LoadAdapterRequest, UnloadAdapterRequest)
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (ChatRequest, CompletionRequest)
+    kind: msgspec.json.Decoder(kind) for kind in _KINDS
 }
 
 
 def decode(body: bytes, kind: type[Request]) -> Request:
     """A request body, or ApiError 400 naming what is wrong with it."""
     try:
-        return _DECODERS[kind].decode(body)
+        request: Request = _DECODERS[kind].decode(body)
+        return request
     except msgspec.ValidationError as error:
         raise _validation_error(str(error), kind) from None
     except msgspec.DecodeError as error:

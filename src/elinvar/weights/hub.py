@@ -25,7 +25,7 @@ from urllib.request import Request, urlopen
 
 from elinvar.base.errors import ModelError
 from elinvar.weights.cache import CachedFile
-from elinvar.weights.fetch import Fetched, Progress, is_model_file, sha256
+from elinvar.weights.fetch import MODULE_FILE, Fetched, Progress, is_model_file, sha256
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 SILENCE_SECONDS = 15.0
@@ -82,8 +82,10 @@ def fetch_hub(
     except _NETWORK as error:
         raise ModelError(_reason(repo, error)) from error
     for each in chosen:
-        _part(work, commit, each).replace(target / Path(each.name).name)
-    files = [CachedFile(Path(each.name).name, each.size, each.sha256) for each in chosen]
+        place = target / _place(each.name)
+        place.parent.mkdir(exist_ok=True)
+        _part(work, commit, each).replace(place)
+    files = [CachedFile(_place(each.name), each.size, each.sha256) for each in chosen]
     return Fetched(commit, tuple(files))
 
 
@@ -125,7 +127,14 @@ def _list_files(repo: _Repository, revision: str) -> tuple[str, dict[str, _Liste
         info = json.loads(raw)
         files = (_listed(entry) for entry in info["siblings"])
         return str(info["sha"]), {file.name: file for file in files}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        ArithmeticError,
+    ) as error:
         raise ModelError(
             f"{repo.name} cannot be pulled: {endpoint()} does not answer like a Hugging Face hub; "
             "check HF_ENDPOINT."
@@ -133,8 +142,15 @@ def _list_files(repo: _Repository, revision: str) -> tuple[str, dict[str, _Liste
 
 
 def _listed(entry: Any) -> _Listed:
-    lfs = entry.get("lfs") or {}
-    return _Listed(str(entry["rfilename"]), int(entry["size"]), lfs.get("sha256"), entry["blobId"])
+    lfs, name = entry.get("lfs") or {}, str(entry["rfilename"])
+    if "\0" in name or not name.isprintable():
+        raise ValueError("no name for a file")
+    return _Listed(name, int(entry["size"]), lfs.get("sha256"), entry["blobId"])
+
+
+def _place(name: str) -> str:
+    """Where a file of the repository lies in the cache: a GGUF file's folder is left out."""
+    return name if MODULE_FILE.fullmatch(name) else Path(name).name
 
 
 def _choose(name: str, listed: list[str], file: str | None) -> list[str]:
@@ -145,7 +161,8 @@ def _choose(name: str, listed: list[str], file: str | None) -> list[str]:
         if not file.endswith(".gguf"):
             raise ModelError(f"{file} of {name} is not a GGUF file; leave the file out: '{name}'.")
         return [file]
-    top = [f for f in listed if "/" not in f and is_model_file(f) and not f.endswith(".gguf")]
+    ours = (f for f in listed if "/" not in f or MODULE_FILE.fullmatch(f))
+    top = [f for f in ours if is_model_file(Path(f).name) and not f.endswith(".gguf")]
     if any(f.endswith(".safetensors") for f in top):
         # Some repositories also hold the same weights in one consolidated file.
         return [f for f in top if not f.startswith("consolidated")]

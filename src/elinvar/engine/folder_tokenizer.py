@@ -43,14 +43,16 @@ def folder_parts(folder: Path, config: Mapping[str, Any], keep: Keep) -> Parts:
     settings = _optional(folder / "tokenizer_config.json")
     kind = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
     tokens = _named_tokens(folder, settings)
+    listed = _listed_tokens(folder, settings)
     if (folder / "tokenizer.json").exists():
         backend = from_json(folder / "tokenizer.json")
-        _add_listed(folder, backend, settings)
+        _add_listed(folder, backend, listed)
         prefix = _prefix_ids(backend)
     else:
-        backend = from_vocabulary(folder, kind, keep)
-        listed = enumerate(_LISTED_IN_CODE.get(kind, ()), backend.get_vocab_size())
-        _add_listed(folder, backend, settings, dict(listed))
+        texts = {i: token.content for i, token in listed.items()}
+        backend = from_vocabulary(folder, kind, texts, keep)
+        in_code = enumerate(_LISTED_IN_CODE.get(kind, ()), backend.get_vocab_size())
+        _add_listed(folder, backend, {i: _control(text) for i, text in in_code} | listed)
         known = {name: _known(backend, texts) for name, texts in _USUAL.items()}
         tokens = {name: text for name, text in known.items() if text is not None} | tokens
         prefix = _ids(backend, _PREFIXES.get(kind, ()))
@@ -110,33 +112,8 @@ def _extra_tokens(settings: Mapping[str, Any]) -> list[str]:
     return [text for text in texts if isinstance(text, str)]
 
 
-def _add_listed(
-    folder: Path, backend: Backend, settings: Mapping[str, Any], listed: Mapping[int, str] = {}
-) -> None:
-    """Makes added tokens of `listed` (ids beyond the vocabulary) and of what tokenizer_config.json
-    lists under added_tokens_decoder. An id that the tokenizer cannot give is refused: every text
-    with that token would be read wrongly."""
-    from tokenizers import AddedToken
-
-    wanted = {i: AddedToken(t, special=True, normalized=False) for i, t in listed.items()}
-    wanted |= _described(folder, settings)
-    present = backend.get_added_tokens_decoder()
-    for token_id, token in sorted(wanted.items()):
-        size = backend.get_vocab_size()
-        if size < token_id < size + _MAX_ADDED:
-            # Ids in between are reserved: nothing is ever encoded to them.
-            reserved = (f"<|reserved_token_{i}|>" for i in range(size, token_id))
-            backend.add_special_tokens(list(reserved))
-        if repr(present.get(token_id)) != repr(token):
-            backend.add_tokens([token])
-        if backend.token_to_id(token.content) != token_id:
-            raise ModelError(
-                f"{folder} is inconsistent: its settings give {token.content!r} the id {token_id}, "
-                f"its vocabulary {backend.token_to_id(token.content)}; download it again."
-            )
-
-
-def _described(folder: Path, settings: Mapping[str, Any]) -> dict[int, AddedToken]:
+def _listed_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[int, AddedToken]:
+    """What tokenizer_config.json lists under added_tokens_decoder."""
     from tokenizers import AddedToken
 
     described = settings.get("added_tokens_decoder") or {}
@@ -153,6 +130,31 @@ def _described(folder: Path, settings: Mapping[str, Any]) -> dict[int, AddedToke
             f"{folder / 'tokenizer_config.json'} has an added_tokens_decoder that is no list of "
             "tokens; download it again."
         ) from error
+
+
+def _control(text: str) -> AddedToken:
+    from tokenizers import AddedToken
+
+    return AddedToken(text, special=True, normalized=False)
+
+
+def _add_listed(folder: Path, backend: Backend, listed: Mapping[int, AddedToken]) -> None:
+    """Makes added tokens of `listed`. An id that the tokenizer cannot give is refused: every text
+    with that token would be read wrongly."""
+    present = backend.get_added_tokens_decoder()
+    for token_id, token in sorted(listed.items()):
+        size = backend.get_vocab_size()
+        if size < token_id < size + _MAX_ADDED:
+            # Ids in between are reserved: nothing is ever encoded to them.
+            reserved = (f"<|reserved_token_{i}|>" for i in range(size, token_id))
+            backend.add_special_tokens(list(reserved))
+        if repr(present.get(token_id)) != repr(token):
+            backend.add_tokens([token])
+        if backend.token_to_id(token.content) != token_id:
+            raise ModelError(
+                f"{folder} is inconsistent: its settings give {token.content!r} the id {token_id}, "
+                f"its vocabulary {backend.token_to_id(token.content)}; download it again."
+            )
 
 
 def _known(backend: Backend, texts: Iterable[str]) -> str | None:

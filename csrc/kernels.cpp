@@ -37,6 +37,7 @@ using Stored = std::conditional_t<kind == Kind::f32, float, uint16_t>;  // in th
 #include "rows_latent.h"
 #include "rows_recurrent.h"
 #include "sample.h"
+#include "streams.h"
 
 #define EL_TEXT(x) #x
 #define EL_NAME(x) EL_TEXT(x)
@@ -67,6 +68,11 @@ const Kernels kernels = {
     scale,
     softcap,
     gather_quant,
+    multiply,
+    mix,
+    sparsify,
+    match_rms,
+    rope_queries,
     weighted_sum,
     causal_conv,
     delta_rule,

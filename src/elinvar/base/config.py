@@ -82,6 +82,25 @@ class LatentConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamsConfig:
+    """Several streams side by side (nn/streams.py)."""
+
+    num_streams: int
+    rank: int
+    """Of the projection around attention."""
+    own_dim: int
+    """Of the embeddings that each layer has of its own."""
+    own_vocab: int
+    """Rows of those; other tokens have that of token 0."""
+    kv_layers: int
+    """Layers with keys and values. Those after them read what the last one of their kind wrote."""
+    deviations: tuple[float | None, ...]
+    """Of each layer: an MLP's activations begin so many standard deviations above their mean."""
+    scaled: bool
+    """Whether the first stream is multiplied by gains where it meets a layer's own embedding."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeltaConfig:
     """Gated delta-net layers (nn/delta.py). What they keep of a sequence is its state: a matrix
     [key_dim, value_dim] a head and the last inputs of a convolution, all in f32."""
@@ -112,25 +131,6 @@ class DeltaConfig:
     @property
     def state_floats(self) -> int:
         return self.tail_floats + self.heads * self.key_dim * self.padded_dim
-
-
-@dataclass(frozen=True, slots=True)
-class StreamsConfig:
-    """Several streams side by side (nn/streams.py)."""
-
-    num_streams: int
-    rank: int
-    """Of the projection around attention."""
-    own_dim: int
-    """Of the embeddings that each layer has of its own."""
-    own_vocab: int
-    """Rows of those; other tokens have that of token 0."""
-    kv_layers: int
-    """Layers with keys and values. Those after them read what the last one of their kind wrote."""
-    deviations: tuple[float | None, ...]
-    """Of each layer: an MLP's activations begin so many standard deviations above their mean."""
-    scaled: bool
-    """Whether the first stream is multiplied by gains where it meets a layer's own embedding."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,13 @@ Input = str | Sequence[int]
 
 class Encodings:
     def __init__(self, backend: Backend, max_tokens: int, lower_case: bool = False) -> None:
-        """`max_tokens`: of a text or pair, special tokens included."""
+        """`max_tokens`: of a text or pair, special tokens included. Raises InputError where that leaves
+        no room for a text."""
+        around = backend.num_special_tokens_to_add(is_pair=True)
+        if max_tokens <= around:
+            raise InputError(
+                "max_context", f"max_context must be above {around} tokens, got {max_tokens}."
+            )
         self.max_tokens, self._lower = max_tokens, lower_case
         self._plain = backend
         self._cutting = type(backend).from_str(backend.to_str())

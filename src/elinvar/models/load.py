@@ -103,7 +103,7 @@ def load_encoder(
     progress: Progress | None = None,
 ) -> Encoder | Decoder:
     """The same for a model that turns texts into vectors. A decoder that was published for that may
-    lack its head, which is then not loaded. Raises ModelError where the layers keep more than
+    lack its head, which is then not loaded. Raises ModelError where layers keep other things than
     keys and values of one shape."""
     family = find_encoder(checkpoint) or find_family(checkpoint)
     config = read_config(checkpoint)
@@ -115,9 +115,10 @@ def load_encoder(
         rules = [rule for rule in rules if rule.name != "head"]
     weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
     model = family.build(config, weights, ops)
-    if not isinstance(model, Encoder | Decoder):
+    kept = {replace(s, kind="full", layers=(), window=None) for s in model.kv_specs("f32")}
+    if not isinstance(model, Encoder | Decoder) or len(kept) > 1:
         raise ModelError(
-            f"{checkpoint.path} cannot make vectors: its family, {family.name}, keeps more of a text "
-            "than keys and values; use an embedding model."
+            f"{checkpoint.path} cannot make vectors: layers of its family, {family.name}, keep other "
+            "things of a text than keys and values; use an embedding model."
         )
     return model

@@ -321,6 +321,24 @@ def test_what_cannot_be_run_is_said(tmp_path: Path) -> None:
     refused("default_prompt_name")
 
 
+def test_a_tokenizer_of_another_model_is_refused(bert: Path, tmp_path: Path) -> None:
+    """An id beyond a table would be read from wherever it points."""
+    save_model(tmp_path, "bert", "BertModel")
+    described = json.loads((tmp_path / "tokenizer.json").read_text())
+    added = described["added_tokens"][0] | {"id": 5000, "content": "beyond"}
+    for broken in (
+        described | {"added_tokens": [*described["added_tokens"], added]},
+        json.loads(json.dumps(described).replace('"type_id": 0', '"type_id": 7')),
+    ):
+        if broken["added_tokens"] != described["added_tokens"]:
+            broken["model"] = described["model"] | {
+                "vocab": described["model"]["vocab"] | {"beyond": 5000}
+            }
+        write(tmp_path / "tokenizer.json", broken)
+        with pytest.raises(ModelError, match="do not belong together"):
+            Embedder(tmp_path).embed(["one beyond two"])
+
+
 def test_a_classifier_cannot_rank(tmp_path: Path) -> None:
     save_model(tmp_path, "bert", "BertForSequenceClassification", num_labels=3)
     with pytest.raises(ModelError, match="tells 3 labels apart and cannot rank"):

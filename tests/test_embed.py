@@ -12,6 +12,13 @@ import pytest
 
 from elinvar import Embedder
 from elinvar.base.errors import InputError, ModelError
+from elinvar.models.load import forgets
+from elinvar.nn.decoder import Decoder
+from elinvar.nn.pooling import Pooling
+from elinvar.run.texts import Text, TextRunner
+from engines import provider, tiny_model
+from families import ENGINES
+from helpers import run_tokens
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -448,3 +455,19 @@ def test_gguf(arch: str, tmp_path: Path) -> None:
     embedder = Embedder(path, max_context=LONGEST)
     assert embedder.model.recipe.note is None
     close(embedder.embed(TEXTS), expected)
+
+
+@pytest.mark.parametrize("family", sorted(ENGINES))
+def test_layers_of_every_family_forget_or_are_refused(family: str) -> None:
+    """Where all layers may use the arrays of one, vectors are those that caches of their own give."""
+    ops = provider()
+    model = tiny_model(ops, family, "f32")
+    if not isinstance(model, Decoder) or not forgets(model):
+        assert ENGINES[family].delta or ENGINES[family].streams
+        return
+    texts = [list(range(3, 60)), [7, 8, 9]]
+    found, _ = TextRunner(model, ops).hidden(
+        [Text(ids) for ids in texts], Pooling(["max"], ops).rows
+    )
+    logits = np.concatenate([run_tokens(model, ops, ids) for ids in texts])
+    assert np.array_equal(model.logits(found), logits)

@@ -6,13 +6,13 @@ sentence-transformers has it, so that equal texts give equal ids.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from elinvar.base.config import ModelConfig
 from elinvar.base.errors import InputError, ModelError
 from elinvar.engine.folder_tokenizer import folder_parts
-from elinvar.engine.gguf_vocab import build_backend, check_keys
+from elinvar.engine.gguf_vocab import gguf_parts
 from elinvar.engine.wordpiece import build_wordpiece, wordpiece_from_gguf
 from elinvar.run.texts import Text
 from elinvar.weights.safetensors import read_json
@@ -134,24 +134,17 @@ def _from_gguf(checkpoint: Checkpoint) -> Backend:
     from tokenizers import processors
 
     metadata = checkpoint.metadata
-    check_keys(metadata)
     if metadata.get("tokenizer.ggml.model") == "bert" and "tokenizer.ggml.tokens" in metadata:
         return wordpiece_from_gguf(metadata, str(checkpoint.path))
-    backend = build_backend(metadata)
-    before, after = (_added(metadata, name) for name in ("bos", "eos"))
-    names = [(backend.id_to_token(token), token) for token in (*before, *after)]
-    if names:
+    parts = gguf_parts(metadata, checkpoint.fingerprint, lambda key, build: build())
+    backend, before = parts.backend, list(parts.prefix_ids)
+    eos = metadata.get("tokenizer.ggml.eos_token_id")
+    ends = metadata.get("tokenizer.ggml.add_eos_token")
+    after = [token for token in parts.eos_ids if ends and token == eos]
+    if before or after:
+        names = {token: backend.id_to_token(token) for token in (*before, *after)}
         backend.post_processor = processors.TemplateProcessing(
-            single=[
-                *(n for n, _ in names[: len(before)]),
-                "$A",
-                *(n for n, _ in names[len(before) :]),
-            ],
-            special_tokens=names,
+            single=[*(names[t] for t in before), "$A", *(names[t] for t in after)],
+            special_tokens=[(name, token) for token, name in names.items()],
         )
     return backend
-
-
-def _added(metadata: Mapping[str, Any], name: str) -> list[int]:
-    token = metadata.get(f"tokenizer.ggml.{name}_token_id")
-    return [token] if metadata.get(f"tokenizer.ggml.add_{name}_token") and token is not None else []

@@ -122,7 +122,14 @@ def readable(facts: dict[str, Any]) -> str:
         lines.append(("RoPE base", ", ".join(ropes) or "none"))
         if encoder := config["encoder"]:
             labels = encoder["num_labels"]
-            lines.append(("makes", f"scores of {labels} labels" if labels else "vectors of texts"))
+            lines.append(
+                (
+                    "makes",
+                    f"scores of {labels} label{'s' * (labels > 1)}"
+                    if labels
+                    else "vectors of texts",
+                )
+            )
     for name, entry in facts["tensor_types"].items():
         size = format_size(entry["bytes"])
         lines.append((f"in {name}", f"{size} ({entry['tensors']} of the tensors)"))

@@ -283,7 +283,8 @@ F32Out moe(Session& p, F32In x, I32In ids, F32In weights, const BoundExperts& ex
 }
 
 F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCache& kv, I32In slots,
-                  int heads, std::optional<F32In> q_gain, std::optional<F32In> k_gain, float eps) {
+                  int heads, std::optional<F32In> q_gain, std::optional<F32In> k_gain, float eps,
+                  std::optional<F32In> v_gain) {
     auto q = result<float>(
         p, {qkv.shape(0), static_cast<std::size_t>(heads), static_cast<std::size_t>(kv.dim)});
     const auto of_all = [&](const std::optional<F32In>& gain) {
@@ -306,10 +307,65 @@ F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCach
                  kv.v.data(),
                  kv.block_step,
                  q.data(),
-                 of_all(q_gain) || of_all(k_gain)};
+                 of_all(q_gain) || of_all(k_gain),
+                 data_of(v_gain)};
     if (p.recording) p.recording->keep.push_back(nb::cast(table));  // it may grow elsewhere
     submit(p, [&p, a, rows = rows_of(qkv)] { p.rope_write(a, rows); });
     return q;
+}
+
+F32Out rope_queries(Session& p, F32In q, I32In positions, F32In table, int heads, F32In gain,
+                    float eps) {
+    const auto count = static_cast<std::size_t>(heads);
+    auto out = result<float>(p, {q.shape(0), count, q.shape(1) / count});
+    Rope a{};
+    a.qkv = q.data();
+    a.positions = positions.data();
+    a.table = table.data();
+    a.q_gain = gain.data();
+    a.eps = eps;
+    a.heads = heads;
+    a.dim = last_of(q) / heads;
+    a.rotary_dim = last_of(table);
+    a.q = out.data();
+    if (p.recording) p.recording->keep.push_back(nb::cast(table));
+    submit(p, [&p, a, rows = rows_of(q)] { p.rope_queries(a, rows); });
+    return out;
+}
+
+F32Out mul(Session& p, F32In x, F32In y, int start) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    const std::ptrdiff_t step = y.shape(0) == 1 ? 0 : last_of(y);
+    submit(p, [&p, step, x = x.data(), rows = rows_of(x), dim = last_of(x), y = y.data() + start,
+               o = out.data()] { p.multiply_rows(x, rows, dim, y, step, o); });
+    return out;
+}
+
+F32Out mix(Session& p, const std::vector<F32In>& xs, F32In coefs) {
+    const F32In& x = xs[0];
+    const std::size_t outputs = coefs.shape(1) / xs.size();
+    auto out = result<float>(p, {outputs, x.shape(0), x.shape(1)});
+    std::vector<const float*> data;
+    for (const F32In& one : xs) data.push_back(one.data());
+    submit(p, [&p, data = std::move(data), rows = rows_of(x), dim = last_of(x),
+               outputs = static_cast<int>(outputs), c = coefs.data(),
+               o = out.data()] { p.mix(data, rows, dim, c, outputs, o); });
+    return out;
+}
+
+F32Out sparsify(Session& p, F32In x, float deviations) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    submit(p, [&p, deviations, x = x.data(), rows = rows_of(x), dim = last_of(x), o = out.data()] {
+        p.sparsify(x, deviations, rows, dim, o);
+    });
+    return out;
+}
+
+F32Out match_rms(Session& p, F32In x, F32In y) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    submit(p, [&p, x = x.data(), y = y.data(), rows = rows_of(x), dim = last_of(x),
+               o = out.data()] { p.match_rms(x, y, rows, dim, o); });
+    return out;
 }
 
 F32Out head_linear(Session& p, F32In x, const BoundMatrix& w, int heads) {
@@ -512,7 +568,12 @@ NB_MODULE(_cpu, m) {
              nb::arg().none(), nb::arg(), nb::arg())
         .def("moe", &moe)
         .def("rope_write", &rope_write, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-             nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg())
+             nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg().none())
+        .def("rope_queries", &rope_queries)
+        .def("mul", &mul)
+        .def("mix", &mix)
+        .def("sparsify", &sparsify)
+        .def("match_rms", &match_rms)
         .def("head_linear", &head_linear)
         .def("latent_query", &latent_query)
         .def("latent_write", &latent_write)

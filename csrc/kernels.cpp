@@ -32,6 +32,7 @@ using Stored = std::conditional_t<kind == Kind::f32, float, uint16_t>;  // in th
 #include "rows.h"
 #include "rows_latent.h"
 #include "sample.h"
+#include "streams.h"
 
 #define EL_TEXT(x) #x
 #define EL_NAME(x) EL_TEXT(x)
@@ -62,6 +63,11 @@ const Kernels kernels = {
     scale,
     softcap,
     gather_quant,
+    multiply,
+    mix,
+    sparsify,
+    match_rms,
+    rope_queries,
     weighted_sum,
 };
 

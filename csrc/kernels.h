@@ -46,6 +46,7 @@ struct Rope {
     int block_step;      // from a block to the next, in the size of one head's keys
     float* q;            // [T, heads, dim]
     bool whole = false;  // one norm over all heads of q, one over those of k
+    const float* v_gain = nullptr;
 };
 
 // What multi-head latent attention keeps of a token: one key for all heads, of which the first
@@ -172,6 +173,15 @@ struct Kernels {
     // Rows from[i] of x become rows first_row + i of out.
     void (*gather_quant)(const QuantRows& x, const int32_t* from, int rows, const QuantRows& out,
                          int first_row);
+    void (*multiply)(const float* x, const float* y, std::size_t n, float* out);
+    // out = sum of coefs[i] * xs[i], from 0 a chain of FMAs by ascending i
+    void (*mix)(const float* const* xs, const float* coefs, int count, int n, float* out);
+    // The largest of 0 and what each of n values has beyond mean + deviations * deviation
+    void (*sparsify)(const float* x, float deviations, int n, float* out);
+    // x as large as y: ops/api.py
+    void (*match_rms)(const float* x, const float* y, int n, float* out);
+    // The queries of rope_write alone; no keys, no values, no slots
+    void (*rope_queries)(const Rope& a, int first_token, int num_tokens);
     // out = sum of weights[i] * row rows[i] of y, a chain of FMAs by ascending i
     void (*weighted_sum)(const float* y, std::ptrdiff_t ld, const int32_t* rows,
                          const float* weights, int count, int cols, float* out);

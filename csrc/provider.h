@@ -184,6 +184,14 @@ class Provider {
     void moe(const float* x, int rows, int top_k, const int32_t* ids, const float* weights,
              const Experts& experts, int activation, bool scale_inputs, float* out);
     void rope_write(const Rope& a, int num_tokens);
+    void rope_queries(const Rope& a, int num_tokens);
+    void multiply_rows(const float* x, int rows, int dim, const float* y, std::ptrdiff_t y_step,
+                       float* out);
+    static constexpr int kMaxStreams = 16;
+    void mix(const std::vector<const float*>& xs, int rows, int dim, const float* coefs,
+             int outputs, float* out);
+    void sparsify(const float* x, float deviations, int rows, int dim, float* out);
+    void match_rms(const float* x, const float* y, int rows, int dim, float* out);
     void head_linear(const float* x, int x_step, int rows, const Matrix& w, int heads, float* out,
                      int out_step);
     void latent_write(const Latent& a, int num_tokens);

@@ -163,6 +163,15 @@ int main(int argc, char** argv) {
     show("scale", out);
     p.softcap(wide.data(), 3.0f, wide.size(), out.data());
     show("softcap", out);
+    p.multiply_rows(wide.data(), 17, 100, gain.data(), 0, out.data());
+    show("product", out);
+    p.sparsify(wide.data(), 1.2f, 17, 100, out.data());
+    show("the largest", out);
+    p.match_rms(wide.data(), y.data(), 17, 100, out.data());
+    show("as large", out);
+    std::vector<float> streams(3 * 17 * 100);
+    p.mix({wide.data(), x.data(), y.data()}, 17, 100, floats(17 * 9).data(), 3, streams.data());
+    show("mixed", streams);
     for (const Kind kv : {Kind::f16, Kind::bf16, Kind::f32}) {
         const int heads = 6, kv_heads = 2, dim = 24, padded = 32, tokens = 1100, blocks = 35;
         const auto qkv = floats(static_cast<std::size_t>(tokens * (heads + 2 * kv_heads) * dim));

@@ -81,6 +81,25 @@ class LatentConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamsConfig:
+    """Several streams side by side (nn/streams.py)."""
+
+    num_streams: int
+    rank: int
+    """Of the projection around attention."""
+    own_dim: int
+    """Of the embeddings that each layer has of its own."""
+    own_vocab: int
+    """Rows of those; other tokens have that of token 0."""
+    kv_layers: int
+    """Layers with keys and values. Those after them read what the last one of their kind wrote."""
+    deviations: tuple[float | None, ...]
+    """Of each layer: an MLP's activations begin so many standard deviations above their mean."""
+    scaled: bool
+    """Whether the first stream is multiplied by gains where it meets a layer's own embedding."""
+
+
+@dataclass(frozen=True, slots=True)
 class MoEConfig:
     """The mixture of experts that some layers have in the place of an MLP; what routing means says
     ops.api.Ops.route."""
@@ -160,6 +179,7 @@ class ModelConfig:
     latent: LatentConfig | None = None
     encoder: EncoderConfig | None = None
     """None: a decoder."""
+    streams: StreamsConfig | None = None
     temperature: dict[LayerKind, TemperatureConfig] = field(default_factory=dict)
     """Of the layer kinds that have one."""
     unit_heads: bool = False

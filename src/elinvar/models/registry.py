@@ -18,6 +18,7 @@ from elinvar.models import (
     gemma,
     gemma2,
     gemma3,
+    gemma3n,
     glm,
     glm4_moe,
     glm4_moe_lite,
@@ -26,6 +27,7 @@ from elinvar.models import (
     gpt_oss,
     granite,
     granite_moe,
+    hunyuan,
     internlm,
     llama,
     llama4,
@@ -34,6 +36,7 @@ from elinvar.models import (
     minimax_m2,
     mistral,
     mixtral,
+    nomic_bert,
     olmo2,
     olmoe,
     phi,
@@ -68,6 +71,7 @@ _FILES = (
     gpt_oss,
     gemma2,
     gemma3,
+    gemma3n,
     deepseek,
     olmo2,
     glm4_moe,
@@ -87,11 +91,12 @@ _FILES = (
     glm4_moe_lite,
     olmoe,
     ernie_moe,
+    hunyuan,
 )
 MAX_EXPERTS_IN_ALL = 1 << 18
 """No model comes near; rules for many more would take all memory."""
 FAMILIES: tuple[Family[Model], ...] = tuple(f for file in _FILES for f in file.FAMILIES)
-ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS
+ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS + nomic_bert.ENCODERS
 """Those that make vectors and scores of texts, and generate nothing."""
 
 

@@ -48,6 +48,9 @@ SPLITS: dict[str, Split | None] = {
     "down": _IN,
     **dict.fromkeys(("o_bias", "down_bias", "positions", "router", "router_bias", "bias"), None),
     **dict.fromkeys(("q_a", "kv_a"), None),
+    **dict.fromkeys(("altup_router", "altup_predict", "altup_correct", "altup_scale"), None),
+    **dict.fromkeys(("laurel_left", "laurel_right", "own_gate", "own_out", "spread"), None),
+    **dict.fromkeys(("own_embed", "own_project", "gather"), None),
 }
 """By the last part of a canonical name; None: every rank holds all of it, as it does of norms."""
 

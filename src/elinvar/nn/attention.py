@@ -74,9 +74,11 @@ class Attention:
         qkv_bias: Sequence[F32] | None = None,
         out_bias: F32 | None = None,
         sinks: F32 | None = None,
+        rotated_gain: F32 | None = None,
     ) -> None:
         """q_gain, k_gain: [head_dim] gains of an RMS norm on every head of q and k, if any;
-        sinks: [H] a score of each head that takes part in its softmax and has no value, if any."""
+        sinks: [H] a score of each head that takes part in its softmax and has no value, if any;
+        rotated_gain: [head_dim] of a norm on every head of q behind the rotation, if any."""
         kind = config.layer_kinds[layer]
         self.kind, self.rotated = kind, layer not in config.unrotated
         self.group = kv_groups(config).index(CACHE_OF[kind])
@@ -87,7 +89,7 @@ class Attention:
         self.scale = config.attn_scale
         self.eps = config.norm_eps
         self.qkv, self.out = qkv, (out,)
-        self.q_gain, self.k_gain = q_gain, k_gain
+        self.q_gain, self.k_gain, self.rotated_gain = q_gain, k_gain, rotated_gain
         self.qkv_bias = None if qkv_bias is None else np.concatenate(qkv_bias)
         self.out_bias = out_bias
         self.ops = ops
@@ -108,6 +110,9 @@ class Attention:
             self.k_gain,
             self.eps,
         )
+        if self.rotated_gain is not None:
+            heads_TD = q_THD.reshape(-1, q_THD.shape[2])
+            q_THD = ops.rms_norm(heads_TD, self.rotated_gain, self.eps).reshape(q_THD.shape)
         if (factors_P := step.temperature.get(self.kind)) is not None:
             q_THD = ops.scale_heads(q_THD, batch.positions, factors_P)
         o_TD = ops.attention(

@@ -156,7 +156,7 @@ class Ops(Protocol):
         ...
 
     def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:
-        """Rows of w times scale -> [T, D]."""
+        """Rows of w times scale -> [T, D]. An id that w has no row for has row 0."""
         ...
 
     def rms_norm(self, x_TD: F32, gain_D: F32, eps: float) -> F32:
@@ -272,12 +272,45 @@ class Ops(Protocol):
         q_gain_D: F32 | None,
         k_gain_D: F32 | None,
         eps: float,
+        v_gain_D: F32 | None = None,
     ) -> F32:
         """Split qkv [T, (H + 2 Hkv) D]; RMS norm of q and k where gains are given, of each head by
-        gains [D], or of all heads as one row by gains [H D] and [Hkv D] (OLMo 2); rotate the first
+        gains [D], or of all heads as one row by gains [H D] and [Hkv D] (OLMo 2), and of each head
+        of v; rotate the first
         R dims of each head of q and k, pairs (i, i + R/2), by rope_PD[position] [R] = cos in the
         first half, sin in the second (R from 0 to D; the other dims stay); write k and v to their
         slots, saturated to the largest number of the cache's dtype (NaN too). Returns q [T, H, D]."""
+        ...
+
+    def rope_queries(
+        self,
+        q_TN: F32,
+        positions_T: I32,
+        rope_PD: F32,
+        num_heads: int,
+        gain_D: F32,
+        eps: float,
+    ) -> F32:
+        """What `rope_write` returns, of queries [T, H D] that have no keys and values of their own."""
+        ...
+
+    def mul(self, x_TD: F32, y_TN: F32, start: int = 0) -> F32:
+        """x * y[:, start : start + D]; of a y with one row that one for all."""
+        ...
+
+    def mix(self, xs_TD: Sequence[F32], coefs_TC: F32) -> F32:
+        """S streams and coefs [T, O S] -> O streams [O, T, D]: stream o is from 0 one chain of FMAs
+        over ascending s, coefs[:, o S + s] times stream s. S is at most 16."""
+        ...
+
+    def sparsify(self, x_TN: F32, deviations: float) -> F32:
+        """max(x - t, 0) with t = fma(deviations, standard deviation, mean) of the row (Gemma 3n). The
+        deviation is the root of the variance, the sums are those of `layer_norm`."""
+        ...
+
+    def match_rms(self, x_TD: F32, y_TD: F32) -> F32:
+        """x times rms(y) / rms(x), the roots of mean squares, of x at least of 1e-5. Sums as in
+        `rms_norm`, then a root each, their ratio and one product an element."""
         ...
 
     def head_linear(self, x_TK: F32, w: Weight, num_heads: int) -> F32:

@@ -148,6 +148,7 @@ def rope_write(
     q_gain_D: F32 | None,
     k_gain_D: F32 | None,
     eps: float,
+    v_gain_D: F32 | None = None,
 ) -> Cost:
     rows, (num_kv, dim) = positions_T.size, kv.k.shape[1:3]
     written = 2 * rows * num_kv * dim * kv.k.itemsize
@@ -155,8 +156,34 @@ def rope_write(
     moved = qkv_TN.nbytes + 4 * rows * rotary + 8 * rows + written + 4 * rows * num_heads * dim
     ops = 3 * rows * (num_heads + num_kv) * rotary
     ops += 0 if q_gain_D is None else 4 * rows * num_heads * dim
-    ops += 0 if k_gain_D is None else 4 * rows * num_kv * dim
+    ops += sum(4 * rows * num_kv * dim for gain in (k_gain_D, v_gain_D) if gain is not None)
     return Cost("", written, moved, ops)
+
+
+def rope_queries(
+    q_TN: F32, positions_T: I32, rope_PD: F32, num_heads: int, gain_D: F32, eps: float
+) -> Cost:
+    rotated = rope_PD.shape[1]
+    moved = 2 * q_TN.nbytes + 4 * len(q_TN) * (1 + rotated)
+    return Cost("", 0, moved, 4 * q_TN.size + 3 * len(q_TN) * num_heads * rotated)
+
+
+def mul(x_TD: F32, y_TN: F32, start: int = 0) -> Cost:
+    return Cost("", 0, 3 * x_TD.nbytes, x_TD.size)
+
+
+def mix(xs_TD: Sequence[F32], coefs_TC: F32) -> Cost:
+    (rows, dim), outputs = xs_TD[0].shape, coefs_TC.shape[1] // len(xs_TD)
+    moved = 4 * rows * dim * (len(xs_TD) + outputs) + coefs_TC.nbytes
+    return Cost(f"{len(xs_TD)} to {outputs}", 0, moved, 2 * coefs_TC.size * dim)
+
+
+def sparsify(x_TN: F32, deviations: float) -> Cost:
+    return Cost("", 0, 2 * x_TN.nbytes, 6 * x_TN.size)
+
+
+def match_rms(x_TD: F32, y_TD: F32) -> Cost:
+    return Cost("", 0, 3 * x_TD.nbytes, 5 * x_TD.size)
 
 
 def head_linear(x_TK: F32, w: Weight, num_heads: int) -> Cost:
@@ -235,6 +262,7 @@ COSTS: dict[str, Callable[..., Cost]] = {
     for function in (
         *(embed, rms_norm, add, add_rms_norm, linear, gated_linear, route, moe),
         *(rope_write, attention, pool, sample),
+        *(rope_queries, mul, mix, sparsify, match_rms),
         *(head_linear, latent_query, latent_write),
         *(layer_norm, add_layer_norm, scale, scale_heads, softcap, activate),
         *(gated, lora),

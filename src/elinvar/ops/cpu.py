@@ -148,6 +148,7 @@ class CpuOps:
         q_gain_D: F32 | None,
         k_gain_D: F32 | None,
         eps: float,
+        v_gain_D: F32 | None = None,
     ) -> F32:
         return self._provider.rope_write(
             qkv_TN,
@@ -159,7 +160,31 @@ class CpuOps:
             q_gain_D,
             k_gain_D,
             eps,
+            v_gain_D,
         )
+
+    def rope_queries(
+        self,
+        q_TN: F32,
+        positions_T: I32,
+        rope_PD: F32,
+        num_heads: int,
+        gain_D: F32,
+        eps: float,
+    ) -> F32:
+        return self._provider.rope_queries(q_TN, positions_T, rope_PD, num_heads, gain_D, eps)
+
+    def mul(self, x_TD: F32, y_TN: F32, start: int = 0) -> F32:
+        return self._provider.mul(x_TD, y_TN, start)
+
+    def mix(self, xs_TD: Sequence[F32], coefs_TC: F32) -> F32:
+        return self._provider.mix(list(xs_TD), coefs_TC)
+
+    def sparsify(self, x_TN: F32, deviations: float) -> F32:
+        return self._provider.sparsify(x_TN, deviations)
+
+    def match_rms(self, x_TD: F32, y_TD: F32) -> F32:
+        return self._provider.match_rms(x_TD, y_TD)
 
     def head_linear(self, x_TK: F32, w: Weight, num_heads: int) -> F32:
         return self._provider.head_linear(x_TK, _matrix(w), num_heads)

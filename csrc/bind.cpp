@@ -426,6 +426,7 @@ F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I
     return out;
 }
 
+#include "bind_recurrent.h"
 F32Out pool(Session& p, F32In x, I32In starts, F32In weights) {
     const std::size_t seqs = starts.size() - 1;
     auto out = result<float>(p, {seqs, x.shape(1)});
@@ -543,6 +544,8 @@ NB_MODULE(_cpu, m) {
     nb::class_<BoundCache>(m, "Cache")
         .def(nb::init<BoundCache::Strided, BoundCache::Strided, const std::string&>());
     nb::class_<Recording>(m, "Recording").def("__call__", &replay).def("timed", &replay_timed);
+    nb::class_<BoundState>(m, "State")
+        .def(nb::init<BoundState::Strided, BoundState::Strided, int, int>());
     nb::class_<Session>(m, "Provider")
         .def(nb::init<int, const std::string&>())
         .def_prop_ro("simd", &Session::simd)
@@ -579,6 +582,10 @@ NB_MODULE(_cpu, m) {
         .def("latent_write", &latent_write)
         .def("attention", &attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
              nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
+        .def("causal_conv", &causal_conv)
+        .def("delta_rule", &delta_rule)
+        .def("gated_rms_norm", &gated_rms_norm)
+        .def("sigmoid_gate", &sigmoid_gate)
         .def("pool", &pool)
         .def("sample", &sample);
 }

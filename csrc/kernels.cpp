@@ -12,6 +12,9 @@ namespace ELINVAR_ISA {
 using elinvar::Attention;
 using elinvar::AttentionAhead;
 using elinvar::AttentionTile;
+using elinvar::Convolution;
+using elinvar::DeltaRule;
+using elinvar::GatedNorm;
 using elinvar::Kernels;
 using elinvar::Kind;
 using elinvar::Latent;
@@ -20,6 +23,7 @@ using elinvar::QuantGroup;
 using elinvar::QuantRows;
 using elinvar::Rope;
 using elinvar::RowStats;
+using elinvar::StateSpan;
 
 template <Kind kind>
 using Stored = std::conditional_t<kind == Kind::f32, float, uint16_t>;  // in the cache
@@ -31,6 +35,7 @@ using Stored = std::conditional_t<kind == Kind::f32, float, uint16_t>;  // in th
 #include "maps.h"
 #include "rows.h"
 #include "rows_latent.h"
+#include "rows_recurrent.h"
 #include "sample.h"
 #include "streams.h"
 
@@ -69,6 +74,10 @@ const Kernels kernels = {
     match_rms,
     rope_queries,
     weighted_sum,
+    causal_conv,
+    delta_rule,
+    gated_rms_norm,
+    sigmoid_gate,
 };
 
 }  // namespace ELINVAR_ISA

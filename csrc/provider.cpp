@@ -137,6 +137,12 @@ void Provider::softcap(const float* x, float cap, std::size_t n, float* out) {
     });
 }
 
+void Provider::sigmoid_gate(const float* x, const float* gate, std::size_t n, float* out) {
+    in_pieces(n, [&](std::size_t first, std::size_t count) {
+        kernels_->sigmoid_gate(x + first, gate + first, count, out + first);
+    });
+}
+
 void Provider::pool(const float* x, int dim, const int32_t* starts, int num_seqs,
                     const float* weights, float* out) {
     for (int i = static_cast<int>(ascending_.size()); i < starts[num_seqs]; ++i)

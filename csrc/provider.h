@@ -155,6 +155,15 @@ struct AttentionItem {
 };
 constexpr std::size_t kOwnParts = ~std::size_t{0};
 
+// Whose states an op continues: sequence i's tokens are query_start[i] .. query_start[i + 1] - 1.
+struct StateTables {
+    int num_seqs;
+    const int32_t *query_start, *seq_lens, *tables;
+    std::ptrdiff_t stride;
+
+    StateSpan span(int i) const;
+};
+
 class Provider {
   public:
     Provider(int num_threads, const std::string& simd);  // "" = the widest
@@ -197,6 +206,11 @@ class Provider {
     void latent_write(const Latent& a, int num_tokens);
     void latent_query(const LatentQuery& a, int num_tokens, const Matrix& w);
     void attention(const Attention& a, int num_seqs, const int32_t* query_start);
+    // States lie in blocks of 32 positions, tables as those of attention.
+    void causal_conv(const Convolution& a, const StateTables& t);
+    void delta_rule(const DeltaRule& a, const StateTables& t);
+    void gated_rms_norm(const GatedNorm& a, int num_tokens);
+    void sigmoid_gate(const float* x, const float* gate, std::size_t n, float* out);
     void pool(const float* x, int dim, const int32_t* starts, int num_seqs, const float* weights,
               float* out);
     void sample(const float* logits, int rows, int vocab, const SampleRow* args, int num_top,

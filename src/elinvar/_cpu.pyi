@@ -29,6 +29,9 @@ class Lora:
 class Cache:
     def __init__(self, k: Any, v: Any, dtype: str) -> None: ...
 
+class State:
+    def __init__(self, tails: Any, states: Any, key_heads: int, value_dim: int) -> None: ...
+
 class Recording:
     def __call__(self) -> Any: ...
     def timed(self) -> tuple[Any, list[int]]:
@@ -113,6 +116,22 @@ class Provider:
         sinks: Any | None,
         chunk: int,
     ) -> Any: ...
+    def causal_conv(
+        self, x: Any, w: Any, state: State, query_start: Any, seq_lens: Any, tables: Any
+    ) -> Any: ...
+    def delta_rule(
+        self,
+        qkv: Any,
+        x: Any,
+        a_log: Any,
+        dt_bias: Any,
+        state: State,
+        query_start: Any,
+        seq_lens: Any,
+        tables: Any,
+    ) -> Any: ...
+    def gated_rms_norm(self, x: Any, gate: Any, first: int, gain: Any, eps: float) -> Any: ...
+    def sigmoid_gate(self, x: Any, gate: Any) -> Any: ...
     def pool(self, x: Any, starts: Any, weights: Any) -> Any: ...
     def sample(
         self,

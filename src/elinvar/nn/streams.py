@@ -22,7 +22,7 @@ from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.nn.attention import Step, kv_groups, kv_specs
 from elinvar.nn.decoder import Decoder
 from elinvar.nn.norm import RMSNorm
-from elinvar.ops.api import F32, KVLayer, Ops
+from elinvar.ops.api import F32, LayerCache, Ops
 from elinvar.ops.layout import Weight, pack_float
 
 
@@ -42,7 +42,7 @@ class SharedAttention:
         self.v_gain = np.ones(config.head_dim, np.float32)
         self.config, self.ops = config, ops
 
-    def __call__(self, h_TD: F32, step: Step, kv: Sequence[KVLayer]) -> F32:
+    def __call__(self, h_TD: F32, step: Step, kv: Sequence[Any]) -> F32:
         ops, c, batch, cache = self.ops, self.config, step.batch, kv[self.cache]
         x_TN = ops.linear(h_TD, self.qkv)
         rope, heads, slots = step.rope[self.kind], c.num_heads, batch.slot_mapping[self.group]
@@ -109,7 +109,7 @@ class StreamLayer:
         self.scale = w["altup_scale"][None] if c.scaled else None
 
     def __call__(
-        self, xs_TD: Sequence[F32], own_TN: F32, step: Step, kv: Sequence[KVLayer]
+        self, xs_TD: Sequence[F32], own_TN: F32, step: Step, kv: Sequence[Any]
     ) -> Sequence[F32]:
         ops, w = self.ops, self.w
         xs_TD = self.altup.predict(xs_TD)
@@ -160,7 +160,7 @@ class StreamDecoder(Decoder):
         kinds = self.config.layer_kinds[: self.streams.kv_layers]
         return kv_specs(replace(self.config, layer_kinds=kinds), kv_dtype)
 
-    def hidden(self, batch: ForwardBatch, kv: Sequence[KVLayer]) -> F32:
+    def hidden(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> F32:
         ops = self.ops
         rope = {kind: table.upto(batch.num_positions) for kind, table in self.ropes.items()}
         step, x_TD = Step(batch, rope), self.embedded(batch)

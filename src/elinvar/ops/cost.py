@@ -13,7 +13,17 @@ from typing import Literal
 
 import numpy as np
 
-from elinvar.ops.api import F32, I32, Activation, Experts, KVLayer, Lora, SampleArgs, Scoring
+from elinvar.ops.api import (
+    F32,
+    I32,
+    Activation,
+    Experts,
+    KVLayer,
+    Lora,
+    SampleArgs,
+    Scoring,
+    StateLayer,
+)
 from elinvar.ops.layout import QUANTISED, Weight
 
 Unit = Literal["f32", "int8"]
@@ -247,6 +257,47 @@ def attention(
     return Cost(label, streamed, streamed + q_THD.nbytes + outputs, ops)
 
 
+def causal_conv(
+    x_TN: F32,
+    w_KC: F32,
+    state: StateLayer,
+    query_start_loc: I32,
+    seq_lens: I32,
+    block_table_RB: I32,
+) -> Cost:
+    """A state is read and written once."""
+    rows, (taps, channels) = len(x_TN), w_KC.shape
+    kept = 8 * seq_lens.size * (taps - 1) * channels
+    moved = kept + w_KC.nbytes + 8 * rows * channels
+    return Cost(f"{taps} taps", kept + w_KC.nbytes, moved, 2 * rows * taps * channels)
+
+
+def delta_rule(
+    qkv_TC: F32,
+    x_TN: F32,
+    a_log_H: F32,
+    dt_bias_H: F32,
+    state: StateLayer,
+    query_start_loc: I32,
+    seq_lens: I32,
+    block_table_RB: I32,
+) -> Cost:
+    """A token decays a state, reads it by k, adds to it, and reads it by q."""
+    c, rows = state.config, len(qkv_TC)
+    size = c.heads * c.key_dim * c.value_dim
+    kept = 8 * seq_lens.size * size
+    moved = kept + qkv_TC.nbytes + 4 * rows * c.heads * (2 + c.value_dim)
+    return Cost(f"{c.heads} x {c.key_dim}x{c.value_dim}", kept, moved, 7 * rows * size)
+
+
+def gated_rms_norm(x_TN: F32, gate_TN: F32, first: int, gain_D: F32, eps: float) -> Cost:
+    return Cost("", 0, 3 * x_TN.nbytes + gain_D.nbytes, 6 * x_TN.size)
+
+
+def sigmoid_gate(x_TN: F32, gate_TN: F32) -> Cost:
+    return Cost("", 0, 3 * x_TN.nbytes, 2 * x_TN.size)
+
+
 def pool(x_TD: F32, starts: I32, weights_T: F32) -> Cost:
     outputs = 4 * (starts.size - 1) * x_TD.shape[1]
     return Cost("", 0, x_TD.nbytes + weights_T.nbytes + outputs, 2 * x_TD.size)
@@ -266,6 +317,7 @@ COSTS: dict[str, Callable[..., Cost]] = {
         *(head_linear, latent_query, latent_write),
         *(layer_norm, add_layer_norm, scale, scale_heads, softcap, activate),
         *(gated, lora),
+        *(causal_conv, delta_rule, gated_rms_norm, sigmoid_gate),
     )
 }
 """By the op's name: every op of `Ops` that computes."""

@@ -27,6 +27,7 @@ from elinvar.ops.api import (
     new_kv_layers,
 )
 from elinvar.ops.layout import GROUP, QUANTISED, Weight, unpack, unpack_codes
+from elinvar.ops.ref_recurrent import RecurrentRef
 
 F64 = NDArray[np.float64]
 
@@ -38,13 +39,13 @@ MAX_KV = {
 }
 
 
-class RefOps:
+class RefOps(RecurrentRef):
     name = "ref"
 
     def __init__(self) -> None:
         self._dense: WeakKeyDictionary[Weight, F32] = WeakKeyDictionary()
 
-    def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[KVLayer]:
+    def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
         return new_kv_layers(spec, num_blocks)
 
     def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:

@@ -159,6 +159,13 @@ F32Out add(Session& p, F32In x, F32In y) {
     return out;
 }
 
+F32Out concat(Session& p, F32In x, F32In y) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1) + y.shape(1)});
+    submit(p, [&p, x = x.data(), y = y.data(), rows = rows_of(x), dx = last_of(x), dy = last_of(y),
+               o = out.data()] { p.concat(x, dx, y, dy, rows, o); });
+    return out;
+}
+
 F32Out layer_norm(Session& p, F32In x, F32In gain, std::optional<F32In> bias, float eps) {
     auto out = result<float>(p, {x.shape(0), x.shape(1)});
     submit(p, [&p, x = x.data(), gain = gain.data(), bias = data_of(bias), eps, rows = rows_of(x),
@@ -301,7 +308,7 @@ void latent_write(Session& p, F32In x, I32In positions, F32In table, BoundCache&
 
 F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I32In tables,
                  I32In positions, float scale, int window, float softcap,
-                 std::optional<F32In> sinks, int chunk) {
+                 std::optional<F32In> sinks, int chunk, int first) {
     auto out = result<float>(p, {q.shape(0), q.shape(1) * static_cast<std::size_t>(kv.value_dim)});
     const Attention a{q.data(),
                       kv.k.data(),
@@ -321,7 +328,8 @@ F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I
                       out.data(),
                       softcap,
                       sinks ? sinks->data() : nullptr,
-                      chunk};
+                      chunk,
+                      first};
     submit(p, [&p, a, seqs = static_cast<int>(query_start.size()) - 1, start = query_start.data()] {
         p.attention(a, seqs, start);
     });
@@ -443,6 +451,7 @@ NB_MODULE(_cpu, m) {
         .def("rms_norm", &rms_norm)
         .def("add_rms_norm", &add_rms_norm)
         .def("add", &add)
+        .def("concat", &concat)
         .def("layer_norm", &layer_norm, nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
         .def("add_layer_norm", &add_layer_norm, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(),
              nb::arg())
@@ -460,6 +469,6 @@ NB_MODULE(_cpu, m) {
         .def("latent_query", &latent_query)
         .def("latent_write", &latent_write)
         .def("attention", &attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-             nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
+             nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg())
         .def("sample", &sample);
 }

@@ -87,6 +87,7 @@ struct Attention {
     float softcap = 0.0f;          // 0: none
     const float* sinks = nullptr;  // [heads] or null
     int chunk = 0;                 // 0: none
+    int first = 0;                 // no key before it is seen
 
     int padded_values() const { return (value_dim + 15) / 16 * 16; }
 };
@@ -95,7 +96,8 @@ struct Attention {
 constexpr int first_key(const Attention& a, int p) {
     const int of_window = a.window && a.window <= p ? p - a.window + 1 : 0;
     const int of_chunk = a.chunk ? p - p % a.chunk : 0;
-    return of_window > of_chunk ? of_window : of_chunk;
+    const int first = of_window > of_chunk ? of_window : of_chunk;
+    return first > a.first ? first : a.first;
 }
 
 struct AttentionTile {  // tokens of one sequence, times query heads of one KV head

@@ -125,6 +125,7 @@ class Provider {
     void rms_norm(const float* x, const float* y, const float* gain, float eps, int rows, int dim,
                   float* sum, float* out);
     void add(const float* x, const float* y, std::size_t n, float* out);
+    void concat(const float* x, int x_dim, const float* y, int y_dim, int rows, float* out);
     void layer_norm(const float* x, const float* y, const float* gain, const float* bias, float eps,
                     int rows, int dim, float* sum, float* out);
     void activate(const float* x, int activation, std::size_t n, float* out);

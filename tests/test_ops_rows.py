@@ -137,3 +137,11 @@ def test_the_bias_of_one_matrix_may_not_reach_another() -> None:
     x, bias = normal(rng, 3, 32), np.arange(54, dtype=np.float32)
     for ops in CPUS.values():
         same([ops.linear(x, ws) + bias, ops.linear(x, ws, bias)])
+
+
+def test_rows_side_by_side() -> None:
+    rng = np.random.default_rng(4)
+    for rows in ROWS:
+        x, y = normal(rng, rows, 17), normal(rng, rows, 5)
+        same([REF.concat(x, y), *(ops.concat(x, y) for ops in CPUS.values())])
+    same([REF.concat(x, y), BASE.record(lambda: BASE.concat(x, y))()])

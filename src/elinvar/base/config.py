@@ -132,6 +132,8 @@ class ModelConfig:
     """Chunked layers: a query at position p sees keys p // chunk * chunk .. p."""
     moe: MoEConfig | None = None
     latent: LatentConfig | None = None
+    mtp_layers: int = 0
+    """Heads beside the model that predict further tokens (nn/mtp.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 from elinvar.base.errors import ModelError
 from elinvar.cli.options import format_size
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
-from elinvar.models.registry import find_family, read_config
+from elinvar.models.registry import find_family, mtp_heads, read_config
 from elinvar.weights.cache import cache_root
 from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
 from elinvar.weights.safetensors import read_json
@@ -29,6 +29,7 @@ def describe_model(path: Path) -> dict[str, Any]:
     try:
         facts["family"] = find_family(checkpoint).name
         facts["config"] = _config(checkpoint)
+        facts["mtp_heads"] = mtp_heads(checkpoint)
     except ModelError as error:
         problems.append(str(error))
     facts["parameters"] = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
@@ -101,6 +102,8 @@ def readable(facts: dict[str, Any]) -> str:
             ("attention", f"{heads}, {config['num_kv_heads']} for keys and values"),
             ("RoPE base", ", ".join(f"{r['base']:g} ({k})" for k, r in config["rope"].items())),
         ]
+    if drafts := facts.get("mtp_heads"):
+        lines.append(("drafts", f"{drafts} MTP {'head' if drafts == 1 else 'heads'}"))
     for name, entry in facts["tensor_types"].items():
         size = format_size(entry["bytes"])
         lines.append((f"in {name}", f"{size} ({entry['tensors']} of the tensors)"))

@@ -14,6 +14,7 @@ from elinvar.models.experts import MAX_EXPERTS, dense_rules, expert_rules, feeds
 from elinvar.models.family import Family
 from elinvar.models.keys import MAX_LAYERS, Keys, checked
 from elinvar.models.llama import NORMS
+from elinvar.models.mtp import NEXTN, decoder
 from elinvar.models.shared import (
     FULL,
     GGUF,
@@ -44,7 +45,7 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
         return Block(norm(w["attn_norm"]), attention, norm(w["mlp_norm"]), feeds(config, w, ops))
 
     blocks = [block(w) for w in by_layer(weights, config.num_layers)]
-    return Decoder(config, weights, ops, blocks, norm(weights["norm"]))
+    return decoder(config, weights, ops, blocks, norm, block)
 
 
 ATTENTION = ("kv_a", "kv_norm", "k_b", "v_b", "o", "q", "q_a", "q_norm")
@@ -127,6 +128,7 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         tied_head=keys.flag("tie_word_embeddings", False),
         moe=_moe_from_hf(keys, num_layers),
         latent=latent,
+        mtp_layers=keys.count("num_nextn_predict_layers"),
     )
     return checked(config, "config.json")
 
@@ -151,9 +153,7 @@ def _scale(keys: Keys, latent: LatentConfig) -> float:
 
 def _moe_from_hf(keys: Keys, num_layers: int) -> MoEConfig | None:
     """V3 scores by sigmoid and chooses with a bias, V2 by softmax; both may choose groups first."""
-    first = keys.raw("first_k_dense_replace") or 0
-    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-        raise keys.bad("first_k_dense_replace", "a whole number from 0 up")
+    first = keys.count("first_k_dense_replace")
     step = keys.size("moe_layer_freq", 1)
     layers = tuple(i for i in range(first, num_layers) if i % step == 0)
     if not layers:
@@ -171,9 +171,7 @@ def _moe_from_hf(keys: Keys, num_layers: int) -> MoEConfig | None:
         raise keys.bad("n_group", f"a divisor of {num_experts} experts")
     top_groups = 1 if method == "greedy" else keys.size("topk_group", num_groups, num_groups)
     ff_dim = keys.size("moe_intermediate_size")
-    shared = (
-        keys.size("n_shared_experts", largest=MAX_EXPERTS) if keys.has("n_shared_experts") else 0
-    )
+    shared = keys.count("n_shared_experts", largest=MAX_EXPERTS)
     return MoEConfig(
         num_experts,
         top_k=keys.size("num_experts_per_tok", largest=num_experts // num_groups * top_groups),
@@ -199,5 +197,6 @@ FAMILIES = (
         config_from_gguf=config_from_gguf,
         rules=rules,
         build=build,
+        mtp=NEXTN,
     ),
 )

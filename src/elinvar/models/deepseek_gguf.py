@@ -30,8 +30,8 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
     """From a GGUF file's keys and its tensors; without output.weight the head is tied."""
     keys = Keys(metadata, "The GGUF file", "deepseek2.")
     num_layers = keys.size("block_count", largest=MAX_LAYERS)
-    if keys.has("nextn_predict_layers"):  # they are counted, and come last
-        num_layers -= keys.size("nextn_predict_layers", largest=num_layers - 1)
+    heads = keys.count("nextn_predict_layers", largest=num_layers - 1)
+    num_layers -= heads  # they are counted, and come last
     latent, scale = _latent(keys)
     config = ModelConfig(
         family="deepseek",
@@ -50,6 +50,7 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
         tied_head="output.weight" not in tensors,
         moe=_moe(keys, tensors, num_layers),
         latent=latent,
+        mtp_layers=heads,
     )
     return checked(config, "The GGUF file")
 
@@ -83,19 +84,17 @@ def _rope(keys: Keys, tensors: Mapping[str, HostTensor], rope_dim: int) -> RopeC
 
 
 def _moe(keys: Keys, tensors: Mapping[str, HostTensor], num_layers: int) -> MoEConfig | None:
-    dense = keys.raw("leading_dense_block_count") or 0
-    if isinstance(dense, bool) or not isinstance(dense, int) or dense < 0:
-        raise keys.bad("leading_dense_block_count", "a whole number from 0 up")
-    if dense >= num_layers or not keys.raw("expert_count"):
+    dense = keys.count("leading_dense_block_count")
+    num_experts = keys.count("expert_count", largest=MAX_EXPERTS)
+    if dense >= num_layers or not num_experts:
         return None
-    num_experts = keys.size("expert_count", largest=MAX_EXPERTS)
     keys.only("expert_gating_func", _SOFTMAX, _SIGMOID)
     groups, eligible = _GROUPS.get(num_experts, (1, 1))
     groups = keys.size("expert_group_count", groups)
     if num_experts % groups:
         raise keys.bad("expert_group_count", f"a divisor of {num_experts} experts")
     eligible = keys.size("expert_group_used_count", min(eligible, groups), largest=groups)
-    ff_dim, count = keys.size("expert_feed_forward_length"), "expert_shared_count"
+    ff_dim = keys.size("expert_feed_forward_length")
     return MoEConfig(
         num_experts,
         top_k=keys.size("expert_used_count", largest=num_experts // groups * eligible),
@@ -107,5 +106,5 @@ def _moe(keys: Keys, tensors: Mapping[str, HostTensor], num_layers: int) -> MoEC
         biased=f"blk.{dense}.exp_probs_b.bias" in tensors,
         num_groups=groups,
         top_groups=eligible,
-        shared_ff_dim=keys.size(count, largest=MAX_EXPERTS) * ff_dim if keys.raw(count) else 0,
+        shared_ff_dim=keys.count("expert_shared_count", largest=MAX_EXPERTS) * ff_dim,
     )

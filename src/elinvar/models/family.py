@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
+from elinvar.models.mtp import MTPNames
 from elinvar.ops.api import F32, KVLayer, Ops
 from elinvar.weights.rules import Rule
 from elinvar.weights.tensor import HostTensor
@@ -42,4 +43,6 @@ class Family:
     """None: there are no GGUF files of it, or another family reads them."""
     rules: Callable[[ModelConfig], list[Rule]]
     build: Callable[[ModelConfig, Mapping[str, Any], Ops], Model]
+    mtp: MTPNames | None = None
+    """Where checkpoints hold heads that predict further tokens; None: they have none."""
     tested: str = "random weights against transformers"

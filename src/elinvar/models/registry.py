@@ -29,10 +29,11 @@ from elinvar.models import (
     starcoder2,
 )
 from elinvar.models.family import Family, Model
+from elinvar.models.mtp import mtp_copies, mtp_rules
 from elinvar.ops.api import Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
-from elinvar.weights.rules import as_published
+from elinvar.weights.rules import Rule, as_published
 
 _FILES = (
     llama,
@@ -84,6 +85,25 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
     return family.config_from_hf(checkpoint.metadata)
 
 
+def rules_to_save(family: Family, config: ModelConfig) -> list[Rule]:
+    """Of a model that was loaded with its heads, if it has any."""
+    rules = family.rules(config)
+    if family.mtp is None:
+        return rules
+    return [*rules, *mtp_rules(config, family.rules, family.mtp), *mtp_copies(config, family.mtp)]
+
+
+def mtp_heads(checkpoint: Checkpoint) -> int:
+    """How many heads that predict further tokens the checkpoint holds; conversions often drop them,
+    whatever the configuration says."""
+    family, config = find_family(checkpoint), read_config(checkpoint)
+    if family.mtp is None:
+        return 0
+    rules = mtp_rules(config, family.rules, family.mtp)
+    joins = [rule for rule in rules if rule.name.endswith(".join")]
+    return sum(rule.hf in checkpoint.tensors or rule.gguf in checkpoint.tensors for rule in joins)
+
+
 def load_model(
     checkpoint: Checkpoint,
     ops: Ops,
@@ -91,9 +111,24 @@ def load_model(
     cache_dir: Path | None = None,
     log: Log | None = None,
     progress: Progress | None = None,
+    drafts: bool = False,
 ) -> Model:
-    """Reads the configuration, loads the weights (see load_weights) and builds the model."""
+    """Reads the configuration, loads the weights (see load_weights) and builds the model.
+
+    drafts: with the heads that predict further tokens; the model is then an nn.mtp.MTPDecoder. Their
+    weights are packed by themselves, so that those of the model are the same with them and without."""
     family, config = find_family(checkpoint), read_config(checkpoint)
     rules = as_published(family.rules(config), checkpoint.tensors)
     weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
+    if drafts:
+        if not mtp_heads(checkpoint):
+            raise ModelError(
+                f"{checkpoint.path} holds no heads that predict further tokens; load it without "
+                "drafts, or a checkpoint that has them."
+            )
+        assert family.mtp is not None
+        rules = as_published(mtp_rules(config, family.rules, family.mtp), checkpoint.tensors)
+        weights |= load_weights(
+            checkpoint, rules, config, weight_format, cache_dir, log, progress, part="mtp"
+        )
     return family.build(config, weights, ops)

@@ -49,6 +49,8 @@ class Step:
     batch: ForwardBatch
     rope: dict[LayerKind, F32]
     """By layer kind: the rotary table [P, R]."""
+    first: int = 0
+    """Layers of this forward hold no keys before this position."""
 
 
 class Attention:
@@ -111,5 +113,6 @@ class Attention:
             softcap=self.softcap,
             sinks_H=self.sinks,
             chunk=self.chunk,
+            first=step.first,
         )
         return ops.linear(o_TD, self.out, self.out_bias)

@@ -116,14 +116,21 @@ class Decoder:
     def forward(self, batch: ForwardBatch, kv: Sequence[KVLayer]) -> F32:
         """Computes the batch's tokens, writes their keys and values to `kv` (one a layer), and
         returns the logits [L, V] of `batch.logit_rows`."""
-        rope = {kind: table.upto(batch.num_positions) for kind, table in self.ropes.items()}
-        step = Step(batch, rope)
+        return self.logits(self.hidden(batch, kv))
+
+    def hidden(self, batch: ForwardBatch, kv: Sequence[KVLayer], all_tokens: bool = False) -> F32:
+        """What the head sees: [L, D] of `batch.logit_rows`, or of all tokens."""
+        step = self.step(batch)
         x_TD = self.embedded(batch)
         h_TD = self.layers[0].norm(x_TD)
         for layer, cache, next_norm in zip(self.layers, kv, self.next_norms, strict=True):
-            last = layer is self.layers[-1]
+            last = layer is self.layers[-1] and not all_tokens
             x_TD, h_TD = layer(x_TD, h_TD, step, cache, next_norm, last)
-        return self.logits(h_TD)
+        return h_TD
+
+    def step(self, batch: ForwardBatch, first: int = 0) -> Step:
+        rope = {kind: table.upto(batch.num_positions) for kind, table in self.ropes.items()}
+        return Step(batch, rope, first)
 
     def embedded(self, batch: ForwardBatch) -> F32:
         return self.ops.embed(batch.input_ids, self.embed, self.config.embed_scale)

@@ -60,6 +60,7 @@ class LatentAttention:
             batch.positions,
             self.scale,
             None,
+            first=step.first,
         )
         return ops.linear(ops.head_linear(c_TN, w.v_b, self.num_heads), (w.o,))
 

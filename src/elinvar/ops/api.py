@@ -141,6 +141,10 @@ class Ops(Protocol):
 
     def add(self, x_TD: F32, y_TD: F32) -> F32: ...
 
+    def concat(self, x_TD: F32, y_TE: F32) -> F32:
+        """x and y side by side -> [T, D + E]."""
+        ...
+
     def add_rms_norm(self, x_TD: F32, y_TD: F32, gain_D: F32, eps: float) -> tuple[F32, F32]:
         """(s, rms_norm(s)) with s = x + y."""
         ...
@@ -275,10 +279,11 @@ class Ops(Protocol):
         softcap: float | None = None,
         sinks_H: F32 | None = None,
         chunk: int | None = None,
+        first: int = 0,
     ) -> F32:
-        """Causal attention over the cache -> [T, H * value dim]. A query at position p sees keys first .. p,
-        where first is the largest of 0, p - window + 1 and p // chunk * chunk (Llama 4). A score is
-        q·k * scale, with `softcap` (Gemma 2) softcap * tanh(q·k * scale / softcap).
+        """Causal attention over the cache -> [T, H * value dim]. A query at position p sees keys n .. p,
+        where n is the largest of `first` (slots before it may hold nothing: nn/mtp.py),
+        p - window + 1 and p // chunk * chunk (Llama 4). A score is q·k * scale, with `softcap` (Gemma 2) softcap * tanh(q·k * scale / softcap).
 
         Keys are walked in blocks of 32 at absolute positions with a running softmax (Milakov and
         Gimelshein, 2018), restarted every ATTENTION_SPLIT keys and merged in ascending order (Dao

@@ -45,6 +45,10 @@ def add(x_TD: F32, y_TD: F32) -> Cost:
     return Cost("", 0, 3 * x_TD.nbytes, x_TD.size)
 
 
+def concat(x_TD: F32, y_TE: F32) -> Cost:
+    return Cost("", 0, 2 * (x_TD.nbytes + y_TE.nbytes), 0)
+
+
 def add_rms_norm(x_TD: F32, y_TD: F32, gain_D: F32, eps: float) -> Cost:
     return Cost("", 0, 4 * x_TD.nbytes + gain_D.nbytes, 5 * x_TD.size)
 
@@ -170,6 +174,7 @@ def attention(
     softcap: float | None = None,
     sinks_H: F32 | None = None,
     chunk: int | None = None,
+    first: int = 0,
 ) -> Cost:
     """Each key and value that any query of a sequence sees is read once; a query and a key it sees
     cost a dot and a weighted sum."""
@@ -177,8 +182,9 @@ def attention(
     num_kv, positions = kv.k.shape[1], positions_T.astype(np.int64)
     seen = positions + 1 if window is None else np.minimum(positions + 1, window)
     seen = seen if chunk is None else np.minimum(seen, positions % chunk + 1)
-    first = positions[query_start_loc[:-1]] + 1 - seen[query_start_loc[:-1]]
-    keys = int((seq_lens - first).sum())
+    seen = np.minimum(seen, positions + 1 - first)
+    begin = positions[query_start_loc[:-1]] + 1 - seen[query_start_loc[:-1]]
+    keys = int((seq_lens - begin).sum())
     # A latent, which is key and value, is read once.
     stored = dim if kv.value_dim < dim else 2 * dim
     streamed = keys * num_kv * stored * kv.k.itemsize
@@ -197,7 +203,7 @@ def sample(logits_LV: F32, args: SampleArgs) -> Cost:
 COSTS: dict[str, Callable[..., Cost]] = {
     function.__name__: function
     for function in (
-        *(embed, rms_norm, add, add_rms_norm, linear, gated_linear, route, moe),
+        *(embed, rms_norm, add, concat, add_rms_norm, linear, gated_linear, route, moe),
         *(rope_write, attention, sample),
         *(head_linear, latent_query, latent_write),
         *(layer_norm, add_layer_norm, scale, softcap, activate),

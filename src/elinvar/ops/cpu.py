@@ -64,6 +64,9 @@ class CpuOps:
     def add(self, x_TD: F32, y_TD: F32) -> F32:
         return self._provider.add(x_TD, y_TD)
 
+    def concat(self, x_TD: F32, y_TE: F32) -> F32:
+        return self._provider.concat(x_TD, y_TE)
+
     def add_rms_norm(self, x_TD: F32, y_TD: F32, gain_D: F32, eps: float) -> tuple[F32, F32]:
         return self._provider.add_rms_norm(x_TD, y_TD, gain_D, eps)
 
@@ -180,6 +183,7 @@ class CpuOps:
         softcap: float | None = None,
         sinks_H: F32 | None = None,
         chunk: int | None = None,
+        first: int = 0,
     ) -> F32:
         return self._provider.attention(
             q_THD,
@@ -192,6 +196,7 @@ class CpuOps:
             softcap or 0.0,
             sinks_H,
             chunk or 0,
+            first,
         )
 
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:

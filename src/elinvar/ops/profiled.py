@@ -151,8 +151,8 @@ def _costs(listed: list[_Listed]) -> list[Cost]:
             cost = COSTS[one.op](*one.arguments, **one.switches)
         if cost is None:
             q_THD, kv, *_, window = one.arguments
-            chunk, softcap = one.switches.get("chunk"), one.switches.get("softcap")
-            kind = q_THD.shape, kv.k.shape[1:], kv.dtype, window, chunk, softcap
+            switches = tuple(one.switches.get(name) for name in ("chunk", "softcap", "first"))
+            kind = q_THD.shape, kv.k.shape[1:], kv.dtype, window, switches
             if kind not in attention:
                 attention[kind] = COSTS[one.op](*one.arguments, **one.switches)
             cost = attention[kind]

@@ -55,6 +55,9 @@ class RefOps:
     def add(self, x_TD: F32, y_TD: F32) -> F32:
         return x_TD + y_TD
 
+    def concat(self, x_TD: F32, y_TE: F32) -> F32:
+        return np.concatenate([x_TD, y_TE], axis=1)
+
     def add_rms_norm(self, x_TD: F32, y_TD: F32, gain_D: F32, eps: float) -> tuple[F32, F32]:
         s = x_TD + y_TD
         return s, self.rms_norm(s, gain_D, eps)
@@ -204,6 +207,7 @@ class RefOps:
         softcap: float | None = None,
         sinks_H: F32 | None = None,
         chunk: int | None = None,
+        first: int = 0,
     ) -> F32:
         t, heads, dim = q_THD.shape
         num_kv, value_dim = kv.k.shape[1], kv.value_dim
@@ -215,11 +219,11 @@ class RefOps:
             v = v.transpose(1, 0, 2, 3).reshape(num_kv, -1, value_dim)
             for i in range(query_start_loc[r], query_start_loc[r + 1]):
                 last = int(positions_T[i])
-                first = 0 if window is None else max(0, last - window + 1)
-                first = first if chunk is None else max(first, last // chunk * chunk)
+                least = first if window is None else max(first, last - window + 1)
+                least = least if chunk is None else max(least, last // chunk * chunk)
                 for h in range(heads):
-                    keys = k[h // (heads // num_kv), first : last + 1].astype(np.float64)
-                    values = v[h // (heads // num_kv), first : last + 1].astype(np.float64)
+                    keys = k[h // (heads // num_kv), least : last + 1].astype(np.float64)
+                    values = v[h // (heads // num_kv), least : last + 1].astype(np.float64)
                     s = keys @ q_THD[i, h].astype(np.float64) * scale
                     if softcap is not None:
                         s = softcap * np.tanh(s / softcap)

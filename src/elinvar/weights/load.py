@@ -66,18 +66,20 @@ def load_weights(
     cache_dir: Path | None = None,
     log: Log | None = None,
     progress: Progress | None = None,
+    part: str = "",
 ) -> State:
     """All the weights of a model: matrices as Weight, vectors as float32 arrays, read-only.
 
     `auto` keeps the stored precision (see quants.to_codes), `f32` dequantises everything. With
-    a cache_dir the packed weights are kept under cache_dir/packed and mapped the next time.
+    a cache_dir the packed weights are kept under cache_dir/packed and mapped the next time. part:
+    names what `rules` load of a checkpoint, where that is not the model: its packed file is another.
     Raises ModelError for missing or misshapen tensors, stored types that cannot be loaded,
     corrupt scales, and a full disk.
     """
     log = log or (lambda _: None)
     bindings = bind(rules, checkpoint.format, config.num_layers)
     key = pack_key(checkpoint.fingerprint, weight_format, bindings)
-    path = _pack_path(checkpoint, weight_format, cache_dir) if cache_dir else None
+    path = _pack_path(checkpoint, weight_format, part, cache_dir) if cache_dir else None
     if path is not None:
         try:
             pack = read_pack(path, key)
@@ -215,9 +217,10 @@ def _check_biases(checkpoint: Checkpoint, used: set[str]) -> None:
             )
 
 
-def _pack_path(checkpoint: Checkpoint, weight_format: str, cache_dir: Path) -> Path:
+def _pack_path(checkpoint: Checkpoint, weight_format: str, part: str, cache_dir: Path) -> Path:
     stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in checkpoint.path.stem)[:60]
-    name = f"{stem}-{checkpoint.fingerprint[:16]}-{weight_format}-v{PACK_VERSION}.pack"
+    kind = f"{weight_format}-{part}" if part else weight_format
+    name = f"{stem}-{checkpoint.fingerprint[:16]}-{kind}-v{PACK_VERSION}.pack"
     return cache_dir / "packed" / name
 
 

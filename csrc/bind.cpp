@@ -200,6 +200,15 @@ F32Out scale(Session& p, F32In x, float factor) {
     return out;
 }
 
+F32Out scale_heads(Session& p, F32In q, I32In positions, F32In factors) {
+    auto out = result<float>(p, {q.shape(0), q.shape(1), q.shape(2)});
+    if (p.recording) p.recording->keep.push_back(nb::cast(factors));  // they may grow elsewhere
+    submit(p, [&p, q = q.data(), rows = rows_of(q),
+               width = static_cast<int>(q.shape(1) * q.shape(2)), at = positions.data(),
+               f = factors.data(), o = out.data()] { p.scale_heads(q, rows, width, at, f, o); });
+    return out;
+}
+
 F32Out softcap(Session& p, F32In x, float cap) {
     auto out = result<float>(p, {x.shape(0), x.shape(1)});
     submit(p, [&p, cap, x = x.data(), n = x.size(), o = out.data()] { p.softcap(x, cap, n, o); });
@@ -243,11 +252,13 @@ nb::tuple route(Session& p, F32In logits, int top_k, bool sigmoid, bool renormal
 }
 
 F32Out moe(Session& p, F32In x, I32In ids, F32In weights, const BoundExperts& experts,
-           int activation) {
+           int activation, bool scale_inputs) {
     auto out = result<float>(p, {x.shape(0), x.shape(1)});
-    submit(p, [&p, &experts, activation, x = x.data(), rows = rows_of(x), top_k = last_of(weights),
-               ids = ids.data(), weights = weights.data(),
-               o = out.data()] { p.moe(x, rows, top_k, ids, weights, experts, activation, o); });
+    submit(p,
+           [&p, &experts, activation, scale_inputs, x = x.data(), rows = rows_of(x),
+            top_k = last_of(weights), ids = ids.data(), weights = weights.data(), o = out.data()] {
+               p.moe(x, rows, top_k, ids, weights, experts, activation, scale_inputs, o);
+           });
     return out;
 }
 
@@ -255,6 +266,9 @@ F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCach
                   int heads, std::optional<F32In> q_gain, std::optional<F32In> k_gain, float eps) {
     auto q = result<float>(
         p, {qkv.shape(0), static_cast<std::size_t>(heads), static_cast<std::size_t>(kv.dim)});
+    const auto of_all = [&](const std::optional<F32In>& gain) {
+        return gain && last_of(*gain) > kv.dim;
+    };
     const Rope a{qkv.data(),
                  positions.data(),
                  table.data(),
@@ -271,7 +285,8 @@ F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCach
                  kv.k.data(),
                  kv.v.data(),
                  kv.block_step,
-                 q.data()};
+                 q.data(),
+                 of_all(q_gain) || of_all(k_gain)};
     if (p.recording) p.recording->keep.push_back(nb::cast(table));  // it may grow elsewhere
     submit(p, [&p, a, rows = rows_of(qkv)] { p.rope_write(a, rows); });
     return q;
@@ -333,6 +348,15 @@ F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I
     submit(p, [&p, a, seqs = static_cast<int>(query_start.size()) - 1, start = query_start.data()] {
         p.attention(a, seqs, start);
     });
+    return out;
+}
+
+F32Out pool(Session& p, F32In x, I32In starts, F32In weights) {
+    const std::size_t seqs = starts.size() - 1;
+    auto out = result<float>(p, {seqs, x.shape(1)});
+    submit(p, [&p, x = x.data(), dim = last_of(x), starts = starts.data(),
+               seqs = static_cast<int>(seqs), weights = weights.data(),
+               o = out.data()] { p.pool(x, dim, starts, seqs, weights, o); });
     return out;
 }
 
@@ -457,6 +481,7 @@ NB_MODULE(_cpu, m) {
              nb::arg())
         .def("activate", &activate)
         .def("scale", &scale)
+        .def("scale_heads", &scale_heads)
         .def("softcap", &softcap)
         .def("linear", &linear, nb::arg(), nb::arg(), nb::arg().none())
         .def("gated_linear", &gated_linear)
@@ -470,5 +495,6 @@ NB_MODULE(_cpu, m) {
         .def("latent_write", &latent_write)
         .def("attention", &attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
              nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg())
+        .def("pool", &pool)
         .def("sample", &sample);
 }

@@ -38,13 +38,14 @@ struct Rope {
     const int32_t* positions;
     const float* table;  // [P, rotary_dim] cos | sin
     const int32_t* slots;
-    const float *q_gain, *k_gain;  // [dim] or null
+    const float *q_gain, *k_gain;  // null, [dim], or with `whole` [heads * dim], [kv_heads * dim]
     float eps;
     int heads, kv_heads, dim, rotary_dim, padded_dim;
     Kind kv_kind;
-    void *k, *v;     // [kv_heads, padded_dim, 32] and [kv_heads, 32, padded_dim] of block 0
-    int block_step;  // from a block to the next, in the size of one head's keys
-    float* q;        // [T, heads, dim]
+    void *k, *v;         // [kv_heads, padded_dim, 32] and [kv_heads, 32, padded_dim] of block 0
+    int block_step;      // from a block to the next, in the size of one head's keys
+    float* q;            // [T, heads, dim]
+    bool whole = false;  // one norm over all heads of q, one over those of k
 };
 
 // What multi-head latent attention keeps of a token: one key for all heads, of which the first

@@ -92,16 +92,20 @@ void Provider::multiply(const Matrix& w, int panel, int num, const Rows& in, int
                                cols);
 }
 
-// The same of a gated pair; out is [rows, gate.n], of which these panels are written.
+// The same of a gated pair; out is [rows, gate.n], of which these panels are written. factors: one
+// of each row, if any.
 void Provider::multiply_gated(const Matrix& gate, const Matrix& up, int activation, int panel,
                               int num, const Rows& in, int row, int count, float* out, int thread,
-                              const float* gate_bias, const float* up_bias) {
+                              const float* gate_bias, const float* up_bias, const float* factors) {
     const int cols = std::min(num * 16, gate.n - panel * 16);
     float* g = out + static_cast<std::ptrdiff_t>(row) * gate.n + panel * 16;
     const std::ptrdiff_t ld_up = num * 16;
     float* u = scratch(thread, static_cast<std::size_t>(count) * static_cast<std::size_t>(ld_up));
     multiply(gate, panel, num, in, row, count, g, gate.n);
     multiply(up, panel, num, in, row, count, u, ld_up);
+    for (int r = 0; factors && r < count; ++r)
+        for (float* o : {g + static_cast<std::ptrdiff_t>(r) * gate.n, u + r * ld_up})
+            kernels_->scale(o, factors[row + r], static_cast<std::size_t>(cols), o);
     if (gate_bias) kernels_->add_bias(gate_bias + panel * 16, count, cols, g, gate.n);
     if (up_bias) kernels_->add_bias(up_bias + panel * 16, count, cols, u, ld_up);
     kernels_->activate(activation, g, gate.n, u, ld_up, count, cols);

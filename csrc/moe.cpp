@@ -53,7 +53,8 @@ void route_token(const Kernels& k, const Route& a, const float* logits, float* s
     const int n = a.num_experts;
     float *scores = scratch, *choice = scratch + n;
     score(k, a, logits, scores);
-    const float* by = a.sigmoid || a.bias ? scores : logits;
+    const bool by_score = a.bias || (a.sigmoid && a.num_groups > 1);
+    const float* by = by_score ? scores : logits;
     for (int e = 0; e < n; ++e) {
         const float c = a.bias ? by[e] + a.bias[e] : by[e];
         choice[e] = c >= kLowest && logits[e] == logits[e] ? c : kLowest;  // NaN goes last
@@ -118,6 +119,14 @@ void Mixture::group(int num_tokens, int top_k, const int32_t* ids, int num_exper
     }
 }
 
+// The weights of the rows, and ones in their stead.
+void Mixture::scale_inputs(const float* weights, int top_k) {
+    factors.resize(places.size());
+    for (std::size_t i = 0; i < places.size(); ++i)
+        factors[static_cast<std::size_t>(places[i])] = weights[i];
+    ones.assign(static_cast<std::size_t>(top_k), 1.0f);
+}
+
 // Tiles of about equal time over all groups: to read a panel costs as much as some rows of it.
 void Mixture::cut(int k, int panels, bool quantised, int threads) {
     const int reading = quantised ? 4 : 8;
@@ -161,13 +170,14 @@ void Provider::gather(const Rows& in, int num_tokens, const Experts& experts) {
 }
 
 void Provider::moe(const float* x, int rows, int top_k, const int32_t* ids, const float* weights,
-                   const Experts& experts, int activation, float* out) {
+                   const Experts& experts, int activation, bool scale_inputs, float* out) {
     if (rows == 0) return;
     Mixture& m = mixture_;
     const std::ptrdiff_t dim = experts.dim(), ff = experts.ff_dim();
     const auto pairs = static_cast<std::size_t>(rows) * static_cast<std::size_t>(top_k);
     const Rows in{x, experts.rounds_x ? quantize(x, rows, experts.dim()) : QuantRows{}};
     m.group(rows, top_k, ids, static_cast<int>(experts.gates.size()));
+    if (scale_inputs) m.scale_inputs(weights, top_k);
     m.rounded.resize(
         std::max(m.rounded.size(), pairs * static_cast<std::size_t>(std::max(dim, ff) / 32)));
     gather(in, rows, experts);
@@ -188,7 +198,8 @@ void Provider::moe(const float* x, int rows, int top_k, const int32_t* ids, cons
         const auto e = static_cast<std::size_t>(g.expert);
         multiply_gated(*experts.gates[e], *experts.ups[e], activation, t.panel, t.panels, g.in,
                        t.row, t.count, h + g.first * ff, thread, of(experts.gate_bias, g, ff),
-                       of(experts.up_bias, g, ff));
+                       of(experts.up_bias, g, ff),
+                       scale_inputs ? m.factors.data() + g.first : nullptr);
     });
     if (experts.rounds_h)
         each(m.blocks, [&](const Mixture::Group& g, const Mixture::Tile& b, int) {
@@ -211,7 +222,8 @@ void Provider::moe(const float* x, int rows, int top_k, const int32_t* ids, cons
         const int col = i % across * width, cols = std::min(width, experts.dim() - col);
         for (int t = i / across * height; t < std::min(rows, (i / across + 1) * height); ++t) {
             const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(t) * top_k;
-            kernels_->weighted_sum(y + col, dim, m.places.data() + at, weights + at, top_k, cols,
+            kernels_->weighted_sum(y + col, dim, m.places.data() + at,
+                                   scale_inputs ? m.ones.data() : weights + at, top_k, cols,
                                    out + t * dim + col);
         }
     });

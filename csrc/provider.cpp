@@ -130,9 +130,30 @@ void Provider::scale(const float* x, float factor, std::size_t n, float* out) {
     });
 }
 
+void Provider::scale_heads(const float* q, int rows, int width, const int32_t* positions,
+                           const float* factors, float* out) {
+    pool_.run(rows, [&](int m, int) {
+        const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(m) * width;
+        kernels_->scale(q + at, factors[positions[m]], static_cast<std::size_t>(width), out + at);
+    });
+}
+
 void Provider::softcap(const float* x, float cap, std::size_t n, float* out) {
     in_pieces(n, [&](std::size_t first, std::size_t count) {
         kernels_->softcap(x + first, cap, count, out + first);
+    });
+}
+
+void Provider::pool(const float* x, int dim, const int32_t* starts, int num_seqs,
+                    const float* weights, float* out) {
+    for (int i = static_cast<int>(ascending_.size()); i < starts[num_seqs]; ++i)
+        ascending_.push_back(i);
+    const int cols = 64, pieces = (dim + cols - 1) / cols;
+    pool_.run(num_seqs * pieces, [&](int item, int) {
+        const int seq = item / pieces, first = item % pieces * cols, start = starts[seq];
+        kernels_->weighted_sum(x + first, dim, ascending_.data() + start, weights + start,
+                               starts[seq + 1] - start, std::min(cols, dim - first),
+                               out + std::ptrdiff_t{seq} * dim + first);
     });
 }
 

@@ -84,15 +84,17 @@ struct Mixture {
     struct Tile {
         int group, row, count, panel, panels;
     };
-    std::vector<Group> groups;        // of experts that have tokens, ascending
-    std::vector<Tile> tiles, blocks;  // blocks: rows alone
-    std::vector<int32_t> tokens;      // of each row
-    std::vector<int32_t> places;      // [T, top_k]: the pairs' rows
+    std::vector<Group> groups;         // of experts that have tokens, ascending
+    std::vector<Tile> tiles, blocks;   // blocks: rows alone
+    std::vector<int32_t> tokens;       // of each row
+    std::vector<int32_t> places;       // [T, top_k]: the pairs' rows
+    std::vector<float> factors, ones;  // of each row's input, where weights are; [top_k]
     std::vector<int> ends;
     std::vector<QuantGroup> rounded;
     Floats x, h, y;
 
     void group(int num_tokens, int top_k, const int32_t* ids, int num_experts);
+    void scale_inputs(const float* weights, int top_k);
     void cut(int k, int panels, bool quantised, int threads);
     QuantRows rows(const Group& g, int k) {
         return {rounded.data() + g.first * std::ptrdiff_t{k / 32}, g.count, k / 32};
@@ -130,6 +132,8 @@ class Provider {
                     int rows, int dim, float* sum, float* out);
     void activate(const float* x, int activation, std::size_t n, float* out);
     void scale(const float* x, float factor, std::size_t n, float* out);
+    void scale_heads(const float* q, int rows, int width, const int32_t* positions,
+                     const float* factors, float* out);
     void softcap(const float* x, float cap, std::size_t n, float* out);
     void linear(const float* x, int rows, const std::vector<const Matrix*>& ws, float* out,
                 const float* bias = nullptr);
@@ -137,13 +141,15 @@ class Provider {
                       int activation, float* out);
     void route(const float* logits, int rows, const Route& a, int32_t* ids, float* weights);
     void moe(const float* x, int rows, int top_k, const int32_t* ids, const float* weights,
-             const Experts& experts, int activation, float* out);
+             const Experts& experts, int activation, bool scale_inputs, float* out);
     void rope_write(const Rope& a, int num_tokens);
     void head_linear(const float* x, int x_step, int rows, const Matrix& w, int heads, float* out,
                      int out_step);
     void latent_write(const Latent& a, int num_tokens);
     void latent_query(const LatentQuery& a, int num_tokens, const Matrix& w);
     void attention(const Attention& a, int num_seqs, const int32_t* query_start);
+    void pool(const float* x, int dim, const int32_t* starts, int num_seqs, const float* weights,
+              float* out);
     void sample(const float* logits, int rows, int vocab, const SampleRow* args, int num_top,
                 int32_t* ids, float* logprobs, int32_t* top_ids, float* top_logprobs);
 
@@ -153,7 +159,8 @@ class Provider {
                   float* out, std::ptrdiff_t ld);
     void multiply_gated(const Matrix& gate, const Matrix& up, int activation, int panel, int num,
                         const Rows& in, int row, int count, float* out, int thread,
-                        const float* gate_bias = nullptr, const float* up_bias = nullptr);
+                        const float* gate_bias = nullptr, const float* up_bias = nullptr,
+                        const float* factors = nullptr);
     void gather(const Rows& in, int num_tokens, const Experts& experts);
     void cut_chunks(const Attention& a);
     float* scratch(int thread, std::size_t floats);
@@ -167,6 +174,7 @@ class Provider {
     std::vector<AttentionItem> items_, joins_;
     std::vector<std::size_t> chunks_;  // where each begins in items_, and the end
     std::vector<QuantGroup> groups_;
+    std::vector<int32_t> ascending_;  // 0, 1, 2, ...
     Mixture mixture_;
 };
 

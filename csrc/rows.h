@@ -206,8 +206,14 @@ void rope_write_kind(const Rope& a, int first, int num) {
     };
     const int turned = a.rotary_dim;
     const size_t rest = static_cast<size_t>(a.dim - turned) * sizeof(float);
-    const auto turn = [&](int t, const float* x, const float* gain, float* out) {
-        if (gain) scale_row(x, inverse_rms(x, a.dim, a.eps), gain, a.dim, normed);
+    const auto rms_of_all = [&](const float* x, const float* gain, int heads) {
+        return gain && a.whole ? inverse_rms(x, heads * a.dim, a.eps) : 0.0f;
+    };
+    const auto turn = [&](int t, int h, const float* x, const float* gain, float all, float* out) {
+        if (gain && a.whole)
+            scale_row(x, all, gain + h * a.dim, a.dim, normed);
+        else if (gain)
+            scale_row(x, inverse_rms(x, a.dim, a.eps), gain, a.dim, normed);
         const float* from = gain ? normed : x;
         rotate(from, a.table + static_cast<ptrdiff_t>(a.positions[t]) * turned, turned, out);
         if (rest) std::memcpy(out + turned, from + turned, rest);
@@ -226,14 +232,19 @@ void rope_write_kind(const Rope& a, int first, int num) {
                    a.padded_dim;
         if (t == first) ask(t);
         if (t + run < first + num) ask(t + run);
-        for (int i = 0; i < run; ++i)
+        float k_all[kRun];
+        for (int i = 0; i < run; ++i) {
+            const float* row = a.qkv + (t + i) * width;
+            const float q_all = rms_of_all(row, a.q_gain, a.heads);
+            k_all[i] = rms_of_all(row + a.heads * a.dim, a.k_gain, a.kv_heads);
             for (int h = 0; h < a.heads; ++h)
-                turn(t + i, a.qkv + (t + i) * width + h * a.dim, a.q_gain,
+                turn(t + i, h, row + h * a.dim, a.q_gain, q_all,
                      a.q + (static_cast<ptrdiff_t>(t + i) * a.heads + h) * a.dim);
+        }
         for (int h = 0; h < a.kv_heads; ++h) {
             for (int i = 0; i < run; ++i) {
                 const float* row = a.qkv + (t + i) * width + (a.heads + h) * a.dim;
-                turn(t + i, row, a.k_gain, rotated);
+                turn(t + i, h, row, a.k_gain, k_all[i], rotated);
                 to_cache<kind>(rotated, a.dim, keys + i * a.dim);
                 to_cache<kind>(row + a.kv_heads * a.dim, a.dim,
                                v + (static_cast<ptrdiff_t>(h) * 32 + i) * a.padded_dim);

@@ -99,10 +99,14 @@ def kv_bytes(specs: Sequence[KVSpec], num_blocks: int) -> int:
 
 
 def tiny_engine(
-    family: str = "llama", kind: str = "q4", ops: Ops | None = None, **options: Any
+    family: str = "llama",
+    kind: str = "q4",
+    ops: Ops | None = None,
+    model: Model | None = None,
+    **options: Any,
 ) -> Engine:
     """`num_blocks` among the options: the size of the cache, in blocks of each group."""
-    model = tiny_model(ops or provider(), family, kind)
+    model = model or tiny_model(ops or provider(), family, kind)
     config = {"kv_memory": 2**24, "max_rows": 8, **options}
     num_blocks = config.pop("num_blocks", None)
     if num_blocks is not None:

@@ -17,12 +17,11 @@ from elinvar.models.registry import FAMILIES, find_family, load_model, read_conf
 from elinvar.ops import Ops, load_provider
 from elinvar.weights.checkpoint import open_checkpoint
 from elinvar.weights.load import load_weights
-from elinvar.weights.rules import save_state
+from elinvar.weights.save import save_state
 from families import CASES, ENGINES
 from families.base import SIZES
 from helpers import Span, assert_parity, make_batch, make_cache, run_sequences, run_tokens
 
-gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
@@ -160,86 +159,6 @@ def test_a_bare_model_is_found(tmp_path: Path) -> None:
     save_file({name.removeprefix("transformer."): t for name, t in tensors.items()}, path)
     expected = reference_logits(reference, prompt())
     assert_parity(run_tokens(load_f32(tmp_path, ops), ops, prompt()), expected)
-
-
-GGUF_NAMES = {
-    "embed_tokens": "token_embd",
-    "norm": "output_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "input_layernorm": "attn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
-
-
-def write_gguf(reference: Any, family: str, path: Path) -> None:
-    """What llama.cpp's converter makes of the reference: its names, its order of rotary pairs,
-    Gemma's gains with their 1, and Llama 3.1's scaling as divisors of the frequencies."""
-    config = reference.config
-    after_attention = "post_attention_norm" if family.startswith("gemma") else "ffn_norm"
-    names = GGUF_NAMES | {"post_attention_layernorm": after_attention}
-    writer = gguf.GGUFWriter(path, family)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    if family.startswith("gemma"):
-        writer.add_sliding_window(config.sliding_window)
-    else:
-        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-        if not config.tie_word_embeddings:
-            writer.add_tensor("output.weight", reference.lm_head.weight.detach().numpy())
-    if family == "llama":
-        theta = config.rope_parameters["rope_theta"]
-        plain = theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
-        divisors = plain / reference.model.rotary_emb.inv_freq.numpy()
-        writer.add_tensor("rope_freqs.weight", np.maximum(divisors, 1).astype(np.float32))
-    if family == "gemma2":
-        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
-        writer.add_final_logit_softcapping(config.final_logit_softcapping)
-    for name, parameter in reference.model.named_parameters():
-        stem, _, last = name.rpartition(".")
-        values = parameter.detach().numpy()
-        if family == "llama" and stem.endswith(("q_proj", "k_proj")):
-            halves = values.reshape(-1, 2, config.head_dim // 2, values.shape[1])
-            values = halves.swapaxes(1, 2).reshape(values.shape)
-        if family.startswith("gemma") and stem.endswith("norm"):
-            values = values + np.float32(1)
-        if stem.startswith("layers."):
-            _, layer, stem = stem.split(".", 2)
-            writer.add_tensor(f"blk.{layer}.{names[stem]}.{last}", np.ascontiguousarray(values))
-        else:
-            writer.add_tensor(f"{names[stem]}.weight", values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-@pytest.mark.parametrize("case", ["llama-3", "gemma2", "gemma3", "qwen2", "qwen3-tied"])
-def test_gguf_parity(case: str, ops: Ops, tmp_path: Path) -> None:
-    reference = make_reference(case)
-    if case.startswith("gemma"):
-        # GGUF files do not say query_pre_attn_scalar: it is the head dim.
-        for layer in reference.model.layers:
-            layer.self_attn.scaling = reference.config.head_dim**-0.5
-    path = tmp_path / "tiny.gguf"
-    write_gguf(reference, CASES[case].family, path)
-    model = load_f32(path, ops)
-    expected = reference_logits(reference, prompt())
-    assert_parity(run_tokens(model, ops, prompt()), expected)
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma3"])

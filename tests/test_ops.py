@@ -214,8 +214,8 @@ def spec(dim: int, dtype: str, kv_heads: int = 2, window: int | None = None) -> 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
 @pytest.mark.parametrize("dim", [8, 64, 80])
-@pytest.mark.parametrize("gains", [False, True])
-def test_rope_write(dtype: str, dim: int, gains: bool) -> None:
+@pytest.mark.parametrize("gains", ["none", "heads", "whole"])
+def test_rope_write(dtype: str, dim: int, gains: str) -> None:
     rng = np.random.default_rng(dim)
     rows, heads, s = 57, 6, spec(dim, dtype)
     qkv = normal(rng, rows, (heads + 4) * dim)
@@ -226,7 +226,8 @@ def test_rope_write(dtype: str, dim: int, gains: bool) -> None:
     slots = slots[:rows]
     angles = np.arange(64)[:, None] * np.geomspace(1, 0.01, dim // 2)
     table = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
-    q_gain, k_gain = (normal(rng, dim), normal(rng, dim)) if gains else (None, None)
+    sizes = {"none": None, "heads": (dim, dim), "whole": (heads * dim, 2 * dim)}[gains]
+    q_gain, k_gain = [normal(rng, size) for size in sizes] if sizes else (None, None)
 
     def run(ops: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         [kv] = ops.kv_layers(s, 3)  # type: ignore[attr-defined]
@@ -698,6 +699,9 @@ def test_route_of_ties_and_of_what_is_not_finite() -> None:
     logits[2, 3:] = -np.inf
     logits[3, ::2] = np.nan
     logits[4] = np.nan
+    high = np.full((1, 40), 30, np.float32)
+    high[0, [5, 9]] = 50, 40  # sigmoids of one value
+    assert BASE.route(high, 2, "sigmoid", False, 1.0)[0].tolist() == [[5, 9]]
     for scoring in ("softmax", "sigmoid"):
         results = [ops.route(logits, 4, scoring, True, 1.0) for ops in CPUS.values()]
         ids = results[0][0]
@@ -755,6 +759,25 @@ def test_moe_with_biases(kind: WeightKind) -> None:
     close(outputs[0], REF.moe(x, ids, weights, experts, "swiglu_oai"), 1e-5)
     same(outputs)
     same([outputs[0][7:8], BASE.moe(x[7:8], ids[7:8], weights[7:8], experts, "swiglu_oai")])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moe_that_scales_inputs(kind: WeightKind) -> None:
+    """Of two experts a token, with biases: these are not scaled."""
+    rng = np.random.default_rng(5)
+    experts = mixture(rng, [kind] * 5, 96, 64)
+    experts.gate_bias, experts.up_bias = normal(rng, 5, 96), normal(rng, 5, 96)
+    x, ids, weights = normal(rng, 33, 64), distinct(rng, 33, 5, 2), normal(rng, 33, 2)
+    outputs = [ops.moe(x, ids, weights, experts, "silu", True) for ops in CPUS.values()]
+    # What is rounded to int8 between the matrices may fall to either side of a half.
+    tolerance = 2e-4 if kind in QUANTISED else 1e-5
+    close(outputs[0], REF.moe(x, ids, weights, experts, "silu", True), tolerance)
+    same(outputs)
+    same([outputs[0][7:8], BASE.moe(x[7:8], ids[7:8], weights[7:8], experts, "silu", True)])
+    if kind == "f32":  # what it means, by other ops
+        one = np.ascontiguousarray(ids[:, :1])
+        scaled = BASE.moe(x * weights[:, :1], one, np.ones((33, 1), np.float32), experts, "silu")
+        close(BASE.moe(x, one, weights[:, :1].copy(), experts, "silu", True), scaled, 1e-5)
 
 
 def test_a_recorded_mixture_routes_anew() -> None:

@@ -104,6 +104,15 @@ def test_scale_and_softcap(shape: tuple[int, int]) -> None:
     assert (np.abs(outputs[0] - expected) <= 5e-7 * np.abs(expected)).all()
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 17), (40, 6, 24)])
+def test_scale_heads(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(13)
+    q, factors = normal(rng, *shape), normal(rng, 64)
+    positions = rng.permutation(64)[: len(q)].astype(np.int32)
+    expected = q * factors[positions][:, None, None]
+    same([expected, *(ops.scale_heads(q, positions, factors) for ops in CPUS.values())])
+
+
 @pytest.mark.parametrize("gains", [False, True])
 @pytest.mark.parametrize(("dim", "rotary"), [(8, 0), (8, 4), (80, 32), (64, 34), (24, 22)])
 def test_rope_write_of_a_part_of_each_head(dim: int, rotary: int, gains: bool) -> None:

@@ -22,8 +22,8 @@ from elinvar.weights.rules import (
     TransposeHeads,
     UnpermuteRows,
     bind,
-    save_state,
 )
+from elinvar.weights.save import save_state
 from elinvar.weights.tensor import HostTensor
 from model_files import float_rows, host_tensor, write_gguf
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from elinvar.base.sampling import SamplingParams
     from elinvar.engine.aio import AsyncEngine
     from elinvar.engine.core import Engine
+    from elinvar.engine.embed import Embedder, Ranked
     from elinvar.engine.llm import LLM
     from elinvar.engine.output import Completion, Delta
 
@@ -28,11 +29,13 @@ __all__ = [
     "Completion",
     "Delta",
     "ElinvarError",
+    "Embedder",
     "Engine",
     "EngineConfig",
     "EngineError",
     "InputError",
     "ModelError",
+    "Ranked",
     "SamplingParams",
     "__version__",
 ]
@@ -43,11 +46,13 @@ _HOMES = {
     "Completion": "engine.output",
     "Delta": "engine.output",
     "ElinvarError": "base.errors",
+    "Embedder": "engine.embed",
     "Engine": "engine.core",
     "EngineConfig": "base.config",
     "EngineError": "base.errors",
     "InputError": "base.errors",
     "ModelError": "base.errors",
+    "Ranked": "engine.embed",
     "SamplingParams": "base.sampling",
 }
 

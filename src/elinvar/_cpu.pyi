@@ -92,6 +92,7 @@ class Provider:
         chunk: int,
         first: int,
     ) -> Any: ...
+    def pool(self, x: Any, starts: Any, weights: Any) -> Any: ...
     def sample(
         self,
         logits: Any,

@@ -93,7 +93,8 @@ void show_mixture(Provider& p) {
                 weights.data());
         show("routes", ids.data(), ids.size() * 4);
         show("weights", weights);
-        p.moe(x.data(), rows, 2, ids.data(), weights.data(), {gates, gates, downs}, 0, y.data());
+        p.moe(x.data(), rows, 2, ids.data(), weights.data(), {gates, gates, downs}, 0, sigmoid,
+              y.data());
         show("moe", y);
     }
 }
@@ -127,6 +128,9 @@ int main(int argc, char** argv) {
     show("layer norm", out);
     p.layer_norm(x.data(), nullptr, gain.data(), y.data(), 1e-5f, 17, 100, nullptr, out.data());
     show("layer norm", out);
+    const std::vector<int32_t> starts{0, 1, 1, 17};
+    p.pool(x.data(), 100, starts.data(), 3, y.data(), out.data());
+    show("pool", out.data(), 300 * 4);
     const auto wide = floats(1700, 9.0f);
     for (const int activation : {0, 1, 2, 3}) {
         p.activate(wide.data(), activation, wide.size(), out.data());
@@ -169,6 +173,11 @@ int main(int argc, char** argv) {
                         v,
                         2 * kv_heads,
                         q.data()};
+        Rope whole = rope;
+        whole.whole = true;
+        whole.q_gain = whole.k_gain = table.data();
+        p.rope_write(whole, tokens);
+        show("q, one norm over all heads", q);
         p.rope_write(rope, tokens);
         show("q", q);
         show("cache", cache);

@@ -32,6 +32,8 @@ class ForwardBatch:
     """G arrays [T]: block id * block_size + offset where each token's K and V are written."""
     logit_rows: I32
     """[L] indices into T."""
+    type_ids: I32 | None = None
+    """[T] for encoders: which of the texts of a pair a token is of."""
 
     @property
     def num_positions(self) -> int:

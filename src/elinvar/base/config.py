@@ -96,8 +96,20 @@ class MoEConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """What encoders have and decoders have not (nn/encoder.py)."""
+
+    num_types: int = 1
+    """Kinds of tokens that the model tells apart: of a first and of a second text, usually."""
+    first_position: int = 0
+    """Row of the table of positions that the first token has."""
+    num_labels: int = 0
+    """Scores of the classification head; 0: there is none."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The shape of a text decoder, the same whether it came from GGUF or from config.json."""
+    """The shape of a text model, the same whether it came from GGUF or from config.json."""
 
     family: str
     vocab_size: int
@@ -132,6 +144,8 @@ class ModelConfig:
     """Chunked layers: a query at position p sees keys p // chunk * chunk .. p."""
     moe: MoEConfig | None = None
     latent: LatentConfig | None = None
+    encoder: EncoderConfig | None = None
+    """None: a decoder."""
     mtp_layers: int = 0
     """Heads beside the model that predict further tokens (nn/mtp.py)."""
 

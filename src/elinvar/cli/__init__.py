@@ -23,7 +23,10 @@ from elinvar.cli.terminal import fail
 @click.group(
     cls=Group,
     home=__name__,
-    lazy=("pull", "generate", "chat", "serve", "profile", "doctor", "models", "bench"),
+    lazy=(
+        *("pull", "generate", "chat", "embed", "rerank", "serve"),
+        *("profile", "doctor", "models", "bench"),
+    ),
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )

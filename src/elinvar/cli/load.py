@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.errors import InputError
 from elinvar.cli.options import format_size
-from elinvar.cli.terminal import bar
-from elinvar.engine.core import Engine
+from elinvar.cli.terminal import bar, note
+from elinvar.engine.core import Engine, LoadProgress
 from elinvar.engine.llm import LLM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from elinvar.engine.embed import Embedder
     from elinvar.ops import Ops
 
 
@@ -30,6 +31,27 @@ def load(
     chat_template: a Jinja file that replaces the model's own template. wrap_ops: see Engine.load.
     """
     source = None if chat_template is None else _read_template(chat_template)
+    with _stages() as progress:
+        llm = LLM(Engine.load(model, config, progress, wrap_ops))
+    if source is not None:
+        llm.engine.tokenizer.use_chat_template(source)
+    return llm
+
+
+def load_embedder(model: str, config: EngineConfig) -> Embedder:
+    """The same for an embedding model or a reranker; what was assumed is noted."""
+    from elinvar.engine.embed import Embedder
+
+    with _stages() as progress:
+        embedder = Embedder(model, config, progress=progress)
+    if embedder.recipe.note and not embedder.reranks:
+        note(embedder.recipe.note)
+    return embedder
+
+
+@contextmanager
+def _stages() -> Iterator[LoadProgress]:
+    """A bar for each stage of loading."""
     with ExitStack() as stack:
         current = ""
         update: Callable[[float, str], None]
@@ -41,10 +63,7 @@ def load(
                 current, update = stage, stack.enter_context(bar(stage, total or None))
             update(done, f"{100 * done // total} %" if total else format_size(done))
 
-        llm = LLM(Engine.load(model, config, progress, wrap_ops))
-    if source is not None:
-        llm.engine.tokenizer.use_chat_template(source)
-    return llm
+        yield progress
 
 
 def _read_template(path: Path) -> str:

@@ -62,6 +62,13 @@ threads = option(
     help="Compute threads (default: the CPUs this process may use).",
     section=_RUN,
 )
+weight_format = option(
+    "--weight-format",
+    type=click.Choice(["auto", "f32"]),
+    default="auto",
+    help="auto keeps the file's precision; f32 dequantises.",
+    section=_RUN,
+)
 engine = options(
     threads,
     option(
@@ -77,15 +84,22 @@ engine = options(
         help="Memory for the KV cache, as 800M or 2G (default: a share of the free memory).",
         section=_RUN,
     ),
+    weight_format,
+)
+"""How a model is run for a measurement."""
+embedding = options(
+    option("--no-truncate", is_flag=True, help="A text longer than the model takes is an error."),
+    threads,
+    weight_format,
     option(
-        "--weight-format",
-        type=click.Choice(["auto", "f32"]),
-        default="auto",
-        help="auto keeps the file's precision; f32 dequantises.",
+        "--max-context",
+        type=AT_LEAST_1,
+        metavar="TOKENS",
+        help="Longest text (default: the model's).",
         section=_RUN,
     ),
 )
-"""How a model is run for a measurement."""
+"""How a model of vectors or scores is run."""
 max_rows = option(
     "--max-rows", type=AT_LEAST_1, metavar="N", default=256, help="Requests running at once."
 )
@@ -166,7 +180,7 @@ def sampling_params(flags: dict[str, Any]) -> SamplingParams:
 
 def engine_config(flags: dict[str, Any], **more: Any) -> EngineConfig:
     """EngineConfig from the flags of a command line, and what the command itself decides."""
-    flags = {**flags, "kv_memory": parse_size(flags["kv_memory"])}
+    flags = {**flags, "kv_memory": parse_size(flags.get("kv_memory"))}
     return EngineConfig(num_threads=flags["threads"], **_of(EngineConfig, flags), **more)
 
 

@@ -15,6 +15,8 @@ from dataclasses import replace
 from numbers import Integral
 from typing import Any, Self
 
+from numpy.typing import NDArray
+
 from elinvar.base.config import EngineConfig
 from elinvar.base.digest import blake2b
 from elinvar.base.errors import EngineError, InputError, ModelError
@@ -28,7 +30,7 @@ from elinvar.engine.seeds import draw_seed
 from elinvar.engine.text import AnswerText
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
 from elinvar.models.family import Model
-from elinvar.models.registry import load_model
+from elinvar.models.registry import load_model, rebuilt
 from elinvar.ops import Ops, load_provider
 from elinvar.run.runner import Runner
 from elinvar.sched.door import max_total_tokens
@@ -121,8 +123,11 @@ class Engine:
         )
         log.info("KV cache: %s blocks, %d bytes", kv.num_blocks, kv.num_bytes)
         self.config = config
+        self._weights = weights_fingerprint
         self.fingerprint = _fingerprint(config, weights_fingerprint)
         """Changes when answers may change: weights, provider, formats."""
+        self.weight_version = 0
+        """How many times weights were pushed."""
         self.model_config = model.config
         self.tokenizer = tokenizer
         self.ops = ops
@@ -226,6 +231,25 @@ class Engine:
                 self.metrics.steps += 1
                 self.metrics.step_seconds.observe(now - began)
         return deltas
+
+    def push_weights(self, arrays: Mapping[str, NDArray[Any]]) -> int:
+        """Replace all weights, by the names of the model's checkpoints or by canonical ones; returns
+        the new weight_version. Cached prefixes belong to the weights before and are not found any
+        more. The new weights are packed beside the old ones, so both are in memory for a moment.
+
+        Raises ModelError listing what does not fit, EngineError while there are requests: a
+        sequence computed by two models is no model's. Nothing is changed then.
+        """
+        if self.has_work:
+            raise EngineError(
+                f"{len(self._live)} requests have not ended; push weights when the engine is idle."
+            )
+        self.runner.use(rebuilt(self.runner.model, arrays, self.ops, self.config.weight_format))
+        self.weight_version += 1
+        self.scheduler.kv.use_namespace(str(self.weight_version))
+        self.fingerprint = _fingerprint(self.config, f"{self._weights}+{self.weight_version}")
+        give_back()
+        return self.weight_version
 
     def close(self) -> None:
         """Give up all requests and let go of the model and the KV arrays. May be called again."""

@@ -31,9 +31,10 @@ log = logging.getLogger("elinvar.engine")
 
 END_OF_TURN = (
     *("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>"),
-    *("<|endoftext|>", "<|end_of_text|>", "<EOT>"),
+    *("<|endoftext|>", "<|end_of_text|>", "<EOT>", "<|call|>"),
 )
-"""Control tokens that end an answer in any model that has them."""
+"""Control tokens that end an answer in any model that has them; <|end|> but in those that have
+<|return|> as well (harmony), where an answer may be several messages."""
 
 _CACHE_VERSION = 1
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -71,7 +72,9 @@ class Tokenizer:
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         """Control tokens: they are no part of a decoded text."""
         self.bos_id = bos_id
-        turns = (backend.token_to_id(token) for token in END_OF_TURN)
+        turns = [backend.token_to_id(token) for token in END_OF_TURN]
+        if backend.token_to_id("<|return|>") in self.special_ids:
+            turns.remove(backend.token_to_id("<|end|>"))
         self.eos_ids = frozenset(eos_ids) | {i for i in turns if i in self.special_ids}
         """Ids that end an answer."""
         self.chat_template: ChatTemplate | None = None
@@ -199,10 +202,10 @@ def _cached_backend(checkpoint: Checkpoint, cache_dir: Path | None) -> Backend:
     return backend
 
 
-def _from_folder(checkpoint: Checkpoint) -> Tokenizer:
+def folder_backend(folder: Path) -> Backend:
+    """What tokenizer.json describes. Raises ModelError where it is missing or broken."""
     from tokenizers import Tokenizer as Backend
 
-    folder = checkpoint.path
     path = folder / "tokenizer.json"
     if not path.exists():
         raise ModelError(
@@ -216,6 +219,12 @@ def _from_folder(checkpoint: Checkpoint) -> Tokenizer:
     # A tokenizer may come with truncation or padding switched on, for training.
     backend.no_truncation()
     backend.no_padding()
+    return backend
+
+
+def _from_folder(checkpoint: Checkpoint) -> Tokenizer:
+    folder = checkpoint.path
+    backend = folder_backend(folder)
     settings = _read_optional(folder / "tokenizer_config.json")
     generation = _read_optional(folder / "generation_config.json")
     tokens = _named_tokens(folder, settings)

@@ -81,10 +81,15 @@ class KVManager:
         self.windows = [spec.window for spec in specs]
         self._full = [pool for pool, w in zip(self.pools, self.windows, strict=True) if w is None]
         self._sliding = [(g, w) for g, w in enumerate(self.windows) if w is not None]
-        self._root = blake2b(namespace.encode(), digest_size=32).digest()
+        self.use_namespace(namespace)
         self._pack = struct.Struct(f"<{self.block_size}I").pack
         self.max_sequence = min(self._alone(g) for g in range(len(specs)))
         """Most tokens that one sequence, alone, can have in blocks."""
+
+    def use_namespace(self, namespace: str) -> None:
+        """From now on nothing is found that was cached in another one; its blocks are given out
+        again as they are needed. No sequence may be alive: they remember their keys."""
+        self._root = blake2b(namespace.encode(), digest_size=32).digest()
 
     def new_sequence(self) -> SequenceKV:
         seq = SequenceKV([[] for _ in self.pools], [0] * len(self.pools))

@@ -126,7 +126,7 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         rope={"full": one_rope_from_hf(keys, latent.rope_dim)},
         attn_scale=_scale(keys, latent),
         tied_head=keys.flag("tie_word_embeddings", False),
-        moe=_moe_from_hf(keys, num_layers),
+        moe=moe_from_hf(keys, num_layers),
         latent=latent,
         mtp_layers=keys.count("num_nextn_predict_layers"),
     )
@@ -151,16 +151,17 @@ def _scale(keys: Keys, latent: LatentConfig) -> float:
     return scale * mscale * mscale
 
 
-def _moe_from_hf(keys: Keys, num_layers: int) -> MoEConfig | None:
-    """V3 scores by sigmoid and chooses with a bias, V2 by softmax; both may choose groups first."""
+def moe_from_hf(keys: Keys, num_layers: int, default: str | None = None) -> MoEConfig | None:
+    """V3 scores by sigmoid and chooses with a bias, V2 by softmax; both may choose groups first.
+    default: the method where the file gives none; otherwise its model type tells."""
     first = keys.count("first_k_dense_replace")
     step = keys.size("moe_layer_freq", 1)
     layers = tuple(i for i in range(first, num_layers) if i % step == 0)
     if not layers:
         return None
     keys.only("topk_method", "greedy", "group_limited_greedy", "noaux_tc")
-    default = "noaux_tc" if keys.raw("model_type") == "deepseek_v3" else "greedy"
-    method = keys.raw("topk_method") or default
+    of_type = "noaux_tc" if keys.raw("model_type") == "deepseek_v3" else "greedy"
+    method = keys.raw("topk_method") or default or of_type
     v3 = method == "noaux_tc"
     keys.only("scoring_func", "sigmoid" if v3 else "softmax")
     if not v3:

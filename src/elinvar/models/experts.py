@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from elinvar.base.config import ModelConfig
 from elinvar.models.shared import GGUF, HF, TO, mlp_rules
 from elinvar.nn.decoder import Feeds
 from elinvar.nn.mlp import GatedMLP
 from elinvar.nn.moe import GatedExpert, MoE
-from elinvar.ops.api import Experts, Ops
+from elinvar.ops.api import F32, Experts, Ops
 from elinvar.weights.rules import Part, Rule
 
 MAX_EXPERTS = 1 << 12
@@ -61,6 +63,42 @@ def expert_rules(
     return [replace(rule, layers=c.layers) for rule in rules]
 
 
+def stacked_rules(
+    config: ModelConfig, block: str = "mlp", in_turns: bool = False, biased: bool = False
+) -> list[Rule]:
+    """Where checkpoints, too, hold a layer's experts in stacks, of matrices as (in, out):
+    gate_up_proj, whose outputs are gate's and then up's, or gate's and up's in turns, and down_proj;
+    biases likewise."""
+    assert config.moe is not None
+    c, d, hf = config.moe, config.dim, f"{HF}{block}.experts."
+    n, f = c.num_experts, c.ff_dim
+    turns = (1, 2) if in_turns else (0, 0)
+    both = {"gate": 0, "up": 1 if in_turns else f}
+
+    def expert(e: int, part: str) -> list[Rule]:
+        k, outputs = (f, d) if part == "down" else (d, f)
+        rows, stored = Part((n, outputs), e * outputs), "down_proj"
+        hf_rows = rows
+        if part in both:
+            hf_rows, stored = Part((n, 2 * f), 2 * f * e + both[part], *turns), "gate_up_proj"
+        name, gguf = f"{TO}experts.{e}.{part}", f"{GGUF}ffn_{part}_exps."
+        matrix = Rule(
+            name,
+            hf + stored,
+            gguf + "weight",
+            (outputs, k),
+            hf_part=replace(hf_rows, of=(*hf_rows.of, k)),
+            gguf_part=replace(rows, of=(*rows.of, k)),
+            hf_transposed=True,
+        )
+        names = f"{name}_bias", f"{hf}{stored}_bias", gguf + "bias"
+        bias = Rule(*names, (outputs,), hf_part=hf_rows, gguf_part=rows)
+        return [matrix, bias] if biased else [matrix]
+
+    rules = [rule for e in range(n) for part in PARTS for rule in expert(e, part)]
+    return [replace(rule, layers=c.layers) for rule in rules]
+
+
 def dense_rules(config: ModelConfig) -> list[Rule]:
     """Of the layers that have no experts."""
     assert config.moe is not None
@@ -79,7 +117,7 @@ def feeds(config: ModelConfig, w: Mapping[str, Any], ops: Ops) -> Feeds:
     gates, ups, downs = (
         [w[f"experts.{e}.{part}"] for e in range(config.moe.num_experts)] for part in PARTS
     )
-    experts = Experts(gates, ups, downs)
+    experts = Experts(gates, ups, downs, *(_biases(w, part, len(gates)) for part in PARTS))
     shared: Feeds | None = None
     if config.moe.shared_ff_dim:
         gate, up, down = (w[f"shared.{part}"] for part in PARTS)
@@ -88,4 +126,12 @@ def feeds(config: ModelConfig, w: Mapping[str, Any], ops: Ops) -> Feeds:
             expert = Experts([gate], [up], [down])
             shared = GatedExpert(w["shared.router"], expert, config.activation, ops)
     router, bias = w["router"], w.get("bias")
-    return MoE(config.moe, router, experts, config.activation, ops, bias, shared)
+    return MoE(
+        config.moe, router, experts, config.activation, ops, bias, shared, w.get("router_bias")
+    )
+
+
+def _biases(w: Mapping[str, Any], part: str, num_experts: int) -> F32 | None:
+    if f"experts.0.{part}_bias" not in w:
+        return None
+    return np.stack([w[f"experts.{e}.{part}_bias"] for e in range(num_experts)])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.models.mtp import MTPNames
+from elinvar.nn.encoder import Encoder
 from elinvar.ops.api import F32, KVLayer, Ops
 from elinvar.weights.rules import Rule
 from elinvar.weights.tensor import HostTensor
@@ -29,8 +30,11 @@ class Model(Protocol):
         ...
 
 
+Built = TypeVar("Built", bound=Model | Encoder, covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Family:
+class Family(Generic[Built]):
     """A family's file: how its configuration is read, its weights named, its model built."""
 
     name: str
@@ -42,7 +46,7 @@ class Family:
     config_from_gguf: Callable[[Mapping[str, Any], Mapping[str, HostTensor]], ModelConfig] | None
     """None: there are no GGUF files of it, or another family reads them."""
     rules: Callable[[ModelConfig], list[Rule]]
-    build: Callable[[ModelConfig, Mapping[str, Any], Ops], Model]
+    build: Callable[[ModelConfig, Mapping[str, Any], Ops], Built]
     mtp: MTPNames | None = None
     """Where checkpoints hold heads that predict further tokens; None: they have none."""
     tested: str = "random weights against transformers"

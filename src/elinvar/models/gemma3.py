@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from elinvar.base.config import LayerKind, ModelConfig, RopeConfig
+from elinvar.base.config import ModelConfig, RopeConfig
 from elinvar.models.family import Family
-from elinvar.models.keys import Keys, checked, rope_factor_from_gguf, rope_from_hf
+from elinvar.models.keys import Keys, checked, rope_factor_from_gguf
 from elinvar.models.shared import (
     attention_rules,
     by_layer,
@@ -20,6 +20,7 @@ from elinvar.models.shared import (
     mlp_rules,
     norm_rules,
     outer_rules,
+    ropes_from_hf,
     sizes_from_gguf,
     sizes_from_hf,
 )
@@ -87,12 +88,13 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
     keys.only("attn_logit_softcapping")
     sizes = sizes_from_hf(keys, HEAD_DIM, tied=True)
     pattern = keys.size("sliding_window_pattern", PATTERN)
+    sliding_base = keys.number("rope_local_base_freq", SLIDING_BASE, smallest=1)
     sizes["attn_scale"] = keys.number("query_pre_attn_scalar", 256) ** -0.5
     config = ModelConfig(
         family="gemma3",
         norm_eps=keys.number("rms_norm_eps"),
         layer_kinds=kinds_from_hf(keys, every_nth_full(pattern, sizes["num_layers"])),
-        rope=_rope_from_hf(keys, sizes["head_dim"]),
+        rope=ropes_from_hf(keys, sizes["head_dim"], FULL_BASE, sliding_base),
         window=keys.size("sliding_window"),
         embed_scale=sizes["dim"] ** 0.5,
         activation="gelu_tanh",
@@ -126,22 +128,6 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
         **sizes,
     )
     return checked(config, "The GGUF file")
-
-
-def _rope_from_hf(keys: Keys, head_dim: int) -> dict[LayerKind, RopeConfig]:
-    """transformers 5 keeps parameters by layer type; before, scaling was of full layers only."""
-    context = keys.size("max_position_embeddings")
-    full_base = keys.number("rope_theta", FULL_BASE, smallest=1)
-    sliding_base = keys.number("rope_local_base_freq", SLIDING_BASE, smallest=1)
-    nested = keys.part("rope_parameters")
-    full = (
-        nested.part("full_attention") if keys.has("rope_parameters") else keys.part("rope_scaling")
-    )
-    sliding = nested.part("sliding_attention")
-    return {
-        "full": rope_from_hf(full, full_base, head_dim, context),
-        "sliding": rope_from_hf(sliding, sliding_base, head_dim, context),
-    }
 
 
 FAMILIES = (

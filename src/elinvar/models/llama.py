@@ -53,6 +53,7 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
             k_gain=w.get("k_norm"),
             qkv_bias=qkv_bias(w),
             out_bias=w.get("o_bias"),
+            sinks=w.get("sinks"),
         )
         mlp = feeds(config, w, ops)
         return Block(norm(w["attn_norm"]), attention, norm(w["mlp_norm"]), mlp)

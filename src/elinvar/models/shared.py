@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from elinvar.base.config import Activation, LayerKind, ModelConfig, RopeConfig
 from elinvar.models.keys import (
     MAX_LAYERS,
@@ -95,6 +97,22 @@ def one_rope_from_hf(
     )
 
 
+def ropes_from_hf(
+    keys: Keys, head_dim: int, base: float, sliding_base: float | None = None
+) -> dict[LayerKind, RopeConfig]:
+    """Of full and of sliding layers. transformers 5 keeps parameters by layer type; before, scaling
+    was of full layers only. Bases where the file gives none; sliding layers have the full ones' unless
+    `sliding_base` says otherwise."""
+    context = keys.size("max_position_embeddings")
+    params = keys.part("rope_parameters" if keys.has("rope_parameters") else "rope_scaling")
+    full = params.part("full_attention") if params.has("full_attention") else params
+    base = keys.number("rope_theta", base, smallest=1)
+    full_rope = rope_from_hf(full, base, head_dim, context)
+    sliding = params.part("sliding_attention")
+    sliding_base = sliding_base or full_rope.base
+    return {"full": full_rope, "sliding": rope_from_hf(sliding, sliding_base, head_dim, context)}
+
+
 def one_rope_from_gguf(
     keys: Keys, tensors: Mapping[str, HostTensor], head_dim: int, base: float = 10_000.0
 ) -> RopeConfig:
@@ -111,6 +129,14 @@ def kinds_from_hf(keys: Keys, default: Sequence[LayerKind]) -> tuple[LayerKind, 
     ):
         raise keys.bad("layer_types", f"a list of {' and '.join(_LAYER_TYPES)}")
     return tuple(_LAYER_TYPES[t] for t in types)
+
+
+def kinds_from_gguf(keys: Keys, num_layers: int, nth: int) -> tuple[LayerKind, ...]:
+    """The pattern is a flag a layer, or how often a full one comes; `nth` where there is none."""
+    pattern = keys.raw("attention.sliding_window_pattern")
+    if isinstance(pattern, np.ndarray):
+        return tuple("sliding" if flag else "full" for flag in pattern)
+    return every_nth_full(keys.size("attention.sliding_window_pattern", nth), num_layers)
 
 
 def every_nth_full(n: int, num_layers: int) -> tuple[LayerKind, ...]:

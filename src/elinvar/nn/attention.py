@@ -12,7 +12,7 @@ import numpy as np
 
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, LayerKind, ModelConfig
-from elinvar.ops.api import F32, KVLayer, Ops
+from elinvar.ops.api import F32, I32, KVLayer, Ops
 from elinvar.ops.layout import Weight
 
 CACHE_OF: dict[LayerKind, LayerKind] = {"full": "full", "sliding": "sliding", "chunked": "full"}
@@ -49,8 +49,14 @@ class Step:
     batch: ForwardBatch
     rope: dict[LayerKind, F32]
     """By layer kind: the rotary table [P, R]."""
+    last_keys: I32 | None = None
+    """[T] the last position that each token sees; None: its own."""
     first: int = 0
     """Layers of this forward hold no keys before this position."""
+
+    @property
+    def seen(self) -> I32:
+        return self.batch.positions if self.last_keys is None else self.last_keys
 
 
 class Attention:
@@ -107,7 +113,7 @@ class Attention:
             batch.query_start_loc,
             batch.seq_lens,
             batch.block_tables[group],
-            batch.positions,
+            step.seen,
             self.scale,
             self.window,
             softcap=self.softcap,

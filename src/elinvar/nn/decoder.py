@@ -103,6 +103,7 @@ class Decoder:
     ) -> None:
         """norm: the last one, before the head."""
         self.config, self.ops = config, ops
+        self.weight_names = frozenset(weights)
         self.ropes = {kind: RopeTable(config.rope[kind]) for kind in config.rope}
         self.embed = weights["embed"]
         self.head = (weights["embed" if config.tied_head else "head"],)
@@ -119,7 +120,7 @@ class Decoder:
         return self.logits(self.hidden(batch, kv))
 
     def hidden(self, batch: ForwardBatch, kv: Sequence[KVLayer], all_tokens: bool = False) -> F32:
-        """What the head sees: [L, D] of `batch.logit_rows`, or of all tokens."""
+        """The same up to the last norm -> [L, D], or [T, D] of all tokens."""
         step = self.step(batch)
         x_TD = self.embedded(batch)
         h_TD = self.layers[0].norm(x_TD)
@@ -130,7 +131,7 @@ class Decoder:
 
     def step(self, batch: ForwardBatch, first: int = 0) -> Step:
         rope = {kind: table.upto(batch.num_positions) for kind, table in self.ropes.items()}
-        return Step(batch, rope, first)
+        return Step(batch, rope, first=first)
 
     def embedded(self, batch: ForwardBatch) -> F32:
         return self.ops.embed(batch.input_ids, self.embed, self.config.embed_scale)

@@ -24,16 +24,19 @@ class MoE:
         ops: Ops,
         bias_E: F32 | None = None,
         shared: Callable[[F32], F32] | None = None,
+        router_bias_E: F32 | None = None,
     ) -> None:
-        """bias_E: added to the scores where experts are chosen, and only there."""
+        """bias_E: added to the scores where experts are chosen, and only there; router_bias_E: to
+        the logits."""
         self.config, self.router, self.bias = config, (router,), bias_E
+        self.router_bias = router_bias_E
         self.experts, self.activation, self.shared = experts, activation, shared
         self.ops = ops
 
     def __call__(self, x_TD: F32) -> F32:
         ops, c = self.ops, self.config
         ids_TK, weights_TK = ops.route(
-            ops.linear(x_TD, self.router),
+            ops.linear(x_TD, self.router, self.router_bias),
             c.top_k,
             c.scoring,
             c.renormalise,

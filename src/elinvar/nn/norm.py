@@ -28,6 +28,20 @@ class RMSNorm:
         return self.ops.add_rms_norm(x_TD, y_TD, self.gain, self.eps)
 
 
+class NoNorm:
+    """x itself, where a family has norms only behind attention and MLP."""
+
+    def __init__(self, ops: Ops) -> None:
+        self.ops = ops
+
+    def __call__(self, x_TD: F32) -> F32:
+        return x_TD
+
+    def add(self, x_TD: F32, y_TD: F32) -> tuple[F32, F32]:
+        sum_TD = self.ops.add(x_TD, y_TD)
+        return sum_TD, sum_TD
+
+
 class Scale:
     """x * factor, where a family scales what it adds to the stream."""
 

@@ -165,6 +165,10 @@ class Ops(Protocol):
         """x * factor, rounded once."""
         ...
 
+    def scale_heads(self, q_THD: F32, positions_T: I32, factors_P: F32) -> F32:
+        """Each token's queries times factors[position], rounded once."""
+        ...
+
     def softcap(self, x_TD: F32, cap: float) -> F32:
         """cap * tanh(x / cap) (Gemma Team, 2024)."""
         ...
@@ -200,8 +204,8 @@ class Ops(Protocol):
         """The k experts of each token by ascending id, and their weights: [T, k] each.
 
         A token's scores are the softmax or the sigmoid of its logits. Chosen are the k experts with
-        the largest score + bias (softmax without bias: the largest logit, which is the same order),
-        of equal ones the lower id. The experts may lie in groups, one after the other, and only
+        the largest score + bias (without bias, and without groups if sigmoid: the largest logit, which
+        is the same order), of equal ones the lower id. The experts may lie in groups, one after the other, and only
         those of the `top_groups` best groups be eligible, of equal ones the first: a group is worth
         its best expert (softmax; DeepSeek-AI, 2024), or the sum of its two best (sigmoid). A weight
         is the score, with `renormalise` over the ascending sum of those chosen, times `scaling`.
@@ -210,12 +214,19 @@ class Ops(Protocol):
         ...
 
     def moe(
-        self, x_TD: F32, ids_TK: I32, weights_TK: F32, experts: Experts, activation: Activation
+        self,
+        x_TD: F32,
+        ids_TK: I32,
+        weights_TK: F32,
+        experts: Experts,
+        activation: Activation,
+        scale_inputs: bool = False,
     ) -> F32:
         """sum over a token's experts of weight * (down (act(gate x) * up x)) -> [T, D]: from 0 one
         chain of FMAs by ascending expert id, the order in which ids_TK must hold them. An expert's
         products are those of `gated_linear` and `linear`; its biases are added to the finished
-        chains."""
+        chains. With `scale_inputs` (Llama 4) a weight is a factor of what its expert sees: the finished
+        chains gate x and up x are multiplied by it, and the sum has weights of 1."""
         ...
 
     def rope_write(
@@ -230,11 +241,11 @@ class Ops(Protocol):
         k_gain_D: F32 | None,
         eps: float,
     ) -> F32:
-        """Split qkv [T, (H + 2 Hkv) D]; RMS norm per head of q and k where gains are given; rotate
-        the first R dims of each head of q and k, pairs (i, i + R/2), by rope_PD[position] [R] =
-        cos in the first half, sin in the second (R from 0 to D; the other dims stay); write k and
-        v to their slots, saturated to the largest number of the cache's dtype (NaN too). Returns
-        q [T, H, D]."""
+        """Split qkv [T, (H + 2 Hkv) D]; RMS norm of q and k where gains are given, of each head by
+        gains [D], or of all heads as one row by gains [H D] and [Hkv D] (OLMo 2); rotate the first
+        R dims of each head of q and k, pairs (i, i + R/2), by rope_PD[position] [R] = cos in the
+        first half, sin in the second (R from 0 to D; the other dims stay); write k and v to their
+        slots, saturated to the largest number of the cache's dtype (NaN too). Returns q [T, H, D]."""
         ...
 
     def head_linear(self, x_TK: F32, w: Weight, num_heads: int) -> F32:
@@ -281,9 +292,12 @@ class Ops(Protocol):
         chunk: int | None = None,
         first: int = 0,
     ) -> F32:
-        """Causal attention over the cache -> [T, H * value dim]. A query at position p sees keys n .. p,
+        """Attention over the cache -> [T, H * value dim]. A query at position p sees keys n .. p,
         where n is the largest of `first` (slots before it may hold nothing: nn/mtp.py),
-        p - window + 1 and p // chunk * chunk (Llama 4). A score is q·k * scale, with `softcap` (Gemma 2) softcap * tanh(q·k * scale / softcap).
+        p - window + 1 and p // chunk * chunk (Llama 4). A score is q·k * scale, with `softcap`
+        (Gemma 2) softcap * tanh(q·k * scale / softcap). That is causal attention; where positions_T
+        holds each sequence's last position for all of its queries, they see all its keys, as in
+        encoders.
 
         Keys are walked in blocks of 32 at absolute positions with a running softmax (Milakov and
         Gimelshein, 2018), restarted every ATTENTION_SPLIT keys and merged in ascending order (Dao
@@ -291,6 +305,11 @@ class Ops(Protocol):
         them; out = a / l. A head's sink (Xiao et al., 2023; gpt-oss) is a score without a value
         that is joined last: n = max(m, sink), out = (a * e^(m - n)) / fma(l, e^(m - n),
         e^(sink - n))."""
+        ...
+
+    def pool(self, x_TD: F32, starts: I32, weights_T: F32) -> F32:
+        """For each r the rows starts[r] .. starts[r + 1] - 1 of x, times their weights, summed ->
+        [R, D]: from 0 one chain of FMAs by ascending row."""
         ...
 
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:

@@ -65,6 +65,10 @@ def scale(x_TD: F32, factor: float) -> Cost:
     return Cost("", 0, 2 * x_TD.nbytes, x_TD.size)
 
 
+def scale_heads(q_THD: F32, positions_T: I32, factors_P: F32) -> Cost:
+    return Cost("", 0, 2 * q_THD.nbytes + 8 * positions_T.size, q_THD.size)
+
+
 def softcap(x_TD: F32, cap: float) -> Cost:
     return Cost("", 0, 2 * x_TD.nbytes, 3 * x_TD.size)
 
@@ -101,7 +105,14 @@ def route(
     return Cost("", 0, logits_TE.nbytes + 8 * rows * k, 4 * rows * experts)
 
 
-def moe(x_TD: F32, ids_TK: I32, weights_TK: F32, experts: Experts, activation: Activation) -> Cost:
+def moe(
+    x_TD: F32,
+    ids_TK: I32,
+    weights_TK: F32,
+    experts: Experts,
+    activation: Activation,
+    scale_inputs: bool = False,
+) -> Cost:
     """Experts that no token goes to are not read."""
     parts = experts.gates, experts.ups, experts.downs
     first = [part[0] for part in parts]
@@ -195,6 +206,11 @@ def attention(
     return Cost(label, streamed, streamed + q_THD.nbytes + outputs, ops)
 
 
+def pool(x_TD: F32, starts: I32, weights_T: F32) -> Cost:
+    outputs = 4 * (starts.size - 1) * x_TD.shape[1]
+    return Cost("", 0, x_TD.nbytes + weights_T.nbytes + outputs, 2 * x_TD.size)
+
+
 def sample(logits_LV: F32, args: SampleArgs) -> Cost:
     """One pass with an exponential, whatever the filters: they decide how many more there are."""
     return Cost("", 0, logits_LV.nbytes, 4 * logits_LV.size)
@@ -204,9 +220,9 @@ COSTS: dict[str, Callable[..., Cost]] = {
     function.__name__: function
     for function in (
         *(embed, rms_norm, add, concat, add_rms_norm, linear, gated_linear, route, moe),
-        *(rope_write, attention, sample),
+        *(rope_write, attention, pool, sample),
         *(head_linear, latent_query, latent_write),
-        *(layer_norm, add_layer_norm, scale, softcap, activate),
+        *(layer_norm, add_layer_norm, scale, scale_heads, softcap, activate),
     )
 }
 """By the op's name: every op of `Ops` that computes."""

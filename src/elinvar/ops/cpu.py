@@ -81,6 +81,9 @@ class CpuOps:
     def scale(self, x_TD: F32, factor: float) -> F32:
         return self._provider.scale(x_TD, factor)
 
+    def scale_heads(self, q_THD: F32, positions_T: I32, factors_P: F32) -> F32:
+        return self._provider.scale_heads(q_THD, positions_T, factors_P)
+
     def softcap(self, x_TD: F32, cap: float) -> F32:
         return self._provider.softcap(x_TD, cap)
 
@@ -119,11 +122,16 @@ class CpuOps:
         return ids, weights
 
     def moe(
-        self, x_TD: F32, ids_TK: I32, weights_TK: F32, experts: Experts, activation: Activation
+        self,
+        x_TD: F32,
+        ids_TK: I32,
+        weights_TK: F32,
+        experts: Experts,
+        activation: Activation,
+        scale_inputs: bool = False,
     ) -> F32:
-        return self._provider.moe(
-            x_TD, ids_TK, weights_TK, _experts(experts), _ACTIVATIONS[activation]
-        )
+        kind = _ACTIVATIONS[activation]
+        return self._provider.moe(x_TD, ids_TK, weights_TK, _experts(experts), kind, scale_inputs)
 
     def rope_write(
         self,
@@ -198,6 +206,9 @@ class CpuOps:
             chunk or 0,
             first,
         )
+
+    def pool(self, x_TD: F32, starts: I32, weights_T: F32) -> F32:
+        return self._provider.pool(x_TD, starts, weights_T)
 
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:
         self._provider.begin_recording()

@@ -20,6 +20,7 @@ One panel, padded to 64 bytes (G = K / 32 groups):
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -159,6 +160,23 @@ def unpack_codes(
 
     mins = column_values(scales_at + PANEL * 2) if w.kind != "q8" else None
     return codes8, column_values(scales_at), mins
+
+
+def join(parts: Sequence[Weight], axis: int) -> Weight:
+    """Matrices of one kind, one below the other (0) or side by side (1)."""
+    kind = parts[0].kind
+    if kind in QUANTISED:
+        codes, scales, mins = zip(*map(unpack_codes, parts), strict=True)
+        values = np.concatenate(codes, axis)
+        halves = [
+            np.concatenate(f, axis).astype(np.float16) for f in (scales, mins) if f[0] is not None
+        ]
+        if kind == "q8":
+            return pack_q8(values, *halves)
+        return (pack_q4 if kind == "q4" else pack_q5)(values.view(np.uint8), *halves)
+    full = np.concatenate([unpack(part) for part in parts], axis)
+    # Exact: the low half of what came from bf16 is zero.
+    return pack_float(kind, full.view(np.uint32) >> 16 if kind == "bf16" else full)
 
 
 def _nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -77,6 +78,9 @@ class RefOps:
     def scale(self, x_TD: F32, factor: float) -> F32:
         return x_TD * np.float32(factor)
 
+    def scale_heads(self, q_THD: F32, positions_T: I32, factors_P: F32) -> F32:
+        return q_THD * factors_P[positions_T][:, None, None]
+
     def softcap(self, x_TD: F32, cap: float) -> F32:
         return (cap * np.tanh(x_TD.astype(np.float64) / cap)).astype(np.float32)
 
@@ -109,7 +113,8 @@ class RefOps:
                 scores /= scores.sum()
             else:
                 scores = 1 / (1 + np.exp(-row))
-            choice = scores if bias_E is None else scores + bias_E
+            by_logit = bias_E is None and (scoring == "softmax" or num_groups == 1)
+            choice = row if by_logit else scores if bias_E is None else scores + bias_E
             groups = choice.reshape(num_groups, -1)
             best = np.sort(groups)[:, -1 if scoring == "softmax" else -2 :].sum(-1)
             kept = np.argsort(-best, kind="stable")[:top_groups]
@@ -121,18 +126,24 @@ class RefOps:
         return ids, weights
 
     def moe(
-        self, x_TD: F32, ids_TK: I32, weights_TK: F32, experts: Experts, activation: Activation
+        self,
+        x_TD: F32,
+        ids_TK: I32,
+        weights_TK: F32,
+        experts: Experts,
+        activation: Activation,
+        scale_inputs: bool = False,
     ) -> F32:
         y = np.zeros(x_TD.shape)
         for e in np.unique(ids_TK):  # ascending
             tokens, places = np.nonzero(ids_TK == e)
             x = x_TD[tokens]
-            g = self.linear(x, [experts.gates[e]], _row(experts.gate_bias, e))
-            u = self.linear(x, [experts.ups[e]], _row(experts.up_bias, e))
-            h = _gated(g, u, activation)
-            d = self.linear(h, [experts.downs[e]], _row(experts.down_bias, e))
-            weights = weights_TK[tokens, places].astype(np.float64)
-            y[tokens] += weights[:, None] * d
+            weights = weights_TK[tokens, places][:, None]
+            before, after = (weights, np.ones_like(weights))[:: 1 if scale_inputs else -1]
+            g = self._linear(x, experts.gates[e]) * before + _row(experts.gate_bias, e)
+            u = self._linear(x, experts.ups[e]) * before + _row(experts.up_bias, e)
+            d = self._linear(_gated(g, u, activation), experts.downs[e])
+            y[tokens] += after.astype(np.float64) * (d + _row(experts.down_bias, e))
         return y.astype(np.float32)
 
     def rope_write(
@@ -152,9 +163,9 @@ class RefOps:
         qkv = qkv_TN.reshape(t, num_heads + 2 * num_kv, dim)
         q, k, v = np.split(qkv, [num_heads, num_heads + num_kv], axis=1)
         if q_gain_D is not None:
-            q = self.rms_norm(q, q_gain_D, eps)
+            q = self.rms_norm(q.reshape(t, -1, q_gain_D.size), q_gain_D, eps).reshape(q.shape)
         if k_gain_D is not None:
-            k = self.rms_norm(k, k_gain_D, eps)
+            k = self.rms_norm(k.reshape(t, -1, k_gain_D.size), k_gain_D, eps).reshape(k.shape)
         table = rope_PD[positions_T].astype(np.float64)
         q, k = _rotate(q, table), _rotate(k, table)
         block, offset = slots_T // BLOCK_SIZE, slots_T % BLOCK_SIZE
@@ -232,6 +243,11 @@ class RefOps:
                     p = np.exp(s - largest)
                     out[i, h] = (p / (p.sum() + np.exp(sink - largest))) @ values
         return out.reshape(t, heads * value_dim)
+
+    def pool(self, x_TD: F32, starts: I32, weights_T: F32) -> F32:
+        weighted = x_TD.astype(np.float64) * weights_T[:, None]
+        sums = [weighted[a:b].sum(0) for a, b in pairwise(starts)]
+        return np.array(sums, np.float32).reshape(-1, x_TD.shape[1])
 
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:
         return run
@@ -374,8 +390,8 @@ def _gated(g: F32, u: F32, activation: Activation) -> F32:
     return (_activated(g, activation) * factor).astype(np.float32)
 
 
-def _row(bias: F32 | None, e: int) -> F32 | None:
-    return None if bias is None else bias[e]
+def _row(bias: F32 | None, e: int) -> F32 | float:
+    return 0.0 if bias is None else bias[e]
 
 
 def _rotate(x: F32, table_TR: F64) -> F32:

@@ -28,14 +28,18 @@ class Runner:
         max_rows: int,
         max_context: int,
     ) -> None:
-        self.model = model
         self.ops = ops
         self.rows = Rows(max_rows, max_context, len(specs))
         layers: dict[int, KVLayer] = {}
         for spec, count in zip(specs, num_blocks, strict=True):
             layers |= zip(spec.layers, ops.kv_layers(spec, count), strict=True)
         self.kv: list[KVLayer] = [layers[i] for i in range(len(layers))]
-        self.graphs = Graphs(model, ops, self.kv)
+        self.use(model)
+
+    def use(self, model: Model) -> None:
+        """Compute with this model, whose cache is the same, from the next step on."""
+        self.model = model
+        self.graphs = Graphs(model, self.ops, self.kv)
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Compute the planned spans and sample where a span ends at the last known token.

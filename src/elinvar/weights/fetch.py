@@ -17,9 +17,13 @@ Progress = Callable[[str, int, int | None], None]
 GGUF_PART = re.compile(r"(?P<name>.+\.gguf)\.part-?(?P<index>\d+)")
 """A GGUF file cut in pieces, for indexes that limit a file's size."""
 
+MODULE_FILE = re.compile(r"\d+_\w+/[\w.-]+")
+"""In the folder of a part of an embedding model, as sentence-transformers numbers them."""
+
 _NAMES = {
     *("config.json", "generation_config.json", "special_tokens_map.json"),
-    "hf_quant_config.json",
+    *("hf_quant_config.json", "vocab.txt", "modules.json"),
+    *("config_sentence_transformers.json", "sentence_bert_config.json"),
 }
 _ENDINGS = (".gguf", ".safetensors", ".safetensors.index.json")
 POLL_SECONDS = 0.2

@@ -25,7 +25,7 @@ from urllib.request import Request, urlopen
 
 from elinvar.base.errors import ModelError
 from elinvar.weights.cache import CachedFile
-from elinvar.weights.fetch import Fetched, Progress, is_model_file, sha256
+from elinvar.weights.fetch import MODULE_FILE, Fetched, Progress, is_model_file, sha256
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 SILENCE_SECONDS = 15.0
@@ -82,8 +82,10 @@ def fetch_hub(
     except _NETWORK as error:
         raise ModelError(_reason(repo, error)) from error
     for each in chosen:
-        _part(work, commit, each).replace(target / Path(each.name).name)
-    files = [CachedFile(Path(each.name).name, each.size, each.sha256) for each in chosen]
+        place = target / _place(each.name)
+        place.parent.mkdir(exist_ok=True)
+        _part(work, commit, each).replace(place)
+    files = [CachedFile(_place(each.name), each.size, each.sha256) for each in chosen]
     return Fetched(commit, tuple(files))
 
 
@@ -137,6 +139,11 @@ def _listed(entry: Any) -> _Listed:
     return _Listed(str(entry["rfilename"]), int(entry["size"]), lfs.get("sha256"), entry["blobId"])
 
 
+def _place(name: str) -> str:
+    """Where a file of the repository lies in the cache: a GGUF file's folder is left out."""
+    return name if MODULE_FILE.fullmatch(name) else Path(name).name
+
+
 def _choose(name: str, listed: list[str], file: str | None) -> list[str]:
     """The files to download. A repository that has only GGUF files needs the user's choice."""
     if file is not None:
@@ -145,7 +152,8 @@ def _choose(name: str, listed: list[str], file: str | None) -> list[str]:
         if not file.endswith(".gguf"):
             raise ModelError(f"{file} of {name} is not a GGUF file; leave the file out: '{name}'.")
         return [file]
-    top = [f for f in listed if "/" not in f and is_model_file(f) and not f.endswith(".gguf")]
+    ours = (f for f in listed if "/" not in f or MODULE_FILE.fullmatch(f))
+    top = [f for f in ours if is_model_file(Path(f).name) and not f.endswith(".gguf")]
     if any(f.endswith(".safetensors") for f in top):
         # Some repositories also hold the same weights in one consolidated file.
         return [f for f in top if not f.startswith("consolidated")]

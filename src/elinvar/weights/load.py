@@ -1,7 +1,9 @@
 """load_weights: a checkpoint and a family's rules to packed weights, through the pack cache.
 
-The first load packs row chunk by row chunk, so that its memory stays small, and writes one file;
-later loads map it. Where no cache folder can be written the weights are packed in memory.
+The first load packs row chunk by row chunk and writes one file; later loads map it. Where no cache
+folder can be written the weights are packed in memory. Besides them, memory holds the rows of one
+chunk: of the checkpoint, which is mapped, what was read is given back after each
+(docs/design/010-loading.md).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from elinvar.base.config import ModelConfig
 from elinvar.base.errors import ModelError
 from elinvar.ops.layout import (
+    GROUP,
     PANEL,
     QUANTISED,
     aligned_empty,
@@ -38,7 +41,7 @@ from elinvar.weights.packfile import (
     write_pack,
 )
 from elinvar.weights.quants import dequantize, kind_of, to_codes
-from elinvar.weights.rules import Binding, Rule, State, TransposeHeads, bind
+from elinvar.weights.rules import Binding, Cut, Rule, State, TransposeHeads, bind
 from elinvar.weights.tensor import HostTensor
 
 Log = Callable[[str], None]
@@ -56,6 +59,8 @@ class _Item:
     entry: Entry
     binding: Binding
     note: str
+    as_f32: bool = False
+    """Whatever it is stored as."""
 
 
 def load_weights(
@@ -79,7 +84,10 @@ def load_weights(
     log = log or (lambda _: None)
     bindings = bind(rules, checkpoint.format, config.num_layers)
     key = pack_key(checkpoint.fingerprint, weight_format, bindings)
-    path = _pack_path(checkpoint, weight_format, part, cache_dir) if cache_dir else None
+    if any(binding.cut for binding in bindings):
+        part += f"-{key.hex()[:8]}"
+    what = f"{weight_format}-{part.strip('-')}" if part else weight_format
+    path = _pack_path(checkpoint, what, cache_dir) if cache_dir else None
     if path is not None:
         try:
             pack = read_pack(path, key)
@@ -122,15 +130,15 @@ class _Packer:
 
     def chunks(self, entry: Entry) -> Iterator[NDArray[np.uint8]]:
         """The entry's packed bytes, a few panels at a time."""
-        binding = self._items[entry.name].binding
-        tensor = binding.canonical(self._checkpoint.tensors[binding.source])
+        item = self._items[entry.name]
+        stored = self._checkpoint.tensors[item.binding.source]
         if entry.kind == "vector":
-            yield self._counted(dequantize(tensor).view(np.uint8))
-        else:
-            rows, k = tensor.shape
-            step = max(1, _CHUNK_ELEMENTS // (k * PANEL)) * PANEL
-            for start in range(0, rows, step):
-                yield self._counted(_pack_rows(tensor, entry, start, min(start + step, rows)))
+            yield self._counted(dequantize(item.binding.vector(stored)).view(np.uint8))
+            return
+        rows, k = entry.shape
+        step = max(1, _CHUNK_ELEMENTS // (k * PANEL)) * PANEL
+        for start in range(0, rows, step):
+            yield self._counted(_pack_rows(item, stored, start, min(start + step, rows)))
 
     def _counted(self, chunk: NDArray[np.uint8]) -> NDArray[np.uint8]:
         # An embedding can be larger than all the rest: do not hold what has been read.
@@ -140,18 +148,22 @@ class _Packer:
         return chunk
 
 
-def _pack_rows(tensor: HostTensor, entry: Entry, start: int, stop: int) -> NDArray[np.uint8]:
+def _pack_rows(item: _Item, stored: HostTensor, start: int, stop: int) -> NDArray[np.uint8]:
     """Rows start .. stop, start a multiple of PANEL; panels of chunks follow one another."""
-    kind = kind_of(tensor)[0]
-    if entry.kind == "f32" and kind != "f32":
-        return pack_float("f32", dequantize(tensor, start, stop)).data
-    codes = to_codes(tensor, start, stop)
+    tensor, cut = item.binding.rows(stored, start, stop), item.binding.cut
+    columns = slice(cut.start, cut.stop) if cut and cut.axis == 1 else slice(None)
+    if item.as_f32:
+        return pack_float("f32", dequantize(tensor)[:, columns]).data
+    codes = to_codes(tensor)
+    values = codes.values[:, columns]
     if codes.scales is None:
-        return pack_float(codes.kind, codes.values).data
+        return pack_float(codes.kind, values).data
+    groups = slice(cut.start // GROUP, cut.stop // GROUP) if cut and cut.axis == 1 else slice(None)
+    scales = codes.scales[:, groups]
     if codes.mins is None:
-        return pack_q8(codes.values, codes.scales).data
+        return pack_q8(values, scales).data
     pack = pack_q4 if codes.kind == "q4" else pack_q5
-    return pack(codes.values, codes.scales, codes.mins).data
+    return pack(values, scales, codes.mins[:, groups]).data
 
 
 def _gather(entry: Entry, chunks: Iterator[NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -196,12 +208,27 @@ def _plan(
         kind, note = kind_of(tensor)
         if isinstance(binding.fix, TransposeHeads) and kind in QUANTISED:
             kind, note = "f32", f"{tensor.dtype} -> f32 (transposed)"
+        if weight_format == "f32":
+            kind, note = "f32", f"{tensor.dtype} -> f32"
+        if binding.cut is not None:
+            if binding.cut.axis == 1 and kind in QUANTISED:
+                _check_groups(binding.name, shape[1], binding.cut)
+            shape = binding.cut.of(shape)
         if len(shape) == 1:
             yield _Item(Entry(binding.name, "vector", shape), binding, "")
-        elif weight_format == "f32":
-            yield _Item(Entry(binding.name, "f32", shape), binding, f"{tensor.dtype} -> f32")
         else:
-            yield _Item(Entry(binding.name, kind, shape), binding, note)
+            yield _Item(Entry(binding.name, kind, shape), binding, note, weight_format == "f32")
+
+
+def _check_groups(name: str, num_inputs: int, cut: Cut) -> None:
+    """A group of codes with its scale stays whole."""
+    if cut.start % GROUP or cut.stop % GROUP:
+        groups = num_inputs // GROUP
+        sizes = ", ".join(str(n) for n in range(1, groups + 1) if groups % n == 0)
+        raise ModelError(
+            f"The matrix {name} has {num_inputs} inputs, quantised in groups of {GROUP}, which a "
+            f"part from {cut.start} to {cut.stop} would tear; share it among {sizes} ranks."
+        )
 
 
 def _check_biases(checkpoint: Checkpoint, used: set[str]) -> None:
@@ -217,10 +244,9 @@ def _check_biases(checkpoint: Checkpoint, used: set[str]) -> None:
             )
 
 
-def _pack_path(checkpoint: Checkpoint, weight_format: str, part: str, cache_dir: Path) -> Path:
+def _pack_path(checkpoint: Checkpoint, what: str, cache_dir: Path) -> Path:
     stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in checkpoint.path.stem)[:60]
-    kind = f"{weight_format}-{part}" if part else weight_format
-    name = f"{stem}-{checkpoint.fingerprint[:16]}-{kind}-v{PACK_VERSION}.pack"
+    name = f"{stem}-{checkpoint.fingerprint[:16]}-{what}-v{PACK_VERSION}.pack"
     return cache_dir / "packed" / name
 
 

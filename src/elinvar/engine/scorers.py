@@ -1,0 +1,116 @@
+"""How well documents answer a query, by three kinds of models: one that reads both at once, one that
+says yes or no after reading both, and one that compares their vectors.
+
+Legend: R documents, D model dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from elinvar.base.errors import ModelError
+from elinvar.engine.encodings import Encodings
+from elinvar.models.keys import Keys
+from elinvar.nn.decoder import Decoder
+from elinvar.nn.encoder import Encoder
+from elinvar.nn.pooling import Pooling
+from elinvar.ops.api import F32, Ops
+from elinvar.ops.layout import pack_float
+from elinvar.run.texts import Text, TextRunner
+
+Batches = Callable[[Sequence[Text]], Iterator[Sequence[Text]]]
+
+INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+"""Of Qwen3-Reranker where the user gives none."""
+_BEFORE = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and "
+    'the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
+    "<|im_start|>user\n"
+)
+_AFTER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+_SIGMOID, _IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"
+
+
+class Scorer(Protocol):
+    def encode(self, query: str, documents: Sequence[str], instruction: str | None) -> list[Text]:
+        """The pairs as the model reads them."""
+        ...
+
+    def __call__(self, pairs: Sequence[Text]) -> F32:
+        """The score [R] of each."""
+        ...
+
+
+class CrossEncoder:
+    """A head with one label on the first token of the pair; a sigmoid over it, unless config.json says
+    otherwise."""
+
+    def __init__(
+        self, runner: TextRunner, encodings: Encodings, metadata: dict[str, Any], ops: Ops
+    ) -> None:
+        assert isinstance(runner.model, Encoder)
+        self._model, self._runner, self._encodings, self._ops = runner.model, runner, encodings, ops
+        labels = self._model.encoder.num_labels
+        if labels != 1:
+            raise ModelError(
+                f"This model tells {labels} labels apart and cannot rank; use a reranker, which has "
+                "one label."
+            )
+        keys = Keys(metadata, "config.json")
+        for key, where in (
+            ("activation_fn", keys.part("sentence_transformers")),
+            ("sbert_ce_default_activation_function", keys),
+        ):
+            where.only(key, _SIGMOID, _IDENTITY)
+            if where.has(key):
+                self._sigmoid = where.raw(key) == _SIGMOID
+                break
+        else:
+            self._sigmoid = True
+        self._first = Pooling(("cls",), ops)
+
+    def encode(self, query: str, documents: Sequence[str], instruction: str | None) -> list[Text]:
+        return self._encodings.pairs(query, documents)
+
+    def __call__(self, pairs: Sequence[Text]) -> F32:
+        first_RD, _ = self._runner.hidden(pairs, self._first.rows)
+        scores_R1 = self._model.scores(first_RD)
+        if self._sigmoid:  # what routing to one expert makes of its logit
+            scores_R1 = self._ops.route(scores_R1, 1, "sigmoid", False, 1.0)[1]
+        return scores_R1[:, 0]
+
+
+class YesOrNo:
+    """Qwen3-Reranker (Zhang et al., 2025): a decoder is asked, and the score is how much likelier "yes"
+    is than "no" as its first word."""
+
+    def __init__(self, runner: TextRunner, encodings: Encodings, ops: Ops) -> None:
+        assert isinstance(runner.model, Decoder)
+        self._model, self._runner, self._encodings, self._ops = runner.model, runner, encodings, ops
+        words = [encodings.token_id(word) for word in ("no", "yes", "<|im_start|>")]
+        if None in words:
+            raise ModelError(
+                "This model has no head that scores, and no tokens 'yes', 'no' and '<|im_start|>' as "
+                "Qwen3-Reranker has; use a reranker."
+            )
+        rows = ops.embed(np.array(words[:2], np.int32), self._model.head[0], 1.0)
+        self._words = [pack_float("f32", rows)]
+        self._before, self._after = encodings.plain([_BEFORE, _AFTER])
+        self._last = Pooling(("lasttoken",), ops)
+
+    def encode(self, query: str, documents: Sequence[str], instruction: str | None) -> list[Text]:
+        wanted = instruction or INSTRUCTION
+        asked = [f"<Instruct>: {wanted}\n<Query>: {query}\n<Document>: {d}" for d in documents]
+        room = self._encodings.max_tokens - len(self._before) - len(self._after)
+        return [
+            Text([*self._before, *ids[:room], *self._after], truncated=len(ids) > room)
+            for ids in self._encodings.plain(asked)
+        ]
+
+    def __call__(self, pairs: Sequence[Text]) -> F32:
+        last_RD, _ = self._runner.hidden(pairs, self._last.rows)
+        both_R2 = self._ops.linear(last_RD, self._words)
+        return self._ops.route(both_R2, 2, "softmax", False, 1.0)[1][:, 1]

@@ -1,0 +1,48 @@
+"""BERT's tokenizer (Schuster and Nakajima, 2012; Devlin et al., 2018) from its list of words alone, as
+vocab.txt or a GGUF file holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from elinvar.base.errors import ModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_MAX_WORD = 100
+"""Characters; a longer word is unknown."""
+
+
+def build_wordpiece(tokens: Sequence[str], settings: Mapping[str, Any], source: str) -> Backend:
+    """`tokens`: by id, with ## before those that go on with a word. `settings`: of
+    tokenizer_config.json. Raises ModelError where the list is none of BERT's."""
+    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    missing = [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in vocabulary]
+    if missing:
+        raise ModelError(
+            f"{source} is no list of BERT's words: it lacks {missing[0]}; convert the tokenizer with "
+            "transformers' save_pretrained, which writes tokenizer.json."
+        )
+    backend = Tokenizer(
+        models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD)
+    )
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=bool(settings.get("do_lower_case", True)),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = [token for token in _SPECIAL if token in vocabulary]
+    backend.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    return backend

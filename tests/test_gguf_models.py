@@ -1,0 +1,43 @@
+"""Families from GGUF files against transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from elinvar.ops import load_provider
+from gguf_models import write_model
+from helpers import assert_parity, run_tokens
+from test_models_tiny import load_f32, make_reference, prompt, reference_logits
+
+CASES = [
+    ("llama-3", "llama"),
+    ("gemma2", "gemma2"),
+    ("gemma3", "gemma3"),
+    ("qwen2", "qwen2"),
+    ("qwen3-tied", "qwen3"),
+    ("starcoder2-full", "starcoder2"),
+    ("phi", "phi2"),
+    ("gpt-neox", "gptneox"),
+    ("gpt-neox-serial", "gptneox"),
+    ("gpt2", "gpt2"),
+    ("mixtral", "llama"),
+    ("qwen2-moe", "qwen2moe"),
+    ("qwen3-moe", "qwen3moe"),
+    ("glm4-moe", "glm4moe"),
+    ("olmo2", "olmo2"),
+    ("olmo3-yarn", "olmo2"),
+]
+
+
+@pytest.mark.parametrize("provider", ["ref", "cpu"])
+@pytest.mark.parametrize(("case", "arch"), CASES, ids=lambda one: one)
+def test_gguf_parity(case: str, arch: str, provider: str, tmp_path: Path) -> None:
+    reference, ops = make_reference(case), load_provider(provider)
+    if arch.startswith("gemma"):
+        # GGUF files do not say query_pre_attn_scalar: it is the head dim.
+        for layer in reference.model.layers:
+            layer.self_attn.scaling = reference.config.head_dim**-0.5
+    model = load_f32(write_model(reference, arch, tmp_path / "tiny.gguf"), ops)
+    assert_parity(run_tokens(model, ops, prompt()), reference_logits(reference, prompt()))

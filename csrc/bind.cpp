@@ -238,6 +238,33 @@ F32Out gated_linear(Session& p, F32In x, const BoundMatrix& gate, const BoundMat
     return out;
 }
 
+F32Out gated(Session& p, F32In x, int activation) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1) / 2});
+    submit(p, [&p, activation, x = x.data(), rows = rows_of(x), cols = last_of(x) / 2,
+               o = out.data()] { p.gated(x, rows, cols, activation, o); });
+    return out;
+}
+
+struct BoundLora {  // whoever made the matrices keeps them
+    std::vector<LoraTarget> targets;
+    BoundLora(const std::vector<int>& columns, std::size_t num_adapters) {
+        for (const int col : columns)
+            targets.push_back({col, std::vector<LoraTarget::Pair>(num_adapters)});
+    }
+    void set(std::size_t target, std::size_t adapter, const BoundMatrix& a, const BoundMatrix& b,
+             float scale) {
+        targets.at(target).pairs.at(adapter) = {&a, &b, scale};
+    }
+};
+
+void lora(Session& p, nb::ndarray<float, nb::c_contig, nb::device::cpu> y, F32In x, I32In adapters,
+          const BoundLora& lora) {
+    submit(p, [&p, &lora, x = x.data(), rows = rows_of(x), k = last_of(x), a = adapters.data(),
+               y = y.data(), ld = static_cast<std::ptrdiff_t>(y.shape(1))] {
+        p.lora(x, rows, k, a, lora.targets, y, ld);
+    });
+}
+
 nb::tuple route(Session& p, F32In logits, int top_k, bool sigmoid, bool renormalise, float scaling,
                 std::optional<F32In> bias, int num_groups, int top_groups) {
     const auto k = static_cast<std::size_t>(top_k);
@@ -462,6 +489,9 @@ NB_MODULE(_cpu, m) {
                       const BoundExperts::Matrices&, const BoundExperts::Bias&,
                       const BoundExperts::Bias&, const BoundExperts::Bias&>(),
              nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg().none());
+    nb::class_<BoundLora>(m, "Lora")
+        .def(nb::init<const std::vector<int>&, std::size_t>())
+        .def("set", &BoundLora::set);
     nb::class_<BoundCache>(m, "Cache")
         .def(nb::init<BoundCache::Strided, BoundCache::Strided, const std::string&>());
     nb::class_<Recording>(m, "Recording").def("__call__", &replay).def("timed", &replay_timed);
@@ -485,6 +515,8 @@ NB_MODULE(_cpu, m) {
         .def("softcap", &softcap)
         .def("linear", &linear, nb::arg(), nb::arg(), nb::arg().none())
         .def("gated_linear", &gated_linear)
+        .def("gated", &gated)
+        .def("lora", &lora)
         .def("route", &route, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
              nb::arg().none(), nb::arg(), nb::arg())
         .def("moe", &moe)

@@ -125,7 +125,8 @@ struct RowStats {
 };
 
 // Panels are packed as ops/layout.py says. `num_cols` counts the real columns from the first panel;
-// linear_quant's first_row begins a block.
+// linear_quant's first_row begins a block; without `first` linear_float goes on with the chains
+// that `out` holds.
 struct Kernels {
     const char* name;
     void (*quantize_rows)(const float* x, int rows, const QuantRows& out, int first_row);
@@ -134,7 +135,7 @@ struct Kernels {
                          std::ptrdiff_t ld_out, int num_cols);
     void (*linear_float)(Kind kind, const uint8_t* panels, std::size_t stride, int num_panels,
                          const float* x, int k, int rows, float* out, std::ptrdiff_t ld_out,
-                         int num_cols);
+                         int num_cols, bool first);
     // gate[i] = act(gate[i]) * up[i] over rows of `cols` values; activations are numbered as in
     // ops/api.py
     void (*activate)(int activation, float* gate, std::ptrdiff_t ld_gate, const float* up,

@@ -39,7 +39,7 @@ void Provider::head_linear(const float* x, int x_step, int rows, const Matrix& w
                                    num * 16);
         else
             kernels_->linear_float(w.kind, from, w.panel_bytes, num, inputs + h * rows * k, w.k,
-                                   rows, o, ld, num * 16);
+                                   rows, o, ld, num * 16, true);
     });
 }
 

@@ -89,7 +89,7 @@ void Provider::multiply(const Matrix& w, int panel, int num, const Rows& in, int
     else
         kernels_->linear_float(w.kind, w.panel(panel), w.panel_bytes, num,
                                in.x + static_cast<std::ptrdiff_t>(row) * w.k, w.k, count, out, ld,
-                               cols);
+                               cols, true);
 }
 
 // The same of a gated pair; out is [rows, gate.n], of which these panels are written. factors: one

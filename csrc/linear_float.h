@@ -134,7 +134,7 @@ void float_walk(const FloatBlock& all, int rows) {
     const int blocks = (k + most - 1) / most, block = (k + blocks - 1) / blocks;
     for (int first = 0; first < k; first += block) {
         b.num_k = min_of(block, k - first);
-        b.first = first == 0;
+        b.first = all.first && first == 0;
         b.x = all.x + first;
         b.panels = all.panels + static_cast<ptrdiff_t>(first) * kFloatBytes<kind>;
         b.next = first + block < k ? b.panels + static_cast<ptrdiff_t>(block) * kFloatBytes<kind>
@@ -148,11 +148,11 @@ void float_walk(const FloatBlock& all, int rows) {
 // which memory's own look-ahead begins anew. More rows take neighbours: they ask a block ahead.
 template <Kind kind>
 void float_panels(const uint8_t* panels, size_t stride, int num_panels, const float* x, int k,
-                  int rows, float* out, ptrdiff_t ld, int cols) {
+                  int rows, float* out, ptrdiff_t ld, int cols, bool first) {
     const bool few = rows <= kPairedRows;
     const int pairs = few || kFloatPanels == 2 ? num_panels / 2 : 0;
     const auto walk = [&](void (*panel_walk)(const FloatBlock&, int), int p, int apart) {
-        panel_walk({panels + p * stride, stride * apart, 16 * apart, k, true, x, k, out + 16 * p,
+        panel_walk({panels + p * stride, stride * apart, 16 * apart, k, first, x, k, out + 16 * p,
                     ld, cols - 16 * p, nullptr, 0},
                    rows);
     };
@@ -162,9 +162,9 @@ void float_panels(const uint8_t* panels, size_t stride, int num_panels, const fl
 }
 
 void linear_float(Kind kind, const uint8_t* panels, size_t stride, int num_panels, const float* x,
-                  int k, int rows, float* out, ptrdiff_t ld, int cols) {
+                  int k, int rows, float* out, ptrdiff_t ld, int cols, bool first) {
     const auto run = kind == Kind::f32   ? float_panels<Kind::f32>
                      : kind == Kind::f16 ? float_panels<Kind::f16>
                                          : float_panels<Kind::bf16>;
-    run(panels, stride, num_panels, x, k, rows, out, ld, cols);
+    run(panels, stride, num_panels, x, k, rows, out, ld, cols, first);
 }

@@ -101,6 +101,45 @@ struct Mixture {
     }
 };
 
+// What each adapter adds to one of the matrices that are multiplied side by side.
+struct LoraTarget {
+    struct Pair {  // null: this adapter leaves the matrix alone
+        const Matrix *a = nullptr, *b = nullptr;
+        float scale = 0;
+    };
+    int col;  // where the matrix's outputs begin
+    std::vector<Pair> pairs;
+};
+
+// What one call of lora works on: rows grouped by adapter.
+struct LoraWork {
+    struct Group {  // order[first .. first + count - 1]
+        int adapter, first, count;
+    };
+    struct Half {  // A x of a group, for all targets that share the A
+        int group;
+        const Matrix* a;
+        float scale;
+        std::ptrdiff_t at;
+    };
+    struct Whole {
+        int half, col;
+        const Matrix* b;
+    };
+    struct Tile {  // of a half or a whole
+        int of, row, count, panel, panels;
+    };
+    std::vector<int> order;
+    std::vector<Group> groups;
+    std::vector<Half> halves;
+    std::vector<Whole> wholes;
+    std::vector<Tile> tiles;
+    Floats x, h;
+
+    void group(const int32_t* adapters, int rows, const std::vector<LoraTarget>& targets);
+    void cut(int of, int rows, int panels, int width);
+};
+
 struct SampleRow {
     uint64_t seed;
     int position;
@@ -139,6 +178,9 @@ class Provider {
                 const float* bias = nullptr);
     void gated_linear(const float* x, int rows, const Matrix& gate, const Matrix& up,
                       int activation, float* out);
+    void gated(const float* x, int rows, int cols, int activation, float* out);
+    void lora(const float* x, int rows, int k, const int32_t* adapters,
+              const std::vector<LoraTarget>& targets, float* y, std::ptrdiff_t ld);
     void route(const float* logits, int rows, const Route& a, int32_t* ids, float* weights);
     void moe(const float* x, int rows, int top_k, const int32_t* ids, const float* weights,
              const Experts& experts, int activation, bool scale_inputs, float* out);
@@ -176,6 +218,7 @@ class Provider {
     std::vector<QuantGroup> groups_;
     std::vector<int32_t> ascending_;  // 0, 1, 2, ...
     Mixture mixture_;
+    LoraWork lora_;
 };
 
 }  // namespace elinvar

@@ -17,9 +17,13 @@ _INTERLEAVED = {"llama"}
 """Those whose q and k are turned from half-split rotary pairs to pairs (2i, 2i + 1)."""
 
 
-def write_model(reference: Any, arch: str, path: Path) -> Path:
-    """Raises KeyError for a weight that the architecture has no name for."""
+def write_model(
+    reference: Any, arch: str, path: Path, state: dict[str, np.ndarray] | None = None
+) -> Path:
+    """state: where the weights are published otherwise than transformers has them. Raises KeyError for
+    a weight that the architecture has no name for."""
     config = reference.config
+    state = state or {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
     writer = gguf.GGUFWriter(path, arch)
     _add_sizes(writer, config)
     _add_rope(writer, reference)
@@ -27,7 +31,7 @@ def write_model(reference: Any, arch: str, path: Path) -> Path:
     if arch in _EXTRA_KEYS:
         _EXTRA_KEYS[arch](writer, config)
     names = gguf.get_tensor_name_map(_ARCHITECTURES[arch], config.num_hidden_layers)
-    for name, values in _tensors(reference, arch):
+    for name, values in _tensors(config, state, arch):
         stem, dot, kind = name.rpartition(".")
         if kind not in ("weight", "bias"):
             stem, dot, kind = name, ".", "weight"
@@ -131,11 +135,9 @@ _EXTRA_KEYS = {
 }
 
 
-def _tensors(reference: Any, arch: str) -> Tensors:
+def _tensors(config: Any, state: dict[str, np.ndarray], arch: str) -> Tensors:
     """Under the names that the gguf package knows."""
-    config = reference.config
-    for name, tensor in reference.state_dict().items():
-        values = tensor.numpy()
+    for name, values in state.items():
         name = name.replace("e_score_correction_bias", "e_score_correction.bias")
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from elinvar.base.errors import ModelError
-from elinvar.models.registry import load_model, read_config
+from elinvar.models.load import load_model
+from elinvar.models.registry import read_config
 from elinvar.ops import load_provider
 from elinvar.weights.checkpoint import open_checkpoint
 from families import CASES

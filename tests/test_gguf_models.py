@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from elinvar.ops import load_provider
+from families.chatglm import chatglm_tensors
 from gguf_models import write_model
 from helpers import assert_parity, run_tokens
 from test_models_tiny import load_f32, make_reference, prompt, reference_logits
@@ -26,6 +27,9 @@ CASES = [
     ("qwen2-moe", "qwen2moe"),
     ("qwen3-moe", "qwen3moe"),
     ("glm4-moe", "glm4moe"),
+    ("glm", "chatglm"),
+    ("glm4", "glm4"),
+    ("glm4-tied", "glm4"),
     ("olmo2", "olmo2"),
     ("olmo3-yarn", "olmo2"),
 ]
@@ -40,4 +44,17 @@ def test_gguf_parity(case: str, arch: str, provider: str, tmp_path: Path) -> Non
         for layer in reference.model.layers:
             layer.self_attn.scaling = reference.config.head_dim**-0.5
     model = load_f32(write_model(reference, arch, tmp_path / "tiny.gguf"), ops)
+    assert_parity(run_tokens(model, ops, prompt()), reference_logits(reference, prompt()))
+
+
+@pytest.mark.parametrize("case", ["chatglm", "chatglm-plain"])
+def test_gguf_of_chatglm_as_published(case: str, tmp_path: Path) -> None:
+    """q, k and v in one matrix."""
+    reference, ops = make_reference(case), load_provider("cpu")
+    state = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
+    merged = {
+        name.removeprefix("transformer."): values
+        for name, values in chatglm_tensors({}, state).items()
+    }
+    model = load_f32(write_model(reference, "chatglm", tmp_path / "tiny.gguf", merged), ops)
     assert_parity(run_tokens(model, ops, prompt()), reference_logits(reference, prompt()))

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
 from elinvar.engine.tokenizer import load_tokenizer
-from elinvar.models.registry import load_model
+from elinvar.models.load import load_model
 from elinvar.ops import load_provider
 from elinvar.weights.checkpoint import open_checkpoint
 from families.base import SIZES

@@ -17,7 +17,7 @@ import pytest
 
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
 from elinvar.models.family import Model
-from elinvar.models.registry import load_model
+from elinvar.models.load import load_model
 from elinvar.ops import Ops, load_provider
 from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
 from elinvar.weights.quants import dequantize

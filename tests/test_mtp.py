@@ -17,13 +17,13 @@ from elinvar.base.config import BLOCK_SIZE
 from elinvar.base.errors import ModelError
 from elinvar.cli.describe import describe_model, readable
 from elinvar.models import registry
+from elinvar.models.load import load_model, load_parts, mtp_heads
 from elinvar.models.mtp import PREDICTOR, mtp_rules
-from elinvar.models.registry import load_model, mtp_heads, read_config, rules_to_save
+from elinvar.models.registry import read_config
 from elinvar.nn.mtp import MTPDecoder
 from elinvar.ops import Ops, load_provider
 from elinvar.weights.checkpoint import open_checkpoint
-from elinvar.weights.load import load_weights
-from elinvar.weights.rules import as_published, save_state
+from elinvar.weights.save import save_state
 from families import CASES
 from helpers import F32, Span, assert_parity, make_batch, make_cache, run_tokens
 from test_models_tiny import LENGTH, make_reference, prompt
@@ -215,13 +215,8 @@ def test_a_draft_in_a_loop_is_the_oracles(folder: Path) -> None:
 
 def test_what_is_saved_is_what_was_read(folder: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(folder)
-    family, config = registry.find_family(checkpoint), read_config(checkpoint)
-    assert family.mtp is not None
-    state = {}
-    for rules in (family.rules(config), mtp_rules(config, family.rules, family.mtp)):
-        state |= load_weights(checkpoint, as_published(rules, checkpoint.tensors), config)
-    rules = rules_to_save(family, config)
-    save_state(state, rules, config.num_layers, tmp_path, checkpoint.metadata)
+    parts = load_parts(checkpoint, drafts=True)
+    save_state(parts.weights, parts.rules, parts.config.num_layers, tmp_path, checkpoint.metadata)
     before = load_file(folder / "model.safetensors")
     after = load_file(tmp_path / "model.safetensors")
     assert before.keys() == after.keys()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from elinvar.base.errors import ModelError
-from elinvar.models.registry import load_model
+from elinvar.models.load import load_model
 from elinvar.ops import load_provider
 from elinvar.ops.layout import unpack
 from elinvar.weights.checkpoint import Checkpoint, open_checkpoint

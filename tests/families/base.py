@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from elinvar.base.config import ModelConfig, RopeConfig
 
@@ -27,6 +30,21 @@ LLAMA = ModelConfig(
 )
 
 
+Tensors = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Published:
+    """How a model lies that was published with code of its own and that transformers has no class for.
+    An equivalent one of transformers is saved in this layout."""
+
+    architecture: str
+    config: Callable[[dict[str, Any]], dict[str, Any]]
+    """From transformers' config.json."""
+    tensors: Callable[[dict[str, Any], Tensors], Tensors]
+    """From transformers' config.json and model.safetensors."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A model that transformers makes, with random weights and every switch of the family on."""
@@ -38,6 +56,10 @@ class Case:
     """Class of its configuration."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Besides SIZES."""
+    around: dict[str, Any] | None = None
+    """Of a model that also sees: what is beside its text_config, which has the settings."""
+    published: Published | None = None
+    """Where another layout is the family's than that of transformers."""
 
 
 SIZES: dict[str, Any] = {

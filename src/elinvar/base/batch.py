@@ -34,6 +34,8 @@ class ForwardBatch:
     """[L] indices into T."""
     type_ids: I32 | None = None
     """[T] for encoders: which of the texts of a pair a token is of."""
+    adapters: I32 | None = None
+    """[T] number of the adapter of each token's request, -1: none; None: nobody has one."""
 
     @property
     def num_positions(self) -> int:
@@ -58,6 +60,7 @@ class DecodeBatch:
     """[3 + G, R]: token ids, positions, lengths, and each group's slots."""
     block_tables: tuple[I32, ...]
     """As in ForwardBatch."""
+    adapters: I32 | None = None
 
     def flat(self) -> ForwardBatch:
         """The batch for a model, of views of `numbers`."""
@@ -65,5 +68,5 @@ class DecodeBatch:
         starts = np.arange(len(ids) + 1, dtype=np.int32)
         tables = self.block_tables
         return ForwardBatch(
-            ids, positions, starts, seq_lens, tables, tuple(slots), logit_rows=starts[:-1]
+            ids, positions, starts, seq_lens, tables, tuple(slots), starts[:-1], self.adapters
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from elinvar.base.errors import InputError
@@ -56,6 +56,16 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TemperatureConfig:
+    """Factors on queries that grow with their position p (Nakanishi, 2025; Llama 4):
+    1 + scale * ln(1 + floor((p + offset) / length))."""
+
+    scale: float
+    length: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LatentConfig:
     """Multi-head latent attention (nn/mla.py). The cache holds one key for all heads: a latent of
     `rank` dims and `rope_dim` rotated ones, together ModelConfig.head_dim."""
@@ -93,6 +103,8 @@ class MoEConfig:
     """Of the expert that every token goes through; 0: there is none."""
     shared_gate: bool = False
     """Whether that one's output is weighted by a sigmoid of its own."""
+    scale_inputs: bool = False
+    """Whether weights multiply what an expert sees, not what it gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +158,10 @@ class ModelConfig:
     latent: LatentConfig | None = None
     encoder: EncoderConfig | None = None
     """None: a decoder."""
+    temperature: dict[LayerKind, TemperatureConfig] = field(default_factory=dict)
+    """Of the layer kinds that have one."""
+    unit_heads: bool = False
+    """Heads of q and k are normed without gains, in layers that rotate them."""
     mtp_layers: int = 0
     """Heads beside the model that predict further tokens (nn/mtp.py)."""
 
@@ -194,6 +210,8 @@ class EngineConfig:
     max_step_tokens: int = 512
     """Token budget of one step: decode rows first, the rest goes to prompts."""
     prefix_cache: bool = True
+    max_adapters: int = 16
+    """LoRA adapters in memory at once."""
 
     def __post_init__(self) -> None:
         for name, choices in (("kv_dtype", KVDtype), ("weight_format", WeightFormat)):
@@ -202,9 +220,10 @@ class EngineConfig:
                 raise InputError(
                     name, f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}."
                 )
-        for name in ("num_threads", "kv_memory", "max_context", "max_rows", "max_step_tokens"):
+        optional_sizes = "num_threads", "kv_memory", "max_context"
+        for name in (*optional_sizes, "max_rows", "max_step_tokens", "max_adapters"):
             value = getattr(self, name)
-            optional = name in ("num_threads", "kv_memory", "max_context")
+            optional = name in optional_sizes
             if value is None and optional:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -66,6 +66,7 @@ class EngineMetrics:
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.generated_tokens = 0
+        self.adapters = 0
         self.finished: dict[str, int] = {"stop": 0, "length": 0, "abort": 0, "error": 0}
         self.step_seconds = Histogram(STEP_SECONDS)
         self.ttft_seconds = Histogram(LATENCY_SECONDS)
@@ -83,6 +84,7 @@ class EngineMetrics:
         for name, value, text in (
             ("requests_running", self.load.num_running, "Requests that hold a row."),
             ("requests_waiting", self.load.num_waiting, "Requests waiting for a row or memory."),
+            ("adapters", self.adapters, "LoRA adapters that requests may ask for."),
             ("kv_usage", self.load.kv_usage, "Share of the KV blocks in use by requests, 0 to 1."),
         ):
             yield GaugeMetricFamily(f"elinvar_{name}", text, value=value)

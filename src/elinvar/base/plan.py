@@ -24,6 +24,8 @@ class RowStart:
     blocks: list[list[int]]
     """Per KV group: block ids from the start of the sequence, from the prefix cache; -1 where a
     sliding group needs none (it lies outside the window). Empty lists when nothing was found."""
+    adapter: int = -1
+    """Number of the adapter that the request runs with; -1: none."""
 
 
 @dataclass(slots=True)

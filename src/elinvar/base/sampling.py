@@ -39,6 +39,8 @@ class SamplingParams:
     """Go on after the model's end token (for benchmarks)."""
     logprobs: int | None = None
     """None: none; k: the sampled token's log-prob and those of the k likeliest tokens."""
+    adapter: str | None = None
+    """Name of the loaded LoRA adapter that answers; None: the model as it is."""
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -61,6 +63,8 @@ class SamplingParams:
             raise InputError("stop", "stop must hold non-empty texts.")
         for t in self.stop_token_ids:
             _integer("stop_token_ids", t, 0, 2**31 - 1)
+        if self.adapter is not None and not isinstance(self.adapter, str):
+            raise InputError("adapter", f"adapter must be a name, got {self.adapter!r}.")
         if not isinstance(self.ignore_eos, bool):
             raise InputError(
                 "ignore_eos", f"ignore_eos must be true or false, got {self.ignore_eos!r}."

@@ -11,7 +11,8 @@ from typing import Any
 from elinvar.base.errors import ModelError
 from elinvar.cli.options import format_size
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
-from elinvar.models.registry import find_family, mtp_heads, read_config
+from elinvar.models.load import mtp_heads
+from elinvar.models.registry import find_family, read_config
 from elinvar.weights.cache import cache_root
 from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
 from elinvar.weights.safetensors import read_json

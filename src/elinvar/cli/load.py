@@ -61,7 +61,8 @@ def _stages() -> Iterator[LoadProgress]:
             if stage != current:
                 stack.close()
                 current, update = stage, stack.enter_context(bar(stage, total or None))
-            update(done, f"{100 * done // total} %" if total else format_size(done))
+            of = f" of {format_size(total)}" if total else ""
+            update(done, format_size(done) + of)
 
         yield progress
 

@@ -10,7 +10,8 @@ import asyncio
 import logging
 import threading
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future
 
 from elinvar.base.errors import EngineError
 from elinvar.base.sampling import SamplingParams
@@ -46,6 +47,7 @@ class AsyncEngine:
         self._wake = threading.Condition()
         self._arrived: list[_Stream] = []
         self._gone: list[_Stream] = []
+        self._tasks: list[tuple[Callable[[], None], Future[None]]] = []
         self._stopping = False
         self._abort_all = False
         self._error: Exception | None = None
@@ -86,6 +88,25 @@ class AsyncEngine:
             raise EngineError("The engine is shutting down; send the request to another one.")
         if self._thread is None:
             raise EngineError("The engine is not running; call start() first.")
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """As Engine.load_adapter; answers go on meanwhile."""
+        adapters = self.engine.adapters
+        adapters.check_new(name)
+        adapter = await asyncio.to_thread(adapters.read, path)
+        await self._between_steps(lambda: self.engine.add_adapter(name, adapter))
+
+    async def unload_adapter(self, name: str) -> None:
+        """As Engine.unload_adapter."""
+        await self._between_steps(lambda: self.engine.unload_adapter(name))
+
+    async def _between_steps(self, task: Callable[[], None]) -> None:
+        future: Future[None] = Future()
+        with self._wake:
+            self.check_alive()
+            self._tasks.append((task, future))
+            self._wake.notify()
+        await asyncio.wrap_future(future)
 
     def generate(
         self,
@@ -138,17 +159,20 @@ class AsyncEngine:
     def _take(self) -> bool:
         """Sleep until there is something to do; let requests in and out. False: stop."""
         with self._wake:
-            while not (self._arrived or self._gone or self.engine.has_work):
+            while not (self._arrived or self._gone or self._tasks or self.engine.has_work):
                 if self._stopping:
                     return False
                 self._wake.wait()
             arrived, self._arrived = self._arrived, []
             gone, self._gone = self._gone, []
+            tasks, self._tasks = self._tasks, []
             abort_all = self._abort_all
         for stream in arrived:
             self._add(stream)
         for stream in gone:
             self._abort(stream)
+        for task, future in tasks:
+            _settle(task, future)
         if abort_all:
             for request_id in self._streams:
                 self.engine.abort(request_id)
@@ -198,8 +222,21 @@ class AsyncEngine:
             self._error = error
             waiting = [*self._streams.values(), *self._arrived]
             self._streams.clear()
+            tasks = self._tasks
+        for _, future in tasks:
+            future.set_exception(_stopped(error))
         for stream in waiting:
             self._send(stream.loop, [(stream, _stopped(error))])
+
+
+def _settle(task: Callable[[], None], future: Future[None]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            task()
+        except Exception as error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
 
 
 def _put_all(items: Sequence[tuple[_Stream, Delta | Exception]]) -> None:

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from numpy.typing import NDArray
 
@@ -23,6 +23,7 @@ from elinvar.base.errors import EngineError, InputError, ModelError
 from elinvar.base.metrics import EngineMetrics
 from elinvar.base.plan import StepPlan, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
+from elinvar.engine.adapters import Adapters
 from elinvar.engine.memory import available_memory, give_back
 from elinvar.engine.output import Delta, FinishReason
 from elinvar.engine.plan_kv import plan_kv
@@ -30,14 +31,16 @@ from elinvar.engine.seeds import draw_seed
 from elinvar.engine.text import AnswerText
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
 from elinvar.models.family import Model
-from elinvar.models.registry import load_model, rebuilt
+from elinvar.models.load import load_parts, reloaded
 from elinvar.ops import Ops, load_provider
+from elinvar.ops.adapted import AdaptedOps
 from elinvar.run.runner import Runner
 from elinvar.sched.door import max_total_tokens
 from elinvar.sched.request import Request, RequestUpdate
 from elinvar.sched.scheduler import Scheduler
 from elinvar.weights.cache import cache_root
 from elinvar.weights.checkpoint import open_checkpoint
+from elinvar.weights.peft import Adapter
 from elinvar.weights.sources import resolve
 
 log = logging.getLogger(__name__)
@@ -84,12 +87,12 @@ class Engine:
         path = resolve(os.fspath(model), lambda what, done, total: tell(what, done, total or 0))
         checkpoint = open_checkpoint(path)
         try:
-            ops = load_provider(config.provider, config.num_threads)
+            adapted = AdaptedOps(load_provider(config.provider, config.num_threads))
+            ops = cast("Ops", adapted)
             if wrap_ops is not None:
                 ops = wrap_ops(ops)
-            built = load_model(
+            parts = load_parts(
                 checkpoint,
-                ops,
                 config.weight_format,
                 cache_root(),
                 logging.getLogger("elinvar.weights").info,
@@ -101,7 +104,8 @@ class Engine:
         fingerprint = checkpoint.fingerprint
         del checkpoint  # a GGUF file's keys hold the vocabulary, too
         give_back()
-        return cls(built, ops, tokenizer, config, fingerprint)
+        adapters = Adapters(parts, adapted, config.max_adapters)
+        return cls(parts.build(ops), ops, tokenizer, config, fingerprint, adapters)
 
     def __init__(
         self,
@@ -110,7 +114,9 @@ class Engine:
         tokenizer: Tokenizer,
         config: EngineConfig,
         weights_fingerprint: str = "",
+        adapters: Adapters | None = None,
     ) -> None:
+        """adapters: without them none can be loaded."""
         specs = model.kv_specs(config.kv_dtype)
         kv = plan_kv(
             specs,
@@ -147,7 +153,10 @@ class Engine:
         )
         self.metrics = EngineMetrics(self.scheduler)
         longest = min(self._context, self.scheduler.kv.max_sequence + 1)
-        self.runner = Runner(model, ops, specs, kv.num_blocks, config.max_rows, longest)
+        self.adapters = adapters or Adapters()
+        self.runner = Runner(
+            model, ops, specs, kv.num_blocks, config.max_rows, longest, self.adapters.applied
+        )
         self._live: dict[str, _Live] = {}
         self._ready: list[Delta] = []
 
@@ -162,11 +171,37 @@ class Engine:
             )
         return self.tokenizer.encode_chat(template.render(messages))
 
+    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Requests may ask for the LoRA adapter in the folder `path` by `name` from now on. Raises
+        ModelError when it cannot be read or does not fit, InputError for a name that is in use, and
+        where max_adapters are there."""
+        self.adapters.check_new(name)
+        self.add_adapter(name, self.adapters.read(path))
+
+    def add_adapter(self, name: str, adapter: Adapter) -> None:
+        """The same for one that was read before (see Adapters.read)."""
+        self.adapters.add(name, adapter)
+        self.metrics.adapters = len(self.adapters.names)
+
+    def unload_adapter(self, name: str) -> None:
+        """New requests do not find it any more; those that have it end with it. Raises InputError
+        when there is none of this name."""
+        self.adapters.remove(name)
+        self.metrics.adapters = len(self.adapters.names)
+
+    def fingerprint_of(self, adapter: str | None) -> str:
+        """`fingerprint`, and with an adapter what changes when that does."""
+        if adapter is None:
+            return self.fingerprint
+        return f"{self.fingerprint}_{self.adapters.digest(adapter)[:4].hex()}"
+
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises InputError when the request could never run here, EngineError when the engine is
         closed. Any thread may ask."""
         if not hasattr(self, "runner"):
             raise EngineError("The engine is closed; load the model again.")
+        if params.adapter is not None:
+            self.adapters.find(params.adapter)
         max_total_tokens(
             len(prompt_ids), params.max_tokens, self._context, self.scheduler.kv.max_sequence
         )
@@ -192,16 +227,20 @@ class Engine:
         if params.seed is None:
             params = replace(params, seed=draw_seed())
         request = Request(request_id or uuid.uuid4().hex, list(prompt_ids), params)
+        if params.adapter is not None:
+            request.namespace = self.adapters.digest(params.adapter)
         self.scheduler.add(request)
+        if params.adapter is not None:  # after what may raise: it is not forgotten until _forget
+            request.adapter = self.adapters.begin(params.adapter)
         self._live[request.id] = _Live(request, AnswerText(self.tokenizer, params.stop))
         return request.id
 
     def abort(self, request_id: str) -> bool:
         """End a request now; its blocks are free at once and its last delta comes with the next
         step. False when there is none of this id."""
-        live = self._live.pop(request_id, None)
-        if live is None:
+        if request_id not in self._live:
             return False
+        live = self._forget(request_id)
         self.scheduler.abort(request_id)
         self.metrics.finished["abort"] += 1
         self._ready.append(_delta(live.request, finish_reason="abort"))
@@ -237,14 +276,21 @@ class Engine:
         the new weight_version. Cached prefixes belong to the weights before and are not found any
         more. The new weights are packed beside the old ones, so both are in memory for a moment.
 
-        Raises ModelError listing what does not fit, EngineError while there are requests: a
-        sequence computed by two models is no model's. Nothing is changed then.
+        Raises ModelError listing what does not fit, EngineError while there are requests (a sequence
+        computed by two models is no model's) or adapters. Nothing is changed then.
         """
         if self.has_work:
             raise EngineError(
                 f"{len(self._live)} requests have not ended; push weights when the engine is idle."
             )
-        self.runner.use(rebuilt(self.runner.model, arrays, self.ops, self.config.weight_format))
+        if self.adapters.num_held:
+            raise EngineError(
+                "Adapters are loaded, which were read for the weights of now; unload them, push "
+                "weights, then load them again."
+            )
+        loaded = reloaded(self.runner.model, arrays, self.config.weight_format)
+        self.adapters.fit(loaded)
+        self.runner.use(loaded.build(self.ops))
         self.weight_version += 1
         self.scheduler.kv.use_namespace(str(self.weight_version))
         self.fingerprint = _fingerprint(self.config, f"{self._weights}+{self.weight_version}")
@@ -276,10 +322,16 @@ class Engine:
             reason = "stop"
         self._time(live, len(ids), now)
         if reason is not None:
-            del self._live[request.id]
+            self._forget(request.id)
             self.metrics.finished[reason] += 1
             self.metrics.e2e_seconds.observe(now - request.arrival)
         return _delta(request, text, ids, logprobs, reason)
+
+    def _forget(self, request_id: str) -> _Live:
+        live = self._live.pop(request_id)
+        if live.request.adapter >= 0:
+            self.adapters.end(live.request.adapter)
+        return live
 
     def _time(self, live: _Live, num_tokens: int, now: float) -> None:
         metrics = self.metrics
@@ -295,7 +347,7 @@ class Engine:
     def _give_up(self, plan: StepPlan, error: Exception) -> list[Delta]:
         deltas = []
         for item in plan.items:
-            live = self._live.pop(item.request_id)
+            live = self._forget(item.request_id)
             self.scheduler.abort(item.request_id)
             self.metrics.finished["error"] += 1
             message = f"{type(error).__name__}: {error}"

@@ -22,7 +22,7 @@ from elinvar.engine.encodings import Encodings, Input, encoder_backend
 from elinvar.engine.memory import give_back
 from elinvar.engine.recipe import Recipe, read_recipe
 from elinvar.engine.scorers import CrossEncoder, Scorer, YesOrNo
-from elinvar.models.registry import load_encoder
+from elinvar.models.load import load_encoder
 from elinvar.nn.pooling import Dense, Normalize, Pooling
 from elinvar.ops import load_provider
 from elinvar.ops.api import F32

@@ -57,16 +57,18 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         n: int = 1,
+        adapter: str | None = None,
         progress: Progress | None = None,
     ) -> list[Completion]:
         """Answers in the order of the prompts, `n` for each (prompt 0's first).
 
         params: one for all, or one a prompt. Answer k of a prompt has the seed
-        choice_seed(params.seed, k). Raises InputError for what cannot be served, EngineError when
+        choice_seed(params.seed, k). adapter: the loaded adapter that answers, where the params name
+        none. Raises InputError for what cannot be served, EngineError when
         a step failed; then, and on Ctrl-C, everything that this call started is aborted.
         """
         all_ids = [self._encode(prompt) for prompt in _as_many(prompts)]
-        return self._run(all_ids, _one_each(params, len(all_ids)), n, progress)
+        return self._run(all_ids, _one_each(params, len(all_ids), adapter), n, progress)
 
     def chat(
         self,
@@ -74,6 +76,7 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         n: int = 1,
+        adapter: str | None = None,
         progress: Progress | None = None,
     ) -> list[Completion]:
         """As `generate`, for one conversation or several. Raises ModelError where the model has
@@ -81,7 +84,7 @@ class LLM:
         one = len(messages) > 0 and isinstance(messages[0], Mapping)
         many = cast("Sequence[Sequence[Message]]", [messages] if one else messages)
         all_ids = [self.engine.encode_chat(conversation) for conversation in many]
-        return self._run(all_ids, _one_each(params, len(all_ids)), n, progress)
+        return self._run(all_ids, _one_each(params, len(all_ids), adapter), n, progress)
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None
@@ -95,6 +98,15 @@ class LLM:
     ) -> Generator[Delta, None, None]:
         """As `stream`, for a conversation."""
         return self._stream(self.engine.encode_chat(messages), params or SamplingParams())
+
+    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
+        """A LoRA adapter, a folder as PEFT saves it, that requests may ask for by `name`. Raises as
+        Engine.load_adapter."""
+        self.engine.load_adapter(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """New requests do not find it any more; streams that are open end with it."""
+        self.engine.unload_adapter(name)
 
     def close(self) -> None:
         """Give the memory back; the LLM is of no use afterwards."""
@@ -213,15 +225,15 @@ def _as_many(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
 
 
 def _one_each(
-    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int, adapter: str | None
 ) -> list[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * num_prompts
+        params = [params or SamplingParams()] * num_prompts
     if len(params) != num_prompts:
         raise InputError(
             "params", f"Give one SamplingParams or {num_prompts}, one a prompt; got {len(params)}."
         )
-    return list(params)
+    return [replace(one, adapter=one.adapter or adapter) for one in params]
 
 
 def _checked(delta: Delta) -> Delta:

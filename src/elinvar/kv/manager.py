@@ -36,6 +36,8 @@ class SequenceKV:
     """`advance` has something to do once this many tokens are computed."""
     keys: list[bytes] = field(default_factory=list)
     """Keys of the leading full blocks; outlive preemption, since the tokens stay the same."""
+    root: bytes = b""
+    """What stands before the first block's tokens in its key."""
 
 
 @dataclass(slots=True)
@@ -91,8 +93,10 @@ class KVManager:
         again as they are needed. No sequence may be alive: they remember their keys."""
         self._root = blake2b(namespace.encode(), digest_size=32).digest()
 
-    def new_sequence(self) -> SequenceKV:
+    def new_sequence(self, namespace: bytes = b"") -> SequenceKV:
+        """namespace: what this sequence's contents depend on besides tokens and the manager's own."""
         seq = SequenceKV([[] for _ in self.pools], [0] * len(self.pools))
+        seq.root = self._root + namespace
         self._set_next_event(seq)
         return seq
 
@@ -152,7 +156,7 @@ class KVManager:
         keys, size = seq.keys, self.block_size
         while len(keys) <= index:
             at = len(keys) * size
-            parent = keys[-1] if keys else self._root
+            parent = keys[-1] if keys else seq.root
             data = parent + self._pack(*token_ids[at : at + size])
             keys.append(blake2b(data, digest_size=32).digest())
         return keys[index]

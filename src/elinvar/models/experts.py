@@ -42,7 +42,7 @@ def expert_rules(
             Rule(f"{TO}bias", f"{hf}gate.{name}", f"{GGUF}exp_probs_b.bias", (c.num_experts,))
         )
     for e in range(c.num_experts):
-        for part, name, shape in zip(PARTS, names, _shapes(d, c.ff_dim), strict=True):
+        for part, name, shape in zip(PARTS, names, shapes(d, c.ff_dim), strict=True):
             rules.append(
                 Rule(
                     f"{TO}experts.{e}.{part}",
@@ -53,7 +53,7 @@ def expert_rules(
                 )
             )
     if c.shared_ff_dim:
-        for part, name, shape in zip(PARTS, PROJECTIONS, _shapes(d, c.shared_ff_dim), strict=True):
+        for part, name, shape in zip(PARTS, PROJECTIONS, shapes(d, c.shared_ff_dim), strict=True):
             stored = f"{hf}{shared}.{name}.weight", f"{GGUF}ffn_{part}_shexp.weight"
             rules.append(Rule(f"{TO}shared.{part}", *stored, shape))
     if c.shared_gate:
@@ -99,14 +99,15 @@ def stacked_rules(
     return [replace(rule, layers=c.layers) for rule in rules]
 
 
-def dense_rules(config: ModelConfig) -> list[Rule]:
+def dense_rules(config: ModelConfig, block: str = "mlp") -> list[Rule]:
     """Of the layers that have no experts."""
     assert config.moe is not None
     dense = [i for i in range(config.num_layers) if i not in config.moe.layers]
-    return [replace(rule, layers=tuple(dense)) for rule in mlp_rules(config)]
+    return [replace(rule, layers=tuple(dense)) for rule in mlp_rules(config, block)]
 
 
-def _shapes(d: int, f: int) -> tuple[tuple[int, int], ...]:
+def shapes(d: int, f: int) -> tuple[tuple[int, int], ...]:
+    """Of PARTS."""
     return (f, d), (f, d), (d, f)
 
 

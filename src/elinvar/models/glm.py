@@ -12,14 +12,17 @@ from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.shared import (
     FULL,
+    GGUF,
     HF,
     TO,
     bias_rules,
     by_layer,
     norm_rules,
+    one_rope_from_gguf,
     one_rope_from_hf,
     outer_rules,
     qkv_bias,
+    sizes_from_gguf,
     sizes_from_hf,
 )
 from elinvar.nn.attention import Attention
@@ -28,6 +31,7 @@ from elinvar.nn.mlp import GatedMLP
 from elinvar.nn.norm import RMSNorm
 from elinvar.ops.api import Ops
 from elinvar.weights.rules import Part, Rule, UnpermuteRows
+from elinvar.weights.tensor import HostTensor
 
 NORMS = {
     "attn_norm": ("input_layernorm", "attn_norm"),
@@ -59,7 +63,7 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
 
 
 def rules(config: ModelConfig) -> list[Rule]:
-    d, f, attn, mlp = config.dim, config.ff_dim, HF + "self_attn.", HF + "mlp."
+    d, f, mlp = config.dim, config.ff_dim, HF + "mlp."
     nq, nk = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     rotary = config.rope["full"].dim
     fixes = {
@@ -68,20 +72,28 @@ def rules(config: ModelConfig) -> list[Rule]:
     }
 
     def half(name: str, start: int) -> Rule:
-        part = Part((2 * f, d), start)
-        return Rule(TO + name, mlp + "gate_up_proj.weight", None, (f, d), hf_part=part)
+        stored, part = (
+            (mlp + "gate_up_proj.weight", GGUF + "ffn_up.weight"),
+            Part((2 * f, d), start),
+        )
+        return Rule(TO + name, *stored, (f, d), hf_part=part, gguf_part=part)
+
+    def rule(name: str, hf: str, gguf: str, shape: tuple[int, ...]) -> Rule:
+        fix = fixes.get(name)
+        stored = f"{HF}{hf}.weight", f"{GGUF}{gguf}.weight"
+        return Rule(TO + name, *stored, shape, hf_fix=fix, gguf_fix=fix)
 
     return [
         *norm_rules(NORMS, d),
         *(norm_rules(POST_NORMS, d) if config.family == "glm4" else []),
-        Rule(TO + "q", attn + "q_proj.weight", None, (nq, d), hf_fix=fixes["q"]),
-        Rule(TO + "k", attn + "k_proj.weight", None, (nk, d), hf_fix=fixes["k"]),
-        Rule(TO + "v", attn + "v_proj.weight", None, (nk, d)),
-        *bias_rules(config, fixes, optional=True),
-        Rule(TO + "o", attn + "o_proj.weight", None, (d, nq)),
+        rule("q", "self_attn.q_proj", "attn_q", (nq, d)),
+        rule("k", "self_attn.k_proj", "attn_k", (nk, d)),
+        rule("v", "self_attn.v_proj", "attn_v", (nk, d)),
+        *bias_rules(config, fixes, fixes, optional=True),
+        rule("o", "self_attn.o_proj", "attn_output", (d, nq)),
         half("gate", 0),
         half("up", f),
-        Rule(TO + "down", mlp + "down_proj.weight", None, (d, f)),
+        rule("down", "mlp.down_proj", "ffn_down", (d, f)),
         *outer_rules(config),
     ]
 
@@ -101,12 +113,28 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
     return checked(config, "config.json")
 
 
+def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor]) -> ModelConfig:
+    """From a GGUF file's keys and its tensors; without output.weight the head is tied."""
+    keys = Keys(metadata, "The GGUF file", "glm4.")
+    keys.only("rope.dimension_sections")
+    keys.only("nextn_predict_layers", 0)
+    sizes = sizes_from_gguf(keys, tensors)
+    config = ModelConfig(
+        family="glm4",
+        norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+        layer_kinds=FULL * sizes["num_layers"],
+        rope={"full": one_rope_from_gguf(keys, tensors, sizes["head_dim"])},
+        **sizes,
+    )
+    return checked(config, "The GGUF file")
+
+
 FAMILIES = (
     Family(
         name="glm",
         models="GLM-4-9B (glm-4-9b-chat-hf)",
         hf_architectures=("GlmForCausalLM",),
-        gguf_architectures=(),
+        gguf_architectures=(),  # chatglm reads them
         config_from_hf=config_from_hf,
         config_from_gguf=None,
         rules=rules,
@@ -116,9 +144,9 @@ FAMILIES = (
         name="glm4",
         models="GLM-4-0414, GLM-Z1",
         hf_architectures=("Glm4ForCausalLM",),
-        gguf_architectures=(),
+        gguf_architectures=("glm4",),
         config_from_hf=config_from_hf,
-        config_from_gguf=None,
+        config_from_gguf=config_from_gguf,
         rules=rules,
         build=build,
     ),

@@ -193,8 +193,8 @@ def rope_from_hf(
     context = original_context or params.size("original_max_position_embeddings", max_context)
     if kind == "llama3":
         low, high = params.number("low_freq_factor"), params.number("high_freq_factor")
-        if low >= high:
-            raise params.bad("high_freq_factor", "above low_freq_factor")
+        if low > high:
+            raise params.bad("high_freq_factor", "at least low_freq_factor")
         factor = params.number("factor", smallest=1)
         return RopeConfig(base, dim, llama3=(factor, low, high, context))
     factor = params.number("factor", max_context / context)

@@ -46,7 +46,7 @@ SPLITS: dict[str, Split | None] = {
     "o": Split(COLUMNS, "heads"),
     **dict.fromkeys(("gate", "gate_bias", "up", "up_bias"), _OUT),
     "down": _IN,
-    **dict.fromkeys(("o_bias", "down_bias", "positions", "router", "bias"), None),
+    **dict.fromkeys(("o_bias", "down_bias", "positions", "router", "router_bias", "bias"), None),
     **dict.fromkeys(("q_a", "kv_a"), None),
 }
 """By the last part of a canonical name; None: every rank holds all of it, as it does of norms."""

@@ -185,9 +185,12 @@ def attention_rules(
 
 
 def bias_rules(
-    config: ModelConfig, fixes: Mapping[str, Fix] | None = None, optional: bool = False
+    config: ModelConfig,
+    fixes: Mapping[str, Fix] | None = None,
+    gguf_fixes: Mapping[str, Fix] | None = None,
+    optional: bool = False,
 ) -> list[Rule]:
-    """Biases of q, k and v; fixes by name."""
+    """Biases of q, k and v; fixes by name, of checkpoints and of GGUF files."""
     n = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
     return [
         Rule(
@@ -196,6 +199,7 @@ def bias_rules(
             f"{GGUF}attn_{name}.bias",
             (heads * config.head_dim,),
             hf_fix=(fixes or {}).get(name),
+            gguf_fix=(gguf_fixes or {}).get(name),
             optional=optional,
         )
         for name, heads in n.items()
@@ -207,8 +211,8 @@ def qkv_bias(w: Mapping[str, Any]) -> list[Any] | None:
     return [w[f"{name}_bias"] for name in "qkv"] if "q_bias" in w else None
 
 
-def mlp_rules(config: ModelConfig) -> list[Rule]:
-    d, f, mlp = config.dim, config.ff_dim, HF + "mlp."
+def mlp_rules(config: ModelConfig, block: str = "mlp") -> list[Rule]:
+    d, f, mlp = config.dim, config.ff_dim, f"{HF}{block}."
     return [
         Rule(TO + "gate", mlp + "gate_proj.weight", GGUF + "ffn_gate.weight", (f, d)),
         Rule(TO + "up", mlp + "up_proj.weight", GGUF + "ffn_up.weight", (f, d)),

@@ -6,7 +6,7 @@ Legend: T tokens of this step, D model dim, N = (H + 2 Hkv) * head_dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -51,6 +51,8 @@ class Step:
     """By layer kind: the rotary table [P, R]."""
     last_keys: I32 | None = None
     """[T] the last position that each token sees; None: its own."""
+    temperature: dict[LayerKind, F32] = field(default_factory=dict)
+    """By layer kind, of those that have one: the factors on queries [P]."""
     first: int = 0
     """Layers of this forward hold no keys before this position."""
 
@@ -107,6 +109,8 @@ class Attention:
             self.k_gain,
             self.eps,
         )
+        if (factors_P := step.temperature.get(self.kind)) is not None:
+            q_THD = ops.scale_heads(q_THD, batch.positions, factors_P)
         o_TD = ops.attention(
             q_THD,
             kv,

@@ -16,6 +16,7 @@ from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.nn.attention import Step, kv_specs
 from elinvar.nn.norm import Norm
 from elinvar.nn.rope import RopeTable
+from elinvar.nn.temperature import TemperatureTable
 from elinvar.ops.api import F32, KVLayer, Ops
 
 
@@ -105,6 +106,7 @@ class Decoder:
         self.config, self.ops = config, ops
         self.weight_names = frozenset(weights)
         self.ropes = {kind: RopeTable(config.rope[kind]) for kind in config.rope}
+        self.temperatures = {kind: TemperatureTable(c) for kind, c in config.temperature.items()}
         self.embed = weights["embed"]
         self.head = (weights["embed" if config.tied_head else "head"],)
         self.head_bias = weights.get("head_bias")
@@ -131,7 +133,8 @@ class Decoder:
 
     def step(self, batch: ForwardBatch, first: int = 0) -> Step:
         rope = {kind: table.upto(batch.num_positions) for kind, table in self.ropes.items()}
-        return Step(batch, rope, first=first)
+        factors = {k: table.upto(batch.num_positions) for k, table in self.temperatures.items()}
+        return Step(batch, rope, temperature=factors, first=first)
 
     def embedded(self, batch: ForwardBatch) -> F32:
         return self.ops.embed(batch.input_ids, self.embed, self.config.embed_scale)

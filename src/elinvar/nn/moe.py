@@ -45,7 +45,8 @@ class MoE:
             c.num_groups,
             c.top_groups,
         )
-        y_TD = ops.moe(x_TD, ids_TK, weights_TK, self.experts, self.activation)
+        routed = ids_TK, weights_TK, self.experts, self.activation
+        y_TD = ops.moe(x_TD, *routed, c.scale_inputs)
         return y_TD if self.shared is None else ops.add(y_TD, self.shared(x_TD))
 
 

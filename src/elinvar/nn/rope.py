@@ -90,11 +90,11 @@ def inverse_frequencies(config: RopeConfig) -> F32:
 
 def _llama3(freq: float, factor: float, low: float, high: float, original_context: int) -> float:
     """Llama 3.1's scaling: frequencies that turn fewer than `low` times in the original context
-    are divided by `factor`, those that turn more than `high` times stay, between is a blend."""
+    are divided by `factor`, those that turn `high` times or more stay, between is a blend."""
     turns = original_context * freq / (2 * math.pi)
     if turns < low:
         return freq / factor
-    if turns > high:
+    if turns >= high:
         return freq
     blend = (turns - low) / (high - low)
     return (1 - blend) * freq / factor + blend * freq

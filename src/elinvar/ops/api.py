@@ -94,6 +94,29 @@ class Experts:
     """How a provider holds them, bound at their first use."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraPair:
+    """What one adapter (Hu et al., 2022) adds to one matrix w [N, K]: scale * b a."""
+
+    a: Weight
+    """[r, K]; float, as b is."""
+    b: Weight
+    """[N, r]"""
+    scale: float
+
+
+@dataclass(slots=True, eq=False)
+class Lora:
+    """What all adapters add to matrices that are multiplied side by side."""
+
+    columns: Sequence[int]
+    """Where the outputs of each matrix that any adapter changes begin."""
+    pairs: Sequence[Sequence[LoraPair | None]]
+    """For each of those: by the adapter's number."""
+    handle: Any = field(default=None, init=False, repr=False)
+    """How a provider holds it, bound at its first use."""
+
+
 @dataclass(slots=True, eq=False)
 class SampleArgs:
     """Per logit row. Noise is Philox4x32-10 (Salmon et al., 2011) of (seed, position, token id)."""
@@ -123,7 +146,8 @@ class SampleResult:
 
 
 class Ops(Protocol):
-    """What a provider offers. Inputs are never changed, but the KV cache by rope_write and latent_write."""
+    """What a provider offers. Inputs are never changed, but the KV cache by rope_write and latent_write,
+    and y by lora."""
 
     name: str
 
@@ -188,6 +212,18 @@ class Ops(Protocol):
 
     def gated_linear(self, x_TK: F32, gate: Weight, up: Weight, activation: Activation) -> F32:
         """act(x gate^T) * (x up^T) -> [T, N]."""
+        ...
+
+    def gated(self, x_TN: F32, activation: Activation) -> F32:
+        """act(the first half of a row) * (the second) -> [T, N / 2]: of `linear` by gate and up side
+        by side it makes `gated_linear`, to the bit."""
+        ...
+
+    def lora(self, y_TN: F32, x_TK: F32, adapters_T: I32, lora: Lora) -> None:
+        """Adds to y = x w^T what the adapter of each row has for the matrices of w; -1: none. With h
+        = A x, each a chain as in `linear` that is then multiplied by the scale and rounded, the
+        chain of an output goes on: y = fma(h_j, B_nj, y) by ascending j. What no adapter changes is
+        not touched."""
         ...
 
     def route(

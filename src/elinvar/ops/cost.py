@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from elinvar.ops.api import F32, I32, Activation, Experts, KVLayer, SampleArgs, Scoring
+from elinvar.ops.api import F32, I32, Activation, Experts, KVLayer, Lora, SampleArgs, Scoring
 from elinvar.ops.layout import QUANTISED, Weight
 
 Unit = Literal["f32", "int8"]
@@ -89,6 +89,26 @@ def gated_linear(x_TK: F32, gate: Weight, up: Weight, activation: Activation) ->
     streamed = gate.nbytes + up.nbytes
     moved = streamed + x_TK.nbytes + 4 * rows * gate.shape[0]
     return Cost(_names(both), streamed, moved, _products(rows, both), _unit(both))
+
+
+def gated(x_TN: F32, activation: Activation) -> Cost:
+    return Cost(activation, 0, 3 * x_TN.nbytes // 2, 3 * x_TN.size // 2)
+
+
+def lora(y_TN: F32, x_TK: F32, adapters_T: I32, lora: Lora) -> Cost:
+    """Adapters that no row has are not read, and rows without one neither."""
+    adapters, rows = np.unique(adapters_T[adapters_T >= 0], return_counts=True)
+    streamed = moved = ops = 0
+    for a, count in zip(adapters.tolist(), rows.tolist(), strict=True):
+        pairs = [pairs[a] for pairs in lora.pairs]
+        for pair in pairs:
+            if pair is not None:
+                streamed += pair.a.nbytes + pair.b.nbytes
+                moved += 8 * count * pair.b.shape[0]
+                ops += _products(count, [pair.a, pair.b])
+        if any(pairs):
+            moved += 4 * count * x_TK.shape[1]
+    return Cost(f"{len(adapters)} adapters", streamed, streamed + moved, ops)
 
 
 def route(
@@ -223,6 +243,7 @@ COSTS: dict[str, Callable[..., Cost]] = {
         *(rope_write, attention, pool, sample),
         *(head_linear, latent_query, latent_write),
         *(layer_norm, add_layer_norm, scale, scale_heads, softcap, activate),
+        *(gated, lora),
     )
 }
 """By the op's name: every op of `Ops` that computes."""

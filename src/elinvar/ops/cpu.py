@@ -17,6 +17,7 @@ from elinvar.ops.api import (
     Activation,
     Experts,
     KVLayer,
+    Lora,
     SampleArgs,
     SampleResult,
     Scoring,
@@ -97,6 +98,12 @@ class CpuOps:
         return self._provider.gated_linear(
             x_TK, _matrix(gate), _matrix(up), _ACTIVATIONS[activation]
         )
+
+    def gated(self, x_TN: F32, activation: Activation) -> F32:
+        return self._provider.gated(x_TN, _ACTIVATIONS[activation])
+
+    def lora(self, y_TN: F32, x_TK: F32, adapters_T: I32, lora: Lora) -> None:
+        self._provider.lora(y_TN, x_TK, adapters_T, _lora(lora))
 
     def route(
         self,
@@ -248,6 +255,17 @@ def _experts(experts: Experts) -> Any:
         biases = experts.gate_bias, experts.up_bias, experts.down_bias
         experts.handle = _cpu.Experts(gates, ups, downs, *biases)
     return experts.handle
+
+
+def _lora(lora: Lora) -> Any:
+    if lora.handle is None:
+        lora.handle = _cpu.Lora(list(lora.columns), len(lora.pairs[0]))
+        for i, pairs in enumerate(lora.pairs):
+            for adapter, pair in enumerate(pairs):
+                if pair is not None:
+                    matrices = _matrix(pair.a), _matrix(pair.b)
+                    lora.handle.set(i, adapter, *matrices, pair.scale)
+    return lora.handle
 
 
 def _cache(kv: KVLayer) -> Any:

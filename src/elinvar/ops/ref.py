@@ -20,6 +20,7 @@ from elinvar.ops.api import (
     Activation,
     Experts,
     KVLayer,
+    Lora,
     SampleArgs,
     SampleResult,
     Scoring,
@@ -93,6 +94,19 @@ class RefOps:
 
     def gated_linear(self, x_TK: F32, gate: Weight, up: Weight, activation: Activation) -> F32:
         return _gated(self._linear(x_TK, gate), self._linear(x_TK, up), activation)
+
+    def gated(self, x_TN: F32, activation: Activation) -> F32:
+        gate, up = np.split(x_TN, 2, axis=1)
+        return _gated(gate, up, activation)
+
+    def lora(self, y_TN: F32, x_TK: F32, adapters_T: I32, lora: Lora) -> None:
+        for column, pairs in zip(lora.columns, lora.pairs, strict=True):
+            for adapter, pair in enumerate(pairs):
+                rows = np.flatnonzero(adapters_T == adapter)
+                if pair is not None and len(rows):
+                    a, b = (self._matrix(w).astype(np.float64) for w in (pair.a, pair.b))
+                    more = x_TK[rows].astype(np.float64) @ a.T @ b.T * pair.scale
+                    y_TN[rows, column : column + len(b)] += more.astype(np.float32)
 
     def route(
         self,

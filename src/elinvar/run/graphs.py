@@ -3,13 +3,15 @@
 A decode step of a small model takes 2 to 3 ms, and its 240 ops cost 0.4 ms of Python. A forward
 follows from the shapes of its batch alone, so one that was seen before is only a list of kernel
 calls on the same arrays: the new step's numbers are copied in, and the list is run again. The
-kernels, and so the bits, are those of a plain forward.
+kernels, and so the bits, are those of a plain forward. Steps with adapters are not recorded: which
+matrices they take follows from who is in the batch.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
@@ -19,6 +21,8 @@ from elinvar.ops.api import F32, KVLayer, Ops
 MAX_TOKENS = 256
 """Beyond, kernels take so long that Python no longer shows."""
 MAX_GRAPHS = 64
+Applied = Callable[[ForwardBatch], AbstractContextManager[None]]
+"""ops.adapted.AdaptedOps.applied of the ops that the model was built with."""
 
 
 @dataclass(slots=True)
@@ -41,14 +45,22 @@ class _Graph:
 
 
 class Graphs:
-    """The forward of `model` over the caches `kv` (one a layer), which it must outlive."""
+    """The forward of `model` over the caches `kv` (one a layer), which it must outlive. Without
+    `applied` no batch has adapters."""
 
-    def __init__(self, model: Model, ops: Ops, kv: Sequence[KVLayer]) -> None:
-        self.model, self.ops, self.kv = model, ops, kv
+    def __init__(
+        self, model: Model, ops: Ops, kv: Sequence[KVLayer], applied: Applied | None = None
+    ) -> None:
+        self.model, self.ops, self.kv, self.applied = model, ops, kv, applied
         self._graphs: OrderedDict[tuple[int, int], _Graph] = OrderedDict()
 
     def forward(self, batch: ForwardBatch | DecodeBatch) -> F32:
         """Logits [L, V], valid until the next forward."""
+        if batch.adapters is not None:
+            assert self.applied is not None
+            flat = batch.flat() if isinstance(batch, DecodeBatch) else batch
+            with self.applied(flat):
+                return self.model.forward(flat, self.kv)
         if isinstance(batch, ForwardBatch):
             return self.model.forward(batch, self.kv)
         size = batch.numbers.shape[1]

@@ -44,14 +44,18 @@ class Rows:
         self.min_p = np.zeros(max_rows, np.float32)
         self.num_logprobs: list[int | None] = [None] * max_rows
         """As in SamplingParams.logprobs."""
+        self.adapters = np.full(max_rows, -1, np.int32)
         # Of the last step, until a row or a table changes: most steps are like the one before.
         self._gathered: tuple[tuple[list[int], int], tuple[I32, ...]] | None = None
         self._sampling: tuple[list[int], Any, tuple[Any, ...], int] | None = None
+        self._adapted: tuple[list[int], I32 | None] = [], None
 
     def start(self, started: RowStart) -> None:
         """Take a row: all known tokens, the blocks found in the cache, the parameters."""
         row = started.row
         self._gathered = self._sampling = None
+        self._adapted = [], None
+        self.adapters[row] = started.adapter
         self.token_ids[row, : len(started.token_ids)] = started.token_ids
         for table, lens, blocks in zip(self.tables, self.table_lens, started.blocks, strict=True):
             table[row] = -1
@@ -101,6 +105,9 @@ class Rows:
             slot_mapping=slots,
             logit_rows=np.array([ends[i] - 1 for i in sampling], np.int32),
         )
+        adapters = self._adapters(rows)
+        if adapters is not None:
+            batch.adapters = np.repeat(adapters, [item.num_tokens for item in items])
         position_L = np.array([stops[i] for i in sampling], np.int32)
         return batch, [rows[i] for i in sampling], position_L
 
@@ -128,7 +135,7 @@ class Rows:
             ]
         packed = np.array(numbers, np.int32).reshape(-1, len(rows))
         tables = self._block_tables(rows, table_width(max(stops)))
-        return DecodeBatch(packed, tables), rows, packed[2]
+        return DecodeBatch(packed, tables, self._adapters(rows)), rows, packed[2]
 
     def _block_tables(self, rows: list[int], width: int) -> tuple[I32, ...]:
         """The last answer again while nothing changed: blocks are added once in 32 steps."""
@@ -137,6 +144,13 @@ class Rows:
             tables = tuple(t[:, :width].take(rows, axis=0) for t in self.tables)
             self._gathered = key, tables
         return self._gathered[1]
+
+    def _adapters(self, rows: list[int]) -> I32 | None:
+        """Of each row; None where nobody has one. The last answer again, as above."""
+        if self._adapted[0] != rows:
+            adapters = self.adapters[rows]
+            self._adapted = rows, adapters if (adapters >= 0).any() else None
+        return self._adapted[1]
 
     def sample_args(self, rows_L: list[int], position_L: I32) -> SampleArgs:
         """Sampling parameters of the rows that sample."""

@@ -12,7 +12,7 @@ from elinvar.base.config import KVSpec
 from elinvar.base.plan import StepOutput, StepPlan, TokenLogprobs
 from elinvar.models.family import Model
 from elinvar.ops.api import KVLayer, Ops, SampleResult
-from elinvar.run.graphs import Graphs
+from elinvar.run.graphs import Applied, Graphs
 from elinvar.run.rows import Rows
 
 
@@ -27,8 +27,10 @@ class Runner:
         num_blocks: Sequence[int],
         max_rows: int,
         max_context: int,
+        applied: Applied | None = None,
     ) -> None:
-        self.ops = ops
+        """applied: see run.graphs."""
+        self.ops, self._applied = ops, applied
         self.rows = Rows(max_rows, max_context, len(specs))
         layers: dict[int, KVLayer] = {}
         for spec, count in zip(specs, num_blocks, strict=True):
@@ -39,7 +41,7 @@ class Runner:
     def use(self, model: Model) -> None:
         """Compute with this model, whose cache is the same, from the next step on."""
         self.model = model
-        self.graphs = Graphs(model, self.ops, self.kv)
+        self.graphs = Graphs(model, self.ops, self.kv, self._applied)
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Compute the planned spans and sample where a span ends at the last known token.

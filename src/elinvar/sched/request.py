@@ -24,13 +24,17 @@ class Status(Enum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One sequence to continue. The caller gives the first three fields; the scheduler writes
+    """One sequence to continue. The caller gives the first five fields; the scheduler writes
     the rest. Times are seconds of the scheduler's clock."""
 
     id: str
     token_ids: list[int]
     """All known tokens: the prompt, then what was sampled."""
     params: SamplingParams
+    adapter: int = -1
+    """Number of the adapter that it runs with; -1: none."""
+    namespace: bytes = b""
+    """What its cached blocks depend on besides its tokens: the adapter's content."""
 
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0

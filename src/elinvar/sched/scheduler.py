@@ -77,7 +77,7 @@ class Scheduler:
             raise InputError("request_id", f"Request id {request.id!r} is in use: choose another.")
         stop_ids = frozenset(request.params.stop_token_ids)
         request.stop_ids = stop_ids if request.params.ignore_eos else stop_ids | self.eos_ids
-        request.kv = self.kv.new_sequence()
+        request.kv = self.kv.new_sequence(request.namespace)
         request.order = self._num_added
         request.arrival = self._clock()
         self._num_added += 1
@@ -254,7 +254,9 @@ class Scheduler:
         # A copy: the plan is plain data, and the request's list grows.
         tokens = list(request.token_ids)
         plan.started.append(
-            RowStart(request.id, request.row, tokens, request.params, prefix.blocks)
+            RowStart(
+                request.id, request.row, tokens, request.params, prefix.blocks, request.adapter
+            )
         )
         plan.items.append(
             PlanItem(request.id, request.row, start, end - start, end == known, new_blocks)

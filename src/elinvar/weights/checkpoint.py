@@ -13,6 +13,7 @@ from typing import Any, Literal
 from elinvar.base.digest import blake2b
 from elinvar.base.errors import ModelError
 from elinvar.weights.gguf import MAGIC, read_gguf
+from elinvar.weights.nested import text_part
 from elinvar.weights.safetensors import read_json, read_safetensors
 from elinvar.weights.schemes import assemble
 from elinvar.weights.tensor import HostTensor, MappedFile
@@ -33,7 +34,8 @@ class Checkpoint:
     """GGUF general.architecture ("llama") or config.json architectures[0]
     ("LlamaForCausalLM")."""
     metadata: dict[str, Any]
-    """GGUF key-values (see gguf.GGUFFile for their types), or config.json."""
+    """GGUF key-values (see gguf.GGUFFile for their types), or config.json (of a model that also sees
+    or hears what it says of the text: weights.nested)."""
     tensors: dict[str, HostTensor]
     fingerprint: str
     """64 hex digits; changes when the model changes. Cheap: sizes, times and headers."""
@@ -111,6 +113,7 @@ def _open_folder(folder: Path) -> Checkpoint:
             for file in files:
                 file.close()
             raise
+    config, tensors = text_part(config, tensors)
     parts = [part for file in files for part in (file.path.name, file.size, file.mtime_ns)]
     fingerprint = _hash(["safetensors", config_path.read_bytes(), *told, *parts])
     return Checkpoint(folder, "safetensors", named, config, tensors, fingerprint, files)

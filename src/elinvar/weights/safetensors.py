@@ -76,6 +76,16 @@ def read_safetensors(folder: Path) -> tuple[list[MappedFile], dict[str, HostTens
     return files, tensors
 
 
+def read_file(path: Path) -> tuple[MappedFile, dict[str, HostTensor]]:
+    """One file by itself. Raises ModelError when it is truncated or corrupt."""
+    file = MappedFile(path)
+    try:
+        return file, {tensor.name: tensor for tensor in _parse(file)}
+    except ModelError:
+        file.close()
+        raise
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ModelError when it cannot be read or is another thing."""
     try:

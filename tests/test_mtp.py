@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -40,13 +41,13 @@ class Head(torch.nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
-
-        c = model.config
-        norms = (deepseek.DeepseekV3RMSNorm(c.hidden_size, c.rms_norm_eps) for _ in range(3))
+        c, parts = model.config, sys.modules[type(model).__module__]
+        family = type(model).__name__.removesuffix("ForCausalLM")
+        norm = getattr(parts, f"{family}RMSNorm")
+        norms = (norm(c.hidden_size, c.rms_norm_eps) for _ in range(3))
         self.enorm, self.hnorm, self.norm = norms
         self.eh_proj = torch.nn.Linear(2 * c.hidden_size, c.hidden_size, bias=False)
-        self.layer = deepseek.DeepseekV3DecoderLayer(c, c.num_hidden_layers - 1)
+        self.layer = getattr(parts, f"{family}DecoderLayer")(c, c.num_hidden_layers - 1)
         for parameter in self.parameters():
             torch.nn.init.normal_(parameter, float(parameter.dim() < 2), 0.2)
         for buffer in self.buffers():
@@ -82,19 +83,22 @@ class Head(torch.nn.Module):
 
 
 @cache
-def reference() -> tuple[Any, list[Head]]:
+def reference(case: str = "deepseek3") -> tuple[Any, list[Head]]:
     with pytest.MonkeyPatch.context() as patch:
-        one = CASES["deepseek3"]
+        one = CASES[case]
         settings = one.settings | {"tie_word_embeddings": False, "num_nextn_predict_layers": HEADS}
-        patch.setitem(CASES, "deepseek3", replace(one, settings=settings))
-        model = make_reference("deepseek3")
+        patch.setitem(CASES, case, replace(one, settings=settings))
+        model = make_reference(case)
     return model, [Head(model) for _ in range(HEADS)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model, heads = reference()
-    path = tmp_path_factory.mktemp("mtp")
+    return write(tmp_path_factory.mktemp("mtp"), "deepseek3")
+
+
+def write(path: Path, case: str) -> Path:
+    model, heads = reference(case)
     model.save_pretrained(path)
     file, layers = path / "model.safetensors", model.config.num_hidden_layers
     tensors = load_file(file)
@@ -114,9 +118,9 @@ def load(folder: Path, ops: Ops, **options: Any) -> MTPDecoder:
     return model
 
 
-def expected(ids: Sequence[int]) -> list[F32]:
+def expected(ids: Sequence[int], case: str = "deepseek3") -> list[F32]:
     """Logits of the model and of each head: row i of head n is of token i + 1 + n."""
-    model, heads = reference()
+    model, heads = reference(case)
     tokens = torch.tensor(ids)
     with torch.no_grad():
         h = model.model(tokens[None]).last_hidden_state[0]
@@ -158,14 +162,16 @@ def drafted(
     return [[model.logits(states[n][i]) for n in range(HEADS + 1)] for i in range(len(sequences))]
 
 
-@pytest.mark.parametrize("provider", ["ref", "cpu"])
-def test_parity_in_pieces(folder: Path, provider: str) -> None:
-    ops = load_provider(provider)
-    model = load(folder, ops)
-    for chunk in (LENGTH, 33, 1):
-        [found] = drafted(model, ops, [prompt()], chunk)
-        for ours, theirs in zip(found, expected(prompt()), strict=True):
-            assert_parity(ours, theirs)
+@pytest.mark.parametrize("case", ["deepseek3", "glm4-moe"])
+def test_parity_in_pieces(case: str, tmp_path: Path) -> None:
+    write(tmp_path, case)
+    for provider in ("ref", "cpu"):
+        ops = load_provider(provider)
+        model = load(tmp_path, ops)
+        for chunk in (LENGTH, 33, 1):
+            [found] = drafted(model, ops, [prompt()], chunk)
+            for ours, theirs in zip(found, expected(prompt(), case), strict=True):
+                assert_parity(ours, theirs)
 
 
 def test_bits_do_not_depend_on_pieces_and_neighbours(folder: Path) -> None:

@@ -58,7 +58,7 @@ def _config(config: dict[str, Any]) -> dict[str, Any]:
 
 def _case(architecture: str, **settings: Any) -> Case:
     published = Published(architecture, _config, chatglm_tensors)
-    return Case("chatglm", "GlmForCausalLM", "GlmConfig", settings, published)
+    return Case("chatglm", "GlmForCausalLM", "GlmConfig", settings, published=published)
 
 
 ENGINES = (replace(GLM, family="chatglm"),)

@@ -101,11 +101,11 @@ struct BoundCache {  // K and V of one layer: views of a cache in which all laye
           padded_dim((dim + 15) / 16 * 16),
           value_dim(std::min(dim, static_cast<int>(v_.shape(3)))),
           block_step(static_cast<int>(k_.stride(0) / k_.stride(1))) {
-        const bool latent = k_.data() == v_.data();
-        if (k_.stride(3) != 1 || v_.stride(latent ? 2 : 3) != 1 || k_.stride(0) != v_.stride(0) ||
+        if (k_.stride(3) != 1 || v_.stride(latent() ? 2 : 3) != 1 || k_.stride(0) != v_.stride(0) ||
             k_.stride(1) != v_.stride(1) || k_.stride(1) != std::int64_t{padded_dim} * 32)
             throw std::invalid_argument("K and V do not lie as ops/api.py makes them");
     }
+    bool latent() const { return k.data() == v.data(); }  // the values are those of the keys
 };
 
 struct Working {  // around an op
@@ -310,7 +310,7 @@ F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCach
                  kv.padded_dim,
                  kv.kind,
                  kv.k.data(),
-                 kv.v.data(),
+                 kv.latent() ? nullptr : kv.v.data(),
                  kv.block_step,
                  q.data(),
                  of_all(q_gain) || of_all(k_gain)};
@@ -374,6 +374,37 @@ F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I
                       first};
     submit(p, [&p, a, seqs = static_cast<int>(query_start.size()) - 1, start = query_start.data()] {
         p.attention(a, seqs, start);
+    });
+    return out;
+}
+
+I32Out index_select(Session& p, F32In q, F32In weights, const BoundCache& kv, I32In query_start,
+                    I32In tables, I32In positions, int k) {
+    auto out = result<int32_t>(p, {q.shape(0), static_cast<std::size_t>(k)});
+    const Index a{q.data(),        weights.data(),
+                  kv.k.data(),     kv.block_step,
+                  kv.kind,         static_cast<int>(q.shape(1)),
+                  kv.dim,          kv.padded_dim,
+                  tables.data(),   static_cast<std::ptrdiff_t>(tables.shape(1)),
+                  positions.data()};
+    submit(p,
+           [&p, a, k, seqs = static_cast<int>(query_start.size()) - 1, start = query_start.data(),
+            o = out.data()] { p.index_select(a, seqs, start, k, o); });
+    return out;
+}
+
+F32Out sparse_attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I32In tables,
+                        I32In positions, I32In chosen, float scale) {
+    auto out = result<float>(p, {q.shape(0), q.shape(1) * static_cast<std::size_t>(kv.value_dim)});
+    const Attention a{q.data(),         kv.k.data(),   kv.v.data(),
+                      kv.block_step,    kv.kind,       static_cast<int>(q.shape(1)),
+                      kv.kv_heads,      kv.dim,        kv.padded_dim,
+                      kv.value_dim,     tables.data(), static_cast<std::ptrdiff_t>(tables.shape(1)),
+                      positions.data(), scale,         0,
+                      out.data()};
+    submit(p, [&p, a, seqs = static_cast<int>(query_start.size()) - 1, start = query_start.data(),
+               chosen = chosen.data(), k = static_cast<int>(chosen.shape(1))] {
+        p.sparse_attention(a, seqs, start, chosen, k);
     });
     return out;
 }
@@ -527,6 +558,8 @@ NB_MODULE(_cpu, m) {
         .def("latent_write", &latent_write)
         .def("attention", &attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
              nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg())
+        .def("index_select", &index_select)
+        .def("sparse_attention", &sparse_attention)
         .def("pool", &pool)
         .def("sample", &sample);
 }

@@ -12,6 +12,7 @@ namespace ELINVAR_ISA {
 using elinvar::Attention;
 using elinvar::AttentionAhead;
 using elinvar::AttentionTile;
+using elinvar::Index;
 using elinvar::Kernels;
 using elinvar::Kind;
 using elinvar::Latent;
@@ -32,6 +33,7 @@ using Stored = std::conditional_t<kind == Kind::f32, float, uint16_t>;  // in th
 #include "rows.h"
 #include "rows_latent.h"
 #include "sample.h"
+#include "sparse.h"
 
 #define EL_TEXT(x) #x
 #define EL_NAME(x) EL_TEXT(x)
@@ -50,6 +52,7 @@ const Kernels kernels = {
     latent_rotate,
     attention_part,
     attention_join,
+    index_scores,
     row_stats,
     scale_logits,
     exp_all,

@@ -42,7 +42,8 @@ struct Rope {
     float eps;
     int heads, kv_heads, dim, rotary_dim, padded_dim;
     Kind kv_kind;
-    void *k, *v;         // [kv_heads, padded_dim, 32] and [kv_heads, 32, padded_dim] of block 0
+    // [kv_heads, padded_dim, 32] and [kv_heads, 32, padded_dim] of block 0; v null: keys alone
+    void *k, *v;
     int block_step;      // from a block to the next, in the size of one head's keys
     float* q;            // [T, heads, dim]
     bool whole = false;  // one norm over all heads of q, one over those of k
@@ -101,6 +102,19 @@ constexpr int first_key(const Attention& a, int p) {
     return first > a.first ? first : a.first;
 }
 
+// What sparse attention chooses keys by: queries of several heads over a cache of keys alone.
+struct Index {
+    const float* q;        // [T, heads, dim]
+    const float* weights;  // [T, heads]
+    const void* k;
+    int block_step;
+    Kind kv_kind;
+    int heads, dim, padded_dim;
+    const int32_t* tables;  // [R, table_stride]
+    std::ptrdiff_t table_stride;
+    const int32_t* positions;
+};
+
 struct AttentionTile {  // tokens of one sequence, times query heads of one KV head
     int seq, first_token, num_tokens, kv_head, first_head, num_heads;
     int rows() const { return num_tokens * num_heads; }
@@ -152,6 +166,8 @@ struct Kernels {
     void (*attention_part)(const Attention& a, const AttentionTile& t, int split,
                            const AttentionAhead& ahead, float* part);
     void (*attention_join)(const Attention& a, const AttentionTile& t, float* parts, int num_parts);
+    // The worth of the 32 keys of each of some blocks to one token.
+    void (*index_scores)(const Index& a, int token, const int32_t* blocks, int num, float* out);
     RowStats (*row_stats)(const float* x, int n);
     // z[i] = (x[i] - max) / temperature; returns the sum of e^z when asked
     float (*scale_logits)(const float* x, int n, float max, float temperature, bool sum, float* z);

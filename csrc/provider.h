@@ -190,6 +190,10 @@ class Provider {
     void latent_write(const Latent& a, int num_tokens);
     void latent_query(const LatentQuery& a, int num_tokens, const Matrix& w);
     void attention(const Attention& a, int num_seqs, const int32_t* query_start);
+    void index_select(const Index& a, int num_seqs, const int32_t* query_start, int k,
+                      int32_t* chosen);
+    void sparse_attention(const Attention& a, int num_seqs, const int32_t* query_start,
+                          const int32_t* chosen, int k);
     void pool(const float* x, int dim, const int32_t* starts, int num_seqs, const float* weights,
               float* out);
     void sample(const float* logits, int rows, int vocab, const SampleRow* args, int num_top,
@@ -212,7 +216,7 @@ class Provider {
     const Kernels* kernels_;
     Pool pool_;
     std::vector<Floats> scratch_;
-    Floats parts_, gathered_;
+    Floats parts_, gathered_, chosen_;
     std::vector<AttentionItem> items_, joins_;
     std::vector<std::size_t> chunks_;  // where each begins in items_, and the end
     std::vector<QuantGroup> groups_;

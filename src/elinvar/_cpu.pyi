@@ -107,6 +107,26 @@ class Provider:
         chunk: int,
         first: int,
     ) -> Any: ...
+    def index_select(
+        self,
+        q: Any,
+        weights: Any,
+        kv: Cache,
+        query_start: Any,
+        tables: Any,
+        positions: Any,
+        k: int,
+    ) -> Any: ...
+    def sparse_attention(
+        self,
+        q: Any,
+        kv: Cache,
+        query_start: Any,
+        tables: Any,
+        positions: Any,
+        chosen: Any,
+        scale: float,
+    ) -> Any: ...
     def pool(self, x: Any, starts: Any, weights: Any) -> Any: ...
     def sample(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -154,7 +155,7 @@ def rope_write(
     eps: float,
 ) -> Cost:
     rows, (num_kv, dim) = positions_T.size, kv.k.shape[1:3]
-    written = 2 * rows * num_kv * dim * kv.k.itemsize
+    written = (1 if kv.keys_alone else 2) * rows * num_kv * dim * kv.k.itemsize
     rotary = rope_PD.shape[1]
     moved = qkv_TN.nbytes + 4 * rows * rotary + 8 * rows + written + 4 * rows * num_heads * dim
     ops = 3 * rows * (num_heads + num_kv) * rotary
@@ -231,6 +232,42 @@ def pool(x_TD: F32, starts: I32, weights_T: F32) -> Cost:
     return Cost("", 0, x_TD.nbytes + weights_T.nbytes + outputs, 2 * x_TD.size)
 
 
+def index_select(
+    q_THD: F32,
+    weights_TH: F32,
+    kv: KVLayer,
+    query_start_loc: I32,
+    block_table_RB: I32,
+    positions_T: I32,
+    k: int,
+) -> Cost:
+    """Each key that any query of a sequence sees is read once, where more than k are seen."""
+    heads, dim = q_THD.shape[1:]
+    seen = positions_T.astype(np.int64) + 1
+    seen[seen <= k] = 0
+    lengths = [int(seen[a:b].max(initial=0)) for a, b in pairwise(query_start_loc)]
+    streamed = sum(lengths) * dim * kv.k.itemsize
+    moved = streamed + q_THD.nbytes + weights_TH.nbytes + 4 * len(q_THD) * k
+    return Cost(f"{kv.dtype} {k}", streamed, moved, 2 * heads * (dim + 1) * int(seen.sum()))
+
+
+def sparse_attention(
+    q_THD: F32,
+    kv: KVLayer,
+    query_start_loc: I32,
+    block_table_RB: I32,
+    positions_T: I32,
+    chosen_TK: I32,
+    scale: float,
+) -> Cost:
+    """Each token reads the keys chosen for it."""
+    heads, dim = q_THD.shape[1:]
+    chosen = int(np.minimum(positions_T.astype(np.int64) + 1, chosen_TK.shape[1]).sum())
+    streamed = chosen * dim * kv.k.itemsize
+    moved = streamed + q_THD.nbytes + chosen_TK.nbytes + 4 * len(q_THD) * heads * kv.value_dim
+    return Cost(kv.dtype, streamed, moved, 2 * heads * (dim + kv.value_dim) * chosen)
+
+
 def sample(logits_LV: F32, args: SampleArgs) -> Cost:
     """One pass with an exponential, whatever the filters: they decide how many more there are."""
     return Cost("", 0, logits_LV.nbytes, 4 * logits_LV.size)
@@ -240,7 +277,7 @@ COSTS: dict[str, Callable[..., Cost]] = {
     function.__name__: function
     for function in (
         *(embed, rms_norm, add, concat, add_rms_norm, linear, gated_linear, route, moe),
-        *(rope_write, attention, pool, sample),
+        *(rope_write, attention, index_select, sparse_attention, pool, sample),
         *(head_linear, latent_query, latent_write),
         *(layer_norm, add_layer_norm, scale, scale_heads, softcap, activate),
         *(gated, lora),

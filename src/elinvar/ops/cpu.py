@@ -217,6 +217,32 @@ class CpuOps:
     def pool(self, x_TD: F32, starts: I32, weights_T: F32) -> F32:
         return self._provider.pool(x_TD, starts, weights_T)
 
+    def index_select(
+        self,
+        q_THD: F32,
+        weights_TH: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        k: int,
+    ) -> I32:
+        where = query_start_loc, block_table_RB, positions_T
+        return self._provider.index_select(q_THD, weights_TH, _cache(kv), *where, k)
+
+    def sparse_attention(
+        self,
+        q_THD: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        chosen_TK: I32,
+        scale: float,
+    ) -> F32:
+        where = query_start_loc, block_table_RB, positions_T
+        return self._provider.sparse_attention(q_THD, _cache(kv), *where, chosen_TK, scale)
+
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:
         self._provider.begin_recording()
         out = None

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elinvar.base.config import BLOCK_SIZE, KVSpec
+from elinvar.ops import ref_sparse
 from elinvar.ops.api import (
     F32,
     I32,
@@ -174,7 +175,7 @@ class RefOps:
     ) -> F32:
         t = qkv_TN.shape[0]
         num_kv, dim = kv.k.shape[1:3]
-        qkv = qkv_TN.reshape(t, num_heads + 2 * num_kv, dim)
+        qkv = qkv_TN.reshape(t, -1, dim)
         q, k, v = np.split(qkv, [num_heads, num_heads + num_kv], axis=1)
         if q_gain_D is not None:
             q = self.rms_norm(q.reshape(t, -1, q_gain_D.size), q_gain_D, eps).reshape(q.shape)
@@ -184,7 +185,8 @@ class RefOps:
         q, k = _rotate(q, table), _rotate(k, table)
         block, offset = slots_T // BLOCK_SIZE, slots_T % BLOCK_SIZE
         kv.k[block, :, :, offset] = to_kv(k, kv.dtype)
-        kv.v[block, :, offset, :dim] = to_kv(v, kv.dtype)
+        if not kv.keys_alone:
+            kv.v[block, :, offset, :dim] = to_kv(v, kv.dtype)
         return np.ascontiguousarray(q)
 
     def head_linear(self, x_TK: F32, w: Weight, num_heads: int) -> F32:
@@ -262,6 +264,32 @@ class RefOps:
         weighted = x_TD.astype(np.float64) * weights_T[:, None]
         sums = [weighted[a:b].sum(0) for a, b in pairwise(starts)]
         return np.array(sums, np.float32).reshape(-1, x_TD.shape[1])
+
+    def index_select(
+        self,
+        q_THD: F32,
+        weights_TH: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        k: int,
+    ) -> I32:
+        keys, where = from_kv(kv.k[:, 0], kv.dtype), (query_start_loc, block_table_RB, positions_T)
+        return ref_sparse.index_select(q_THD, weights_TH, keys, *where, k)
+
+    def sparse_attention(
+        self,
+        q_THD: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        chosen_TK: I32,
+        scale: float,
+    ) -> F32:
+        keys, where = from_kv(kv.k[:, 0], kv.dtype), (query_start_loc, block_table_RB, positions_T)
+        return ref_sparse.sparse_attention(q_THD, keys, kv.value_dim, *where, chosen_TK, scale)
 
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:
         return run

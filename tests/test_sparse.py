@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from elinvar.base.config import KVSpec
+from elinvar.base.errors import ModelError
+from elinvar.models import deepseek, deepseek_v32
 from elinvar.ops import KVLayer
 from elinvar.ops.ref import to_kv
+from engines import tiny_model, tiny_weights
+from families import CASES, ENGINES
+from families.base import SIZES
+from helpers import run_tokens
 from test_ops import BASE, CPUS, REF, close, normal, same
 
 F32 = np.ndarray
@@ -165,3 +173,59 @@ def test_a_cache_of_keys_alone(dtype: str) -> None:
         else:
             same([q, expected])
             same([kv.k, both.k])
+
+
+def test_with_few_keys_it_is_the_dense_model() -> None:
+    """To the bit, until more keys are seen than may be chosen."""
+    sparse = ENGINES["deepseek_v32"]
+    assert sparse.index is not None
+    for top_k in (40, 75):
+        config = replace(sparse, index=replace(sparse.index, top_k=top_k))
+        weights = tiny_weights("deepseek_v32", "q4")
+        model = deepseek_v32.build(config, weights, BASE)
+        plain = deepseek.build(replace(config, family="deepseek", index=None), weights, BASE)
+        ids = np.random.default_rng(1).integers(0, 256, 75).tolist()
+        found, dense = (run_tokens(m, BASE, ids, 33) for m in (model, plain))
+        assert np.array_equal(found[:top_k], dense[:top_k])
+        assert top_k == 75 or np.abs(found[top_k:] - dense[top_k:]).max() > 1e-3
+
+
+def test_the_index_has_a_group_of_its_own() -> None:
+    model = tiny_model(BASE, "glm_moe_dsa")
+    latents, keys = model.kv_specs("f16")
+    assert (latents.layers, keys.layers) == ((0, 1, 2), (3, 4))  # the one between shares
+    assert (keys.head_dim, keys.block_bytes) == (16, 2 * 16 * 32 * 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"index_head_dim": 4}, "index_head_dim = 4, which must be at least qk_rope_head_dim"),
+        ({"index_topk": 0}, "index_topk = 0"),
+        ({"q_lora_rank": None}, "lacks q_lora_rank"),
+        ({"mlp_layer_types": ["dense"] * 3}, "mlp_layer_types"),
+        ({"indexer_types": ["shared", "full", "full"]}, "indexer_types"),
+        ({"indexer_rope_interleave": False}, "indexer_rope_interleave"),
+    ],
+)
+def test_configurations_that_cannot_be(change: dict[str, Any], problem: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    settings = transformers.GlmMoeDsaConfig(**deepcopy(SIZES | CASES["glm-dsa"].settings))
+    with pytest.raises(ModelError, match=problem):
+        deepseek_v32.glm_from_hf(settings.to_dict() | change)
+
+
+def test_which_layers_have_an_index() -> None:
+    """As transformers reads the same keys."""
+    transformers = pytest.importorskip("transformers")
+    plain = SIZES | CASES["glm-dsa"].settings | {"num_hidden_layers": 7}
+    for keys in (
+        {},
+        {"index_topk_freq": 3},
+        {"index_topk_freq": 2, "index_skip_topk_offset": 4},
+        {"index_topk_pattern": "FSSFSFS"},
+    ):
+        theirs = transformers.GlmMoeDsaConfig(**deepcopy(plain | keys)).indexer_types
+        config = deepseek_v32.glm_from_hf(plain | keys | {"rms_norm_eps": 1e-5})
+        assert config.index is not None
+        assert config.index.layers == tuple(i for i, t in enumerate(theirs) if t == "full")

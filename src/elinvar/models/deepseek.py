@@ -160,7 +160,8 @@ def moe_from_hf(keys: Keys, num_layers: int, default: str | None = None) -> MoEC
     if not layers:
         return None
     keys.only("topk_method", "greedy", "group_limited_greedy", "noaux_tc")
-    of_type = "noaux_tc" if keys.raw("model_type") == "deepseek_v3" else "greedy"
+    v3_types = "deepseek_v3", "deepseek_v32", "glm_moe_dsa"
+    of_type = "noaux_tc" if keys.raw("model_type") in v3_types else "greedy"
     method = keys.raw("topk_method") or default or of_type
     v3 = method == "noaux_tc"
     keys.only("scoring_func", "sigmoid" if v3 else "softmax")

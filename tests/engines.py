@@ -12,11 +12,14 @@ import numpy as np
 from elinvar.base.config import EngineConfig, KVSpec
 from elinvar.base.plan import TokenLogprobs
 from elinvar.base.sampling import SamplingParams
+from elinvar.engine.adapters import Adapters
 from elinvar.engine.core import Engine
 from elinvar.engine.output import CompletionBuilder
 from elinvar.models.family import Family, Model
+from elinvar.models.load import Loaded
 from elinvar.models.registry import FAMILIES
 from elinvar.ops import Ops, Weight, load_provider
+from elinvar.ops.adapted import AdaptedOps
 from elinvar.ops.layout import GROUP, pack_float, pack_q4, pack_q5, pack_q8
 from elinvar.weights.rules import bind
 from families import ENGINES
@@ -88,6 +91,11 @@ def tiny_model(ops: Ops, family: str = "llama", kind: str = "q4") -> Model:
     return _family(family).build(ENGINES[family], tiny_weights(family, kind), ops)
 
 
+def tiny_parts(family: str = "llama", kind: str = "q4") -> Loaded:
+    config, found = ENGINES[family], _family(family)
+    return Loaded(found, config, found.rules(config), tiny_weights(family, kind))
+
+
 @cache
 def provider(name: str = "cpu", num_threads: int = 1, simd: str | None = None) -> Ops:
     return load_provider(name, num_threads, simd)
@@ -105,7 +113,8 @@ def tiny_engine(
     model: Model | None = None,
     **options: Any,
 ) -> Engine:
-    """`num_blocks` among the options: the size of the cache, in blocks of each group."""
+    """`num_blocks` among the options: the size of the cache, in blocks of each group. With AdaptedOps
+    it takes adapters."""
     model = model or tiny_model(ops or provider(), family, kind)
     config = {"kv_memory": 2**24, "max_rows": 8, **options}
     num_blocks = config.pop("num_blocks", None)
@@ -113,7 +122,11 @@ def tiny_engine(
         specs = model.kv_specs(config.get("kv_dtype", "f16"))
         config["kv_memory"] = kv_bytes(specs, num_blocks)
     tokenizer: Any = ByteTokenizer()
-    return Engine(model, model.ops, tokenizer, EngineConfig(**config))  # type: ignore[attr-defined]
+    adapters = None
+    if isinstance(ops, AdaptedOps):
+        adapters = Adapters(tiny_parts(family, kind), ops, EngineConfig(**config).max_adapters)
+    used: Any = model.ops  # type: ignore[attr-defined]
+    return Engine(model, used, tokenizer, EngineConfig(**config), adapters=adapters)
 
 
 Answer = tuple[list[int], list[TokenLogprobs], str]

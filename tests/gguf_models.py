@@ -13,15 +13,21 @@ import numpy as np
 Tensors = Iterator[tuple[str, np.ndarray]]
 
 _ARCHITECTURES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-_INTERLEAVED = {"llama"}
+_INTERLEAVED = {"llama", "granite", "minicpm", "internlm2", "smollm3", "granitemoe", "mistral3"}
 """Those whose q and k are turned from half-split rotary pairs to pairs (2i, 2i + 1)."""
+_TURNED = {"gpt-oss", "llama4"}
+"""Those whose experts transformers holds as (in, out)."""
 
 
 def write_model(
-    reference: Any, arch: str, path: Path, state: dict[str, np.ndarray] | None = None
+    reference: Any,
+    arch: str,
+    path: Path,
+    state: dict[str, np.ndarray] | None = None,
+    experts: str = "F32",
 ) -> Path:
-    """state: where the weights are published otherwise than transformers has them. Raises KeyError for
-    a weight that the architecture has no name for."""
+    """state: where the weights are published otherwise than transformers has them; experts: type of
+    their matrices. Raises KeyError for a weight that the architecture has no name for."""
     config = reference.config
     state = state or {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
     writer = gguf.GGUFWriter(path, arch)
@@ -38,7 +44,9 @@ def write_model(
         stored = names.get_name(stem)
         if stored is None:
             raise KeyError(f"{arch} files have no {name}")
-        writer.add_tensor(stored + dot + kind, np.ascontiguousarray(values))
+        dtype = gguf.GGMLQuantizationType[experts if values.ndim > 2 else "F32"]
+        raw = gguf.quants.quantize(np.ascontiguousarray(values), dtype)
+        writer.add_tensor(stored + dot + kind, raw, raw_dtype=dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -53,7 +61,8 @@ def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_embedding_length(config.hidden_size)
     # The tests give every configuration all sizes, of which these models do not use some.
     gpt2 = config.model_type == "gpt2"
-    writer.add_feed_forward_length(4 * config.hidden_size if gpt2 else config.intermediate_size)
+    ff_dim = getattr(config, "intermediate_size_mlp", config.intermediate_size)
+    writer.add_feed_forward_length(4 * config.hidden_size if gpt2 else ff_dim)
     writer.add_head_count(heads)
     shared = config.model_type not in ("gpt2", "gpt_neox")
     writer.add_head_count_kv(config.num_key_value_heads if shared else heads)
@@ -84,6 +93,12 @@ def _add_rope(writer: gguf.GGUFWriter, reference: Any) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(params["factor"])
         writer.add_rope_scaling_orig_ctx_len(params["original_max_position_embeddings"])
+    if params["rope_type"] == "longrope":
+        writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+        writer.add_rope_scaling_attn_factors(reference.model.rotary_emb.attention_scaling)
+        for length in ("long", "short"):
+            factors = np.array(params[f"{length}_factor"], np.float32)
+            writer.add_tensor(f"rope_factors_{length}.weight", factors)
     if params["rope_type"] == "llama3":
         plain = theta ** (-np.arange(0, head_dim, 2) / head_dim)
         divisors = plain / reference.model.rotary_emb.inv_freq.numpy()
@@ -107,8 +122,8 @@ def _gemma2(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
-def _olmo2(writer: gguf.GGUFWriter, config: Any) -> None:
-    if hasattr(config, "sliding_window"):
+def _windows(writer: gguf.GGUFWriter, config: Any) -> None:
+    if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
         writer.add_sliding_window_pattern([t == "sliding_attention" for t in config.layer_types])
 
@@ -123,9 +138,64 @@ def _glm4moe(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_expert_weights_norm(config.norm_topk_prob)
 
 
+def _gpt_oss(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_expert_feed_forward_length(config.intermediate_size)
+    writer.add_sliding_window(config.sliding_window)
+    if "beta_fast" in config.rope_parameters:
+        writer.add_rope_scaling_yarn_beta_fast(config.rope_parameters["beta_fast"])
+
+
+def _llama4(writer: gguf.GGUFWriter, config: Any) -> None:
+    """feed_forward_length is that of layers without experts."""
+    writer.add_expert_feed_forward_length(config.intermediate_size)
+    writer.add_interleave_moe_layer_step(config.interleave_moe_layer_step)
+
+
+def _mistral3(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_attn_temperature_scale(config.rope_parameters["llama_4_scaling_beta"])
+    writer.add_rope_scaling_yarn_log_mul(config.rope_parameters["mscale_all_dim"])
+
+
+def _granite(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_attention_scale(config.attention_multiplier)
+    writer.add_embedding_scale(config.embedding_multiplier)
+    writer.add_residual_scale(config.residual_multiplier)
+    writer.add_logit_scale(config.logits_scaling)
+
+
+def _cohere2(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_logit_scale(config.logit_scale)
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+
+
+def _minimax_m2(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_expert_feed_forward_length(config.intermediate_size)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+
+
+def _ernie_moe(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_leading_dense_block_count(config.moe_layer_start_index)
+    writer.add_interleave_moe_layer_step(config.moe_layer_interval)
+    writer.add_expert_shared_count(config.moe_num_shared_experts)
+
+
 _EXTRA_KEYS = {
+    "mistral3": _mistral3,
+    "gpt-oss": _gpt_oss,
+    "llama4": _llama4,
+    "ernie4_5-moe": _ernie_moe,
+    "stablelm": lambda writer, config: writer.add_parallel_residual(True),
+    "minimax-m2": _minimax_m2,
+    "granitemoe": _granite,
+    "exaone4": _windows,
+    "command-r": lambda writer, config: writer.add_logit_scale(config.logit_scale),
+    "cohere2": _cohere2,
+    "phi3": lambda writer, config: writer.add_sliding_window(config.sliding_window or 0),
+    "granite": _granite,
+    "minicpm": _granite,
     "glm4moe": _glm4moe,
-    "olmo2": _olmo2,
+    "olmo2": _windows,
     "gemma2": _gemma2,
     "gemma3": lambda writer, config: writer.add_sliding_window(config.sliding_window),
     "gptneox": lambda writer, config: writer.add_parallel_residual(config.use_parallel_residual),
@@ -135,15 +205,34 @@ _EXTRA_KEYS = {
 }
 
 
+_RENAMED = {
+    "gate.moe_statics.e_score": "moe_statics.e_score",
+    "e_score_correction_bias": "e_score_correction.bias",
+    "block_sparse_moe.router.weight": "block_sparse_moe.router.layer.weight",
+    "block_sparse_moe.experts.": "mlp.experts.",
+}
+"""What the gguf package knows only by the names of checkpoints."""
+
+
 def _tensors(config: Any, state: dict[str, np.ndarray], arch: str) -> Tensors:
     """Under the names that the gguf package knows."""
     for name, values in state.items():
-        name = name.replace("e_score_correction_bias", "e_score_correction.bias")
+        for old, new in _RENAMED.items():
+            name = name.replace(old, new)
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        if name.endswith("experts.gate_up_proj"):
-            for part, half in zip(("gate", "up"), np.split(values, 2, axis=1), strict=True):
-                yield name.replace("gate_up", part), half
+        if arch in _TURNED and "experts." in name and values.ndim > 2:
+            values = values.swapaxes(1, 2)
+        if "experts." in name:
+            name = name.replace("_bias", ".bias")
+        if "experts.gate_up_proj" in name:
+            gate, up = (
+                (values[:, ::2], values[:, 1::2])
+                if arch == "gpt-oss"
+                else np.split(values, 2, axis=1)
+            )
+            yield name.replace("gate_up", "gate"), gate
+            yield name.replace("gate_up", "up"), up
             continue
         if arch in _INTERLEAVED and ("q_proj" in name or "k_proj" in name):
             halves = values.reshape(-1, 2, _head_dim(config) // 2, *values.shape[1:])

@@ -233,3 +233,33 @@ def sparse24(w: F32, then: str) -> Packed:
         ".shape": torch.tensor(w.shape).reshape(-1, 1),
     }
     return tensors, dense * keep
+
+
+def hqq(w: F32, bits: int = 4, size: int = 32, axis: int = 1) -> Packed:
+    """Half-quadratic quantisation without its optimisation: the layout is the same."""
+    groups = w.reshape(-1, size).T if axis == 1 else w.reshape(size, -1)
+    low, high = groups.min(0), groups.max(0)
+    scale = ((high - low) / (2**bits - 1)).astype(np.float16)
+    s = scale.astype(np.float32)
+    zero = (-low / s).astype(np.float16)
+    codes = np.rint(groups / s + zero.astype(np.float32)).clip(0, 2**bits - 1).astype(np.int64)
+    values = ((codes - zero.astype(np.float32)) * s).astype(np.float32)
+    values = (values.T if axis == 1 else values).reshape(w.shape)
+    rows = codes.T if axis == 1 else codes
+    stored, word = {3: (3, 30), 5: (8, 8), 6: (8, 8)}.get(bits, (bits, 8))
+    each = word // stored
+    rows = np.concatenate([rows, np.zeros((-len(rows) % each, rows.shape[1]), np.int64)])
+    step = len(rows) // each
+    packed = sum(rows[i * step : (i + 1) * step] << (word - stored * (i + 1)) for i in range(each))
+    shape = (-1, 1) if axis == 1 else (1, -1)
+    tensors = {
+        ".W_q": torch.from_numpy(packed.astype(np.int32 if bits == 3 else np.uint8)),
+        ".scale": torch.from_numpy(scale.reshape(shape)),
+        ".zero": torch.from_numpy(zero.reshape(shape)),
+        ".shape": torch.tensor(w.shape),
+        ".nbits": torch.tensor(bits, dtype=torch.int32),
+        ".group_size": torch.tensor(size, dtype=torch.int32),
+        ".axis": torch.tensor(axis, dtype=torch.int32),
+        ".packing": torch.tensor(list(b"4bit_u8"), dtype=torch.uint8),
+    }
+    return tensors, values

@@ -44,6 +44,9 @@ class Serving:
             options["json"] = body
         return httpx.post(self.url + path, timeout=30, **options)
 
+    def get_metrics(self) -> str:
+        return httpx.get(self.url + "/metrics", timeout=30).text
+
     def idle(self) -> bool:
         """Whether the engine holds no request and no block."""
         scheduler = self.core.scheduler

@@ -42,6 +42,12 @@ from processes import ELINVAR, ENVIRONMENT, assert_fails, run
         (["generate", "m", "--prompt", "x", "--logprobs", "2"], ["--logprobs", "--json"]),
         (["generate", "m", "--prompt", "x", "--kv-memory", "lots"], ["--kv-memory", "lots"]),
         (["generate", "m", "--prompt", "x", "--kv-dtype", "int3"], ["--kv-dtype", "int3"]),
+        (["generate", "m", "--prompt", "x", "--adapter", "one"], ["--adapter", "NAME=PATH"]),
+        (
+            ["generate", "m", "--prompt", "x", "--adapter", "a=b", "--adapter", "c=d"],
+            ["--adapter", "one prompt"],
+        ),
+        (["serve", "m", "--adapter", "m=x"], ["--adapter", "own name"]),
         (["chat", "m", "--seed", "x"], ["--seed"]),
         (["serve", "m", "--port", "70000"], ["--port", "65535"]),
         (["bench", "m", "--batch", "1,two"], ["--batch", "two"]),
@@ -267,6 +273,17 @@ def test_chat_through_a_pipe(smollm2_gguf: Path, tmp_path: Path) -> None:
 
 def test_chat_needs_a_template(tiny_gguf: Path, tmp_path: Path) -> None:
     assert_fails(run("chat", tiny_gguf, stdin="Hello\n"), 1, "--chat-template FILE")
+
+
+def test_chat_switches_thinking(tiny_gguf: Path, tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{% if enable_thinking is false %}{{ raise_exception('off') }}{% endif %}a")
+    options = ["--chat-template", template, "--max-tokens", 1]
+    assert run("chat", tiny_gguf, *options, "--thinking", stdin="x\n").returncode == 0
+    assert_fails(run("chat", tiny_gguf, *options, "--no-thinking", stdin="x\n"), 1, "off")
+    template.write_text("a")
+    done = run("chat", tiny_gguf, *options, "--no-thinking", stdin="x\n")
+    assert_fails(done, 1, "no switch that turns thinking off")
     file = tmp_path / "plain.jinja"
     file.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     ask = ["generate", tiny_gguf, "--temperature", 0, "--max-tokens", 8, "--prompt", "Hello"]

@@ -17,7 +17,7 @@ from elinvar.weights import atomic, load
 from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
 from elinvar.weights.load import load_weights
 from elinvar.weights.quants import SUPPORTED, dequantize
-from elinvar.weights.rules import Rule, State
+from elinvar.weights.rules import Part, Rule, State, TransposeHeads
 from model_files import float_rows, host_tensor, write_gguf
 from test_rules import CONFIG
 
@@ -164,6 +164,25 @@ def test_corrupt_scales_leave_nothing_behind(tmp_path: Path) -> None:
         load_weights(
             open_checkpoint(path), [Rule("w", None, "w")], CONFIG, cache_dir=tmp_path / "c"
         )
+    assert list((tmp_path / "c" / "packed").iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["Q4_0", "Q8_0", "Q4_K", "IQ4_XS", "MXFP4"])
+@pytest.mark.parametrize("format", ["auto", "f32"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_scales_that_are_not_finite_in_every_form(
+    turned: bool, format: str, dtype: str, tmp_path: Path
+) -> None:
+    """Also where blocks become floats because they are asked for, or because heads are turned."""
+    raw = host_tensor(dtype, 64, 256).data.copy()
+    raw[-1, :2] = 255  # of f16 a NaN, of exponents 2^128
+    path = write_gguf(tmp_path / "m.gguf", {"w": (dtype, raw)})
+    rule = Rule("w", None, "w", (64, 256))
+    if turned:
+        whole = Part((64, 256))
+        rule = Rule("w", None, "w", (512, 32), gguf_fix=TransposeHeads(2), gguf_part=whole)
+    with pytest.raises(ModelError, match="Tensor w holds scales that are not finite"):
+        load_weights(open_checkpoint(path), [rule], CONFIG, format, tmp_path / "c")  # type: ignore[arg-type]
     assert list((tmp_path / "c" / "packed").iterdir()) == []
 
 

@@ -125,6 +125,16 @@ def stored(scheme: str) -> tuple[dict[str, Any], dict[str, tuple[str, tuple[int,
                 "w.scales": ("F16", (K // 128, N)),
             },
         ),
+        "hqq": (
+            {"quant_method": "hqq"},
+            {
+                "w.W_q": ("U8", (N * K // 128, 64)),
+                "w.scale": ("F16", (N * K // 64, 1)),
+                "w.zero": ("F16", (N * K // 64, 1)),
+                "w.shape": ("I64", (2,)),
+                **dict.fromkeys(("w.nbits", "w.group_size", "w.axis"), ("I32", ())),
+            },
+        ),
         "w8a8": (ct, {"w.weight": ("I8", (N, K)), "w.weight_scale": ("F32", (N, 1))}),
         "fp8": (
             {"quant_method": "fp8"},
@@ -148,14 +158,17 @@ def stored(scheme: str) -> tuple[dict[str, Any], dict[str, tuple[str, tuple[int,
     }[scheme]
 
 
-@pytest.mark.parametrize("scheme", ["gptq", "awq", "w8a8", "fp8", "nvfp4", "mxfp4-stack"])
+@pytest.mark.parametrize("scheme", ["gptq", "awq", "hqq", "w8a8", "fp8", "nvfp4", "mxfp4-stack"])
 def test_schemes(scheme: str, tmp_path: Path) -> None:
     settings, tensors = stored(scheme)
     entries = [(name, dtype, shape) for name, (dtype, shape) in tensors.items()]
-    sizes = {"I32": 4, "F16": 2, "F32": 4}
+    sizes = {"I64": 8, "I32": 4, "F16": 2, "F32": 4}
+    numbers = {"w.shape": (N, K), "w.nbits": 4, "w.group_size": 64, "w.axis": 1}
 
     def data(name: str) -> np.ndarray:
         dtype, shape = tensors[name]
+        if name in numbers:
+            return np.array(numbers[name], {"I64": np.int64, "I32": np.int32}[dtype])
         return np.zeros(int(np.prod(shape)) * sizes.get(dtype, 1), np.uint8)
 
     write_safetensors(tmp_path / SINGLE, entries, data)

@@ -26,6 +26,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "Qwen2MoeForCausalLM": {"num_experts": 4, "shared_expert_intermediate_size": 32},
     "Qwen3MoeForCausalLM": {"num_experts": 4},
     "GptOssForCausalLM": {"num_local_experts": 4, "sliding_window": 8},
+    "Llama4ForCausalLM": {"num_local_experts": 4, "intermediate_size_mlp": 96},
 }
 
 

@@ -154,3 +154,16 @@ def test_rows_side_by_side() -> None:
         x, y = normal(rng, rows, 17), normal(rng, rows, 5)
         same([REF.concat(x, y), *(ops.concat(x, y) for ops in CPUS.values())])
     same([REF.concat(x, y), BASE.record(lambda: BASE.concat(x, y))()])
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_pool(dim: int) -> None:
+    """Sums of spans, one of which is empty, and of each span alone."""
+    rng = np.random.default_rng(dim)
+    x, weights = normal(rng, 200, dim), normal(rng, 200)
+    starts = np.array([0, 1, 1, 130, 200], np.int32)
+    outputs = [ops.pool(x, starts, weights) for ops in CPUS.values()]
+    same(outputs)
+    close(outputs[0], REF.pool(x, starts, weights))
+    alone = BASE.pool(x[1:130].copy(), np.array([0, 129], np.int32), weights[1:130].copy())
+    same([outputs[0][2:3], alone])

@@ -185,7 +185,11 @@ def test_shards_that_do_not_fit_together(tmp_path: Path) -> None:
     (folder / INDEX).write_text(json.dumps(index))
     with pytest.raises(ModelError, match="does not hold lost"):
         open_checkpoint(folder)
-    for name in ("model-00002-of-00002.safetensors", "n" * 300, "\ud800"):
+    for name in (
+        "model-00002-of-00002.safetensors",
+        "n" * 300 + ".safetensors",
+        "\ud800.safetensors",
+    ):
         index["weight_map"]["lost"] = name
         (folder / INDEX).write_text(json.dumps(index))
         (folder / "model-00002-of-00002.safetensors").unlink(missing_ok=True)

@@ -35,6 +35,7 @@ import quantisers as q  # noqa: E402 (needs torch)
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
 CT = {"quant_method": "compressed-tensors", "quantization_status": "compressed"}
+HQQ = {"quant_method": "hqq"}
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 V2 = {"checkpoint_format": "gptq_v2"}
 SCHEMES: dict[str, tuple[dict[str, Any], Callable[..., q.Packed], str, float]] = {
@@ -128,6 +129,12 @@ SCHEMES: dict[str, tuple[dict[str, Any], Callable[..., q.Packed], str, float]] =
         "MXFP4 -> q5 g32",
         0,
     ),
+    "hqq": (HQQ, q.hqq, "HQQ int4 g32 -> q4 g32 (mins rounded to f16)", 2**-11),
+    "hqq-8": (HQQ, partial(q.hqq, bits=8), "HQQ int8 g32 -> q8 g32 (requantised)", 1 / 250),
+    "hqq-5": (HQQ, partial(q.hqq, bits=5), "HQQ int5 g32 -> q5 g32 (mins", 2**-11),
+    "hqq-3": (HQQ, partial(q.hqq, bits=3), "HQQ int3 g32 -> q4 g32 (mins", 2**-11),
+    "hqq-2": (HQQ, partial(q.hqq, bits=2, size=16), "g16 -> q8 g32 (requantised)", 1 / 250),
+    "hqq-axis-0": (HQQ, partial(q.hqq, axis=0), "g32 -> q8 g32 (requantised)", 1 / 250),
     "nf4": (BNB, q.nf4, "bitsandbytes nf4 -> q8 g32 (requantised)", 1 / 250),
     "nf4-nested": (BNB, partial(q.nf4, nested=True), "nf4 -> q8 g32 (requantised)", 1 / 250),
     "llm-int8": (
@@ -318,7 +325,7 @@ def nan(t: Any) -> Any:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quant_method": "hqq"}, "is quantised with hqq, which is not supported; use a model wi"),
+        ({"quant_method": "eetq"}, "is quantised with eetq, which is not supported; use a model w"),
         ({}, "is quantised with None, which is not supported"),
         ("gptq", "is quantised with None, which is not supported"),
         ({"quant_method": ["gptq"]}, "quantised with ['gptq'], which"),
@@ -378,6 +385,16 @@ def cut(t: Any) -> Any:
         ("nf4", {"_weight_quant_state_bitsandbytes__nf4": cut}, "does not describe a matrix"),
         ("nf4-nested", {"_weight_nested_absmax": None}, "lacks the tensor X.weight.nested_absmax"),
         ("llm-int8", {"_SCB": cut}, "Tensor X.SCB of"),
+        (
+            "hqq",
+            {"_W_q": cut},
+            "no packing of a matrix [32, 64] in 4 bits and groups of 32 along axis",
+        ),
+        ("hqq", {"_scale": cut}, "Tensor X.scale of"),
+        ("hqq", {"_axis": None}, "lacks the tensor X.axis"),
+        ("hqq", {"_group_size": lambda t: t * 0}, "groups of 0 along axis 1"),
+        ("hqq", {"_nbits": lambda t: -t}, "no packing of a matrix [32, 64] in"),
+        ("hqq", {"_shape": lambda t: -t}, "no packing of a matrix [-32, -64]"),
         ("sparse", {"_bitmask": cut}, "Tensor X.bitmask of"),
         ("sparse", {"_compressed": None}, "lacks the tensor X.compressed"),
     ],
@@ -406,6 +423,8 @@ def test_parts_that_do_not_fit(
         ("mxfp4", "_weight_scales", nan, "X.weight_scales holds scales that are not finite"),
         ("nf4", "_weight_absmax", nan, "X.weight.absmax holds scales that are not finite"),
         ("nf4-nested", "_weight_nested_absmax", nan, "X.weight.absmax holds scales that are not"),
+        ("hqq", "_scale", nan, "X.scale holds scales that are not finite"),
+        ("hqq", "_zero", nan, "X.zero holds scales that are not finite"),
         ("llm-int8", "_SCB", nan, "X.SCB holds scales that are not finite"),
         ("sparse", "_bitmask", lambda t: t | 1, "X.bitmask of"),
     ],

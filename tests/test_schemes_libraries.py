@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from elinvar.weights.quants import dequantize
-from test_schemes import BNB, CT, folder_of
+from test_schemes import BNB, CT, HQQ, folder_of
 
 torch = pytest.importorskip("torch")
 
@@ -53,3 +53,18 @@ def test_compressed_tensors_packed(
     checkpoint = folder_of(tmp_path, {f"X.{key}": t for key, t in parts.items()}, settings)
     found = dequantize(checkpoint.tensors["X.weight"])
     np.testing.assert_allclose(found, expected.float().numpy(), rtol=3e-7)
+
+
+@pytest.mark.parametrize("bits", [8, 6, 5, 4, 3, 2, 1])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_hqq(bits: int, axis: int, tmp_path: Path) -> None:
+    library = pytest.importorskip("hqq.core.quantize")
+    config = library.BaseQuantizeConfig(nbits=bits, group_size=16 if axis == 0 else 64, axis=axis)
+    linear = torch.nn.Linear(128, 48, bias=False)
+    linear.weight.data = weights()
+    layer = library.HQQLinear(linear, config, compute_dtype=torch.float32, device="cpu")
+    parts = {f"X.{key}": t for key, t in layer.state_dict().items() if t is not None}
+    checkpoint = folder_of(tmp_path, parts, HQQ)
+    assert list(checkpoint.tensors) == ["X.weight"]
+    expected = layer.dequantize().numpy()
+    np.testing.assert_allclose(dequantize(checkpoint.tensors["X.weight"]), expected, rtol=3e-7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -327,6 +328,39 @@ def test_template_that_refuses(client: openai.OpenAI, tiny: Serving) -> None:
         assert info.value.param == "messages"
     finally:
         tokenizer.chat_template = template
+
+
+def test_what_the_template_reads_can_be_given(client: openai.OpenAI, tiny: Serving) -> None:
+    tokenizer = tiny.core.tokenizer
+    template = tokenizer.chat_template
+    tokenizer.use_chat_template(
+        "{{ messages[0].content }}{{ ' and think' * (enable_thinking | default(1)) }}"
+        "{{ reasoning_effort }}"
+    )
+    create = functools.partial(
+        client.chat.completions.create, model="tiny", messages=HELLO, max_tokens=1
+    )
+
+    def prompt_tokens(**fields: Any) -> int:
+        usage = create(**fields).usage
+        assert usage is not None
+        return usage.prompt_tokens
+
+    try:
+        usual = prompt_tokens()
+        off: Any = {"chat_template_kwargs": {"enable_thinking": False}}
+        assert prompt_tokens(extra_body=off) < usual
+        assert prompt_tokens(reasoning_effort="high") > usual
+        assert prompt_tokens(reasoning_effort="none") < prompt_tokens(reasoning_effort="high")
+        off["chat_template_kwargs"] = {"enable_thinkin": False}
+        with pytest.raises(openai.BadRequestError, match="takes no 'enable_thinkin'") as info:
+            create(extra_body=off)
+        assert info.value.param == "chat_template_kwargs"
+    finally:
+        tokenizer.chat_template = template
+    with pytest.raises(openai.BadRequestError, match="takes no reasoning_effort") as info:
+        create(reasoning_effort="high")
+    assert info.value.param == "reasoning_effort"
 
 
 async def _stream_all(url: str, bodies: list[dict[str, Any]]) -> list[str]:

@@ -148,7 +148,6 @@ def test_null_means_not_given() -> None:
         ("modalities", ["text", "audio"]),
         ("store", True),
         ("service_tier", "priority"),
-        ("reasoning_effort", "high"),
         ("web_search_options", {}),
         ("prediction", {"type": "content", "content": ""}),
     ],
@@ -187,7 +186,7 @@ def test_messages() -> None:
         {"role": "assistant", "content": "x\x00\x1b", "refusal": None, "tool_calls": None},
     ) == [
         {"role": "system", "content": "be brief"},
-        {"role": "user", "content": "ab", "name": "ann"},
+        {"role": "user", "content": parts, "name": "ann"},
         {"role": "assistant", "content": "x\x00\x1b"},
     ]
 
@@ -210,6 +209,25 @@ def test_messages_that_are_refused(message: dict[str, Any], param: str) -> None:
     with pytest.raises(ApiError) as info:
         messages(message)
     assert (info.value.status, info.value.param) == (400, param)
+
+
+def test_chat_options() -> None:
+    options = prepare.chat_options(
+        chat(chat_template_kwargs={"enable_thinking": False}, reasoning_effort="low")
+    )
+    assert options.variables == {"enable_thinking": False}
+    assert options.reasoning_effort == "low"
+    assert prepare.chat_options(chat()).variables == {}
+    for fields in ({"reasoning_effort": "very"}, {"chat_template_kwargs": [1]}):
+        with pytest.raises(ApiError) as info:
+            chat(**fields)
+        assert (info.value.status, info.value.param) == (400, next(iter(fields)))
+
+
+def test_the_texts_of_parts_are_counted() -> None:
+    parts = [{"type": "text", "text": "abc"}, {"type": "text", "text": "d"}]
+    both = messages({"role": "user", "content": parts}, {"role": "user", "content": "efg"})
+    assert prepare.text_length(both) == 64 + 4 + 64 + 3
 
 
 def test_no_messages() -> None:

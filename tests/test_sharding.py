@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -132,6 +133,24 @@ def test_groups_of_codes_are_not_torn(tmp_path: Path) -> None:
         "The matrix layers.0.down has 192 inputs, quantised in groups of 32, which a part from 0 to "
         "48 would tear; share it among 1, 2, 3, 6 ranks."
     )
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    ["gptq", "gptq-act-order", "awq", "w4a16", "fp8-blocks", "nvfp4", "mxfp4", "nf4", "hqq"],
+)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_parts_of_published_quantisations(axis: Literal[0, 1], scheme: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    import test_schemes
+
+    checkpoint = test_schemes.folder_of(tmp_path, *test_schemes.matrix(scheme))
+    ((name, tensor),) = checkpoint.tensors.items()
+    rule, half = Rule("w", name, None, tensor.shape), tensor.shape[axis] // 2
+    ranks = [[replace(rule, cut=Cut(axis, at, at + half))] for at in (0, half)]
+    states = [load_weights(checkpoint, rules, LLAMA) for rules in ranks]
+    assert same(unshard(states, ranks, 1), load_weights(checkpoint, [rule], LLAMA))
 
 
 @pytest.mark.parametrize(

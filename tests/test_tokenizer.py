@@ -16,18 +16,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from elinvar.base.errors import ModelError
-from elinvar.engine.gguf_vocab import (
+from elinvar.engine.chat import ChatOptions
+from elinvar.engine.gguf_vocab import build_backend
+from elinvar.engine.patterns import PRE_TOKENIZERS
+from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
+from elinvar.engine.vocab import (
     BYTE,
     CONTROL,
     NORMAL,
-    PRE_TOKENIZERS,
     UNKNOWN,
     USER_DEFINED,
-    build_backend,
     merges_from_scores,
 )
-from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
 from elinvar.weights.checkpoint import open_checkpoint
+from hard_text import hard_texts
 
 TEXTS = [
     "",
@@ -125,6 +127,14 @@ def test_smollm2_equals_transformers(smollm2: Tokenizer, smollm2_reference: Any,
     assert ids == smollm2_reference.encode(text)
     assert smollm2.decode(ids, skip_special=False) == text
     assert smollm2.decode(ids) == smollm2_reference.decode(ids, skip_special_tokens=True)
+
+
+def test_smollm2_equals_transformers_on_hard_texts(
+    smollm2: Tokenizer, smollm2_reference: Any
+) -> None:
+    texts = hard_texts()
+    expected = smollm2_reference(texts)["input_ids"]
+    assert [smollm2.encode(text) for text in texts] == expected
 
 
 @given(text=MIXED)
@@ -253,6 +263,13 @@ def test_gemma_equals_sentencepiece(
     assert gemma.decode(ids, skip_special=False) == text
 
 
+def test_gemma_equals_sentencepiece_on_hard_texts(
+    gemma: Tokenizer, gemma_reference: NaiveSentencePiece
+) -> None:
+    for text in hard_texts():
+        assert gemma.encode(text, add_special=False) == gemma_reference.encode(text)
+
+
 @given(text=MIXED)
 @MANY
 def test_gemma_equals_sentencepiece_on_any_text(
@@ -361,8 +378,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tokenizer.ggml.token_type": ["a"] * 259}, "not one number a token"),
     ({"tokenizer.ggml.model": "bert"}, "'bert'"),
     ({"tokenizer.ggml.pre": "klingon"}, "'klingon'"),
-    ({"tokenizer.ggml.merges": ["h zz"]}, "merges"),
-    ({"tokenizer.ggml.merges": ["nospace"]}, "merges"),
+    ({"tokenizer.ggml.merges": ["h zz"]}, "cannot be built"),
+    ({"tokenizer.ggml.merges": ["nospace"]}, "cannot be built"),
     ({"tokenizer.ggml.token_type": np.zeros(3, np.int32)}, "inconsistent"),
 ]
 
@@ -471,6 +488,65 @@ def test_chat_template_files_of_a_folder(tmp_path: Path) -> None:
     assert render(load_tokenizer(checkpoint)) == "json"
     checkpoint = write_folder(tmp_path, chat_template__jinja="jinja")
     assert render(load_tokenizer(checkpoint)) == "jinja"
+
+
+def test_templates_with_names(tmp_path: Path) -> None:
+    listed = [{"name": n, "template": n} for n in ("default", "tool_use", "rag")]
+    checkpoint = write_folder(tmp_path, tokenizer_config__json={"chat_template": listed})
+    assert rendered(load_tokenizer(checkpoint)) == ("default", "tool_use")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("file {{ tools }}")
+    (tmp_path / "chat_template.jinja").write_text("own {{ tools }}")
+    assert rendered(load_tokenizer(checkpoint)) == ("own None", "file []")
+    metadata = small_byte_level() | {
+        "tokenizer.chat_template": "gguf",
+        "tokenizer.chat_template.tool_use": "gguf tools",
+    }
+    assert rendered(load(metadata)) == ("gguf", "gguf tools")
+    with pytest.raises(ModelError, match=r"chat_template\.tool_use is of type int, not str"):
+        load(metadata | {"tokenizer.chat_template.tool_use": 1})
+
+
+def rendered(tokenizer: Tokenizer) -> tuple[str, str]:
+    """Without and with tools."""
+    own, messages = tokenizer.chat_template, [{"role": "user", "content": "x"}]
+    assert own is not None
+    return own.render(messages), own.render(messages, ChatOptions(tools=[]))
+
+
+def test_names_of_tokens(tmp_path: Path) -> None:
+    """special_tokens_map.json is asked where tokenizer_config.json is silent, and what has a name is
+    a control token: here <think> was a token like others."""
+    checkpoint = write_folder(
+        tmp_path,
+        special_tokens_map__json={"bos_token": "<|end|>", "eos_token": {"content": "nothing"}},
+        tokenizer_config__json={
+            "eos_token": "he",
+            "pad_token": "[PAD]",
+            "chat_template": "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ sep_token }}",
+        },
+    )
+    tokenizer = load_tokenizer(checkpoint)
+    assert (tokenizer.bos_id, tokenizer.vocab_size) == (258, 259)
+    assert tokenizer.special_ids == {256, 258}
+    assert 256 in tokenizer.eos_ids
+    assert rendered(tokenizer)[0] == "<|end|>he[PAD]"
+
+
+HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>")
+
+
+def test_ends_of_answers(tmp_path: Path) -> None:
+    """In harmony <|end|> ends a message, and the answer goes on; elsewhere it ends the answer."""
+    metadata = small_byte_level()
+    tokens = [*metadata["tokenizer.ggml.tokens"][:258], *HARMONY, "<|endoftext|>"]
+    metadata["tokenizer.ggml.tokens"] = tokens
+    metadata["tokenizer.ggml.token_type"] = np.array([NORMAL] * 258 + [CONTROL] * 7, np.int32)
+    named = {tokens[i] for i in load(metadata).eos_ids}
+    assert named == {"<|return|>", "<|call|>", "<|endoftext|>"}
+    assert {
+        small_byte_level()["tokenizer.ggml.tokens"][i] for i in load(small_byte_level()).eos_ids
+    } == {"<|end|>"}
 
 
 def test_folder_without_tokenizer(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from elinvar.base.errors import ElinvarError, EngineError, InputError, ModelError
     from elinvar.base.sampling import SamplingParams
     from elinvar.engine.aio import AsyncEngine
+    from elinvar.engine.chat import ChatOptions
     from elinvar.engine.core import Engine
     from elinvar.engine.embed import Embedder, Ranked
     from elinvar.engine.llm import LLM
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "AsyncEngine",
+    "ChatOptions",
     "Completion",
     "Delta",
     "ElinvarError",
@@ -43,6 +45,7 @@ __all__ = [
 _HOMES = {
     "LLM": "engine.llm",
     "AsyncEngine": "engine.aio",
+    "ChatOptions": "engine.chat",
     "Completion": "engine.output",
     "Delta": "engine.output",
     "ElinvarError": "base.errors",

@@ -79,6 +79,28 @@ void latents(Provider& p) {
     }
 }
 
+// Rows of three adapters and of none, onto two matrices side by side, of which the last adapter
+// changes one and shares its A.
+void show_adapters(Provider& p) {
+    const int k = 96, n = 83, rows = 70, r = 21;
+    for (const Kind kind : {Kind::f16, Kind::bf16, Kind::f32}) {
+        const auto a = packed(kind, r, k), b = packed(kind, n, r);
+        const Matrix down(kind, r, k, a.data(), a.size()), up(kind, n, r, b.data(), b.size());
+        const std::vector<LoraTarget> targets{
+            {0, {{&down, &up, 0.3f}, {&down, &up, 2.0f}, {}}},
+            {n, {{&down, &up, 0.3f}, {&down, &up, 1.0f}, {&down, &up, 0.7f}}}};
+        std::vector<int32_t> adapters;
+        for (int t = 0; t < rows; ++t) adapters.push_back(t * 7 % 4 - 1);
+        const auto x = floats(rows * k, 3.0f);
+        auto y = floats(rows * 2 * n);
+        p.lora(x.data(), rows, k, adapters.data(), targets, y.data(), 2 * n);
+        show("adapters", y);
+        std::vector<float> out(rows * n);
+        p.gated(y.data(), rows, n, 0, out.data());
+        show("gated", out);
+    }
+}
+
 // Six experts, one of each kind, of which each token takes two.
 void show_mixture(Provider& p) {
     const int n = 96, k = 64, experts = 6, rows = 19;
@@ -129,6 +151,7 @@ int main(int argc, char** argv) {
             show("bias", y);
         }
     show_mixture(p);
+    show_adapters(p);
     const auto x = floats(17 * 100), y = floats(17 * 100), gain = floats(100);
     std::vector<float> sum(17 * 100), out(17 * 100);
     p.rms_norm(x.data(), y.data(), gain.data(), 1e-5f, 17, 100, sum.data(), out.data());

@@ -21,3 +21,4 @@ ENGINES: dict[str, ModelConfig] = {c.family: c for group in _GROUPS for c in gro
 
 CASES: dict[str, Case] = {name: case for group in _GROUPS for name, case in group.CASES.items()}
 """By name: what transformers builds."""
+assert len(CASES) == sum(len(group.CASES) for group in _GROUPS), "two cases of one name"

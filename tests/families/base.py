@@ -56,10 +56,10 @@ class Case:
     """Class of its configuration."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Besides SIZES."""
-    around: dict[str, Any] | None = None
-    """Of a model that also sees: what is beside its text_config, which has the settings."""
     published: Published | None = None
     """Where another layout is the family's than that of transformers."""
+    around: dict[str, Any] | None = None
+    """Of a model that also sees: what is beside its text_config, which has the settings."""
 
 
 SIZES: dict[str, Any] = {
@@ -75,6 +75,16 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+
+VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+"""Of the smallest eyes, for models that also see."""
 
 FULL_AND_SLIDING = ["full_attention", "sliding_attention", "full_attention"]
 

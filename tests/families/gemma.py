@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from elinvar.base.config import RopeConfig
-from families.base import FULL_AND_SLIDING, LLAMA, Case
+from families.base import FULL_AND_SLIDING, LLAMA, VISION, Case
 
 GEMMA3 = replace(
     LLAMA,
@@ -61,4 +61,10 @@ CASES = {
     "gemma3": _gemma3(),
     "gemma3-linear": _gemma3(rope_parameters=LINEAR8, head_dim=32),
     "gemma3-types": _gemma3(num_hidden_layers=3, layer_types=FULL_AND_SLIDING),
+    "gemma3-sees": replace(
+        _gemma3(rope_parameters=LINEAR8),
+        architecture="Gemma3ForConditionalGeneration",
+        config="Gemma3Config",
+        around={"vision_config": VISION, "mm_tokens_per_image": 4},
+    ),
 }

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from elinvar.base.config import RopeConfig
-from families.base import FULL_AND_SLIDING, LLAMA, LLAMA3, Case
+from families.base import FULL_AND_SLIDING, LLAMA, LLAMA3, VISION, YARN, Case
 from families.gemma import GEMMA3
 
 MISTRAL = replace(GEMMA3, family="mistral", embed_scale=1.0, activation="silu", tied_head=False)
@@ -53,6 +53,23 @@ CASES = {
         "MinistralForCausalLM",
         "MinistralConfig",
         {"sliding_window": 40, "layer_types": FULL_AND_SLIDING},
+    ),
+    "ministral3": Case(
+        "mistral",
+        "Ministral3ForCausalLM",
+        "Ministral3Config",
+        {
+            "rope_parameters": YARN
+            | {"original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.4}
+            | {"mscale": 1.0, "mscale_all_dim": 1.0}
+        },
+    ),
+    "mistral3": Case(
+        "mistral",
+        "Mistral3ForConditionalGeneration",
+        "Mistral3Config",
+        {"model_type": "mistral", "sliding_window": None},
+        around={"vision_config": VISION | {"model_type": "pixtral", "head_dim": 16}},
     ),
     "phi3": Case("phi3", "Phi3ForCausalLM", "Phi3Config", {"sliding_window": 8}),
     "phi3-longrope": Case(

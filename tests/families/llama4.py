@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from elinvar.base.config import MoEConfig, RopeConfig, TemperatureConfig
-from families.base import LLAMA, LLAMA3, Case
+from families.base import LLAMA, LLAMA3, VISION, Case
 
 LLAMA4 = replace(
     LLAMA,
@@ -19,16 +19,6 @@ LLAMA4 = replace(
     unit_heads=True,
     moe=MoEConfig(5, 1, 32, (1, 2), scoring="sigmoid", shared_ff_dim=32, scale_inputs=True),
 )
-
-VISION: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
-"""Of the smallest eyes."""
 
 
 def _llama4(**settings: Any) -> Case:
@@ -53,6 +43,14 @@ CASES = {
         no_rope_layers=[0, 1, 1, 0, 1],
         num_experts_per_tok=2,
         tie_word_embeddings=True,
+    ),
+    # What GGUF files do not say of the models that exist.
+    "llama4-gguf": _llama4(
+        rope_parameters=LLAMA3,
+        interleave_moe_layer_step=2,
+        attention_chunk_size=8192,
+        floor_scale=8192,
+        attn_scale=0.1,
     ),
     "llama4-sees": replace(
         _llama4(num_hidden_layers=4),

@@ -68,5 +68,12 @@ class DecodeBatch:
         starts = np.arange(len(ids) + 1, dtype=np.int32)
         tables = self.block_tables
         return ForwardBatch(
-            ids, positions, starts, seq_lens, tables, tuple(slots), starts[:-1], self.adapters
+            ids,
+            positions,
+            starts,
+            seq_lens,
+            tables,
+            tuple(slots),
+            logit_rows=starts[:-1],
+            adapters=self.adapters,
         )

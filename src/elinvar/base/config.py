@@ -166,6 +166,8 @@ class ModelConfig:
     """The same of the logits."""
     attn_chunk: int | None = None
     """Chunked layers: a query at position p sees keys p // chunk * chunk .. p."""
+    unrotated: tuple[int, ...] = ()
+    """Layers without positions, though others of their kind have some."""
     moe: MoEConfig | None = None
     latent: LatentConfig | None = None
     encoder: EncoderConfig | None = None

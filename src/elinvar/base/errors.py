@@ -1,13 +1,18 @@
 """Errors that reach a user. Each message is one sentence that names the thing and the remedy."""
 
+MAX_MESSAGE = 4000
+
 
 class ElinvarError(Exception):
     """Anything a user can cause; the CLI prints it and exits 1, the server answers 4xx or 5xx.
 
-    A message stays one line whatever name from a file it quotes: control characters are escaped.
+    A message stays one line of a bearable length whatever name from a file it quotes: control
+    characters are escaped, and of what is very long the middle is left out.
     """
 
     def __init__(self, message: str) -> None:
+        if len(message) > MAX_MESSAGE:
+            message = f"{message[: MAX_MESSAGE // 2]} ... {message[-MAX_MESSAGE // 2 :]}"
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,13 @@ from elinvar.cli.command import command, option
 from elinvar.cli.terminal import Interrupt, fail, note, styled
 
 if TYPE_CHECKING:
+    from elinvar.engine.chat import ChatOptions
     from elinvar.engine.llm import LLM
 
 HELP = """\
 /system TEXT  set the system message (no TEXT: remove it)
 /reset        forget the conversation, keep the system message
+/adapter NAME answer with a loaded LoRA adapter (no NAME: with the model alone)
 /save FILE    write the conversation as JSON
 /help         this list
 /quit         leave, as Ctrl-D does; Ctrl-C stops an answer"""
@@ -29,17 +32,33 @@ HELP = """\
 @opt.model
 @option("--system", metavar="TEXT", help="System message.")
 @option("--max-tokens", metavar="N", default=1024, help="Most tokens in an answer.")
+@option(
+    "--thinking/--no-thinking",
+    default=None,
+    help="Think before the answer or not, with models that can do both.",
+)
 @opt.sampling
 @opt.serving
+@opt.adapters
 @opt.verbose
-def chat(model: str, system: str | None, chat_template: Path | None, **flags: Any) -> None:
-    """Talk with a model."""
+def chat(
+    model: str,
+    system: str | None,
+    thinking: bool | None,
+    chat_template: Path | None,
+    adapters: list[tuple[str, str]],
+    **flags: Any,
+) -> None:
+    """Talk with a model, or with the first --adapter of it."""
+    if adapters:
+        flags["adapter"] = adapters[0][0]
     params, config = opt.sampling_params(flags), opt.engine_config(flags)
 
     from elinvar.cli.load import load
+    from elinvar.engine.chat import ChatOptions
 
-    with load(model, config, chat_template) as llm:
-        conversation = Conversation(llm, params, system)
+    with load(model, config, chat_template, adapters=adapters) as llm:
+        conversation = Conversation(llm, params, system, ChatOptions(thinking=thinking))
         conversation.check()
         if sys.stdin.isatty():
             _prepare_terminal()
@@ -55,10 +74,13 @@ def chat(model: str, system: str | None, chat_template: Path | None, **flags: An
 class Conversation:
     """The messages so far and what the person does with them."""
 
-    def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
+    def __init__(
+        self, llm: LLM, params: SamplingParams, system: str | None, options: ChatOptions
+    ) -> None:
         self.llm = llm
         self.params = params
         self.system = system
+        self.options = options
         self.turns: list[dict[str, str]] = []
 
     @property
@@ -67,8 +89,9 @@ class Conversation:
         return head + self.turns
 
     def check(self) -> None:
-        """Raises ModelError where the model cannot chat, before the person has typed anything."""
-        self.llm.engine.encode_chat([{"role": "user", "content": "Hello"}])
+        """Raises ModelError where the model cannot chat, InputError where it has no switch for
+        thinking, before the person has typed anything."""
+        self.llm.engine.encode_chat([{"role": "user", "content": "Hello"}], self.options)
 
     def answer(self, text: str) -> None:
         """Stream the answer to `text`. Ctrl-C ends it; what was said stays in the conversation."""
@@ -76,7 +99,8 @@ class Conversation:
         said: list[str] = []
         with Interrupt() as interrupt:
             try:
-                with closing(self.llm.stream_chat(self.messages, self.params)) as deltas:
+                answer = self.llm.stream_chat(self.messages, self.params, self.options)
+                with closing(answer) as deltas:
                     for delta in deltas:
                         said.append(delta.text)
                         sys.stdout.write(delta.text)
@@ -104,11 +128,23 @@ class Conversation:
         elif name == "/system":
             self.system = rest or None
             note("System message set." if rest else "System message removed.")
+        elif name == "/adapter":
+            self._choose(rest or None)
         elif name == "/save":
             self._save(rest)
         else:
             fail(f"{name} is not a command; /help lists them.")
         return True
+
+    def _choose(self, adapter: str | None) -> None:
+        if adapter is not None:
+            try:
+                self.llm.engine.adapters.find(adapter)
+            except InputError as error:
+                fail(str(error))
+                return
+        self.params = replace(self.params, adapter=adapter)
+        note(f"{adapter} answers." if adapter else "The model itself answers.")
 
     def _save(self, name: str) -> None:
         if not name:

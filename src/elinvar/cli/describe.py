@@ -10,9 +10,10 @@ from typing import Any
 
 from elinvar.base.errors import ModelError
 from elinvar.cli.options import format_size
+from elinvar.engine.encodings import encoder_backend
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
 from elinvar.models.load import mtp_heads
-from elinvar.models.registry import find_family, read_config
+from elinvar.models.registry import find_encoder, find_family, read_config
 from elinvar.weights.cache import cache_root
 from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
 from elinvar.weights.safetensors import read_json
@@ -28,7 +29,7 @@ def describe_model(path: Path) -> dict[str, Any]:
     problems: list[str] = []
     facts: dict[str, Any] = {"architecture": checkpoint.architecture, "format": checkpoint.format}
     try:
-        facts["family"] = find_family(checkpoint).name
+        facts["family"] = (find_encoder(checkpoint) or find_family(checkpoint)).name
         facts["config"] = _config(checkpoint)
         facts["mtp_heads"] = mtp_heads(checkpoint)
     except ModelError as error:
@@ -36,7 +37,12 @@ def describe_model(path: Path) -> dict[str, Any]:
     facts["parameters"] = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
     facts["tensor_types"] = _tensor_types(checkpoint)
     try:
-        facts["tokenizer"] = _tokenizer(load_tokenizer(checkpoint, cache_root()))
+        if find_encoder(checkpoint):
+            backend = encoder_backend(checkpoint)
+            kind = type(backend.model).__name__
+            facts["tokenizer"] = {"kind": kind, "vocab_size": backend.get_vocab_size()}
+        else:
+            facts["tokenizer"] = _tokenizer(load_tokenizer(checkpoint, cache_root()))
     except ModelError as error:
         problems.append(str(error))
     facts["generation_config"] = _generation_config(checkpoint)
@@ -101,18 +107,24 @@ def readable(facts: dict[str, Any]) -> str:
             ("layers", f"{config['num_layers']} ({kinds}{window})"),
             ("width", f"{config['dim']}, MLP {config['ff_dim']} ({config['activation']})"),
             ("attention", f"{heads}, {config['num_kv_heads']} for keys and values"),
-            ("RoPE base", ", ".join(f"{r['base']:g} ({k})" for k, r in config["rope"].items())),
         ]
+        ropes = [f"{r['base']:g} ({k})" for k, r in config["rope"].items() if r["dim"]]
+        lines.append(("RoPE base", ", ".join(ropes) or "none"))
+        if encoder := config["encoder"]:
+            labels = encoder["num_labels"]
+            lines.append(("makes", f"scores of {labels} labels" if labels else "vectors of texts"))
     if drafts := facts.get("mtp_heads"):
         lines.append(("drafts", f"{drafts} MTP {'head' if drafts == 1 else 'heads'}"))
     for name, entry in facts["tensor_types"].items():
         size = format_size(entry["bytes"])
         lines.append((f"in {name}", f"{size} ({entry['tensors']} of the tensors)"))
-    if tokenizer := facts.get("tokenizer"):
+    tokenizer = facts.get("tokenizer", {})
+    if "kind" in tokenizer:
+        lines.append(("tokenizer", f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens"))
+    if "end_tokens" in tokenizer:
         bos = "added" if tokenizer["adds_bos"] else "not added"
         template = "yes" if tokenizer["chat_template"] else "none (use completions)"
         lines += [
-            ("tokenizer", f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens"),
             ("BOS", f"{tokenizer['bos']} ({bos})" if tokenizer["bos"] else "none"),
             ("ends with", " ".join(tokenizer["end_tokens"]) or "nothing"),
             ("chat template", template),

@@ -92,7 +92,7 @@ def embed(
             values |= {"embeddings": [vector.tolist() for vector in vectors]}
         print(json.dumps(values))
     seconds = time.perf_counter() - start
-    cut = f", {num_cut} cut to {embedder.max_tokens} tokens" if num_cut else ""
+    cut = f", {num_cut} cut to {embedder.model.max_tokens} tokens" if num_cut else ""
     note(f"{len(entries)} texts{cut}, {num_tokens:,} tokens in {seconds:.2f} s")
 
 

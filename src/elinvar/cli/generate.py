@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 @opt.sampling
 @opt.stop
 @opt.serving
+@opt.adapters
 @opt.verbose
 def generate(
     model: str,
@@ -53,9 +54,17 @@ def generate(
     chat: bool,
     as_json: bool,
     chat_template: Path | None,
+    adapters: list[tuple[str, str]],
     **flags: Any,
 ) -> int:
-    """Continue a prompt, or many at once."""
+    """Continue a prompt, or many at once.
+
+    A single --adapter answers them all; of several, lines of a prompts file name one by "adapter".
+    """
+    if len(adapters) == 1:
+        flags["adapter"] = adapters[0][0]
+    elif adapters and prompts_file is None:
+        raise click.BadParameter("give one --adapter for one prompt", param_hint="--adapter")
     if (prompt is None) == (prompts_file is None):
         raise click.BadParameter("give either --prompt or --prompts-file")
     if flags["logprobs"] is not None and not as_json and prompts_file is None:
@@ -69,7 +78,7 @@ def generate(
 
     from elinvar.cli.load import load
 
-    with load(model, config, chat_template) as llm:
+    with load(model, config, chat_template, adapters=adapters) as llm:
         if prompts_file is not None:
             return _batch(llm.engine, prompts)
         return _single(llm, prompts[0], as_json)

@@ -14,7 +14,7 @@ from elinvar.engine.core import Engine, LoadProgress
 from elinvar.engine.llm import LLM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from elinvar.engine.embed import Embedder
     from elinvar.ops import Ops
@@ -25,27 +25,32 @@ def load(
     config: EngineConfig,
     chat_template: Path | None = None,
     wrap_ops: Callable[[Ops], Ops] | None = None,
+    adapters: Sequence[tuple[str, str]] = (),
 ) -> LLM:
     """The model, ready to answer. Downloading and packing show a bar on a terminal.
 
     chat_template: a Jinja file that replaces the model's own template. wrap_ops: see Engine.load.
+    adapters: names and folders of LoRA adapters.
     """
     source = None if chat_template is None else _read_template(chat_template)
     with _stages() as progress:
         llm = LLM(Engine.load(model, config, progress, wrap_ops))
     if source is not None:
         llm.engine.tokenizer.use_chat_template(source)
+    for name, path in adapters:
+        llm.load_adapter(name, path)
     return llm
 
 
-def load_embedder(model: str, config: EngineConfig) -> Embedder:
-    """The same for an embedding model or a reranker; what was assumed is noted."""
+def load_embedder(model: str, config: EngineConfig, ranking: bool = False) -> Embedder:
+    """The same for an embedding model or a reranker; what was assumed of it is noted."""
     from elinvar.engine.embed import Embedder
+    from elinvar.engine.text_model import TextModel
 
     with _stages() as progress:
-        embedder = Embedder(model, config, progress=progress)
-    if embedder.recipe.note and not embedder.reranks:
-        note(embedder.recipe.note)
+        embedder = Embedder(TextModel.load(model, config, progress))
+    if assumed := embedder.model.notes(ranking):
+        note(assumed)
     return embedder
 
 

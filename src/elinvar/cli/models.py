@@ -89,10 +89,11 @@ def show(model: str, as_json: bool) -> None:
 @as_json_option
 def support(as_json: bool) -> None:
     """List the families and the formats that can be run."""
-    from elinvar.models.support import families, formats, markdown
+    from elinvar.models.support import encoders, families, formats, markdown
 
     if as_json:
-        print(json.dumps({"families": families(), "formats": formats()}, indent=2))
+        rows = {"families": families(), "encoders": encoders(), "formats": formats()}
+        print(json.dumps(rows, indent=2))
     else:
         print(markdown(), end="")
 

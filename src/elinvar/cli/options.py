@@ -122,6 +122,27 @@ serving = options(
 )
 """How a model is run for people: a measurement needs neither a longest sequence nor a template."""
 
+_ADAPTERS = "LoRA adapters"
+adapters = options(
+    option(
+        "--adapter",
+        "adapters",
+        multiple=True,
+        metavar="NAME=PATH",
+        callback=lambda ctx, param, values: [_adapter(value) for value in values],
+        help="A folder that PEFT saved; may be given several times.",
+        section=_ADAPTERS,
+    ),
+    option(
+        "--max-adapters",
+        type=AT_LEAST_1,
+        metavar="N",
+        default=16,
+        help="Adapters in memory at once.",
+        section=_ADAPTERS,
+    ),
+)
+
 _SAMPLING = "Sampling"
 sampling = options(
     option(
@@ -186,6 +207,13 @@ def engine_config(flags: dict[str, Any], **more: Any) -> EngineConfig:
 
 def _of(kind: Any, flags: dict[str, Any]) -> dict[str, Any]:
     return {field.name: flags[field.name] for field in fields(kind) if field.name in flags}
+
+
+def _adapter(text: str) -> tuple[str, str]:
+    name, sign, path = text.partition("=")
+    if not (name and sign and path):
+        raise click.BadParameter(f"{text!r} is not an adapter, write it as NAME=PATH.")
+    return name, path
 
 
 def parse_size(text: str | None) -> int | None:

@@ -47,7 +47,7 @@ def rerank(
 
     from elinvar.cli.load import load_embedder
 
-    embedder = load_embedder(model, opt.engine_config(flags))
+    embedder = load_embedder(model, opt.engine_config(flags), ranking=True)
     ranked = embedder.rank(
         query, lines, top_n=top_n, instruction=instruction, truncate=not no_truncate
     )
@@ -66,4 +66,4 @@ def rerank(
     for r in ranked:
         print(f"{r.score:.4f}  {lines[r.index]}")
     if num_cut := sum(r.truncated for r in ranked):
-        note(f"{num_cut} documents were cut to fit {embedder.max_tokens} tokens.")
+        note(f"{num_cut} documents were cut to fit {embedder.model.max_tokens} tokens.")

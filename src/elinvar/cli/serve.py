@@ -6,6 +6,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import click
+
 from elinvar.base.errors import ElinvarError
 from elinvar.cli import options as opt
 from elinvar.cli.command import command, option
@@ -32,6 +34,13 @@ from elinvar.cli.terminal import note
     help="Requests waiting before new ones get 429.",
 )
 @opt.serving
+@opt.adapters
+@option(
+    "--allow-adapter-loading",
+    is_flag=True,
+    help="Clients may load adapters from this machine's folders, and unload them.",
+    section="LoRA adapters",
+)
 @opt.verbose
 def serve(
     model: str,
@@ -40,10 +49,15 @@ def serve(
     served_model_name: str | None,
     max_waiting: int,
     chat_template: Path | None,
+    adapters: list[tuple[str, str]],
+    allow_adapter_loading: bool,
     **flags: Any,
 ) -> None:
     """Serve a model over HTTP as OpenAI's API does."""
     config = opt.engine_config(flags)
+    name = served_model_name or model
+    if name in dict(adapters):
+        raise click.BadParameter(f"{name!r} is the model's own name.", param_hint="--adapter")
     import uvicorn
 
     from elinvar.cli.load import load
@@ -57,9 +71,13 @@ def serve(
         raise ElinvarError(
             f"Cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port."
         ) from None
-    name = served_model_name or model
-    engine = load(model, config, chat_template).engine
-    app = create_app(AsyncEngine(engine), name, max_waiting=max_waiting)
+    engine = load(model, config, chat_template, adapters=adapters).engine
+    app = create_app(
+        AsyncEngine(engine),
+        name,
+        max_waiting=max_waiting,
+        allow_adapter_loading=allow_adapter_loading,
+    )
     shown_host = f"[{host}]" if ":" in host else host
     address = f"http://{shown_host}:{listener.getsockname()[1]}/v1"
 

@@ -8,11 +8,9 @@ ends. Its name may be taken again meanwhile: that is another number, and other c
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from elinvar.base.batch import ForwardBatch
 from elinvar.base.errors import InputError, ModelError
 from elinvar.models.load import Loaded
 from elinvar.ops.adapted import AdaptedOps
@@ -36,7 +34,7 @@ class Adapters:
     def __init__(
         self, parts: Loaded | None = None, ops: AdaptedOps | None = None, most: int = 0
     ) -> None:
-        self._parts, self._ops, self._most = parts, ops, most
+        self._parts, self.ops, self._most = parts, ops, most
         self._by_name: dict[str, _Slot] = {}
         self._by_number: dict[int, _Slot] = {}
 
@@ -45,11 +43,6 @@ class Adapters:
         assert not self._by_number
         if self._parts is not None:
             self._parts = parts
-
-    def applied(self, batch: ForwardBatch) -> AbstractContextManager[None]:
-        """Around a forward of a batch with adapters (see run.graphs)."""
-        assert self._ops is not None
-        return self._ops.applied(batch)
 
     @property
     def names(self) -> list[str]:
@@ -64,15 +57,15 @@ class Adapters:
     def read(self, path: str | os.PathLike[str]) -> Adapter:
         """An adapter as PEFT saves it, to be added. Takes time, and any thread. Raises ModelError when
         it cannot be read or does not fit the model."""
-        if self._parts is None:
-            raise ModelError(
-                "This engine was made from a model without files; it takes no adapters."
-            )
         parts = self._parts
+        assert parts is not None, "check_new comes first"
         return read_adapter(Path(path), parts.rules, parts.config.num_layers, parts.weights)
 
     def check_new(self, name: str) -> None:
-        """Raises InputError where an adapter of this name cannot be added now."""
+        """Raises InputError where an adapter of this name cannot be added now, ModelError where none
+        ever can."""
+        if self._parts is None:
+            raise ModelError("This engine was made of a model without files: it takes no adapters.")
         if not name or len(name) > MAX_NAME or not name.isprintable():
             raise InputError(
                 "adapter", f"An adapter's name must have 1 to {MAX_NAME} printable characters."
@@ -85,16 +78,17 @@ class Adapters:
         if self.num_held >= self._most:
             raise InputError(
                 "adapter",
-                f"There are {self.num_held} adapters in memory, and max_adapters is {self._most}: "
-                "unload one or allow more.",
+                f"max_adapters is {self._most}, and no place is free: unload an adapter or allow more.",
             )
 
     def add(self, name: str, adapter: Adapter) -> None:
-        """Requests may ask for it from now on. Raises InputError as `check_new` does."""
+        """Requests may ask for it from now on. Raises as `check_new` does."""
         self.check_new(name)
-        assert self._ops is not None
+        assert self.ops is not None and self._parts is not None
+        if not {id(w) for w in self._parts.weights.values()} >= set(map(id, adapter.pairs)):
+            raise ModelError("The weights were replaced while the adapter was read; load it again.")
         number = next(i for i in range(self._most) if i not in self._by_number)
-        self._ops.set_adapter(number, adapter.pairs)
+        self.ops.set_adapter(number, adapter.pairs)
         self._by_name[name] = self._by_number[number] = _Slot(number, adapter)
 
     def remove(self, name: str) -> None:
@@ -129,6 +123,6 @@ class Adapters:
 
     def _drop_unused(self, slot: _Slot) -> None:
         if not slot.loaded and slot.num_requests == 0:
-            assert self._ops is not None
-            self._ops.set_adapter(slot.number, None)
+            assert self.ops is not None
+            self.ops.set_adapter(slot.number, None)
             del self._by_number[slot.number]

@@ -224,7 +224,8 @@ class AsyncEngine:
             self._streams.clear()
             tasks = self._tasks
         for _, future in tasks:
-            future.set_exception(_stopped(error))
+            if future.set_running_or_notify_cancel():
+                future.set_exception(_stopped(error))
         for stream in waiting:
             self._send(stream.loop, [(stream, _stopped(error))])
 

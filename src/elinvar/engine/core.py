@@ -24,6 +24,7 @@ from elinvar.base.metrics import EngineMetrics
 from elinvar.base.plan import StepPlan, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.adapters import Adapters
+from elinvar.engine.chat import ChatOptions
 from elinvar.engine.memory import available_memory, give_back
 from elinvar.engine.output import Delta, FinishReason
 from elinvar.engine.plan_kv import plan_kv
@@ -155,21 +156,23 @@ class Engine:
         longest = min(self._context, self.scheduler.kv.max_sequence + 1)
         self.adapters = adapters or Adapters()
         self.runner = Runner(
-            model, ops, specs, kv.num_blocks, config.max_rows, longest, self.adapters.applied
+            model, ops, specs, kv.num_blocks, config.max_rows, longest, self.adapters.ops
         )
         self._live: dict[str, _Live] = {}
         self._ready: list[Delta] = []
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
+    ) -> list[int]:
         """Token ids of a conversation up to where the answer begins. Raises ModelError where the
-        model has no chat template, InputError where the template refuses the messages."""
+        model has no chat template, InputError where the template refuses messages or options."""
         template = self.tokenizer.chat_template
         if template is None:
             raise ModelError(
                 "This model has no chat template; give it a prompt to continue, or a template "
                 "with --chat-template FILE."
             )
-        return self.tokenizer.encode_chat(template.render(messages))
+        return self.tokenizer.encode_chat(template.render(messages, options))
 
     def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
         """Requests may ask for the LoRA adapter in the folder `path` by `name` from now on. Raises

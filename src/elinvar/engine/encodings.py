@@ -6,13 +6,13 @@ sentence-transformers has it, so that equal texts give equal ids.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from elinvar.base.errors import InputError, ModelError
+from elinvar.engine.folder_tokenizer import folder_parts
 from elinvar.engine.gguf_vocab import build_backend, check_keys
-from elinvar.engine.tokenizer import folder_backend
-from elinvar.engine.wordpiece import build_wordpiece
+from elinvar.engine.wordpiece import build_wordpiece, wordpiece_from_gguf
 from elinvar.run.texts import Text
 from elinvar.weights.safetensors import read_json
 
@@ -98,7 +98,7 @@ def encoder_backend(checkpoint: Checkpoint) -> Backend:
     folder = checkpoint.path
     words = folder / "vocab.txt"
     if (folder / "tokenizer.json").exists() or not words.exists():
-        return folder_backend(folder)
+        return folder_parts(folder, checkpoint.metadata, lambda key, build: build()).backend
     settings = folder / "tokenizer_config.json"
     try:
         tokens = words.read_text(encoding="utf-8").splitlines()
@@ -113,16 +113,23 @@ def _from_gguf(checkpoint: Checkpoint) -> Backend:
 
     metadata = checkpoint.metadata
     check_keys(metadata)
+    if metadata.get("tokenizer.ggml.model") == "bert" and "tokenizer.ggml.tokens" in metadata:
+        return wordpiece_from_gguf(metadata, str(checkpoint.path))
     backend = build_backend(metadata)
-    ends = {}
-    for name in ("bos", "eos"):
-        token = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if metadata.get(f"tokenizer.ggml.add_{name}_token") and token is not None:
-            ends[name] = backend.id_to_token(token), token
-    around = [f"{ends[name][0]}" if name in ends else "" for name in ("bos", "eos")]
-    if ends:
+    before, after = (_added(metadata, name) for name in ("bos", "eos"))
+    names = [(backend.id_to_token(token), token) for token in (*before, *after)]
+    if names:
         backend.post_processor = processors.TemplateProcessing(
-            single=" ".join(filter(None, (around[0], "$A", around[1]))),
-            special_tokens=list(ends.values()),
+            single=[
+                *(n for n, _ in names[: len(before)]),
+                "$A",
+                *(n for n, _ in names[len(before) :]),
+            ],
+            special_tokens=names,
         )
     return backend
+
+
+def _added(metadata: Mapping[str, Any], name: str) -> list[int]:
+    token = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    return [token] if metadata.get(f"tokenizer.ggml.add_{name}_token") and token is not None else []

@@ -7,53 +7,31 @@ BPE of the `tokenizers` library. Meanings follow llama.cpp's src/llama-vocab.cpp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from elinvar.base.errors import ModelError
+from elinvar.engine.patterns import PRE_TOKENIZERS, WHOLE_WORDS_FIRST
+from elinvar.engine.vocab import (
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    Keep,
+    Parts,
+    Pieces,
+    add_whole_tokens,
+    byte_level,
+    sentencepiece,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-SPACE = "▁"
-"""Stands for a space in SentencePiece vocabularies."""
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-"""tokenizer.ggml.token_type."""
-
-_MAX_PIECE = 1024
-
-_GPT2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
-    "gpt-2": (_GPT2,),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), (r"\p{N}", _GPT2)),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "smaug-bpe", "dbrx"), (_LLAMA3,)),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), (_QWEN2,)),
-    "tekken": (_TEKKEN,),
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
-}
-"""Expressions that cut a text into words, each applied to the pieces of the one before."""
-
-_WHOLE_WORDS_FIRST = {"llama-bpe", "llama3", "llama-v3", "tekken"}
-"""Pre-tokenizers of vocabularies in which a word that is a token is never cut by merges."""
-
-
 _SCALARS: dict[type, tuple[str, ...]] = {
-    str: ("ggml.model", "ggml.pre", "chat_template"),
+    str: ("ggml.model", "ggml.pre", "chat_template", "chat_template.tool_use"),
     bool: ("ggml.add_bos_token", "ggml.add_space_prefix"),
     int: tuple(
         f"ggml.{name}_token_id" for name in ("bos", "eos", "eot", "eom", "unknown", "padding")
@@ -71,6 +49,40 @@ def check_keys(metadata: Mapping[str, Any]) -> None:
                     f"The GGUF file is inconsistent: {key} is of type {type(value).__name__}, not "
                     f"{kind.__name__}."
                 )
+
+
+def gguf_parts(metadata: Mapping[str, Any], fingerprint: str, keep: Keep) -> Parts:
+    """The tokenizer of a GGUF file. Raises ModelError when there is none, or one of an unknown kind
+    or inconsistent."""
+    check_keys(metadata)
+    backend = keep(fingerprint, lambda: build_backend(metadata))
+    sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
+    defaults = {"bos": 1, "eos": 2, "unknown": 0} if sentencepiece else {}
+    ids: dict[str, int] = {}
+    spelled: dict[str, str] = {}
+    for name in ("bos", "eos", "eot", "eom", "unknown", "padding"):
+        token_id = metadata.get(f"tokenizer.ggml.{name}_token_id", defaults.get(name))
+        if token_id is not None and 0 <= token_id < backend.get_vocab_size():
+            ids[name], spelled[name] = token_id, backend.id_to_token(token_id) or ""
+    bos_by_default = sentencepiece or metadata.get("tokenizer.ggml.pre") in WHOLE_WORDS_FIRST
+    add_bos = "bos" in ids and metadata.get("tokenizer.ggml.add_bos_token", bos_by_default)
+    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+    templates = {
+        name: metadata[key]
+        for name, key in (
+            ("default", "tokenizer.chat_template"),
+            ("tool_use", "tokenizer.chat_template.tool_use"),
+        )
+        if metadata.get(key) is not None
+    }
+    return Parts(
+        backend,
+        bos_id=ids.get("bos"),
+        eos_ids=[ids[name] for name in ("eos", "eot", "eom") if name in ids],
+        prefix_ids=[ids["bos"]] if add_bos else [],
+        variables={key: spelled[name] for name, key in names.items() if name in spelled},
+        templates=templates,
+    )
 
 
 def build_backend(metadata: Mapping[str, Any]) -> Backend:
@@ -95,7 +107,14 @@ def build_backend(metadata: Mapping[str, Any]) -> Backend:
             f"The tokenizer kind {kind!r} of the GGUF file is not supported; 'gpt2' (byte-level "
             "BPE) and 'llama' (SentencePiece BPE) are."
         )
-    _add_whole_tokens(backend, tokens, types)
+    add_whole_tokens(
+        backend,
+        [
+            (token, kind != USER_DEFINED)
+            for token, kind in zip(tokens, types, strict=True)
+            if kind in (CONTROL, USER_DEFINED, UNKNOWN) and token
+        ],
+    )
     return backend
 
 
@@ -119,8 +138,6 @@ def _texts(metadata: Mapping[str, Any], key: str) -> list[str]:
 
 
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Backend:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
     pre = metadata.get("tokenizer.ggml.pre", "default")
     expressions = PRE_TOKENIZERS.get(pre)
     if expressions is None:
@@ -137,95 +154,16 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Backend:
         for at in (merge.find(" ", 1) - 1,)
     ]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    try:
-        model = models.BPE(vocabulary, merges, ignore_merges=pre in _WHOLE_WORDS_FIRST)
-    except Exception as error:
-        raise ModelError(f"The GGUF file's merges do not fit its tokens: {error}.") from error
-    backend = Tokenizer(model)
-    steps = [pre_tokenizers.Split(Regex(e), "isolated") for e in expressions]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    backend.decoder = decoders.ByteLevel()
-    return backend
+    return byte_level(vocabulary, merges, expressions, pre in WHOLE_WORDS_FIRST)
 
 
 def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: Sequence[int]) -> Backend:
-    from tokenizers import Tokenizer, decoders, models, normalizers
-
-    scores = _per_token(metadata, "tokenizer.ggml.scores", len(tokens), 0)
-    mergeable = [
-        (token, score)
-        for token, score, kind in zip(tokens, scores, types, strict=True)
-        if kind in (NORMAL, UNUSED)
-    ]
-    unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
-    model = models.BPE(
-        {token: i for i, token in enumerate(tokens)},
-        merges_from_scores(mergeable),
-        unk_token=tokens[unknown] if 0 <= unknown < len(tokens) else None,
-        fuse_unk=True,
-        byte_fallback=True,
-    )
-    backend = Tokenizer(model)
-    replace = normalizers.Replace(" ", SPACE)
-    prefixed = metadata.get("tokenizer.ggml.add_space_prefix", True)
-    backend.normalizer = (
-        normalizers.Sequence([normalizers.Prepend(SPACE), replace]) if prefixed else replace
-    )
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    return backend
-
-
-def merges_from_scores(pieces: Iterable[tuple[str, float]]) -> list[tuple[str, str]]:
-    """The merges, best first, that make BPE equal to SentencePiece's greedy merging by score.
-
-    SentencePiece joins the neighbours whose concatenation is the piece with the best score, the
-    leftmost first, until none is left. While a piece arises in a text, nothing outside it takes
-    part, so its last join is the same in every text: the one found by encoding the piece alone.
-    One merge a piece is therefore enough (half of all pairs that spell a piece in Gemma's
-    vocabulary), and a piece that does not arise from itself never arises.
-    """
-    ranked = sorted(dict(pieces).items(), key=lambda piece: -piece[1])
-    ranks = {piece: rank for rank, (piece, _) in enumerate(ranked)}
-    merges = []
-    for piece in ranks:
-        last = (piece[0], piece[1]) if len(piece) == 2 else _last_join(piece, ranks)
-        if last and last[0] in ranks and last[1] in ranks:
-            merges.append(last)
-    return merges
-
-
-def _last_join(piece: str, ranks: Mapping[str, int]) -> tuple[str, str] | None:
-    """The pair that remains before a piece is whole; None when it never becomes whole."""
-    if len(piece) > _MAX_PIECE:
-        raise ModelError(f"The GGUF file's tokenizer has a piece of {len(piece)} characters.")
-    parts, get, none = list(piece), ranks.get, len(ranks)
-    joined = [get(a + b, none) for a, b in pairwise(parts)]
-    while len(joined) > 1:
-        best = min(joined)
-        if best == none:
-            return None
-        at = joined.index(best)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        del joined[at]
-        if at:
-            joined[at - 1] = get(parts[at - 1] + parts[at], none)
-        if at < len(joined):
-            joined[at] = get(parts[at] + parts[at + 1], none)
-    return (parts[0], parts[1]) if joined else None
-
-
-def _add_whole_tokens(backend: Backend, tokens: Sequence[str], types: Sequence[int]) -> None:
-    """Tokens that are found in the raw text before anything else: control and user-defined."""
-    from tokenizers import AddedToken
-
-    backend.add_tokens(
-        [
-            AddedToken(token, special=kind != USER_DEFINED, normalized=False)
-            for token, kind in zip(tokens, types, strict=True)
-            if kind in (CONTROL, USER_DEFINED, UNKNOWN) and token
-        ]
+    return sentencepiece(
+        Pieces(
+            tokens,
+            _per_token(metadata, "tokenizer.ggml.scores", len(tokens), 0),
+            types,
+            unknown_id=metadata.get("tokenizer.ggml.unknown_token_id", 0),
+            space_prefix=metadata.get("tokenizer.ggml.add_space_prefix", True),
+        )
     )

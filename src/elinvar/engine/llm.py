@@ -18,6 +18,7 @@ from typing import Any, Self, cast
 from elinvar.base.config import EngineConfig
 from elinvar.base.errors import EngineError, InputError
 from elinvar.base.sampling import SamplingParams
+from elinvar.engine.chat import ChatOptions
 from elinvar.engine.core import Engine, LoadProgress
 from elinvar.engine.output import Completion, CompletionBuilder, Delta
 from elinvar.engine.seeds import choice_seed, draw_seed
@@ -77,13 +78,14 @@ class LLM:
         *,
         n: int = 1,
         adapter: str | None = None,
+        options: ChatOptions | None = None,
         progress: Progress | None = None,
     ) -> list[Completion]:
-        """As `generate`, for one conversation or several. Raises ModelError where the model has
-        no chat template."""
+        """As `generate`, for one conversation or several. options: tools, thinking and the like.
+        Raises ModelError where the model has no chat template."""
         one = len(messages) > 0 and isinstance(messages[0], Mapping)
         many = cast("Sequence[Sequence[Message]]", [messages] if one else messages)
-        all_ids = [self.engine.encode_chat(conversation) for conversation in many]
+        all_ids = [self.engine.encode_chat(conversation, options) for conversation in many]
         return self._run(all_ids, _one_each(params, len(all_ids), adapter), n, progress)
 
     def stream(
@@ -94,10 +96,13 @@ class LLM:
         return self._stream(self._encode(prompt), params or SamplingParams())
 
     def stream_chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        options: ChatOptions | None = None,
     ) -> Generator[Delta, None, None]:
         """As `stream`, for a conversation."""
-        return self._stream(self.engine.encode_chat(messages), params or SamplingParams())
+        return self._stream(self.engine.encode_chat(messages, options), params or SamplingParams())
 
     def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
         """A LoRA adapter, a folder as PEFT saves it, that requests may ask for by `name`. Raises as

@@ -6,7 +6,7 @@ Legend: R documents, D model dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,8 +21,6 @@ from elinvar.ops.api import F32, Ops
 from elinvar.ops.layout import pack_float
 from elinvar.run.texts import Text, TextRunner
 
-Batches = Callable[[Sequence[Text]], Iterator[Sequence[Text]]]
-
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 """Of Qwen3-Reranker where the user gives none."""
 _BEFORE = (
@@ -31,6 +29,7 @@ _BEFORE = (
     "<|im_start|>user\n"
 )
 _AFTER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+_WORDS = ("no", "yes")
 _SIGMOID, _IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"
 
 
@@ -90,16 +89,16 @@ class YesOrNo:
     def __init__(self, runner: TextRunner, encodings: Encodings, ops: Ops) -> None:
         assert isinstance(runner.model, Decoder)
         self._model, self._runner, self._encodings, self._ops = runner.model, runner, encodings, ops
-        words = [encodings.token_id(word) for word in ("no", "yes", "<|im_start|>")]
-        if None in words:
-            raise ModelError(
-                "This model has no head that scores, and no tokens 'yes', 'no' and '<|im_start|>' as "
-                "Qwen3-Reranker has; use a reranker."
-            )
-        rows = ops.embed(np.array(words[:2], np.int32), self._model.head[0], 1.0)
+        words = np.array([encodings.token_id(word) for word in _WORDS], np.int32)
+        rows = ops.embed(words, self._model.head[0], 1.0)
         self._words = [pack_float("f32", rows)]
         self._before, self._after = encodings.plain([_BEFORE, _AFTER])
         self._last = Pooling(("lasttoken",), ops)
+
+    @staticmethod
+    def fits(encodings: Encodings) -> bool:
+        """Whether the model has the tokens that Qwen 3's prompt is made of."""
+        return None not in map(encodings.token_id, (*_WORDS, "<|im_start|>", "<think>"))
 
     def encode(self, query: str, documents: Sequence[str], instruction: str | None) -> list[Text]:
         wanted = instruction or INSTRUCTION

@@ -1,6 +1,6 @@
 """Text to token ids and back. Owns which ids end an answer and what bytes a token stands for.
 
-Encoding is done by the `tokenizers` library, from a GGUF file's vocabulary or a tokenizer.json.
+Encoding is done by the `tokenizers` library, from a GGUF file's vocabulary or a folder's files.
 Decoding is done here: a token is a sequence of bytes, a text is their UTF-8 decoding. That is exact
 in pieces (see engine.detokenize), where other decoders look at more than one token.
 """
@@ -11,16 +11,17 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from elinvar.base.errors import ModelError
 from elinvar.engine.chat import ChatTemplate
-from elinvar.engine.gguf_vocab import SPACE, build_backend, check_keys
+from elinvar.engine.folder_tokenizer import folder_parts
+from elinvar.engine.gguf_vocab import gguf_parts
+from elinvar.engine.vocab import CHARACTER_BYTES, SPACE, Parts
 from elinvar.weights.atomic import atomic_file
-from elinvar.weights.safetensors import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -31,56 +32,42 @@ log = logging.getLogger("elinvar.engine")
 
 END_OF_TURN = (
     *("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>"),
-    *("<|endoftext|>", "<|end_of_text|>", "<EOT>", "<|call|>"),
+    *("<|call|>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "<|eot|>", "<|eom|>"),
 )
 """Control tokens that end an answer in any model that has them; <|end|> but in those that have
 <|return|> as well (harmony), where an answer may be several messages."""
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_CHARACTER_BYTES = {
-    # GPT-2's alphabet: printable bytes stand for themselves, the others follow from U+0100 on.
-    chr(code): byte
-    for code, byte in (
-        *((b, b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))),
-        *((256 + i, b) for i, b in enumerate((*range(33), *range(127, 161), 173))),
-    )
-}
 
 
 class Tokenizer:
     """The tokenizer of one model. Made by load_tokenizer; safe to share between threads."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        *,
-        bos_id: int | None,
-        eos_ids: Iterable[int],
-        prefix_ids: Iterable[int] = (),
-        variables: Mapping[str, str] | None = None,
-        chat_template: str | None = None,
-    ) -> None:
-        """`prefix_ids`: what comes before every plain text, usually BOS or nothing.
-        `variables`: tokens that a chat template may write (bos_token, eos_token, ...)."""
-        self._backend = backend
-        self._prefix = list(prefix_ids)
-        self._variables = dict(variables or {})
+    def __init__(self, parts: Parts) -> None:
+        backend = self._backend = parts.backend
+        self._prefix = list(parts.prefix_ids)
+        self._variables = dict(parts.variables)
         added = backend.get_added_tokens_decoder()
         self._added = {i: str(token.content) for i, token in added.items()}
         self._bytes: dict[int, bytes] = {}
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         """Control tokens: they are no part of a decoded text."""
-        self.bos_id = bos_id
-        turns = [backend.token_to_id(token) for token in END_OF_TURN]
-        if backend.token_to_id("<|return|>") in self.special_ids:
-            turns.remove(backend.token_to_id("<|end|>"))
-        self.eos_ids = frozenset(eos_ids) | {i for i in turns if i in self.special_ids}
+        self.bos_id = parts.bos_id
+        self.eos_ids = frozenset(parts.eos_ids) | self._turn_ends()
         """Ids that end an answer."""
         self.chat_template: ChatTemplate | None = None
         """None: the model has no chat template (use completions, or use_chat_template)."""
-        if chat_template is not None:
-            self.use_chat_template(chat_template)
+        if "default" in parts.templates:
+            self.chat_template = ChatTemplate(
+                parts.templates["default"], self._variables, parts.templates.get("tool_use")
+            )
+
+    def _turn_ends(self) -> set[int]:
+        ids = {token: self._backend.token_to_id(token) for token in END_OF_TURN}
+        # In harmony, <|end|> ends a message and the answer may go on: thoughts come before it.
+        message_ends = {"<|end|>"} if ids["<|return|>"] is not None else set()
+        return {i for t, i in ids.items() if i in self.special_ids and t not in message_ends}
 
     def use_chat_template(self, source: str) -> None:
         """Replaces the model's chat template by the Jinja text `source`."""
@@ -93,7 +80,8 @@ class Tokenizer:
 
     @cached_property
     def kind(self) -> str:
-        """`byte-level` or `sentencepiece`: how tokens spell bytes."""
+        """How tokens spell bytes: `byte-level`, `sentencepiece` (with names for bytes), `metaspace`
+        or `wordpiece`."""
         return _decoding_kind(self._backend)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
@@ -138,60 +126,43 @@ class Tokenizer:
         if token is None:
             return b""
         added = token_id in self._added
-        if self.kind == "sentencepiece":
-            if not added and (match := _BYTE_TOKEN.fullmatch(token)):
+        if self.kind == "wordpiece":
+            joined = token.startswith("##") and not added
+            return str(token[2:] if joined else f" {token}").encode()
+        if self.kind in ("sentencepiece", "metaspace"):
+            named = self.kind == "sentencepiece" and not added
+            if named and (match := _BYTE_TOKEN.fullmatch(token)):
                 return bytes([int(match[1], 16)])
             return str(token).replace(SPACE, " ").encode()
-        if not added and all(character in _CHARACTER_BYTES for character in token):
-            return bytes(_CHARACTER_BYTES[character] for character in token)
+        if not added and all(character in CHARACTER_BYTES for character in token):
+            return bytes(CHARACTER_BYTES[character] for character in token)
         return str(token).encode()
 
 
 def load_tokenizer(checkpoint: Checkpoint, cache_dir: Path | None = None) -> Tokenizer:
-    """The tokenizer of a model. One built from a GGUF file is kept below cache_dir/tokenizers.
+    """The tokenizer of a model. One that had to be built is kept below cache_dir/tokenizers.
 
     Raises ModelError when the model has none, or one of an unknown kind."""
+
+    def keep(key: str, build: Callable[[], Backend]) -> Backend:
+        return _kept(cache_dir, key, build)
+
     if checkpoint.format == "gguf":
-        return _from_gguf(checkpoint, cache_dir)
-    return _from_folder(checkpoint)
+        return Tokenizer(gguf_parts(checkpoint.metadata, checkpoint.fingerprint, keep))
+    return Tokenizer(folder_parts(checkpoint.path, checkpoint.metadata, keep))
 
 
-def _from_gguf(checkpoint: Checkpoint, cache_dir: Path | None) -> Tokenizer:
-    metadata = checkpoint.metadata
-    check_keys(metadata)
-    backend = _cached_backend(checkpoint, cache_dir)
-    sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
-    defaults = {"bos": 1, "eos": 2, "unknown": 0} if sentencepiece else {}
-    ids: dict[str, int] = {}
-    spelled: dict[str, str] = {}
-    for name in ("bos", "eos", "eot", "eom", "unknown", "padding"):
-        token_id = metadata.get(f"tokenizer.ggml.{name}_token_id", defaults.get(name))
-        if token_id is not None and 0 <= token_id < backend.get_vocab_size():
-            ids[name], spelled[name] = token_id, backend.id_to_token(token_id) or ""
-    bos_by_default = sentencepiece or metadata.get("tokenizer.ggml.pre") in ("llama-bpe", "tekken")
-    add_bos = "bos" in ids and metadata.get("tokenizer.ggml.add_bos_token", bos_by_default)
-    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
-    return Tokenizer(
-        backend,
-        bos_id=ids.get("bos"),
-        eos_ids=[ids[name] for name in ("eos", "eot", "eom") if name in ids],
-        prefix_ids=[ids["bos"]] if add_bos else [],
-        variables={key: spelled[name] for name, key in names.items() if name in spelled},
-        chat_template=metadata.get("tokenizer.chat_template"),
-    )
-
-
-def _cached_backend(checkpoint: Checkpoint, cache_dir: Path | None) -> Backend:
+def _kept(cache_dir: Path | None, key: str, build: Callable[[], Backend]) -> Backend:
     from tokenizers import Tokenizer as Backend
 
     if cache_dir is None:
-        return build_backend(checkpoint.metadata)
-    path = cache_dir / "tokenizers" / f"{checkpoint.fingerprint}-{_CACHE_VERSION}.json"
+        return build()
+    path = cache_dir / "tokenizers" / f"{key}-{_CACHE_VERSION}.json"
     if path.exists():
         # It is only a cache: one that cannot be read is made again.
         with contextlib.suppress(Exception):
             return Backend.from_file(str(path))
-    backend = build_backend(checkpoint.metadata)
+    backend = build()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         raw = backend.to_str().encode()
@@ -202,100 +173,9 @@ def _cached_backend(checkpoint: Checkpoint, cache_dir: Path | None) -> Backend:
     return backend
 
 
-def folder_backend(folder: Path) -> Backend:
-    """What tokenizer.json describes. Raises ModelError where it is missing or broken."""
-    from tokenizers import Tokenizer as Backend
-
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise ModelError(
-            f"{folder} holds no tokenizer: tokenizer.json was looked for (a tokenizer.model or "
-            "vocab.json alone can be converted with transformers' save_pretrained)."
-        )
-    try:
-        backend = Backend.from_file(str(path))
-    except Exception as error:
-        raise ModelError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
-    # A tokenizer may come with truncation or padding switched on, for training.
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
-
-
-def _from_folder(checkpoint: Checkpoint) -> Tokenizer:
-    folder = checkpoint.path
-    backend = folder_backend(folder)
-    settings = _read_optional(folder / "tokenizer_config.json")
-    generation = _read_optional(folder / "generation_config.json")
-    tokens = _named_tokens(folder, settings)
-    bos = _as_ids(checkpoint.metadata.get("bos_token_id"))
-    bos_id = backend.token_to_id(tokens["bos_token"]) if "bos_token" in tokens else None
-    eos = _as_ids(generation.get("eos_token_id")) + _as_ids(checkpoint.metadata.get("eos_token_id"))
-    if "eos_token" in tokens:
-        eos += _as_ids(backend.token_to_id(tokens["eos_token"]))
-    return Tokenizer(
-        backend,
-        bos_id=bos_id if bos_id is not None else next(iter(bos), None),
-        eos_ids=eos,
-        prefix_ids=_prefix_ids(backend),
-        variables=tokens,
-        chat_template=_folder_template(folder, settings),
-    )
-
-
-def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
-
-
-def _named_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The tokens that tokenizer_config.json names, as texts or as descriptions of tokens."""
-    tokens: dict[str, str] = {}
-    for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        value = settings.get(key)
-        text = value.get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            tokens[key] = _characters(text)
-        elif value is not None:
-            raise ModelError(
-                f"{folder / 'tokenizer_config.json'} has a {key} that is no text; download it again."
-            )
-    return tokens
-
-
 def _characters(text: str) -> str:
     """A lone surrogate is no character; JSON and the command line can bring one."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _as_ids(value: Any) -> list[int]:
-    values = value if isinstance(value, list) else [value]
-    return [v for v in values if isinstance(v, int) and v >= 0]
-
-
-def _prefix_ids(backend: Backend) -> list[int]:
-    """What tokenizer.json's post-processor puts before a text."""
-    plain = backend.encode("a", add_special_tokens=False).ids
-    full = backend.encode("a", add_special_tokens=True).ids
-    for start in range(len(full) - len(plain) + 1):
-        if full[start : start + len(plain)] == plain:
-            return list(full[:start])
-    return []
-
-
-def _folder_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else chat_template.json, else tokenizer_config.json's."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        try:
-            return path.read_text(encoding="utf-8")
-        except ValueError as error:
-            raise ModelError(f"{path} is not UTF-8 text; download it again.") from error
-    own = _read_optional(folder / "chat_template.json").get("chat_template")
-    template = own or settings.get("chat_template")
-    if isinstance(template, list):
-        entries = [entry for entry in template if isinstance(entry, dict)]
-        template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
 
 
 def _decoding_kind(backend: Backend) -> str:
@@ -305,9 +185,13 @@ def _decoding_kind(backend: Backend) -> str:
     kinds = {step.get("type") for step in described.get("decoders", [described])}
     if "ByteLevel" in kinds:
         return "byte-level"
-    if kinds & {"ByteFallback", "Metaspace"}:
+    if "ByteFallback" in kinds:
         return "sentencepiece"
+    if kinds & {"Metaspace", "Replace"}:
+        return "metaspace"
+    if "WordPiece" in kinds:
+        return "wordpiece"
     raise ModelError(
         f"The tokenizer's decoder ({', '.join(sorted(map(str, kinds)))}) is not supported; "
-        "byte-level BPE and SentencePiece are."
+        "byte-level BPE, SentencePiece and WordPiece are."
     )

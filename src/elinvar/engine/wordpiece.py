@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from elinvar.base.errors import ModelError
+from elinvar.engine.vocab import SPACE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -46,3 +47,21 @@ def build_wordpiece(tokens: Sequence[str], settings: Mapping[str, Any], source: 
         special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
     )
     return backend
+
+
+def wordpiece_from_gguf(metadata: Mapping[str, Any], source: str) -> Backend:
+    """llama.cpp's converter marks the tokens that begin a word, and not those that go on with one. Files
+    do not say whether a text is lower-cased: it is where no token has a capital."""
+    tokens = []
+    for token in metadata["tokenizer.ggml.tokens"]:
+        if not isinstance(token, str):
+            raise ModelError(
+                f"{source} is inconsistent: tokenizer.ggml.tokens is no list of texts."
+            )
+        named = token.startswith("[") and token.endswith("]")
+        begins = token.startswith(SPACE)
+        tokens.append(token if named else token[1:] if begins else f"##{token}")
+    plain = (token for token in tokens if not token.startswith("["))
+    return build_wordpiece(
+        tokens, {"do_lower_case": not any(t != t.lower() for t in plain)}, source
+    )

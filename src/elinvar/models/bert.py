@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elinvar.base.config import EncoderConfig, ModelConfig, RopeConfig
+from elinvar.base.errors import ModelError
 from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.shared import (
@@ -19,6 +20,7 @@ from elinvar.models.shared import (
     activation_from_hf,
     by_layer,
     qkv_bias,
+    sizes_from_gguf,
     sizes_from_hf,
     with_bias,
 )
@@ -28,6 +30,7 @@ from elinvar.nn.mlp import MLP
 from elinvar.nn.norm import LayerNorm
 from elinvar.ops.api import Ops
 from elinvar.weights.rules import Rule
+from elinvar.weights.tensor import HostTensor
 
 NO_ROPE = RopeConfig(1.0, 0)
 _HEADS = {"bert": ("bert.pooler.dense", "classifier")}
@@ -130,6 +133,30 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
     return checked(config, "config.json")
 
 
+def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor]) -> ModelConfig:
+    """From a GGUF file's keys and its tensors. llama.cpp's converter cuts what is before the first
+    position off the table, so that RoBERTa is BERT there."""
+    keys = Keys(metadata, "The GGUF file", "bert.")
+    keys.only("attention.causal", False)
+    sizes = sizes_from_gguf(keys, tensors)
+    types, labels = (tensors.get(f"{name}.weight") for name in ("token_types", "cls.output"))
+    if ("cls.weight" in tensors) != (labels is not None):
+        raise ModelError("The GGUF file holds half of a head that scores; convert the model again.")
+    config = ModelConfig(
+        family="bert",
+        norm_eps=keys.number("attention.layer_norm_epsilon"),
+        layer_kinds=FULL * sizes["num_layers"],
+        rope={"full": NO_ROPE},
+        activation="gelu",
+        encoder=EncoderConfig(
+            num_types=1 if types is None else len(types.data),
+            num_labels=0 if labels is None else len(labels.data),
+        ),
+        **sizes,
+    )
+    return checked(config, "The GGUF file")
+
+
 def num_labels(keys: Keys) -> int:
     """A file names its labels unless they are two."""
     labels = keys.raw("id2label")
@@ -145,9 +172,9 @@ ENCODERS = (
         name="bert",
         models="BERT; all-MiniLM, BGE, E5, GTE, mxbai; ms-marco cross-encoders",
         hf_architectures=tuple(f"Bert{c}" for c in _CLASSES),
-        gguf_architectures=(),
+        gguf_architectures=("bert",),
         config_from_hf=config_from_hf,
-        config_from_gguf=None,
+        config_from_gguf=config_from_gguf,
         rules=rules,
         build=build,
         tested="random weights against transformers, and all-MiniLM-L6-v2 itself",

@@ -36,6 +36,15 @@ SLIDING_BASE, FULL_BASE = 10_000.0, 1_000_000.0
 PATTERN = 6
 """Every sixth layer is full."""
 HEAD_DIM = 256
+SEES = "Gemma3ForConditionalGeneration"
+LEFT_OUT = {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-6,
+}
+"""By the published files of models that see, where this is so."""
 NORMS = {
     "attn_norm": ("input_layernorm", "attn_norm"),
     "attn_post_norm": ("post_attention_layernorm", "post_attention_norm"),
@@ -80,7 +89,8 @@ def rules(config: ModelConfig) -> list[Rule]:
 
 def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
     """From config.json. Raises ModelError naming the key that is missing, wrong or unsupported."""
-    keys = Keys(metadata, "config.json")
+    sees = metadata.get("architectures") == [SEES]
+    keys = Keys({**LEFT_OUT, **metadata} if sees else metadata, "config.json")
     keys.only("hidden_activation", "gelu_pytorch_tanh")
     keys.only("attention_bias", False)
     keys.only("use_bidirectional_attention", False)
@@ -134,7 +144,7 @@ FAMILIES = (
     Family(
         name="gemma3",
         models="Gemma 3, text",
-        hf_architectures=("Gemma3ForCausalLM",),
+        hf_architectures=("Gemma3ForCausalLM", SEES),
         gguf_architectures=("gemma3",),
         config_from_hf=config_from_hf,
         config_from_gguf=config_from_gguf,

@@ -8,25 +8,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from elinvar.base.config import ModelConfig
+from elinvar.models import llama
+from elinvar.models.experts import feeds
 from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
-from elinvar.models.llama import NORMS
 from elinvar.models.shared import (
     FULL,
-    attention_rules,
     by_layer,
-    mlp_rules,
-    norm_rules,
+    one_rope_from_gguf,
     one_rope_from_hf,
-    outer_rules,
+    sizes_from_gguf,
     sizes_from_hf,
 )
 from elinvar.nn.attention import Attention
 from elinvar.nn.decoder import Block, Decoder
-from elinvar.nn.mlp import GatedMLP
 from elinvar.nn.norm import RMSNorm, Scale
 from elinvar.ops.api import F32, Ops
-from elinvar.weights.rules import Rule
+from elinvar.weights.tensor import HostTensor
 
 
 class Granite(Decoder):
@@ -42,21 +40,11 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
 
     def block(i: int, w: dict[str, Any]) -> Block:
         attention = Attention(config, i, (w["q"], w["k"], w["v"]), w["o"], ops)
-        mlp = GatedMLP(w["gate"], w["up"], w["down"], config.activation, ops)
         norms = norm(w["attn_norm"]), norm(w["mlp_norm"])
-        return Block(norms[0], attention, norms[1], mlp, attn_post=scale, mlp_post=scale)
+        return Block(norms[0], attention, norms[1], feeds(config, w, ops), scale, scale)
 
     blocks = [block(*one) for one in enumerate(by_layer(weights, config.num_layers))]
     return Granite(config, weights, ops, blocks, norm(weights["norm"]))
-
-
-def rules(config: ModelConfig) -> list[Rule]:
-    return [
-        *norm_rules(NORMS, config.dim),
-        *attention_rules(config),
-        *mlp_rules(config),
-        *outer_rules(config),
-    ]
 
 
 def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
@@ -80,15 +68,37 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
     return checked(config, "config.json")
 
 
+def config_from_gguf(
+    metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor], prefix: str = "granite."
+) -> ModelConfig:
+    """From a GGUF file's keys and its tensors; without output.weight the head is tied. prefix: of the
+    keys."""
+    keys = Keys(metadata, "The GGUF file", prefix)
+    keys.only("rope.scaling.finetuned", True)
+    sizes = sizes_from_gguf(keys, tensors)
+    sizes["attn_scale"] = keys.number("attention.scale", sizes["attn_scale"])
+    config = ModelConfig(
+        family="granite",
+        norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+        layer_kinds=FULL * sizes["num_layers"],
+        rope={"full": one_rope_from_gguf(keys, tensors, sizes["head_dim"])},
+        embed_scale=keys.number("embedding_scale", 1.0),
+        residual_scale=keys.number("residual_scale", 1.0),
+        logit_scale=1 / keys.number("logit_scale", 1.0),
+        **sizes,
+    )
+    return checked(config, "The GGUF file")
+
+
 FAMILIES = (
     Family(
         name="granite",
         models="Granite 3 (dense)",
         hf_architectures=("GraniteForCausalLM",),
-        gguf_architectures=(),
+        gguf_architectures=("granite",),
         config_from_hf=config_from_hf,
-        config_from_gguf=None,
-        rules=rules,
+        config_from_gguf=config_from_gguf,
+        rules=llama.rules,
         build=build,
     ),
 )

@@ -69,7 +69,7 @@ class Keys:
         value = self._value(key, None)
         items = value if isinstance(value, list) else []
         ok = all(isinstance(v, int | float) and not isinstance(v, bool) for v in items)
-        if not ok or len(items) != count:
+        if not ok or len(items) != count or not all(abs(v) <= 1e15 for v in items):
             raise self.bad(key, f"a list of {count} numbers")
         return tuple(float(v) for v in items)
 
@@ -116,7 +116,10 @@ class Keys:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:  # just within what the reader of JSON takes
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:60] + "..."
 
 

@@ -92,7 +92,7 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
     num_layers, ff_dim = sizes["num_layers"], sizes["ff_dim"]
     sizes["ff_dim"] = keys.size("intermediate_size_mlp")
     num_experts = keys.size("num_local_experts", largest=MAX_EXPERTS)
-    top_k = keys.size("num_experts_per_tok", 1, largest=num_experts)
+    top_k = keys.size("num_experts_per_tok", largest=num_experts)
     step = keys.size("interleave_moe_layer_step", 1)
     mixed = keys.raw("moe_layers")
     if mixed is None:

@@ -73,8 +73,8 @@ def load_parts(
 def mtp_heads(checkpoint: Checkpoint) -> int:
     """How many heads that predict further tokens the checkpoint holds; conversions often drop them,
     whatever the configuration says."""
-    family, config = find_family(checkpoint), read_config(checkpoint)
-    rules = mtp_rules(config, family.rules, family.mtp) if family.mtp else []
+    family = find_encoder(checkpoint) or find_family(checkpoint)
+    rules = mtp_rules(read_config(checkpoint), family.rules, family.mtp) if family.mtp else []
     joins = [{rule.hf, rule.gguf} for rule in rules if rule.name.endswith(".join")]
     return sum(not names.isdisjoint(checkpoint.tensors) for names in joins)
 

@@ -10,6 +10,7 @@ from typing import Any
 from elinvar.base.config import ModelConfig, RopeConfig
 from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
+from elinvar.models.qwen3 import HEAD_NORMS
 from elinvar.models.shared import (
     FULL,
     attention_rules,
@@ -60,15 +61,22 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
 
 
 def rules(config: ModelConfig) -> list[Rule]:
-    heads = {"q": config.num_heads, "k": config.num_kv_heads}
-    names = {f"{q}_norm": (f"self_attn.{q}_norm", f"attn_{q}_norm") for q in heads}
     return [
         *norm_rules(POST_NORMS, config.dim),
-        *norm_rules({"q_norm": names["q_norm"]}, heads["q"] * config.head_dim),
-        *norm_rules({"k_norm": names["k_norm"]}, heads["k"] * config.head_dim),
+        *whole_norm_rules(config),
         *attention_rules(config),
         *mlp_rules(config),
         *outer_rules(config),
+    ]
+
+
+def whole_norm_rules(config: ModelConfig) -> list[Rule]:
+    """Gains of the norms over all heads."""
+    heads = {"q_norm": config.num_heads, "k_norm": config.num_kv_heads}
+    return [
+        rule
+        for name, num in heads.items()
+        for rule in norm_rules({name: HEAD_NORMS[name]}, num * config.head_dim)
     ]
 
 

@@ -17,11 +17,15 @@ from elinvar.models.shared import (
     HF,
     TO,
     norm_rules,
+    one_rope_from_gguf,
     one_rope_from_hf,
     outer_rules,
+    sizes_from_gguf,
     sizes_from_hf,
 )
+from elinvar.nn.rope import MAX_POSITIONS
 from elinvar.weights.rules import Part, Rule
+from elinvar.weights.tensor import HostTensor
 
 
 def rules(config: ModelConfig) -> list[Rule]:
@@ -70,14 +74,32 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
     return checked(config, "config.json")
 
 
+def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor]) -> ModelConfig:
+    """From a GGUF file's keys and its tensors; without output.weight the head is tied. A window of 0
+    is none."""
+    keys = Keys(metadata, "The GGUF file", "phi3.")
+    sizes = sizes_from_gguf(keys, tensors)
+    window = keys.count("attention.sliding_window", MAX_POSITIONS)
+    kind: LayerKind = "sliding" if window else "full"
+    config = ModelConfig(
+        family="phi3",
+        norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+        layer_kinds=(kind,) * sizes["num_layers"],
+        rope={kind: one_rope_from_gguf(keys, tensors, sizes["head_dim"])},
+        window=window or None,
+        **sizes,
+    )
+    return checked(config, "The GGUF file")
+
+
 FAMILIES = (
     Family(
         name="phi3",
         models="Phi-3, Phi-3.5, Phi-4, Phi-4-mini",
         hf_architectures=("Phi3ForCausalLM",),
-        gguf_architectures=(),
+        gguf_architectures=("phi3",),
         config_from_hf=config_from_hf,
-        config_from_gguf=None,
+        config_from_gguf=config_from_gguf,
         rules=rules,
         build=llama.build,
     ),

@@ -10,26 +10,41 @@ from elinvar.base.errors import ModelError
 from elinvar.models import (
     bert,
     chatglm,
+    cohere,
     deepseek,
     deepseek_v32,
+    ernie,
+    ernie_moe,
+    exaone4,
+    gemma,
     gemma2,
     gemma3,
     glm,
     glm4_moe,
+    glm4_moe_lite,
     gpt2,
     gpt_neox,
     gpt_oss,
     granite,
+    granite_moe,
+    internlm,
     llama,
     llama4,
+    minicpm,
+    minicpm3,
+    minimax_m2,
     mistral,
     mixtral,
     olmo2,
+    olmoe,
     phi,
     phi3,
     qwen2,
     qwen3,
     qwen_moe,
+    seed_oss,
+    smollm3,
+    stablelm,
     starcoder2,
 )
 from elinvar.models.family import Built, Family, Model
@@ -59,7 +74,24 @@ _FILES = (
     olmo2,
     glm4_moe,
     chatglm,
+    internlm,
+    minicpm,
+    minicpm3,
+    smollm3,
+    seed_oss,
+    exaone4,
+    cohere,
+    minimax_m2,
+    granite_moe,
+    ernie,
+    stablelm,
+    gemma,
+    glm4_moe_lite,
+    olmoe,
+    ernie_moe,
 )
+MAX_EXPERTS_IN_ALL = 1 << 18
+"""No model comes near; rules for many more would take all memory."""
 FAMILIES: tuple[Family[Model], ...] = tuple(f for file in _FILES for f in file.FAMILIES)
 ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS
 """Those that make vectors and scores of texts, and generate nothing."""
@@ -104,5 +136,12 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
     family = find_encoder(checkpoint) or find_family(checkpoint)
     if checkpoint.format == "gguf":
         assert family.config_from_gguf is not None, "it names no GGUF architecture"
-        return family.config_from_gguf(checkpoint.metadata, checkpoint.tensors)
-    return family.config_from_hf(checkpoint.metadata)
+        config = family.config_from_gguf(checkpoint.metadata, checkpoint.tensors)
+    else:
+        config = family.config_from_hf(checkpoint.metadata)
+    if config.moe and config.num_layers * config.moe.num_experts > MAX_EXPERTS_IN_ALL:
+        raise ModelError(
+            f"{checkpoint.path} describes {config.num_layers} layers of {config.moe.num_experts} "
+            f"experts, and more than {MAX_EXPERTS_IN_ALL} experts in all are not supported."
+        )
+    return config

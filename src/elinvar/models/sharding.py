@@ -47,7 +47,7 @@ SPLITS: dict[str, Split | None] = {
     **dict.fromkeys(("gate", "gate_bias", "up", "up_bias"), _OUT),
     "down": _IN,
     **dict.fromkeys(("o_bias", "down_bias", "positions", "router", "router_bias", "bias"), None),
-    **dict.fromkeys(("q_a", "kv_a"), None),
+    **dict.fromkeys(("q_a", "kv_a", "index_q", "index_k", "index_weights", "join"), None),
 }
 """By the last part of a canonical name; None: every rank holds all of it, as it does of norms."""
 

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from elinvar.models.registry import FAMILIES
+from elinvar.models.family import Family
+from elinvar.models.registry import ENCODERS, FAMILIES
 from elinvar.weights.quants import describe_types
 
 Row = Mapping[str, str]
 
 
 def families() -> list[Row]:
-    return [
-        {
-            "family": family.name,
-            "models": family.models,
-            "config.json": ", ".join(family.hf_architectures) or "-",
-            "GGUF": ", ".join(family.gguf_architectures) or "-",
-            "tested with": family.tested,
-        }
-        for family in FAMILIES
-    ]
+    return [_row(family) for family in FAMILIES]
+
+
+def encoders() -> list[Row]:
+    return [_row(family) for family in ENCODERS]
+
+
+def _row(family: Family[Any]) -> Row:
+    return {
+        "family": family.name,
+        "models": family.models,
+        "config.json": ", ".join(family.hf_architectures) or "-",
+        "GGUF": ", ".join(family.gguf_architectures) or "-",
+        "tested with": family.tested,
+    }
 
 
 def formats() -> list[Row]:
@@ -28,7 +35,7 @@ def formats() -> list[Row]:
 
 
 def markdown() -> str:
-    return f"{_table(families())}\n{_table(formats())}"
+    return f"{_table(families())}\n{_table(encoders())}\n{_table(formats())}"
 
 
 def _table(rows: Sequence[Row]) -> str:

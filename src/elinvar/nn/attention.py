@@ -82,7 +82,7 @@ class Attention:
         """q_gain, k_gain: [head_dim] gains of an RMS norm on every head of q and k, if any;
         sinks: [H] a score of each head that takes part in its softmax and has no value, if any."""
         kind = config.layer_kinds[layer]
-        self.kind = kind
+        self.kind, self.rotated = kind, layer not in config.unrotated
         self.group = kv_groups(config).index(CACHE_OF[kind])
         self.window = config.window if kind == "sliding" else None
         self.chunk = config.attn_chunk if kind == "chunked" else None
@@ -100,10 +100,11 @@ class Attention:
         """Writes the tokens' keys and values to `kv`, then attends -> [T, D]."""
         ops, group, batch = self.ops, self.group, step.batch
         qkv_TN = ops.linear(h_TD, self.qkv, self.qkv_bias)
+        rope_PD = step.rope[self.kind]
         q_THD = ops.rope_write(
             qkv_TN,
             batch.positions,
-            step.rope[self.kind],
+            rope_PD if self.rotated else rope_PD[:, :0],
             kv,
             batch.slot_mapping[group],
             self.num_heads,

@@ -7,7 +7,7 @@ provider's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,9 @@ class AdaptedOps:
 
     def __init__(self, inner: Ops) -> None:
         self.inner = inner
+        self.version = 0
+        """Another one whenever an adapter has come or gone: what was recorded with adapters before must
+        not be run again, as its matrices may be gone."""
         self._adapters: dict[int, Pairs] = {}
         self._loras: dict[tuple[Weight, ...], Lora | None] = {}
         self._rows: dict[int, I32] | None = None
@@ -41,11 +44,11 @@ class AdaptedOps:
         else:
             self._adapters[number] = pairs
         self._loras.clear()
+        self.version += 1
 
     @contextmanager
     def applied(self, batch: ForwardBatch) -> Iterator[None]:
-        """While the block runs, the products of a forward of `batch` are its adapters' too. A
-        recording made meanwhile would keep matrices that may be unloaded."""
+        """While the block runs, the products of a forward of `batch` are its adapters' too."""
         adapters_T = batch.adapters
         assert adapters_T is not None
         # A model multiplies all rows, or after its last attention those that need logits; where they
@@ -67,10 +70,6 @@ class AdaptedOps:
         if self._rows is None or self._lora((gate, up)) is None:
             return self.inner.gated_linear(x_TK, gate, up, activation)
         return self.inner.gated(self.linear(x_TK, (gate, up)), activation)
-
-    def record(self, run: Callable[[], F32]) -> Callable[[], F32]:
-        assert self._rows is None
-        return self.inner.record(run)
 
     def _lora(self, weights: tuple[Weight, ...]) -> Lora | None:
         if weights not in self._loras:

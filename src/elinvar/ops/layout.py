@@ -91,10 +91,11 @@ def pack_q5(
 ) -> Weight:
     """codes [N, K] in 0..31, scales and mins [N, K/32]: w = scale * code + min."""
     n, k = codes.shape
-    fifth = (_panels(codes) >> np.uint8(4)).reshape(num_panels(n), PANEL, k // GROUP, 4, 2, 4)
-    # panel, g, n, j, (half, c): bit 4 half + c
-    bits = fifth.transpose(0, 2, 1, 5, 4, 3).reshape(-1, k // GROUP, PANEL, 4, 8)
-    plane = np.packbits(bits, axis=-1, bitorder="little")
+    # Four codes j at once: panel, n, g, c, half. Bit 4 half + c of byte j is code j's.
+    fours = _panels(codes).view(np.uint32).reshape(num_panels(n), PANEL, k // GROUP, 4, 2)
+    fifth = fours >> np.uint32(4) & np.uint32(0x01010101)
+    bits = [fifth[..., c, half] << np.uint32(4 * half + c) for half in (0, 1) for c in range(4)]
+    plane = np.bitwise_or.reduce(bits).transpose(0, 2, 1)
     columns = map(_group_columns, (scales, mins))
     return _assemble("q5", (n, k), _nibbles(codes & np.uint8(15)), plane, *columns)
 

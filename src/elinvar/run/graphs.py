@@ -3,26 +3,24 @@
 A decode step of a small model takes 2 to 3 ms, and its 240 ops cost 0.4 ms of Python. A forward
 follows from the shapes of its batch alone, so one that was seen before is only a list of kernel
 calls on the same arrays: the new step's numbers are copied in, and the list is run again. The
-kernels, and so the bits, are those of a plain forward. Steps with adapters are not recorded: which
-matrices they take follows from who is in the batch.
+kernels, and so the bits, are those of a plain forward. With adapters it is good for whoever has which,
+until one is loaded or unloaded.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
 from elinvar.models.family import Model
+from elinvar.ops.adapted import AdaptedOps
 from elinvar.ops.api import F32, KVLayer, Ops
 
 MAX_TOKENS = 256
 """Beyond, kernels take so long that Python no longer shows."""
 MAX_GRAPHS = 64
-Applied = Callable[[ForwardBatch], AbstractContextManager[None]]
-"""ops.adapted.AdaptedOps.applied of the ops that the model was built with."""
 
 
 @dataclass(slots=True)
@@ -37,6 +35,8 @@ class _Graph:
     def __call__(self, batch: DecodeBatch) -> F32:
         own = self.own
         own.numbers[:] = batch.numbers
+        if own.adapters is not None and batch.adapters is not None:
+            own.adapters[:] = batch.adapters
         if batch.block_tables is not self.last:
             for to, table in zip(own.block_tables, batch.block_tables, strict=True):
                 to[:] = table
@@ -46,27 +46,23 @@ class _Graph:
 
 class Graphs:
     """The forward of `model` over the caches `kv` (one a layer), which it must outlive. Without
-    `applied` no batch has adapters."""
+    `adapted`, which the model was built with, no batch has adapters."""
 
     def __init__(
-        self, model: Model, ops: Ops, kv: Sequence[KVLayer], applied: Applied | None = None
+        self, model: Model, ops: Ops, kv: Sequence[KVLayer], adapted: AdaptedOps | None = None
     ) -> None:
-        self.model, self.ops, self.kv, self.applied = model, ops, kv, applied
-        self._graphs: OrderedDict[tuple[int, int], _Graph] = OrderedDict()
+        self.model, self.ops, self.kv, self.adapted = model, ops, kv, adapted
+        self._graphs: OrderedDict[tuple[int, int, int], _Graph] = OrderedDict()
 
     def forward(self, batch: ForwardBatch | DecodeBatch) -> F32:
         """Logits [L, V], valid until the next forward."""
-        if batch.adapters is not None:
-            assert self.applied is not None
-            flat = batch.flat() if isinstance(batch, DecodeBatch) else batch
-            with self.applied(flat):
-                return self.model.forward(flat, self.kv)
         if isinstance(batch, ForwardBatch):
-            return self.model.forward(batch, self.kv)
+            return self._forward(batch)
         size = batch.numbers.shape[1]
         if size > MAX_TOKENS:
-            return self.model.forward(batch.flat(), self.kv)
-        shape = size, batch.block_tables[0].shape[1]
+            return self._forward(batch.flat())
+        version = 0 if batch.adapters is None or self.adapted is None else self.adapted.version
+        shape = size, batch.block_tables[0].shape[1], version
         graph = self._graphs.get(shape)
         if graph is None:
             graph = self._graphs[shape] = self._record(batch)
@@ -76,6 +72,15 @@ class Graphs:
         return graph(batch)
 
     def _record(self, batch: DecodeBatch) -> _Graph:
-        own = DecodeBatch(batch.numbers.copy(), tuple(t.copy() for t in batch.block_tables))
+        adapters = None if batch.adapters is None else batch.adapters.copy()
+        tables = tuple(t.copy() for t in batch.block_tables)
+        own = DecodeBatch(batch.numbers.copy(), tables, adapters)
         flat = own.flat()
-        return _Graph(own, flat, self.ops.record(lambda: self.model.forward(flat, self.kv)))
+        return _Graph(own, flat, self.ops.record(lambda: self._forward(flat)))
+
+    def _forward(self, batch: ForwardBatch) -> F32:
+        if batch.adapters is None:
+            return self.model.forward(batch, self.kv)
+        assert self.adapted is not None
+        with self.adapted.applied(batch):
+            return self.model.forward(batch, self.kv)

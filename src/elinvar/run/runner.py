@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from elinvar.base.config import KVSpec
 from elinvar.base.plan import StepOutput, StepPlan, TokenLogprobs
 from elinvar.models.family import Model
+from elinvar.ops.adapted import AdaptedOps
 from elinvar.ops.api import KVLayer, Ops, SampleResult
-from elinvar.run.graphs import Applied, Graphs
+from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
 
 
@@ -27,10 +28,10 @@ class Runner:
         num_blocks: Sequence[int],
         max_rows: int,
         max_context: int,
-        applied: Applied | None = None,
+        adapted: AdaptedOps | None = None,
     ) -> None:
-        """applied: see run.graphs."""
-        self.ops, self._applied = ops, applied
+        """adapted: see run.graphs."""
+        self.ops, self._adapted = ops, adapted
         self.rows = Rows(max_rows, max_context, len(specs))
         layers: dict[int, KVLayer] = {}
         for spec, count in zip(specs, num_blocks, strict=True):
@@ -41,7 +42,7 @@ class Runner:
     def use(self, model: Model) -> None:
         """Compute with this model, whose cache is the same, from the next step on."""
         self.model = model
-        self.graphs = Graphs(model, self.ops, self.kv, self._applied)
+        self.graphs = Graphs(model, self.ops, self.kv, self._adapted)
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Compute the planned spans and sample where a span ends at the last known token.

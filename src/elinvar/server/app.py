@@ -25,6 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elinvar.base.errors import EngineError
+from elinvar.server.adapters import AdapterRoutes
 from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
 from elinvar.server.openai import OpenAIRoutes
@@ -112,8 +113,10 @@ def create_app(
     max_waiting: int = MAX_WAITING,
     max_body_bytes: int = MAX_BODY_BYTES,
     grace_seconds: float = GRACE_SECONDS,
+    allow_adapter_loading: bool = False,
 ) -> Starlette:
-    """The application that serves `engine` under the name `model_name`.
+    """The application that serves `engine` under the name `model_name`, and its adapters under their
+    own. allow_adapter_loading: clients may load them from folders here, and unload them.
 
     Its lifespan starts the engine's thread and, at the end, lets what runs finish for
     `grace_seconds`. Beyond the rows that run, `max_waiting` answers may wait; more get a 429.
@@ -147,9 +150,11 @@ def create_app(
             await engine.shutdown(grace_seconds)
 
     api = OpenAIRoutes(core, service, model_name, max_body_bytes)
+    adapters = AdapterRoutes(engine, model_name, max_body_bytes)
     app = Starlette(
         routes=[
             *api.routes(),
+            *(adapters.routes() if allow_adapter_loading else ()),
             Route("/health", health, methods=["GET"]),
             Route("/metrics", show_metrics, methods=["GET"]),
         ],

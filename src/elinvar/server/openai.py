@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
@@ -58,11 +59,13 @@ class OpenAIRoutes:
         ]
 
     async def list_models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": [self._model()]})
+        names = [self._model_name, *self._engine.adapters.names]
+        return _json({"object": "list", "data": [self._model(name) for name in names]})
 
     async def get_model(self, request: Request) -> Response:
-        self._check_model(request.path_params["model"])
-        return _json(self._model())
+        name = request.path_params["model"]
+        self._adapter(name)
+        return _json(self._model(name))
 
     async def chat(self, request: Request) -> Any:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
@@ -70,9 +73,9 @@ class OpenAIRoutes:
         wanted = self._wanted(parsed)
         self._service.check_count(wanted.n, "n")
         messages = prepare.chat_messages(parsed)
-        # A message costs something even where it is empty.
-        size = sum(len(message["content"]) + 64 for message in messages)
-        prompt = await _run(size, self._engine.encode_chat, messages)
+        options, size = prepare.chat_options(parsed), prepare.text_length(messages)
+        encode = partial(self._engine.encode_chat, options=options)
+        prompt = await _run(size, encode, messages)
         choices = self._choices(wanted, [prompt], None, "messages")
         return self._answer(parsed, ChatWire, wanted, choices)
 
@@ -88,8 +91,9 @@ class OpenAIRoutes:
         return self._answer(parsed, CompletionWire, wanted, choices)
 
     def _wanted(self, parsed: ChatRequest | CompletionRequest) -> prepare.Wanted:
-        self._check_model(parsed.model)
-        return prepare.wanted(parsed)
+        adapter = self._adapter(parsed.model)
+        wanted = prepare.wanted(parsed)
+        return replace(wanted, params=replace(wanted.params, adapter=adapter))
 
     def _choices(
         self,
@@ -122,10 +126,10 @@ class OpenAIRoutes:
         wanted: prepare.Wanted,
         choices: Sequence[Choice],
     ) -> Answer:
-        fingerprint = self._engine.fingerprint
+        fingerprint = self._engine.fingerprint_of(wanted.params.adapter)
         return Answer(
             service=self._service,
-            wire=kind(self._model_name, fingerprint, self._names, wanted.stream_usage),
+            wire=kind(parsed.model, fingerprint, self._names, wanted.stream_usage),
             choices=choices,
             end_ids=self._engine.tokenizer.eos_ids,
             stream=bool(parsed.stream),
@@ -136,23 +140,30 @@ class OpenAIRoutes:
         encode_text = self._engine.tokenizer.encode
         return [encode_text(p) if isinstance(p, str) else p for p in prompts]
 
-    def _check_model(self, name: str) -> None:
-        if name != self._model_name:
-            raise ApiError(
-                404,
-                f"The model '{name[:200]}' does not exist; this server has '{self._model_name}'.",
-                "model",
-                "model_not_found",
-            )
+    def _adapter(self, model: str) -> str | None:
+        """The adapter that a request for `model` asks for: they are models of their own names."""
+        if model == self._model_name:
+            return None
+        names = self._engine.adapters.names
+        if model in names:
+            return model
+        there = ", ".join(f"'{name}'" for name in [self._model_name, *names])
+        raise ApiError(
+            404,
+            f"The model '{model[:200]}' does not exist; this server has {there}.",
+            "model",
+            "model_not_found",
+        )
 
-    def _model(self) -> dict[str, Any]:
-        return {
-            "id": self._model_name,
+    def _model(self, name: str) -> dict[str, Any]:
+        model = {
+            "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "elinvar",
             "max_context": self._engine.max_context,
         }
+        return model if name == self._model_name else model | {"parent": self._model_name}
 
 
 async def _run(num_chars: int, tokenise: Callable[[Given], Ids], given: Given) -> Ids:

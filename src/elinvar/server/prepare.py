@@ -6,10 +6,12 @@ they are not served yet. No engine and no HTTP here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from elinvar.base.sampling import MAX_LOGPROBS, SamplingParams
+from elinvar.engine.chat import ChatOptions
 from elinvar.server.errors import bad_request, invalid_value, not_supported, too_long
 from elinvar.server.schema import DEFAULTS, ChatRequest, CompletionRequest, Message
 
@@ -54,10 +56,24 @@ def check_supported(request: ChatRequest | CompletionRequest) -> None:
 
 
 def chat_messages(request: ChatRequest) -> list[dict[str, Any]]:
-    """Messages as chat templates take them: role, content (one text) and perhaps a name."""
+    """Messages as chat templates take them: role, content and perhaps a name."""
     if not request.messages:
         raise invalid_value("messages", "messages must hold at least one message, got none.")
     return [_message(m, f"messages[{i}]") for i, m in enumerate(request.messages)]
+
+
+def chat_options(request: ChatRequest) -> ChatOptions:
+    """What the prompt is made from beside the messages."""
+    return ChatOptions(
+        variables=request.chat_template_kwargs or {}, reasoning_effort=request.reasoning_effort
+    )
+
+
+def text_length(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Characters of the messages; each costs something even where it is empty."""
+    contents = [m["content"] for m in messages]
+    texts = [c if isinstance(c, str) else "".join(part["text"] for part in c) for c in contents]
+    return sum(len(text) + 64 for text in texts)
 
 
 def _message(message: Message, path: str) -> dict[str, Any]:
@@ -74,7 +90,7 @@ def _message(message: Message, path: str) -> dict[str, Any]:
     return result
 
 
-def _content(message: Message, path: str) -> str:
+def _content(message: Message, path: str) -> str | list[dict[str, str]]:
     content = message.content
     if content is None and message.refusal is not None:
         return message.refusal
@@ -84,7 +100,7 @@ def _content(message: Message, path: str) -> str:
         return content
     if not content:
         raise invalid_value(path, f"{path} must hold at least one part, got none.")
-    texts = []
+    parts = []
     for i, part in enumerate(content):
         if part.type != "text":
             raise not_supported(f"{path}[{i}]", f"Content of type {part.type[:100]!r}")
@@ -92,8 +108,8 @@ def _content(message: Message, path: str) -> str:
             name = f"{path}[{i}].text"
             message_ = f"Missing required parameter: '{name}'."
             raise bad_request(message_, name, "missing_required_parameter")
-        texts.append(part.text)
-    return "".join(texts)
+        parts.append({"type": "text", "text": part.text})
+    return parts
 
 
 def completion_prompts(request: CompletionRequest, vocab_size: int) -> list[Prompt]:

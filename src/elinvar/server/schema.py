@@ -74,6 +74,9 @@ class ChatRequest(Common, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    # An extension: what else the model's chat template reads.
+    chat_template_kwargs: dict[str, Any] | None = None
     # Accepted; they change nothing here.
     metadata: dict[str, str] | None = None
     prompt_cache_key: str | None = None
@@ -88,7 +91,6 @@ class ChatRequest(Common, kw_only=True):
     prediction: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: str | None = None
-    reasoning_effort: str | None = None
     response_format: Any = None
     service_tier: str | None = None
     store: bool | None = None
@@ -109,6 +111,17 @@ class CompletionRequest(Common, kw_only=True):
     suffix: str | None = None
 
 
+class LoadAdapterRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """As vLLM's endpoints of this name take them, and the next."""
+
+    lora_name: str
+    lora_path: str
+
+
+class UnloadAdapterRequest(msgspec.Struct, forbid_unknown_fields=True):
+    lora_name: str
+
+
 DEFAULTS: dict[str, tuple[object, ...]] = {
     "audio": (),
     "best_of": (1,),
@@ -124,7 +137,6 @@ DEFAULTS: dict[str, tuple[object, ...]] = {
     "presence_penalty": (0.0,),
     "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory",),
-    "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
@@ -136,17 +148,19 @@ DEFAULTS: dict[str, tuple[object, ...]] = {
 }
 """Parameters that are not served yet, with the values that ask for nothing."""
 
-Request = TypeVar("Request", ChatRequest, CompletionRequest)
+Request = TypeVar("Request", bound=msgspec.Struct)
 
+_KINDS = (ChatRequest, CompletionRequest, LoadAdapterRequest, UnloadAdapterRequest)
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (ChatRequest, CompletionRequest)
+    kind: msgspec.json.Decoder(kind) for kind in _KINDS
 }
 
 
 def decode(body: bytes, kind: type[Request]) -> Request:
     """A request body, or ApiError 400 naming what is wrong with it."""
     try:
-        return _DECODERS[kind].decode(body)
+        request: Request = _DECODERS[kind].decode(body)
+        return request
     except msgspec.ValidationError as error:
         raise _validation_error(str(error), kind) from None
     except msgspec.DecodeError as error:

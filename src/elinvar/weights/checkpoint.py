@@ -5,6 +5,9 @@ Owns the choice of format and the fingerprint. Never unpickles anything.
 
 from __future__ import annotations
 
+import glob
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +17,7 @@ from elinvar.base.digest import blake2b
 from elinvar.base.errors import ModelError
 from elinvar.weights.gguf import MAGIC, read_gguf
 from elinvar.weights.nested import text_part
-from elinvar.weights.safetensors import read_json, read_safetensors
+from elinvar.weights.safetensors import SINGLE, read_json, read_safetensors
 from elinvar.weights.schemes import assemble
 from elinvar.weights.tensor import HostTensor, MappedFile
 
@@ -105,15 +108,15 @@ def _open_folder(folder: Path) -> Checkpoint:
         raise ModelError(f"{config_path} names no architecture under 'architectures'.")
     files, tensors = read_safetensors(folder)
     settings, told = _quantization(folder, config)
-    if settings is not None:
-        try:
+    try:
+        if settings is not None:
             tensors = assemble(folder, settings, tensors)
-        except ModelError:
-            tensors.clear()
-            for file in files:
-                file.close()
-            raise
-    config, tensors = text_part(config, tensors)
+        config, tensors = text_part(folder, config, tensors)
+    except ModelError:
+        tensors.clear()
+        for file in files:
+            file.close()
+        raise
     parts = [part for file in files for part in (file.path.name, file.size, file.mtime_ns)]
     fingerprint = _hash(["safetensors", config_path.read_bytes(), *told, *parts])
     return Checkpoint(folder, "safetensors", named, config, tensors, fingerprint, files)
@@ -139,7 +142,8 @@ def _only_gguf(folder: Path) -> Path:
         raise ModelError(f"{folder} holds {len(found)} GGUF files ({names}); name one of them.")
     pickles = sorted(path for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
-        raise ModelError(_pickle_message(pickles[0]))
+        weights = (path for path in pickles if path.match("pytorch_model*"))
+        raise ModelError(_pickle_message(next(weights, pickles[0])))
     missing = "*.safetensors" if (folder / "config.json").exists() else "config.json"
     raise ModelError(
         f"{folder} is not a model: it holds no {missing} and no *.gguf; give a *.gguf file or a "
@@ -148,9 +152,19 @@ def _only_gguf(folder: Path) -> Path:
 
 
 def _pickle_message(path: Path) -> str:
+    """With a command that opens tensors and nothing else (weights_only)."""
+    parts = "pytorch_model*.bin"
+    one_of_many = path.match(parts)
+    files = glob.escape(str(path.parent if one_of_many else path))
+    files += f"/{parts}" if one_of_many else ""
+    code = (
+        "import glob, torch, safetensors.torch as s; s.save_file({k: v.contiguous().clone() for f in "
+        f"glob.glob({json.dumps(files)}) for k, v in torch.load(f, weights_only=True).items()}}, "
+        f"{json.dumps(str(path.parent / SINGLE))})"
+    )
     return (
-        f"{path} is a pickle, which can run code when opened; convert the model to safetensors "
-        "or GGUF."
+        f"{path} is a pickle, which can run code when opened; python3 -c {shlex.quote(code)} makes "
+        f"{SINGLE} of it where torch and safetensors are installed."
     )
 
 

@@ -24,8 +24,9 @@ _NAMES = {
     *("config.json", "generation_config.json", "special_tokens_map.json"),
     *("hf_quant_config.json", "vocab.txt", "modules.json"),
     *("config_sentence_transformers.json", "sentence_bert_config.json"),
+    *("tekken.json", "tiktoken.model", "spiece.model", "vocab.json", "merges.txt"),
 }
-_ENDINGS = (".gguf", ".safetensors", ".safetensors.index.json")
+_ENDINGS = (".gguf", ".safetensors", ".safetensors.index.json", ".tiktoken")
 POLL_SECONDS = 0.2
 
 

@@ -127,7 +127,14 @@ def _list_files(repo: _Repository, revision: str) -> tuple[str, dict[str, _Liste
         info = json.loads(raw)
         files = (_listed(entry) for entry in info["siblings"])
         return str(info["sha"]), {file.name: file for file in files}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        ArithmeticError,
+    ) as error:
         raise ModelError(
             f"{repo.name} cannot be pulled: {endpoint()} does not answer like a Hugging Face hub; "
             "check HF_ENDPOINT."
@@ -135,8 +142,10 @@ def _list_files(repo: _Repository, revision: str) -> tuple[str, dict[str, _Liste
 
 
 def _listed(entry: Any) -> _Listed:
-    lfs = entry.get("lfs") or {}
-    return _Listed(str(entry["rfilename"]), int(entry["size"]), lfs.get("sha256"), entry["blobId"])
+    lfs, name = entry.get("lfs") or {}, str(entry["rfilename"])
+    if "\0" in name or not name.isprintable():
+        raise ValueError("no name for a file")
+    return _Listed(name, int(entry["size"]), lfs.get("sha256"), entry["blobId"])
 
 
 def _place(name: str) -> str:

@@ -3,7 +3,7 @@
 The first load packs row chunk by row chunk and writes one file; later loads map it. Where no cache
 folder can be written the weights are packed in memory. Besides them, memory holds the rows of one
 chunk: of the checkpoint, which is mapped, what was read is given back after each
-(docs/design/010-loading.md).
+(docs/design/014-loading.md).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ from elinvar.weights.packfile import (
 )
 from elinvar.weights.quants import dequantize, kind_of, to_codes
 from elinvar.weights.rules import Binding, Cut, Rule, State, TransposeHeads, bind
-from elinvar.weights.tensor import HostTensor
+from elinvar.weights.tensor import BLOCKS, HostTensor
 
 Log = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -50,6 +50,9 @@ Progress = Callable[[int, int], None]
 
 _CHUNK_ELEMENTS = 1 << 20
 """Matrix elements converted at once: about 30 MB of temporaries."""
+
+_RELEASE_BYTES = 1 << 24
+"""Packed before pages of the checkpoint are given back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ class _Packer:
         self._checkpoint, self._items = checkpoint, items
         self._progress = progress or (lambda done, total: None)
         self._total = sum(item.entry.nbytes for item in items.values())
-        self._done = 0
+        self._done = self._released = 0
 
     def chunks(self, entry: Entry) -> Iterator[NDArray[np.uint8]]:
         """The entry's packed bytes, a few panels at a time."""
@@ -141,9 +144,12 @@ class _Packer:
             yield self._counted(_pack_rows(item, stored, start, min(start + step, rows)))
 
     def _counted(self, chunk: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        # An embedding can be larger than all the rest: do not hold what has been read.
-        self._checkpoint.release()
         self._done += chunk.nbytes
+        # An embedding can be larger than all the rest: do not hold what has been read. Not after
+        # each chunk: of hundreds of shards every one is told.
+        if self._done - self._released >= _RELEASE_BYTES:
+            self._checkpoint.release()
+            self._released = self._done
         self._progress(self._done, self._total)
         return chunk
 
@@ -153,17 +159,28 @@ def _pack_rows(item: _Item, stored: HostTensor, start: int, stop: int) -> NDArra
     tensor, cut = item.binding.rows(stored, start, stop), item.binding.cut
     columns = slice(cut.start, cut.stop) if cut and cut.axis == 1 else slice(None)
     if item.as_f32:
-        return pack_float("f32", dequantize(tensor)[:, columns]).data
+        return pack_float("f32", _finite(stored, dequantize(tensor))[:, columns]).data
     codes = to_codes(tensor)
     values = codes.values[:, columns]
     if codes.scales is None:
-        return pack_float(codes.kind, values).data
+        return pack_float(codes.kind, _finite(stored, values)).data
     groups = slice(cut.start // GROUP, cut.stop // GROUP) if cut and cut.axis == 1 else slice(None)
     scales = codes.scales[:, groups]
     if codes.mins is None:
         return pack_q8(values, scales).data
     pack = pack_q4 if codes.kind == "q4" else pack_q5
     return pack(values, scales, codes.mins[:, groups]).data
+
+
+def _finite(stored: HostTensor, values: NDArray[Any]) -> NDArray[Any]:
+    """`values` that scales went into; of stored floats, what they are is the model's affair."""
+    quantised = stored.matrix is not None or BLOCKS[stored.dtype][0] > 1
+    if quantised and not np.isfinite(values).all():
+        raise ModelError(
+            f"Tensor {stored.name} holds scales that are not finite: the file is corrupt, "
+            "download it again."
+        )
+    return values
 
 
 def _gather(entry: Entry, chunks: Iterator[NDArray[np.uint8]]) -> NDArray[np.uint8]:

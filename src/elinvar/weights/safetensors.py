@@ -58,16 +58,17 @@ def read_safetensors(folder: Path) -> tuple[list[MappedFile], dict[str, HostTens
                     f"{path} is missing, though {INDEX} names it; download the model again."
                 )
             files.append(MappedFile(path))
-            for tensor in _parse(files[-1]):
-                if tensor.name in tensors:
-                    raise ModelError(f"{path} holds {tensor.name}, and so does another shard.")
-                tensors[tensor.name] = tensor
-        for name, shard in weight_map.items():
-            if name not in tensors:
-                raise ModelError(
-                    f"{folder / shard} does not hold {name}, though {INDEX} says so; download "
-                    "the model again."
-                )
+            found = {tensor.name: tensor for tensor in _parse(files[-1])}
+            for tensor_name in found:
+                if tensor_name in tensors:
+                    raise ModelError(f"{path} holds {tensor_name}, and so does another shard.")
+            for tensor_name, shard in weight_map.items():
+                if shard == name and tensor_name not in found:
+                    raise ModelError(
+                        f"{path} does not hold {tensor_name}, though {INDEX} says so; download "
+                        "the model again."
+                    )
+            tensors |= found
     except ModelError:
         tensors.clear()
         for file in files:
@@ -89,6 +90,10 @@ def read_file(path: Path) -> tuple[MappedFile, dict[str, HostTensor]]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ModelError when it cannot be read or is another thing."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise ModelError(f"{path} is not a regular file; download it again.")
+        if path.stat().st_size > MAX_HEADER:
+            raise ModelError(f"{path} is larger than {MAX_HEADER:,} bytes; download it again.")
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
@@ -144,6 +149,8 @@ def _read_index(path: Path) -> dict[str, str]:
         plain = isinstance(shard, str) and shard not in ("", ".", "..") and "\0" not in shard
         if not plain or "/" in shard or "\\" in shard:
             raise ModelError(f"{path} names the shard {shard!r}, which is not a plain file name.")
+        if not shard.endswith(".safetensors"):
+            raise ModelError(f"{path} names the shard {shard!r}, which is no *.safetensors file.")
     return weight_map
 
 

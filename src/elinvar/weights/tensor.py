@@ -86,6 +86,8 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            if not path.is_file() and path.exists():  # opening a pipe would wait for ever
+                raise ModelError(f"{path} is not a regular file; download it again.")
             with path.open("rb") as file:
                 stat = os.fstat(file.fileno())
                 self.size, self.mtime_ns = stat.st_size, stat.st_mtime_ns

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from elinvar.base.errors import ModelError
-from elinvar.weights.schemes import awq, bnb, compressed, floats, gptq
-from elinvar.weights.schemes.base import Matrix, Parts
+from elinvar.weights.schemes import awq, bnb, compressed, floats, gptq, hqq
+from elinvar.weights.schemes.base import Matrix, Parts, short
 from elinvar.weights.tensor import HostTensor
 
 Find = Callable[[Parts, Mapping[str, Any]], Iterator[Matrix]]
@@ -28,6 +28,7 @@ _METHODS: dict[str, Find] = {
     "modelopt": floats.find_modelopt,
     "mxfp4": floats.find_mxfp4,
     "bitsandbytes": bnb.find,
+    "hqq": hqq.find,
 }
 
 
@@ -42,7 +43,7 @@ def assemble(
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     if not isinstance(settings, dict) or not isinstance(method, str) or method not in _METHODS:
         raise ModelError(
-            f"{folder} is quantised with {str(method)[:60]}, which is not supported; use a model "
+            f"{folder} is quantised with {short(method)}, which is not supported; use a model "
             f"with {', '.join(_METHODS)}, or an unquantised one."
         )
     parts = Parts(folder, method, tensors)

@@ -121,7 +121,7 @@ class Parts:
         if value is not None and not any(type(value) is type(s) and value == s for s in supported):
             choices = " or ".join(map(str, supported)) or "null"
             raise ModelError(
-                f"{self.folder} is quantised with {self.method} and {key} = {str(value)[:60]}, and "
+                f"{self.folder} is quantised with {self.method} and {key} = {short(value)}, and "
                 f"only {choices} is supported; use another quantisation of this model."
             )
         return value
@@ -131,10 +131,18 @@ class Parts:
         value = settings.get(key, default)
         if type(value) is not int or value < 1:
             raise ModelError(
-                f"{self.folder} is quantised with {self.method} and {key} = {str(value)[:60]}, "
+                f"{self.folder} is quantised with {self.method} and {key} = {short(value)}, "
                 "which must be a whole number from 1 up; download the model again."
             )
         return value
+
+
+def short(value: Any) -> str:
+    """What a file says, for an error."""
+    try:
+        return str(value)[:60]
+    except RecursionError:  # just within what the reader of JSON takes
+        return f"a {type(value).__name__}"
 
 
 def elements(tensor: HostTensor) -> NDArray[Any]:

@@ -118,7 +118,7 @@ def _read_state(parts: Parts, tensor: HostTensor) -> dict[str, Any]:
         offset = float(state.get("nested_offset") or 0)
         sizes = [*shape, state["blocksize"], state.get("nested_blocksize") or 256]
         good = len(shape) == 2 and all(type(size) is int and size >= 1 for size in sizes)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         good = False
     if not good or sizes[2] % GROUP:
         raise ModelError(

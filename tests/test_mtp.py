@@ -18,7 +18,7 @@ from elinvar.base.config import BLOCK_SIZE
 from elinvar.base.errors import ModelError
 from elinvar.cli.describe import describe_model, readable
 from elinvar.models import registry
-from elinvar.models.load import load_model, load_parts, mtp_heads
+from elinvar.models.load import load_model, load_parts, mtp_heads, reloaded
 from elinvar.models.mtp import PREDICTOR, mtp_rules
 from elinvar.models.registry import read_config
 from elinvar.nn.mtp import MTPDecoder
@@ -298,3 +298,36 @@ def test_names_in_gguf_files(folder: Path) -> None:
         known = gguf.TENSOR_NAMES[getattr(gguf.MODEL_TENSOR, f"NEXTN_{part}")]
         assert rules[f"mtp.1.{name}"] == f"{known.format(bid=4)}.weight"
     assert rules["mtp.0.q_a"] == "blk.3.attn_q_a.weight"
+
+
+def test_a_draft_can_be_recorded(folder: Path) -> None:
+    """It calls ops alone, as a step of decode does."""
+    ops = load_provider("cpu")
+    model = load(folder, ops)
+    kv = make_cache(model, ops, 4, "f32")
+    spans = [Span(prompt(), 40, 41, [3, 1]), Span(prompt(1), 7, 8, [2])]
+    batch = make_batch(spans, 1)
+    before = np.random.default_rng(1).standard_normal((2, model.config.dim)).astype(np.float32)
+    replay = ops.record(lambda: model.logits(model.draft(batch, before, kv)))
+    assert np.array_equal(replay(), model.logits(model.draft(batch, before, kv)))
+
+
+def test_pushed_weights_are_those_of_the_heads_too(folder: Path) -> None:
+    ops = load_provider("cpu")
+    model = load(folder, ops)
+    arrays = load_file(folder / "model.safetensors")
+    copies = ("embed_tokens", "shared_head.head")
+    pushed = {
+        k: v
+        for k, v in arrays.items()
+        if not k.startswith("model.layers.") or not any(name in k for name in copies)
+    }
+    again = reloaded(model, pushed, "f32").build(ops)
+    assert isinstance(again, MTPDecoder)
+    pairs = zip(
+        drafted(model, ops, [prompt()], 33)[0], drafted(again, ops, [prompt()], 33)[0], strict=True
+    )
+    assert all(np.array_equal(*pair) for pair in pairs)
+    without = {k: v for k, v in pushed.items() if "eh_proj" not in k}
+    with pytest.raises(ModelError, match=r"missing are model\.layers\.3\.eh_proj\.weight"):
+        reloaded(model, without, "f32")

@@ -200,7 +200,7 @@ def test_the_index_has_a_group_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"index_head_dim": 4}, "index_head_dim = 4, which must be at least qk_rope_head_dim"),
+        ({"index_head_dim": 4}, "index_head_dim = 4, which must be at least the 12 dims"),
         ({"index_topk": 0}, "index_topk = 0"),
         ({"q_lora_rank": None}, "lacks q_lora_rank"),
         ({"mlp_layer_types": ["dense"] * 3}, "mlp_layer_types"),

@@ -10,17 +10,20 @@ from dataclasses import replace
 from typing import Any
 
 from elinvar.base.config import IndexConfig, ModelConfig
+from elinvar.base.errors import ModelError
 from elinvar.models import deepseek
+from elinvar.models.deepseek_gguf import latent_from_gguf
 from elinvar.models.experts import feeds
 from elinvar.models.family import Family
 from elinvar.models.keys import MAX_HEAD_DIM, Keys
-from elinvar.models.shared import HF, TO, by_layer
+from elinvar.models.shared import GGUF, HF, TO, by_layer
 from elinvar.nn.decoder import Block
 from elinvar.nn.indexed import IndexedAttention, IndexedDecoder, IndexWeights
 from elinvar.nn.mla import LatentWeights
 from elinvar.nn.norm import RMSNorm
 from elinvar.ops.api import Ops
 from elinvar.weights.rules import Fix, Rule, UnpermuteRows
+from elinvar.weights.tensor import HostTensor
 
 _GLM = "glm_moe_dsa"
 _INDEX = ("index_q", "index_k", "index_norm", "index_norm_bias", "index_weights")
@@ -51,22 +54,23 @@ def rules(config: ModelConfig) -> list[Rule]:
 
 def _index_rules(config: ModelConfig) -> list[Rule]:
     assert config.index is not None and config.latent is not None and config.latent.q_rank
-    c, hf = config.index, HF + "self_attn.indexer."
+    c, hf, gguf = config.index, HF + "self_attn.indexer.", GGUF + "indexer."
 
     def turn(heads: int) -> Fix | None:
         glm = config.family == _GLM
         return UnpermuteRows(heads, config.latent.rope_dim) if glm and config.latent else None
 
+    q, k, vector = turn(c.heads), turn(1), (c.head_dim,)
     table = [
-        ("index_q", "wq_b.weight", (c.heads * c.head_dim, config.latent.q_rank), turn(c.heads)),
-        ("index_k", "wk.weight", (c.head_dim, config.dim), turn(1)),
-        ("index_norm", "k_norm.weight", (c.head_dim,), turn(1)),
-        ("index_norm_bias", "k_norm.bias", (c.head_dim,), turn(1)),
-        ("index_weights", "weights_proj.weight", (c.heads, config.dim), None),
+        ("wq_b.weight", "attn_q_b.weight", (c.heads * c.head_dim, config.latent.q_rank), q),
+        ("wk.weight", "attn_k.weight", (c.head_dim, config.dim), k),
+        ("k_norm.weight", "k_norm.weight", vector, k),
+        ("k_norm.bias", "k_norm.bias", vector, k),
+        ("weights_proj.weight", "proj.weight", (c.heads, config.dim), None),
     ]
     return [
-        Rule(TO + name, hf + stored, None, shape, hf_fix=fix, layers=c.layers)
-        for name, stored, shape, fix in table
+        Rule(TO + name, hf + ours, gguf + theirs, shape, fix, fix, layers=c.layers)
+        for name, (ours, theirs, shape, fix) in zip(_INDEX, table, strict=True)
     ]
 
 
@@ -93,13 +97,20 @@ def _from_hf(
     types = ["sparse" if i in sparse else "dense" for i in range(config.num_layers)]
     if keys.has("mlp_layer_types") and keys.raw("mlp_layer_types") != types:
         raise keys.bad("mlp_layer_types", "dense first, sparse from first_k_dense_replace on")
+    names = "index_n_heads", "index_head_dim", "index_topk"
+    return _indexed(replace(config, family=family), keys, names, layers)
+
+
+def _indexed(
+    config: ModelConfig, keys: Keys, names: tuple[str, str, str], layers: tuple[int, ...]
+) -> ModelConfig:
+    """names: of the numbers of heads, of a head's dims, of keys to choose."""
     assert config.latent is not None
-    head_dim = keys.size("index_head_dim", largest=MAX_HEAD_DIM)
-    if head_dim < config.latent.rope_dim:
-        raise keys.bad("index_head_dim", f"at least qk_rope_head_dim, {config.latent.rope_dim}")
-    heads = keys.size("index_n_heads", largest=_MAX_HEADS)
-    index = IndexConfig(heads, head_dim, keys.size("index_topk"), layers)
-    return replace(config, family=family, index=index, mtp_layers=0)
+    rope_dim, dim = config.latent.rope_dim, keys.size(names[1], largest=MAX_HEAD_DIM)
+    if dim < rope_dim:
+        raise keys.bad(names[1], f"at least the {rope_dim} dims that are rotated")
+    index = IndexConfig(keys.size(names[0], largest=_MAX_HEADS), dim, keys.size(names[2]), layers)
+    return replace(config, index=index, mtp_layers=0)
 
 
 def _with_index(keys: Keys) -> tuple[int, ...]:
@@ -118,14 +129,38 @@ def _with_index(keys: Keys) -> tuple[int, ...]:
     return tuple(i for i, t in enumerate(types) if known[t])
 
 
+def deepseek_from_gguf(
+    metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor]
+) -> ModelConfig:
+    """From a GGUF file's keys and its tensors, which tell the layers with an index."""
+    return _from_gguf("deepseek_v32", Keys(metadata, "The GGUF file", "deepseek32."), tensors)
+
+
+def glm_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor]) -> ModelConfig:
+    return _from_gguf(_GLM, Keys(metadata, "The GGUF file", "glm-dsa."), tensors)
+
+
+def _from_gguf(family: str, keys: Keys, tensors: Mapping[str, HostTensor]) -> ModelConfig:
+    config = latent_from_gguf(family, keys, tensors, glm=family == _GLM)
+    keys.size("attention.q_lora_rank")
+    own = range(config.num_layers)
+    layers = tuple(i for i in own if f"blk.{i}.indexer.proj.weight" in tensors)
+    if not layers or layers[0]:
+        raise ModelError("The GGUF file lacks the tensor blk.0.indexer.proj.weight.")
+    head_count, key_length, top_k = (
+        f"attention.indexer.{name}" for name in ("head_count", "key_length", "top_k")
+    )
+    return _indexed(config, keys, (head_count, key_length, top_k), layers)
+
+
 FAMILIES = (
     Family(
         name="deepseek_v32",
         models="DeepSeek V3.2",
         hf_architectures=("DeepseekV32ForCausalLM",),
-        gguf_architectures=(),
+        gguf_architectures=("deepseek32",),
         config_from_hf=deepseek_from_hf,
-        config_from_gguf=None,
+        config_from_gguf=deepseek_from_gguf,
         rules=rules,
         build=build,
     ),
@@ -133,9 +168,9 @@ FAMILIES = (
         name=_GLM,
         models="GLM-5",
         hf_architectures=("GlmMoeDsaForCausalLM",),
-        gguf_architectures=(),
+        gguf_architectures=("glm-dsa",),
         config_from_hf=glm_from_hf,
-        config_from_gguf=None,
+        config_from_gguf=glm_from_gguf,
         rules=rules,
         build=build,
     ),

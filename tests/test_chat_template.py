@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,20 @@ def test_every_conversation_equals_transformers(reference: Any, name: str) -> No
             assert text == by_transformers(reference, source, messages, options), messages
             rendered += text is not None
     assert rendered > 20
+
+
+def test_real_templates_equal_transformers(reference: Any) -> None:
+    """Those that transformers carries; neither is copied here."""
+    llama4 = pytest.importorskip("transformers.models.llama4.processing_llama4").chat_template
+    smolvlm = pytest.importorskip("transformers.models.smolvlm.processing_smolvlm")
+    for source, count in ((llama4, 40), (smolvlm.DEFAULT_CHAT_TEMPLATE, 4)):
+        own, rendered = template(source), 0
+        for options in filter(functools.partial(asked_for, source), OPTIONS):
+            for messages in CONVERSATIONS:
+                text = by_us(own, messages, options)
+                assert text == by_transformers(reference, source, messages, options), messages
+                rendered += text is not None
+        assert rendered >= count
 
 
 def test_smollm2_equals_transformers(smollm2_gguf: Path, reference: Any) -> None:

@@ -482,7 +482,7 @@ def test_truncated_json(tmp_path: Path) -> None:
     path = Folder(tmp_path / "m").write()
     for name in ("config.json", INDEX):
         good = (path / name).read_bytes()
-        for size in range(len(good)):
+        for size in range(0, len(good), 3):
             (path / name).write_bytes(good[:size])
             with pytest.raises(ModelError, match="is not valid JSON"):
                 open_checkpoint(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ from adapters import (
     adaptable,
     adapted_engine,
     random_adapter,
+    save_adapter,
 )
+from elinvar.base.config import EngineConfig
 from elinvar.base.sampling import SamplingParams
+from elinvar.engine.core import Engine
 from elinvar.engine.output import CompletionBuilder
 from elinvar.models.registry import FAMILIES as REGISTRY
 from elinvar.ops import Ops, Weight, load_provider
@@ -179,3 +183,38 @@ def test_adapters_matter_and_share_no_cached_block() -> None:
     assert len({logprobs[0].logprob for _, logprobs, _ in first}) == 3
     assert [answers(engine, [ids], [asked])[0] for asked in three] == first
     assert engine.metrics.cached_tokens == 3 * 96
+
+
+def test_a_real_model(smollm2_gguf: Path, tmp_path: Path) -> None:
+    """Quantised, and the adapters from folders; alone, and together on more threads in chunks."""
+
+    def load(**options: Any) -> Engine:
+        engine = Engine.load(str(smollm2_gguf), EngineConfig(kv_memory=2**27, **options))
+        for name, folder in folders.items():
+            engine.load_adapter(name, folder)
+        return engine
+
+    folders: dict[str, Path] = {}
+    engine = load(num_threads=1, prefix_cache=False)
+    c = engine.model_config
+    for seed, name in enumerate(("one", "two")):
+        modules = {
+            f"model.layers.{i}.{module}_proj": shape
+            for i in range(seed, c.num_layers)
+            for module, shape in (
+                ("self_attn.q", (c.dim, c.num_heads * c.head_dim)),
+                ("mlp.down", (c.ff_dim, c.dim)),
+            )
+        }
+        folders[name] = save_adapter(tmp_path / name, modules, 4 + seed, seed, lora_alpha=0.2)
+    engine = load(num_threads=1, prefix_cache=False)
+    texts = ["The capital of France is", "def fibonacci(n):\n", "Once upon a time, " * 12]
+    prompts = [engine.tokenizer.encode(text) for text in texts] * 2
+    base = SamplingParams(max_tokens=12, temperature=0.8, seed=1, logprobs=2)
+    names = [None, "one", "two", "two", None, "one"]
+    asked = [replace(base, adapter=name) for name in names]
+    wanted = [answers(engine, [p], [s])[0] for p, s in zip(prompts, asked, strict=True)]
+    assert wanted[0] != wanted[3]
+    other = load(num_threads=2, max_step_tokens=19)
+    assert answers(other, prompts, asked) == wanted
+    assert answers(other, prompts, asked) == wanted

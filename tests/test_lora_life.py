@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters import adapted_engine, random_adapter
-from elinvar.base.errors import InputError, ModelError
+from elinvar.base.errors import EngineError, InputError, ModelError
 from elinvar.base.sampling import SamplingParams
+from elinvar.engine.aio import AsyncEngine
 from elinvar.engine.llm import LLM
 from elinvar.engine.output import CompletionBuilder
 from elinvar.ops.adapted import AdaptedOps
@@ -98,6 +100,40 @@ def test_llm_takes_an_adapter_for_all_or_one_a_prompt() -> None:
     llm.unload_adapter("one")
     with pytest.raises(InputError, match="no adapter"):
         llm.generate([ids], greedy, adapter="one")
+
+
+def test_asynchronous(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between steps, while answers go on; who waits is told when the engine has stopped."""
+    core = adapted_engine()
+    asked = replace(PARAMS[6], adapter="one")
+    wanted = answers(core, [PROMPTS[6]], [asked])[0][0]
+    more = random_adapter(tiny_parts(), 5)
+    monkeypatch.setattr(core.adapters, "read", lambda path: more)
+
+    async def test() -> None:
+        engine = AsyncEngine(core)
+        engine.start()
+        deltas = engine.generate(PROMPTS[6], asked)
+        ids = (await anext(deltas)).token_ids
+        await engine.load_adapter("three", "folder")
+        with pytest.raises(InputError, match="already"):
+            await engine.load_adapter("three", "folder")
+        await engine.unload_adapter("one")
+        with pytest.raises(InputError, match="no adapter 'one'; there are two, three"):
+            engine.generate(PROMPTS[6], asked)
+        assert ids + [t async for delta in deltas for t in delta.token_ids] == wanted
+        assert core.adapters.num_held == 2
+        monkeypatch.setattr(core, "unload_adapter", lambda name: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await engine.unload_adapter("two")
+        monkeypatch.setattr(core, "step", lambda: 1 / 0)
+        with pytest.raises(EngineError, match="stopped"):
+            async for _ in engine.generate(PROMPTS[6], PARAMS[0]):
+                pass
+        with pytest.raises(EngineError, match="stopped"):
+            await engine.unload_adapter("two")
+
+    asyncio.run(test())
 
 
 # ---- a random life ------------------------------------------------------------------------------

@@ -134,6 +134,16 @@ def test_identity_is_the_content(parts: Loaded, tmp_path: Path) -> None:
     assert a.nbytes == 64 * 4 * (16 + 4)
 
 
+def test_names_of_a_model_that_also_sees(parts: Loaded, tmp_path: Path) -> None:
+    plain = read(parts, save_adapter(tmp_path / "a", {Q: (64, 64)}))
+    for i, outer in enumerate(("model.language_model.", "language_model.model.")):
+        folder = save_adapter(tmp_path / str(i), {Q.replace("model.", outer): (64, 64)})
+        assert read(parts, folder).digest == plain.digest
+    twice = {name: (64, 64) for name in (Q, Q.replace("model.", "model.language_model."))}
+    with pytest.raises(ModelError, match="which are one"):
+        read(parts, save_adapter(tmp_path / "twice", twice))
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [

@@ -63,6 +63,13 @@ def published(case: str, **changes: Any) -> Any:
         ("granite-moe", {"num_local_experts": 0}, "num_local_experts"),
         ("ernie", {"use_bias": True}, "use_bias"),
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm"),
+        ("gemma", {"hidden_act": "silu"}, "hidden_act"),
+        ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("glm4-moe-lite", {"mlp_layer_types": ["sparse", "dense", "sparse"]}, "mlp_layer_types"),
+        ("glm4-moe-lite", {"topk_method": "other"}, "topk_method"),
+        ("olmoe", {"clip_qkv": 8.0}, "clip_qkv"),
+        ("ernie-moe", {"moe_k": 10}, "moe_k"),
+        ("ernie-moe", {"moe_use_aux_free": False}, "moe_use_aux_free"),
     ],
 )
 def test_what_is_not_implemented_is_named(case: str, changes: dict[str, Any], named: str) -> None:
@@ -104,6 +111,7 @@ def test_which_layers_slide() -> None:
         ("granitemoe", "expert_shared_feed_forward_length", 64),
         ("mistral3", "expert_count", 4),
         ("minimax-m2", "expert_gating_func", 1),
+        ("olmoe", "attention__clamp_kqv", 8.0),
     ],
 )
 def test_what_a_gguf_file_may_not_say(architecture: str, key: str, value: Any) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from chat_templates import CONVERSATIONS, TEMPLATES
+from elinvar.base.errors import ModelError
 from elinvar.engine.detokenize import IncrementalDetokenizer
+from elinvar.engine.text import AnswerText
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
 from hard_text import hard_texts
 from tokenizer_families import FAMILIES, write_folder
@@ -71,3 +77,85 @@ def test_random_ids_come_out_in_whole_characters(ours: Tokenizer) -> None:
             assert whole.startswith(said)
             assert len(whole) - len(said) <= 3
         assert said + detokenizer.finish() == ours.decode(ids)
+
+
+def test_stop_texts_end_random_ids_where_they_end_the_whole(ours: Tokenizer) -> None:
+    rng = random.Random(6)
+    stopped = 0
+    for _ in range(300):
+        ids = [rng.randrange(ours.vocab_size) for _ in range(rng.randint(4, 30))]
+        whole = ours.decode(ids)
+        at = rng.randrange(len(whole) + 1)
+        stops = [whole[at : at + rng.randint(1, 4)] or "never", "\ufffd\ufffd\ufffd"]
+        answer = AnswerText(ours, stops)
+        said, ended = "", False
+        for token_id in ids:
+            text, _, ended = answer.push([token_id])
+            said += text
+            assert not any(stop in said for stop in stops)
+            if ended:
+                break
+        if not ended:
+            text, ended = answer.finish()
+            said += text
+        # The stop that is complete first counts, and of those the longest.
+        ends = [(whole.find(stop) + len(stop), -len(stop)) for stop in stops if stop in whole]
+        assert ended == bool(ends)
+        assert said == (whole[: sum(min(ends))] if ends else whole)
+        stopped += ended
+    assert stopped > 100
+
+
+HOSTILE: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
+    ("llama3", lambda file: file.pop("model"), "missing required field"),
+    ("llama3", lambda file: file.update(model=[1]), "Expected"),
+    ("llama3", lambda file: file["model"].update(type="Nope"), "tokenizer.json cannot be read"),
+    ("llama3", lambda file: file["model"].update(continuing_subword_prefix="\0"), "WordPiece"),
+    ("llama3", lambda file: file["model"]["merges"].append(["zz", "yy"]), "cannot be read"),
+    ("llama3", lambda file: file["post_processor"].update(special_tokens={}), "does not describe"),
+    ("llama3", lambda file: file["added_tokens"][0].update(id=-1), "cannot be read"),
+    ("llama3", lambda file: file["pre_tokenizer"].update(pretokenizers=[{}]), "cannot be read"),
+    ("llama3", lambda file: file.update(decoder=None), r"decoder \(None\) is not supported"),
+    ("llama3", lambda file: file.update(decoder={"type": "CTC"}), "cannot be read"),
+    ("bert", lambda file: file["model"].update(vocab=[]), "cannot be read"),
+    ("xlm_roberta", lambda file: file["model"].update(unk_id=None), "no unk_id"),
+    ("xlm_roberta", lambda file: file["model"].update(unk_id=10**6), "cannot be read"),
+    ("xlm_roberta", lambda file: file["model"]["vocab"].append(["x", "y"]), "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("name", "spoil", "reason"), HOSTILE)
+def test_hostile_tokenizer_files(
+    tmp_path: Path, name: str, spoil: Callable[[dict[str, Any]], Any], reason: str
+) -> None:
+    """Some of these end the process when the library sees them."""
+    path = write_folder(tmp_path, name) / "tokenizer.json"
+    described = json.loads(path.read_text())
+    spoil(described)
+    path.write_text(json.dumps(described))
+    with pytest.raises(ModelError, match=reason) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b'{"model": NaN}', b"{}"])
+def test_what_is_no_tokenizer_json(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(raw)
+    with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("template", ["parts", "chatml"])
+def test_chats_have_the_ids_of_transformers(folder: Path, tmp_path: Path, template: str) -> None:
+    """`parts` writes BOS and `chatml` does not; nobody adds one."""
+    transformers = pytest.importorskip("transformers")
+    for path in folder.iterdir():
+        shutil.copy(path, tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATES[template])
+    ours, theirs = load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.chat_template is not None
+    for messages in CONVERSATIONS[:4]:
+        text = ours.chat_template.render(messages)
+        expected = theirs.apply_chat_template(messages, add_generation_prompt=True)
+        assert ours.encode_chat(text) == expected["input_ids"]

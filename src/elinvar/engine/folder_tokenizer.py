@@ -67,6 +67,8 @@ def folder_parts(folder: Path, config: Mapping[str, Any], keep: Keep) -> Parts:
         bos_id=bos_id if bos_id is not None else next(iter(bos), None),
         eos_ids=eos + _ids(backend, [tokens.get("eos_token", ""), *_NEXT_SPEAKERS.get(kind, ())]),
         prefix_ids=prefix,
+        # As transformers has it: a chat template writes all of the prompt itself.
+        chat_prefix_ids=(),
         variables=tokens,
         templates=_templates(folder, settings),
     )

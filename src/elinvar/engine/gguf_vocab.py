@@ -75,11 +75,14 @@ def gguf_parts(metadata: Mapping[str, Any], fingerprint: str, keep: Keep) -> Par
         )
         if metadata.get(key) is not None
     }
+    prefix = [ids["bos"]] if add_bos else []
     return Parts(
         backend,
         bos_id=ids.get("bos"),
         eos_ids=[ids[name] for name in ("eos", "eot", "eom") if name in ids],
-        prefix_ids=[ids["bos"]] if add_bos else [],
+        prefix_ids=prefix,
+        # As llama.cpp reads add_bos_token: chats begin with BOS as other texts do.
+        chat_prefix_ids=prefix,
         variables={key: spelled[name] for name, key in names.items() if name in spelled},
         templates=templates,
     )

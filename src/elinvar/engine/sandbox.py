@@ -21,7 +21,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MAX_STEPS = 1_000_000
+MAX_STEPS = 300_000
 """Rounds of loops and calls of macros in one rendering; a long conversation takes thousands."""
 _MAX_SIZE = 1 << 24
 """Characters or items that `*` may make, and bits of a number that `**` may."""

@@ -12,7 +12,6 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,10 +46,14 @@ class Tokenizer:
     def __init__(self, parts: Parts) -> None:
         backend = self._backend = parts.backend
         self._prefix = list(parts.prefix_ids)
+        self._chat_prefix = list(parts.chat_prefix_ids)
         self._variables = dict(parts.variables)
         added = backend.get_added_tokens_decoder()
         self._added = {i: str(token.content) for i, token in added.items()}
         self._bytes: dict[int, bytes] = {}
+        self.kind = _decoding_kind(backend)
+        """How tokens spell bytes: `byte-level`, `sentencepiece` (with names for bytes), `metaspace`
+        or `wordpiece`."""
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         """Control tokens: they are no part of a decoded text."""
         self.bos_id = parts.bos_id
@@ -78,12 +81,6 @@ class Tokenizer:
         """Number of tokens; a model's logits may have more columns (padding)."""
         return int(self._backend.get_vocab_size())
 
-    @cached_property
-    def kind(self) -> str:
-        """How tokens spell bytes: `byte-level`, `sentencepiece` (with names for bytes), `metaspace`
-        or `wordpiece`."""
-        return _decoding_kind(self._backend)
-
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Token ids of `text`; control tokens written in it are parsed as such.
 
@@ -95,9 +92,10 @@ class Tokenizer:
         return [*self._prefix, *ids] if add_special else ids
 
     def encode_chat(self, text: str) -> list[int]:
-        """Token ids of a rendered chat template; BOS comes first once, whoever wrote it."""
-        ids = self.encode(text, add_special=False)
-        return ids if ids[: len(self._prefix)] == self._prefix else [*self._prefix, *ids]
+        """Token ids of a rendered chat template. Where the model's format wants BOS before chats,
+        it comes first once, whoever wrote it."""
+        ids, prefix = self.encode(text, add_special=False), self._chat_prefix
+        return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`; malformed UTF-8 becomes U+FFFD. A space that a tokenizer puts before

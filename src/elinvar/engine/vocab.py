@@ -43,6 +43,8 @@ class Parts:
     eos_ids: Iterable[int]
     prefix_ids: Sequence[int]
     """What comes before every plain text, usually BOS or nothing."""
+    chat_prefix_ids: Sequence[int]
+    """What comes before a rendered chat that does not begin with it."""
     variables: Mapping[str, str]
     """Tokens that a chat template may write (bos_token, eos_token, ...)."""
     templates: Mapping[str, str]

@@ -6,24 +6,21 @@ windows on three layers of four, and positions on those alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from elinvar.base.config import LayerKind, ModelConfig, RopeConfig
+from elinvar.models import ernie
 from elinvar.models.family import Family
 from elinvar.models.granite import Granite
 from elinvar.models.keys import Keys, checked
 from elinvar.models.shared import (
     FULL,
-    attention_rules,
+    TO,
     by_layer,
     every_nth_full,
     kinds_from_hf,
-    mlp_rules,
-    norm_rules,
     one_rope_from_gguf,
     one_rope_from_hf,
-    outer_rules,
     sizes_from_gguf,
     sizes_from_hf,
 )
@@ -33,7 +30,7 @@ from elinvar.nn.mlp import GatedMLP
 from elinvar.nn.norm import LayerNorm
 from elinvar.nn.rope import MAX_POSITIONS
 from elinvar.ops.api import Ops
-from elinvar.weights.rules import Rule, UnpermuteRows
+from elinvar.weights.rules import Rule
 from elinvar.weights.tensor import HostTensor
 
 PATTERN = 4
@@ -54,13 +51,7 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
 
 
 def rules(config: ModelConfig) -> list[Rule]:
-    turns = UnpermuteRows(config.num_heads), UnpermuteRows(config.num_kv_heads)
-    return [
-        *norm_rules({"attn_norm": ("input_layernorm", "attn_norm")}, config.dim),
-        *(replace(rule, hf_fix=rule.gguf_fix) for rule in attention_rules(config, *turns)),
-        *mlp_rules(config),
-        *outer_rules(config),
-    ]
+    return [rule for rule in ernie.rules(config) if rule.name != TO + "mlp_norm"]
 
 
 def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
@@ -78,14 +69,9 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         window = keys.size("sliding_window", 4096)
         pattern = keys.size("sliding_window_pattern", PATTERN)
         kinds = kinds_from_hf(keys, every_nth_full(pattern, sizes["num_layers"]))
-    config = _config(
-        sizes,
-        kinds,
-        one_rope_from_hf(keys, sizes["head_dim"]),
-        window,
-        norm_eps=keys.number("layer_norm_eps"),
-        logit_scale=keys.number("logit_scale", 0.0625),
-    )
+    scale = keys.number("logit_scale", 0.0625)
+    rope = one_rope_from_hf(keys, sizes["head_dim"])
+    config = _config(sizes, kinds, rope, window, keys.number("layer_norm_eps"), scale)
     return checked(config, "config.json")
 
 
@@ -97,15 +83,9 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
     if keys.has("attention.sliding_window"):
         window = keys.size("attention.sliding_window")
         kinds = every_nth_full(PATTERN, sizes["num_layers"])
-    config = _config(
-        sizes,
-        kinds,
-        one_rope_from_gguf(keys, tensors, sizes["head_dim"]),
-        window,
-        norm_eps=keys.number("attention.layer_norm_epsilon"),
-        logit_scale=keys.number("logit_scale"),
-    )
-    return checked(config, "The GGUF file")
+    rope = one_rope_from_gguf(keys, tensors, sizes["head_dim"])
+    eps, scale = keys.number("attention.layer_norm_epsilon"), keys.number("logit_scale")
+    return checked(_config(sizes, kinds, rope, window, eps, scale), "The GGUF file")
 
 
 def _config(
@@ -113,18 +93,20 @@ def _config(
     kinds: tuple[LayerKind, ...],
     rope: RopeConfig,
     window: int | None,
-    **more: Any,
+    eps: float,
+    logit_scale: float,
 ) -> ModelConfig:
     """Where there is a window, layers without it have no positions."""
     ropes = {"full": rope if window is None else RopeConfig(rope.base, 0), "sliding": rope}
     return ModelConfig(
         family="cohere",
+        norm_eps=eps,
         layer_kinds=kinds,
         rope={kind: ropes[kind] for kind in kinds},
         window=window,
+        logit_scale=logit_scale,
         parallel=True,
         **sizes,
-        **more,
     )
 
 

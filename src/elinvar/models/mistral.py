@@ -20,6 +20,7 @@ from elinvar.models.shared import (
     sizes_from_gguf,
     sizes_from_hf,
 )
+from elinvar.nn.rope import yarn_mscale
 from elinvar.weights.tensor import HostTensor
 
 
@@ -49,17 +50,19 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
 
 
 def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor]) -> ModelConfig:
-    """From a GGUF file's keys and its tensors; without output.weight the head is tied. Files that give
-    YaRN's multiplier are of models that take its factor on attention back."""
+    """From a GGUF file's keys and its tensors; without output.weight the head is tied."""
     keys = Keys(metadata, "The GGUF file", "mistral3.")
     keys.only("expert_count", 0)
     sizes = sizes_from_gguf(keys, tensors)
     rope = one_rope_from_gguf(keys, tensors, sizes["head_dim"])
-    if keys.has("rope.scaling.yarn_log_multiplier"):
-        rope = replace(rope, attention_factor=1.0)
+    if rope.yarn is not None:  # the checkpoint's mscale_all_dim, beside an mscale of 1
+        all_dim = keys.number("rope.scaling.yarn_log_multiplier", 0.0, smallest=0)
+        factor = rope.attention_factor / yarn_mscale(rope.yarn.factor, all_dim)
+        rope = replace(rope, attention_factor=factor)
     temperature = {}
     if keys.has("attention.temperature_scale"):
-        length = keys.size("rope.scaling.original_context_length")
+        key = "attention.temperature_length"
+        length = keys.size(key if keys.has(key) else "rope.scaling.original_context_length")
         scale = keys.number("attention.temperature_scale")
         temperature = dict.fromkeys(FULL, TemperatureConfig(scale, length))
     config = ModelConfig(

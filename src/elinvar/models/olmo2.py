@@ -73,11 +73,8 @@ def rules(config: ModelConfig) -> list[Rule]:
 def whole_norm_rules(config: ModelConfig) -> list[Rule]:
     """Gains of the norms over all heads."""
     heads = {"q_norm": config.num_heads, "k_norm": config.num_kv_heads}
-    return [
-        rule
-        for name, num in heads.items()
-        for rule in norm_rules({name: HEAD_NORMS[name]}, num * config.head_dim)
-    ]
+    pairs = (norm_rules({n: HEAD_NORMS[n]}, heads[n] * config.head_dim) for n in heads)
+    return [rule for [rule] in pairs]
 
 
 def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:

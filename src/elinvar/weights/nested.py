@@ -31,10 +31,10 @@ def text_part(
     text = config.get("text_config")
     if not isinstance(text, Mapping):
         return config, tensors
-    names = {_text_name(name): name for name in tensors}
+    names = {text_name(name): name for name in tensors}
     for name in tensors.keys() - names.values():
         raise ModelError(
-            f"{folder} holds {name} and {names[_text_name(name)]}, which are one weight; "
+            f"{folder} holds {name} and {names[text_name(name)]}, which are one weight; "
             "download it again."
         )
     tensors = {name: tensors[stored] for name, stored in names.items()}
@@ -42,7 +42,8 @@ def text_part(
     return {**text, **outer, "tie_word_embeddings": _HEAD not in tensors}, tensors
 
 
-def _text_name(name: str) -> str:
+def text_name(name: str) -> str:
+    """What the text model alone calls it."""
     for prefix, plain in _PREFIXES.items():
         if name.startswith(prefix):
             return plain + name.removeprefix(prefix)

@@ -14,6 +14,7 @@ from elinvar.base.digest import blake2b
 from elinvar.base.errors import ModelError
 from elinvar.ops.api import LoraPair
 from elinvar.ops.layout import Weight, pack_float
+from elinvar.weights.nested import text_name
 from elinvar.weights.peft_config import LoraSettings
 from elinvar.weights.quants import dequantize, to_codes
 from elinvar.weights.rules import Binding, Rule, State, bind
@@ -99,7 +100,12 @@ def _pairs(
                 f"{folder} holds the tensor {name}, which is no lora_A or lora_B of a matrix, and "
                 "nothing else is supported; save the adapter without it."
             )
-        halves.setdefault(match[1], {})[match[2]] = tensor
+        both = halves.setdefault(text_name(match[1]), {})
+        if match[2] in both:
+            raise ModelError(
+                f"{folder} holds {name} and {both[match[2]].name}, which are one; save it again."
+            )
+        both[match[2]] = tensor
     if not halves:
         raise ModelError(f"{folder} adapts nothing: its {TENSORS} holds no tensor.")
     pairs: dict[str, tuple[Weight, LoraPair]] = {}

@@ -379,14 +379,14 @@ F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I
 }
 
 I32Out index_select(Session& p, F32In q, F32In weights, const BoundCache& kv, I32In query_start,
-                    I32In tables, I32In positions, int k) {
+                    I32In tables, I32In positions, int k, int first) {
     auto out = result<int32_t>(p, {q.shape(0), static_cast<std::size_t>(k)});
-    const Index a{q.data(),        weights.data(),
-                  kv.k.data(),     kv.block_step,
-                  kv.kind,         static_cast<int>(q.shape(1)),
-                  kv.dim,          kv.padded_dim,
-                  tables.data(),   static_cast<std::ptrdiff_t>(tables.shape(1)),
-                  positions.data()};
+    const Index a{q.data(),         weights.data(),
+                  kv.k.data(),      kv.block_step,
+                  kv.kind,          static_cast<int>(q.shape(1)),
+                  kv.dim,           kv.padded_dim,
+                  tables.data(),    static_cast<std::ptrdiff_t>(tables.shape(1)),
+                  positions.data(), first};
     submit(p,
            [&p, a, k, seqs = static_cast<int>(query_start.size()) - 1, start = query_start.data(),
             o = out.data()] { p.index_select(a, seqs, start, k, o); });

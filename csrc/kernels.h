@@ -113,6 +113,7 @@ struct Index {
     const int32_t* tables;  // [R, table_stride]
     std::ptrdiff_t table_stride;
     const int32_t* positions;
+    int first = 0;  // no key before it is seen
 };
 
 struct AttentionTile {  // tokens of one sequence, times query heads of one KV head

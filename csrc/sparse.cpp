@@ -13,8 +13,9 @@ constexpr int kScoreBlocks = 64;               // of one token that a thread sco
 constexpr std::size_t kScoreFloats = 8 << 20;  // scores, and bytes of keys, that are held at once
 constexpr std::size_t kKeyBytes = 64 << 20;
 
-// The k positions with the largest scores, of equal ones the first, ascending. NaN is the lowest.
-void choose(float* scores, int n, int k, float* sorted, int32_t* out) {
+// The k of positions first .. first + n - 1 with the largest scores, of equal ones the first,
+// ascending. NaN is the lowest.
+void choose(float* scores, int first, int n, int k, float* sorted, int32_t* out) {
     for (int i = 0; i < n; ++i)
         if (scores[i] != scores[i]) scores[i] = -std::numeric_limits<float>::infinity();
     std::copy_n(scores, n, sorted);
@@ -22,7 +23,7 @@ void choose(float* scores, int n, int k, float* sorted, int32_t* out) {
     const float least = sorted[k - 1];
     auto equal = k - std::count_if(scores, scores + n, [&](float s) { return s > least; });
     for (int i = 0; i < n; ++i)
-        if (scores[i] > least || (scores[i] == least && equal-- > 0)) *out++ = i;
+        if (scores[i] > least || (scores[i] == least && equal-- > 0)) *out++ = first + i;
 }
 
 std::vector<int> sequence_of_tokens(int num_seqs, const int32_t* query_start) {
@@ -41,11 +42,11 @@ void Provider::index_select(const Index& a, int num_seqs, const int32_t* query_s
     int longest = 0;
     for (int t = 0; t < static_cast<int>(seq.size()); ++t) {
         int32_t* out = chosen + static_cast<std::ptrdiff_t>(t) * k;
-        const int n = a.positions[t] + 1;
-        for (int i = 0; i < k; ++i) out[i] = i < n ? i : -1;
+        const int n = a.positions[t] + 1 - a.first;
+        for (int i = 0; i < k; ++i) out[i] = i < n ? a.first + i : -1;
         if (n <= k) continue;
         tokens.push_back(t);
-        longest = std::max(longest, (n + 31) / 32);
+        longest = std::max(longest, a.positions[t] / 32 + 1);
     }
     const std::size_t stride = static_cast<std::size_t>(longest) * 32;
     const int chunks = (longest + kScoreBlocks - 1) / kScoreBlocks;
@@ -65,8 +66,9 @@ void Provider::index_select(const Index& a, int num_seqs, const int32_t* query_s
         });
         pool_.run(count, [&](int i, int thread) {
             const int t = token(i);
-            choose(scores + static_cast<std::size_t>(i) * stride, a.positions[t] + 1, k,
-                   scratch(thread, stride), chosen + static_cast<std::ptrdiff_t>(t) * k);
+            choose(scores + static_cast<std::size_t>(i) * stride + a.first, a.first,
+                   a.positions[t] + 1 - a.first, k, scratch(thread, stride),
+                   chosen + static_cast<std::ptrdiff_t>(t) * k);
         });
     }
 }

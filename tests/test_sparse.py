@@ -76,6 +76,22 @@ def test_choice(dtype: str, heads: int, dim: int, k: int) -> None:
         same([outputs[0][t : t + 1], alone])
 
 
+@pytest.mark.parametrize("first", [1, 40])
+def test_keys_before_the_first_are_never_chosen(first: int) -> None:
+    rng = np.random.default_rng(first)
+    where = spans(rng, (300, 40), (45, 5), (2100, 3))
+    kv = cache(rng, "f32", 24, 24, 100)
+    q, weights = normal(rng, len(where[2]), 9, 24), normal(rng, len(where[2]), 9)
+    for p in range(first):
+        for table in where[1]:
+            kv.k[table[p // 32], 0, :, p % 32] = np.nan
+    outputs = [ops.index_select(q, weights, kv, *where, 20, first) for ops in CPUS.values()]
+    same([REF.index_select(q, weights, kv, *where, 20, first), *outputs])
+    assert outputs[0][outputs[0] >= 0].min() >= first
+    counts = np.minimum(where[2] + 1 - first, 20)
+    assert ((outputs[0] >= 0).sum(-1) == counts).all()
+
+
 def test_equal_keys_are_chosen_from_the_first_on() -> None:
     rng = np.random.default_rng(1)
     where = spans(rng, (100, 1))

@@ -116,6 +116,7 @@ class Provider:
         tables: Any,
         positions: Any,
         k: int,
+        first: int,
     ) -> Any: ...
     def sparse_attention(
         self,

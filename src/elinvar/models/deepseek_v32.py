@@ -16,6 +16,7 @@ from elinvar.models.deepseek_gguf import latent_from_gguf
 from elinvar.models.experts import feeds
 from elinvar.models.family import Family
 from elinvar.models.keys import MAX_HEAD_DIM, Keys
+from elinvar.models.mtp import NEXTN, heads
 from elinvar.models.shared import GGUF, HF, TO, by_layer
 from elinvar.nn.decoder import Block
 from elinvar.nn.indexed import IndexedAttention, IndexedDecoder, IndexWeights
@@ -41,7 +42,8 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> IndexedD
         return Block(norm(w["attn_norm"]), attention, norm(w["mlp_norm"]), feeds(config, w, ops))
 
     blocks = [block(w) for w in by_layer(weights, config.num_layers)]
-    return IndexedDecoder(config, weights, ops, blocks, norm(weights["norm"]))
+    own = heads(config, weights, norm, block)
+    return IndexedDecoder(config, weights, ops, blocks, norm(weights["norm"]), own)
 
 
 def rules(config: ModelConfig) -> list[Rule]:
@@ -90,7 +92,6 @@ def glm_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
 def _from_hf(
     family: str, metadata: Mapping[str, Any], keys: Keys, layers: tuple[int, ...]
 ) -> ModelConfig:
-    """Heads that predict further tokens are left out: theirs have an index, too."""
     config = deepseek.config_from_hf(metadata)
     keys.size("q_lora_rank")  # the index sees the queries' latents
     sparse = () if config.moe is None else config.moe.layers
@@ -110,7 +111,7 @@ def _indexed(
     if dim < rope_dim:
         raise keys.bad(names[1], f"at least the {rope_dim} dims that are rotated")
     index = IndexConfig(keys.size(names[0], largest=_MAX_HEADS), dim, keys.size(names[2]), layers)
-    return replace(config, index=index, mtp_layers=0)
+    return replace(config, index=index)
 
 
 def _with_index(keys: Keys) -> tuple[int, ...]:
@@ -163,6 +164,7 @@ FAMILIES = (
         config_from_gguf=deepseek_from_gguf,
         rules=rules,
         build=build,
+        mtp=NEXTN,
     ),
     Family(
         name=_GLM,
@@ -173,5 +175,6 @@ FAMILIES = (
         config_from_gguf=glm_from_gguf,
         rules=rules,
         build=build,
+        mtp=NEXTN,
     ),
 )

@@ -100,7 +100,7 @@ def reloaded(
     config = model.config
     family = next(family for family in FAMILIES if family.name == config.family)
     table = family.rules(config)
-    if isinstance(model, MTPDecoder):
+    if isinstance(model, MTPDecoder) and model.heads:
         assert family.mtp is not None
         table += mtp_rules(config, family.rules, family.mtp)
     rules = as_published(table, arrays)

@@ -64,7 +64,9 @@ def mtp_rules(
     moe, last = config.moe, config.num_layers - 1
     if moe is not None:
         moe = replace(moe, layers=(0,)) if last in moe.layers else None
-    alike = replace(config, num_layers=1, layer_kinds=config.layer_kinds[-1:], moe=moe)
+    index = config.index and replace(config.index, layers=(0,))
+    kinds = config.layer_kinds[-1:]
+    alike = replace(config, num_layers=1, layer_kinds=kinds, moe=moe, index=index)
     layer = [r for r in rules(alike) if "{i}" in r.name and (r.layers is None or 0 in r.layers)]
     return [rule for n in range(config.mtp_layers) for rule in _of_head(n, config, layer, names)]
 
@@ -109,6 +111,22 @@ def mtp_copies(config: ModelConfig, names: MTPNames) -> list[Rule]:
     ]
 
 
+def heads(
+    config: ModelConfig,
+    weights: Mapping[str, Any],
+    norm: Callable[[Any], Norm],
+    layer: Callable[[dict[str, Any]], Layer],
+) -> list[MTPHead]:
+    """Those whose weights were loaded. norm: of a gain; layer: of its weights."""
+    return [
+        MTPHead(
+            norm(w["embed_norm"]), norm(w["hidden_norm"]), w["join"], layer(w), norm(w["last_norm"])
+        )
+        for w in by_layer(weights, config.mtp_layers, OWN)
+        if w
+    ]
+
+
 def decoder(
     config: ModelConfig,
     weights: Mapping[str, Any],
@@ -117,19 +135,8 @@ def decoder(
     norm: Callable[[Any], Norm],
     head_layer: Callable[[dict[str, Any]], Layer],
 ) -> Decoder:
-    """With heads where their weights were loaded. norm: of a gain; head_layer: of a layer's weights."""
-    own = [w for w in by_layer(weights, config.mtp_layers, OWN) if w]
-    last = norm(weights["norm"])
-    if not own:
-        return Decoder(config, weights, ops, layers, last)
-    heads = [
-        MTPHead(
-            norm(w["embed_norm"]),
-            norm(w["hidden_norm"]),
-            w["join"],
-            head_layer(w),
-            norm(w["last_norm"]),
-        )
-        for w in own
-    ]
-    return MTPDecoder(config, weights, ops, layers, last, heads)
+    """With heads where their weights were loaded; norm and head_layer as in `heads`."""
+    own, last = heads(config, weights, norm, head_layer), norm(weights["norm"])
+    if own:
+        return MTPDecoder(config, weights, ops, layers, last, own)
+    return Decoder(config, weights, ops, layers, last)

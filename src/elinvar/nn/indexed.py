@@ -15,8 +15,8 @@ from typing import Any
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import IndexConfig, KVDtype, KVSpec, ModelConfig
 from elinvar.nn.attention import Step
-from elinvar.nn.decoder import Decoder
 from elinvar.nn.mla import EPS, LatentAttention, LatentWeights
+from elinvar.nn.mtp import MTPDecoder
 from elinvar.ops.api import F32, I32, KVLayer, Ops
 from elinvar.ops.layout import Weight
 
@@ -88,23 +88,34 @@ class IndexedAttention(LatentAttention):
             batch.block_tables[GROUP],
             batch.positions,
             min(c.top_k, batch.num_positions),
+            step.first,
         )
 
 
-class IndexedDecoder(Decoder):
-    """Its caches: the latents of all layers, then the keys of those with an index."""
+class IndexedDecoder(MTPDecoder):
+    """With heads for drafts or without. Its caches: the latents of all layers and heads, then the keys
+    of those with an index, which all heads have."""
 
     def kv_specs(self, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
         (latents,), c = super().kv_specs(kv_dtype), self.config.index
         assert c is not None
-        first = self.config.num_layers
-        own = tuple(range(first, first + len(c.layers)))
+        first = len(latents.layers)
+        own = tuple(range(first, first + len(c.layers) + len(self.heads)))
         keys = replace(latents, layers=own, head_dim=c.head_dim, latent_dim=c.head_dim)
         return latents, keys
 
     def hidden(self, batch: ForwardBatch, kv: Sequence[KVLayer], all_tokens: bool = False) -> F32:
+        return super().hidden(batch, self._pairs(kv), all_tokens)
+
+    def draft(
+        self, batch: ForwardBatch, before_TD: F32, kv: Sequence[KVLayer], head: int = 0
+    ) -> F32:
+        return super().draft(batch, before_TD, self._pairs(kv), head)
+
+    def _pairs(self, kv: Sequence[KVLayer]) -> list[Any]:
+        """What IndexedAttention wants of each layer and head."""
         count, c = self.config.num_layers, self.config.index
         assert c is not None
-        keys = dict(zip(c.layers, kv[count:], strict=True))
-        pairs: list[Any] = [(latents, keys.get(i)) for i, latents in enumerate(kv[:count])]
-        return super().hidden(batch, pairs, all_tokens)
+        total = count + len(self.heads)
+        keys = dict(zip((*c.layers, *range(count, total)), kv[total:], strict=True))
+        return [(latents, keys.get(i)) for i, latents in enumerate(kv[:total])]

@@ -358,10 +358,11 @@ class Ops(Protocol):
         block_table_RB: I32,
         positions_T: I32,
         k: int,
+        first: int = 0,
     ) -> I32:
         """The k positions that each token is to attend to (DeepSeek-AI, 2025) -> [T, k], ascending;
-        -1 follows where it sees fewer. A query at position p sees keys 0 .. p of the cache's one
-        head, each worth the sum over the query's heads of weight * max(0, q·k) (0 where that is
+        -1 follows where it sees fewer. A query at position p sees keys first .. p of the cache's
+        one head, each worth the sum over the query's heads of weight * max(0, q·k) (0 where that is
         NaN): a dot as in `attention`, then from 0 one chain of FMAs by ascending head. The largest
         are chosen, of equal ones the first; NaN is the lowest."""
         ...

@@ -240,10 +240,11 @@ def index_select(
     block_table_RB: I32,
     positions_T: I32,
     k: int,
+    first: int = 0,
 ) -> Cost:
     """Each key that any query of a sequence sees is read once, where more than k are seen."""
     heads, dim = q_THD.shape[1:]
-    seen = positions_T.astype(np.int64) + 1
+    seen = positions_T.astype(np.int64) + 1 - first
     seen[seen <= k] = 0
     lengths = [int(seen[a:b].max(initial=0)) for a, b in pairwise(query_start_loc)]
     streamed = sum(lengths) * dim * kv.k.itemsize

@@ -226,9 +226,10 @@ class CpuOps:
         block_table_RB: I32,
         positions_T: I32,
         k: int,
+        first: int = 0,
     ) -> I32:
         where = query_start_loc, block_table_RB, positions_T
-        return self._provider.index_select(q_THD, weights_TH, _cache(kv), *where, k)
+        return self._provider.index_select(q_THD, weights_TH, _cache(kv), *where, k, first)
 
     def sparse_attention(
         self,

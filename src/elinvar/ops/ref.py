@@ -274,9 +274,10 @@ class RefOps:
         block_table_RB: I32,
         positions_T: I32,
         k: int,
+        first: int = 0,
     ) -> I32:
         keys, where = from_kv(kv.k[:, 0], kv.dtype), (query_start_loc, block_table_RB, positions_T)
-        return ref_sparse.index_select(q_THD, weights_TH, keys, *where, k)
+        return ref_sparse.index_select(q_THD, weights_TH, keys, *where, k, first)
 
     def sparse_attention(
         self,

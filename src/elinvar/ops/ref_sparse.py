@@ -21,12 +21,13 @@ def index_select(
     block_table_RB: I32,
     positions_T: I32,
     k: int,
+    first: int,
 ) -> I32:
     chosen_TK = np.full((len(q_THD), k), -1, np.int32)
     for t, keys in _seen(keys_BDN, query_start_loc, block_table_RB, positions_T):
-        dots = np.fmax(q_THD[t].astype(np.float64) @ keys.T, 0)
+        dots = np.fmax(q_THD[t].astype(np.float64) @ keys[first:].T, 0)
         worth = weights_TH[t].astype(np.float64) @ dots
-        chosen = np.sort(np.argsort(-worth, kind="stable")[:k])
+        chosen = first + np.sort(np.argsort(-worth, kind="stable")[:k])
         chosen_TK[t, : len(chosen)] = chosen
     return chosen_TK
 

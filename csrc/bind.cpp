@@ -290,7 +290,8 @@ F32Out moe(Session& p, F32In x, I32In ids, F32In weights, const BoundExperts& ex
 }
 
 F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCache& kv, I32In slots,
-                  int heads, std::optional<F32In> q_gain, std::optional<F32In> k_gain, float eps) {
+                  int heads, std::optional<F32In> q_gain, std::optional<F32In> k_gain, float eps,
+                  std::optional<F32In> v_gain) {
     auto q = result<float>(
         p, {qkv.shape(0), static_cast<std::size_t>(heads), static_cast<std::size_t>(kv.dim)});
     const auto of_all = [&](const std::optional<F32In>& gain) {
@@ -313,10 +314,65 @@ F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCach
                  kv.latent() ? nullptr : kv.v.data(),
                  kv.block_step,
                  q.data(),
-                 of_all(q_gain) || of_all(k_gain)};
+                 of_all(q_gain) || of_all(k_gain),
+                 data_of(v_gain)};
     if (p.recording) p.recording->keep.push_back(nb::cast(table));  // it may grow elsewhere
     submit(p, [&p, a, rows = rows_of(qkv)] { p.rope_write(a, rows); });
     return q;
+}
+
+F32Out rope_queries(Session& p, F32In q, I32In positions, F32In table, int heads, F32In gain,
+                    float eps) {
+    const auto count = static_cast<std::size_t>(heads);
+    auto out = result<float>(p, {q.shape(0), count, q.shape(1) / count});
+    Rope a{};
+    a.qkv = q.data();
+    a.positions = positions.data();
+    a.table = table.data();
+    a.q_gain = gain.data();
+    a.eps = eps;
+    a.heads = heads;
+    a.dim = last_of(q) / heads;
+    a.rotary_dim = last_of(table);
+    a.q = out.data();
+    if (p.recording) p.recording->keep.push_back(nb::cast(table));
+    submit(p, [&p, a, rows = rows_of(q)] { p.rope_queries(a, rows); });
+    return out;
+}
+
+F32Out mul(Session& p, F32In x, F32In y, int start) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    const std::ptrdiff_t step = y.shape(0) == 1 ? 0 : last_of(y);
+    submit(p, [&p, step, x = x.data(), rows = rows_of(x), dim = last_of(x), y = y.data() + start,
+               o = out.data()] { p.multiply_rows(x, rows, dim, y, step, o); });
+    return out;
+}
+
+F32Out mix(Session& p, const std::vector<F32In>& xs, F32In coefs) {
+    const F32In& x = xs[0];
+    const std::size_t outputs = coefs.shape(1) / xs.size();
+    auto out = result<float>(p, {outputs, x.shape(0), x.shape(1)});
+    std::vector<const float*> data;
+    for (const F32In& one : xs) data.push_back(one.data());
+    submit(p, [&p, data = std::move(data), rows = rows_of(x), dim = last_of(x),
+               outputs = static_cast<int>(outputs), c = coefs.data(),
+               o = out.data()] { p.mix(data, rows, dim, c, outputs, o); });
+    return out;
+}
+
+F32Out sparsify(Session& p, F32In x, float deviations) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    submit(p, [&p, deviations, x = x.data(), rows = rows_of(x), dim = last_of(x), o = out.data()] {
+        p.sparsify(x, deviations, rows, dim, o);
+    });
+    return out;
+}
+
+F32Out match_rms(Session& p, F32In x, F32In y) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    submit(p, [&p, x = x.data(), y = y.data(), rows = rows_of(x), dim = last_of(x),
+               o = out.data()] { p.match_rms(x, y, rows, dim, o); });
+    return out;
 }
 
 F32Out head_linear(Session& p, F32In x, const BoundMatrix& w, int heads) {
@@ -378,36 +434,8 @@ F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I
     return out;
 }
 
-I32Out index_select(Session& p, F32In q, F32In weights, const BoundCache& kv, I32In query_start,
-                    I32In tables, I32In positions, int k, int first) {
-    auto out = result<int32_t>(p, {q.shape(0), static_cast<std::size_t>(k)});
-    const Index a{q.data(),         weights.data(),
-                  kv.k.data(),      kv.block_step,
-                  kv.kind,          static_cast<int>(q.shape(1)),
-                  kv.dim,           kv.padded_dim,
-                  tables.data(),    static_cast<std::ptrdiff_t>(tables.shape(1)),
-                  positions.data(), first};
-    submit(p,
-           [&p, a, k, seqs = static_cast<int>(query_start.size()) - 1, start = query_start.data(),
-            o = out.data()] { p.index_select(a, seqs, start, k, o); });
-    return out;
-}
-
-F32Out sparse_attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I32In tables,
-                        I32In positions, I32In chosen, float scale) {
-    auto out = result<float>(p, {q.shape(0), q.shape(1) * static_cast<std::size_t>(kv.value_dim)});
-    const Attention a{q.data(),         kv.k.data(),   kv.v.data(),
-                      kv.block_step,    kv.kind,       static_cast<int>(q.shape(1)),
-                      kv.kv_heads,      kv.dim,        kv.padded_dim,
-                      kv.value_dim,     tables.data(), static_cast<std::ptrdiff_t>(tables.shape(1)),
-                      positions.data(), scale,         0,
-                      out.data()};
-    submit(p, [&p, a, seqs = static_cast<int>(query_start.size()) - 1, start = query_start.data(),
-               chosen = chosen.data(), k = static_cast<int>(chosen.shape(1))] {
-        p.sparse_attention(a, seqs, start, chosen, k);
-    });
-    return out;
-}
+#include "bind_recurrent.h"
+#include "bind_sparse.h"
 
 F32Out pool(Session& p, F32In x, I32In starts, F32In weights) {
     const std::size_t seqs = starts.size() - 1;
@@ -526,6 +554,8 @@ NB_MODULE(_cpu, m) {
     nb::class_<BoundCache>(m, "Cache")
         .def(nb::init<BoundCache::Strided, BoundCache::Strided, const std::string&>());
     nb::class_<Recording>(m, "Recording").def("__call__", &replay).def("timed", &replay_timed);
+    nb::class_<BoundState>(m, "State")
+        .def(nb::init<BoundState::Strided, BoundState::Strided, int, int>());
     nb::class_<Session>(m, "Provider")
         .def(nb::init<int, const std::string&>())
         .def_prop_ro("simd", &Session::simd)
@@ -552,7 +582,12 @@ NB_MODULE(_cpu, m) {
              nb::arg().none(), nb::arg(), nb::arg())
         .def("moe", &moe)
         .def("rope_write", &rope_write, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-             nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg())
+             nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg().none())
+        .def("rope_queries", &rope_queries)
+        .def("mul", &mul)
+        .def("mix", &mix)
+        .def("sparsify", &sparsify)
+        .def("match_rms", &match_rms)
         .def("head_linear", &head_linear)
         .def("latent_query", &latent_query)
         .def("latent_write", &latent_write)
@@ -560,6 +595,10 @@ NB_MODULE(_cpu, m) {
              nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg())
         .def("index_select", &index_select)
         .def("sparse_attention", &sparse_attention)
+        .def("causal_conv", &causal_conv)
+        .def("delta_rule", &delta_rule)
+        .def("gated_rms_norm", &gated_rms_norm)
+        .def("sigmoid_gate", &sigmoid_gate)
         .def("pool", &pool)
         .def("sample", &sample);
 }

@@ -12,6 +12,9 @@ namespace ELINVAR_ISA {
 using elinvar::Attention;
 using elinvar::AttentionAhead;
 using elinvar::AttentionTile;
+using elinvar::Convolution;
+using elinvar::DeltaRule;
+using elinvar::GatedNorm;
 using elinvar::Index;
 using elinvar::Kernels;
 using elinvar::Kind;
@@ -21,6 +24,7 @@ using elinvar::QuantGroup;
 using elinvar::QuantRows;
 using elinvar::Rope;
 using elinvar::RowStats;
+using elinvar::StateSpan;
 
 template <Kind kind>
 using Stored = std::conditional_t<kind == Kind::f32, float, uint16_t>;  // in the cache
@@ -32,8 +36,10 @@ using Stored = std::conditional_t<kind == Kind::f32, float, uint16_t>;  // in th
 #include "maps.h"
 #include "rows.h"
 #include "rows_latent.h"
+#include "rows_recurrent.h"
 #include "sample.h"
 #include "sparse.h"
+#include "streams.h"
 
 #define EL_TEXT(x) #x
 #define EL_NAME(x) EL_TEXT(x)
@@ -65,7 +71,16 @@ const Kernels kernels = {
     scale,
     softcap,
     gather_quant,
+    multiply,
+    mix,
+    sparsify,
+    match_rms,
+    rope_queries,
     weighted_sum,
+    causal_conv,
+    delta_rule,
+    gated_rms_norm,
+    sigmoid_gate,
 };
 
 }  // namespace ELINVAR_ISA

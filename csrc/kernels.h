@@ -47,6 +47,7 @@ struct Rope {
     int block_step;      // from a block to the next, in the size of one head's keys
     float* q;            // [T, heads, dim]
     bool whole = false;  // one norm over all heads of q, one over those of k
+    const float* v_gain = nullptr;
 };
 
 // What multi-head latent attention keeps of a token: one key for all heads, of which the first
@@ -133,6 +134,47 @@ struct AttentionAhead {
     std::ptrdiff_t blocks[2];
 };
 
+// What the tokens of one sequence do to its state, which lies in blocks of its own (ops/api.py).
+struct StateSpan {
+    int first, count;  // tokens of this step
+    int from, to;      // blocks of the state before (-1: there is none) and after; may be one
+};
+
+// A causal convolution over the tokens, each of `channels` columns by itself, and its SiLU.
+struct Convolution {
+    const float* x;  // [T, ld], of which the first columns
+    std::ptrdiff_t ld;
+    const float* w;             // [taps, channels]
+    float* tails;               // [taps - 1, channels] of block 0: the inputs before the next one
+    std::ptrdiff_t block_step;  // floats from a block to the next
+    int channels, taps;
+    float* out;  // [T, channels]
+};
+
+struct DeltaRule {
+    const float* qkv;  // [T, 2 key_heads key_dim + heads value_dim]
+    const float* x;    // [T, ld], the last columns: betas [heads], then decays [heads], both raw
+    std::ptrdiff_t ld;
+    const float *a_log, *dt_bias;  // [heads]
+    float* states;                 // [heads, key_dim, padded_dim] of block 0
+    std::ptrdiff_t block_step;
+    int key_heads, heads, key_dim, value_dim;
+    float* out;  // [T, heads, value_dim]
+
+    int padded_dim() const { return (value_dim + 15) / 16 * 16; }
+};
+
+// Rows of heads, normed and gated by the columns of another array.
+struct GatedNorm {
+    const float* x;     // [T, heads, dim]
+    const float* gate;  // [T, ld], of which the first heads * dim columns
+    std::ptrdiff_t ld;
+    const float* gain;  // [dim]
+    float eps;
+    int heads, dim;
+    float* out;  // as x
+};
+
 struct RowStats {
     float max;
     int32_t argmax;  // the lowest id among equals
@@ -191,9 +233,25 @@ struct Kernels {
     // Rows from[i] of x become rows first_row + i of out.
     void (*gather_quant)(const QuantRows& x, const int32_t* from, int rows, const QuantRows& out,
                          int first_row);
+    void (*multiply)(const float* x, const float* y, std::size_t n, float* out);
+    // out = sum of coefs[i] * xs[i], from 0 a chain of FMAs by ascending i
+    void (*mix)(const float* const* xs, const float* coefs, int count, int n, float* out);
+    // The largest of 0 and what each of n values has beyond mean + deviations * deviation
+    void (*sparsify)(const float* x, float deviations, int n, float* out);
+    // x as large as y: ops/api.py
+    void (*match_rms)(const float* x, const float* y, int n, float* out);
+    // The queries of rope_write alone; no keys, no values, no slots
+    void (*rope_queries)(const Rope& a, int first_token, int num_tokens);
     // out = sum of weights[i] * row rows[i] of y, a chain of FMAs by ascending i
     void (*weighted_sum)(const float* y, std::ptrdiff_t ld, const int32_t* rows,
                          const float* weights, int count, int cols, float* out);
+    // Channels first .. first + num - 1.
+    void (*causal_conv)(const Convolution& a, const StateSpan& s, int first, int num);
+    // Columns first .. first + num - 1 of a head's values; first is a multiple of 16.
+    void (*delta_rule)(const DeltaRule& a, const StateSpan& s, int head, int first, int num);
+    void (*gated_rms_norm)(const GatedNorm& a, int first_token, int num_tokens);
+    // x / (1 + e^-gate)
+    void (*sigmoid_gate)(const float* x, const float* gate, std::size_t n, float* out);
 };
 
 // Instruction sets of this machine, widest first; always ends with "scalar".

@@ -30,8 +30,9 @@ float* Provider::scratch(int thread, std::size_t floats) {
 
 void Provider::embed(const int32_t* ids, int rows, const Matrix& w, float scale, float* out) {
     for (int m = 0; m < rows; ++m) {
-        const uint8_t* panel = w.panel(ids[m] / 16);
-        const int col = ids[m] % 16;
+        const int id = ids[m] < w.n ? ids[m] : 0;
+        const uint8_t* panel = w.panel(id / 16);
+        const int col = id % 16;
         float* o = out + static_cast<std::ptrdiff_t>(m) * w.k;
         const auto half = [](const uint8_t* p) {
             uint16_t h;
@@ -141,6 +142,12 @@ void Provider::scale_heads(const float* q, int rows, int width, const int32_t* p
 void Provider::softcap(const float* x, float cap, std::size_t n, float* out) {
     in_pieces(n, [&](std::size_t first, std::size_t count) {
         kernels_->softcap(x + first, cap, count, out + first);
+    });
+}
+
+void Provider::sigmoid_gate(const float* x, const float* gate, std::size_t n, float* out) {
+    in_pieces(n, [&](std::size_t first, std::size_t count) {
+        kernels_->sigmoid_gate(x + first, gate + first, count, out + first);
     });
 }
 

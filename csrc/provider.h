@@ -155,6 +155,15 @@ struct AttentionItem {
 };
 constexpr std::size_t kOwnParts = ~std::size_t{0};
 
+// Whose states an op continues: sequence i's tokens are query_start[i] .. query_start[i + 1] - 1.
+struct StateTables {
+    int num_seqs;
+    const int32_t *query_start, *seq_lens, *tables;
+    std::ptrdiff_t stride;
+
+    StateSpan span(int i) const;
+};
+
 class Provider {
   public:
     Provider(int num_threads, const std::string& simd);  // "" = the widest
@@ -185,6 +194,14 @@ class Provider {
     void moe(const float* x, int rows, int top_k, const int32_t* ids, const float* weights,
              const Experts& experts, int activation, bool scale_inputs, float* out);
     void rope_write(const Rope& a, int num_tokens);
+    void rope_queries(const Rope& a, int num_tokens);
+    void multiply_rows(const float* x, int rows, int dim, const float* y, std::ptrdiff_t y_step,
+                       float* out);
+    static constexpr int kMaxStreams = 16;
+    void mix(const std::vector<const float*>& xs, int rows, int dim, const float* coefs,
+             int outputs, float* out);
+    void sparsify(const float* x, float deviations, int rows, int dim, float* out);
+    void match_rms(const float* x, const float* y, int rows, int dim, float* out);
     void head_linear(const float* x, int x_step, int rows, const Matrix& w, int heads, float* out,
                      int out_step);
     void latent_write(const Latent& a, int num_tokens);
@@ -194,6 +211,11 @@ class Provider {
                       int32_t* chosen);
     void sparse_attention(const Attention& a, int num_seqs, const int32_t* query_start,
                           const int32_t* chosen, int k);
+    // States lie in blocks of 32 positions, tables as those of attention.
+    void causal_conv(const Convolution& a, const StateTables& t);
+    void delta_rule(const DeltaRule& a, const StateTables& t);
+    void gated_rms_norm(const GatedNorm& a, int num_tokens);
+    void sigmoid_gate(const float* x, const float* gate, std::size_t n, float* out);
     void pool(const float* x, int dim, const int32_t* starts, int num_seqs, const float* weights,
               float* out);
     void sample(const float* logits, int rows, int vocab, const SampleRow* args, int num_top,

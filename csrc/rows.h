@@ -28,8 +28,8 @@ void quantize_rows(const float* x, int rows, const QuantRows& out, int first_row
     }
 }
 
-// 1 / sqrt(mean(x^2) + eps); partial sum i takes elements i mod 16.
-EL_INLINE float inverse_rms(const float* x, int dim, float eps) {
+// Of x^2; partial sum i takes elements i mod 16.
+EL_INLINE float mean_square(const float* x, int dim) {
     V acc = zero();
     int i = 0;
     for (; i + 16 <= dim; i += 16) {
@@ -40,8 +40,11 @@ EL_INLINE float inverse_rms(const float* x, int dim, float eps) {
         const V a = load_n(x + i, dim - i);
         acc = fma(a, a, acc);
     }
-    const float mean = tree_sum(acc) / static_cast<float>(dim);
-    return 1.0f / __builtin_sqrtf(mean + eps);
+    return tree_sum(acc) / static_cast<float>(dim);
+}
+
+EL_INLINE float inverse_rms(const float* x, int dim, float eps) {
+    return 1.0f / __builtin_sqrtf(mean_square(x, dim) + eps);
 }
 
 EL_INLINE void scale_row(const float* x, float factor, const float* gain, int dim, float* out) {
@@ -77,8 +80,8 @@ void rms_norm(const float* x, const float* y, const float* gain, float eps, int 
     }
 }
 
-// 1 / sqrt(mean of (x - mean)^2 + eps), the sum as in inverse_rms.
-EL_INLINE float inverse_deviation(const float* x, float mean, int dim, float eps) {
+// Mean of (x - mean)^2, the sum as in mean_square.
+EL_INLINE float variance_of(const float* x, float mean, int dim) {
     const V m = set1(mean);
     V acc = zero();
     int i = 0;
@@ -92,8 +95,7 @@ EL_INLINE float inverse_deviation(const float* x, float mean, int dim, float eps
         const V d = load_n(rest, dim - i);  // beyond the row 0, not -mean
         acc = fma(d, d, acc);
     }
-    const float variance = tree_sum(acc) / static_cast<float>(dim);
-    return 1.0f / __builtin_sqrtf(variance + eps);
+    return tree_sum(acc) / static_cast<float>(dim);
 }
 
 EL_INLINE float mean_of(const float* x, int dim) {
@@ -115,7 +117,8 @@ void layer_norm(const float* x, const float* y, const float* gain, const float* 
             sum += dim;
         }
         const float mean = mean_of(row, dim);
-        const V centre = set1(mean), factor = set1(inverse_deviation(row, mean, dim, eps));
+        const V centre = set1(mean),
+                factor = set1(1.0f / __builtin_sqrtf(variance_of(row, mean, dim) + eps));
         const auto norm = [&](V v, V g) { return (v - centre) * factor * g; };
         int i = 0;
         for (; i + 16 <= dim; i += 16) {
@@ -247,7 +250,12 @@ void rope_write_kind(const Rope& a, int first, int num) {
                 turn(t + i, h, row, a.k_gain, k_all[i], rotated);
                 to_cache<kind>(rotated, a.dim, keys + i * a.dim);
                 if (!a.v) continue;
-                to_cache<kind>(row + a.kv_heads * a.dim, a.dim,
+                const float* value = row + a.kv_heads * a.dim;
+                if (a.v_gain) {
+                    scale_row(value, inverse_rms(value, a.dim, a.eps), a.v_gain, a.dim, rotated);
+                    value = rotated;
+                }
+                to_cache<kind>(value, a.dim,
                                v + (static_cast<ptrdiff_t>(h) * 32 + i) * a.padded_dim);
             }
             turn_keys(keys, run, a.dim, k + static_cast<ptrdiff_t>(h) * a.padded_dim * 32);

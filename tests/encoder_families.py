@@ -20,6 +20,13 @@ BERT = replace(
 ENGINES: tuple[ModelConfig, ...] = (
     BERT,
     replace(BERT, family="roberta", encoder=EncoderConfig(first_position=2, num_labels=3)),
+    replace(
+        BERT,
+        family="nomic_bert",
+        rope={"full": RopeConfig(1000.0, 16)},
+        activation="silu",
+        encoder=EncoderConfig(num_types=2),
+    ),
 )
 
 _XLM = {"max_position_embeddings": 258, "type_vocab_size": 1, "pad_token_id": 1}
@@ -43,5 +50,12 @@ CASES = {
         "XLMRobertaForSequenceClassification",
         "XLMRobertaConfig",
         _XLM | {"num_labels": 1},
+    ),
+    "nomic-bert": Case("nomic_bert", "NomicBertModel", "NomicBertConfig"),
+    "nomic-bert-base": Case(
+        "nomic_bert",
+        "NomicBertModel",
+        "NomicBertConfig",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}, "type_vocab_size": 1},
     ),
 }

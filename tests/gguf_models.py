@@ -3,8 +3,10 @@ gguf package, the keys that say sizes, and what some architectures store otherwi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import gguf
@@ -66,7 +68,7 @@ def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_head_count(heads)
     shared = config.model_type not in ("gpt2", "gpt_neox")
     writer.add_head_count_kv(config.num_key_value_heads if shared else heads)
-    writer.add_key_length(_head_dim(config))
+    writer.add_key_length(getattr(config, "qk_head_dim", None) or _head_dim(config))
     if hasattr(config, "rms_norm_eps"):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     else:
@@ -180,7 +182,27 @@ def _ernie_moe(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_expert_shared_count(config.moe_num_shared_experts)
 
 
+def _minicpm3(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_q_lora_rank(config.q_lora_rank)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+
+
+def _gemma3n(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    writer.add_altup_num_inputs(config.altup_num_inputs)
+    writer.add_altup_active_idx(config.altup_active_idx)
+    writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+    writer.add_shared_kv_layers(config.num_kv_shared_layers)
+    shares = config.activation_sparsity_pattern
+    writer.add_activation_sparsity_scale(
+        [NormalDist().inv_cdf(p) if p else -math.inf for p in shares]
+    )
+
+
 _EXTRA_KEYS = {
+    "minicpm3": _minicpm3,
+    "gemma3n": _gemma3n,
     "mistral3": _mistral3,
     "gpt-oss": _gpt_oss,
     "llama4": _llama4,
@@ -237,7 +259,13 @@ def _tensors(config: Any, state: dict[str, np.ndarray], arch: str) -> Tensors:
         if arch in _INTERLEAVED and ("q_proj" in name or "k_proj" in name):
             halves = values.reshape(-1, 2, _head_dim(config) // 2, *values.shape[1:])
             values = halves.swapaxes(1, 2).reshape(values.shape)
-        if arch.startswith("gemma") and name.endswith("norm.weight"):
+        if arch == "gemma3n" and ".altup_" in name:
+            if name.endswith(".0.weight"):  # all of them are one stack
+                stem = name.removesuffix(".0.weight")
+                others = range(config.altup_num_inputs - 1)
+                yield f"{stem}.weight", np.stack([state[f"{stem}.{i}.weight"] for i in others])
+            continue
+        if arch in ("gemma", "gemma2", "gemma3") and name.endswith("norm.weight"):
             values = values + np.float32(1)
         if arch == "gpt2" and ".h." in name and values.ndim > 1:
             values = values.T

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from elinvar.base.batch import DecodeBatch, ForwardBatch
 from elinvar.base.config import BLOCK_SIZE, KVDtype
 from elinvar.models.family import Model
-from elinvar.ops import KVLayer, Ops
+from elinvar.ops import LayerCache, Ops
 
 F32 = NDArray[np.float32]
 
@@ -29,9 +29,9 @@ class Span:
     blocks: Sequence[int]
 
 
-def make_cache(model: Model, ops: Ops, num_blocks: int, kv_dtype: KVDtype) -> list[KVLayer]:
-    """One KVLayer a layer, `num_blocks` blocks in every group."""
-    layers: dict[int, KVLayer] = {}
+def make_cache(model: Model, ops: Ops, num_blocks: int, kv_dtype: KVDtype) -> list[LayerCache]:
+    """One cache a layer, `num_blocks` blocks in every group."""
+    layers: dict[int, LayerCache] = {}
     for spec in model.kv_specs(kv_dtype):
         layers |= zip(spec.layers, ops.kv_layers(spec, num_blocks), strict=True)
     return [layers[i] for i in range(len(layers))]

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import openai
 import uvicorn
+from starlette.applications import Starlette
 
 from elinvar.base.config import EngineConfig
 from elinvar.engine.aio import AsyncEngine
@@ -70,14 +71,20 @@ def serving(
     core = Engine.load(str(path), config or EngineConfig(kv_memory=64 * 2**20, num_threads=2))
     if core.tokenizer.chat_template is None:
         core.tokenizer.use_chat_template(TEMPLATE)
-    app = create_app(AsyncEngine(core), name, **options)
+    with running(create_app(AsyncEngine(core), name, **options), grace) as (port, server):
+        yield Serving(port, core, server)
+
+
+@contextmanager
+def running(app: Starlette, grace: int = 5) -> Iterator[tuple[int, uvicorn.Server]]:
+    """The port, and the server."""
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn_config(app, grace_seconds=grace))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
         assert eventually(lambda: server.started or not thread.is_alive())
-        yield Serving(listener.getsockname()[1], core, server)
+        yield listener.getsockname()[1], server
     finally:
         server.should_exit = True
         thread.join(60)

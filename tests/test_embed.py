@@ -49,6 +49,14 @@ def sentence_transformers_vectors(folder: Path, texts: list[str], **options: Any
     return SentenceTransformer(str(folder), device="cpu").encode(texts, **options)
 
 
+def cross_encoder_scores(folder: Path, pairs: list[tuple[str, str]]) -> Any:
+    try:
+        from sentence_transformers import CrossEncoder
+    except ImportError:
+        return None
+    return CrossEncoder(str(folder), device="cpu").predict(pairs)
+
+
 @pytest.mark.parametrize("mode", [*MODES, "cls+mean"])
 @pytest.mark.parametrize("kind", ["bert", "xlm-roberta", "qwen3"])
 def test_every_pooling(kind: str, mode: str, tmp_path: Path) -> None:
@@ -198,12 +206,24 @@ DOCUMENTS = ["a metal", "The balance wheel of a watch.", "", "it does not grow "
 
 @pytest.mark.parametrize("activation", [None, "linear.Identity", "activation.Sigmoid"])
 @pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
-def test_rerankers(kind: str, activation: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("generation", [0, 1, 2])
+def test_rerankers(generation: int, kind: str, activation: str | None, tmp_path: Path) -> None:
+    """What is over the score is said in another file in each generation."""
     name = "Bert" if kind == "bert" else "XLMRoberta"
     model = save_model(tmp_path, kind, f"{name}ForSequenceClassification", num_labels=1)
-    if activation:
-        said = {"activation_fn": f"torch.nn.modules.{activation}"}
-        change(tmp_path / "config.json", sentence_transformers=said)
+    said = activation and f"torch.nn.modules.{activation}"
+    if generation == 0:
+        change(tmp_path / "config.json", sbert_ce_default_activation_function=said)
+    elif generation == 1 and said:
+        change(tmp_path / "config.json", sentence_transformers={"activation_fn": said})
+    elif generation == 2:
+        settings = {"activation_fn": said, "model_type": "CrossEncoder"}
+        write(tmp_path / "config_sentence_transformers.json", settings)
+        logits = {"text": {"method": "forward", "method_output_name": "logits"}}
+        kinds = {"transformer_task": "sequence-classification", "module_output_name": "scores"}
+        write(tmp_path / "sentence_bert_config.json", kinds | {"modality_config": logits})
+        module = "sentence_transformers.base.modules.transformer.Transformer"
+        write(tmp_path / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": module}])
     embedder = Embedder(tmp_path)
     query = "which metal does not grow?"
     ranked = embedder.rank(query, DOCUMENTS)
@@ -215,6 +235,9 @@ def test_rerankers(kind: str, activation: str | None, tmp_path: Path) -> None:
     assert [r.score for r in ranked] == sorted(scores, reverse=True)
     assert [r.index for r in ranked if r.truncated] == [3]
     assert embedder.rank(query, DOCUMENTS, top_n=2) == ranked[:2]
+    theirs = cross_encoder_scores(tmp_path, [(query, document) for document in DOCUMENTS])
+    if theirs is not None and generation:
+        assert np.abs(scores - theirs).max() <= 1e-5
     alone = [embedder.rank(query, [document])[0].score for document in DOCUMENTS]
     assert alone == scores.tolist()
     with pytest.raises(ModelError, match="is a reranker and makes no vectors"):
@@ -223,7 +246,8 @@ def test_rerankers(kind: str, activation: str | None, tmp_path: Path) -> None:
         embedder.rank(query, DOCUMENTS, truncate=False)
 
 
-def test_yes_or_no(tmp_path: Path) -> None:
+@pytest.mark.parametrize("new", [False, True])
+def test_yes_or_no(new: bool, tmp_path: Path) -> None:
     """Qwen3-Reranker, by its published recipe: the prompt, the last token, yes against no."""
     model = save_model(tmp_path, "qwen3", "Qwen3ForCausalLM", tie_word_embeddings=True)
     change(tmp_path / "tokenizer_config.json", model_max_length=400)
@@ -240,6 +264,10 @@ def test_yes_or_no(tmp_path: Path) -> None:
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
+    if new:
+        modules = [{"type": f"x.{name}", "path": ""} for name in ("Transformer", "LogitScore")]
+        write(tmp_path / "modules.json", modules)
+        assert Embedder(tmp_path).rank("metal?", DOCUMENTS) == embedder.rank("metal?", DOCUMENTS)
     expected = []
     for document in DOCUMENTS:
         asked = ids(f"<Instruct>: find it\n<Query>: metal?\n<Document>: {document}")

@@ -60,7 +60,7 @@ def load(path: Path, ops: Ops) -> Encoder:
     return found
 
 
-def close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
+def close(ours: Any, theirs: Any, tolerance: float = 3e-5) -> None:
     """Within `tolerance` of the largest number there."""
     theirs = theirs.numpy()
     assert np.abs(ours - theirs).max() <= tolerance * max(1.0, np.abs(theirs).max())
@@ -71,6 +71,7 @@ def close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
 def test_parity_with_transformers(case: str, provider: str, tmp_path: Path) -> None:
     reference, ops = make_reference(case), load_provider(provider)
     reference.save_pretrained(tmp_path)
+    reference.double()  # in float32 its own error is as large as ours
     model = load(tmp_path, ops)
     typed = reference.config.type_vocab_size > 1
     texts = [Text(token_ids(n), [int(typed and i > n // 2) for i in range(n)]) for n in LENGTHS]
@@ -152,7 +153,8 @@ def vectors(family: str, kind: str, threads: tuple[str, int], texts: list[Text])
     pooling = Pooling(("mean", "max", "weightedmean"), ops)
     hidden, starts = TextRunner(model, ops).hidden(texts, pooling.rows)
     first = np.ascontiguousarray(hidden[starts[:-1]])
-    return np.concatenate([pooling(hidden, starts), model.scores(first)], axis=1)
+    scores = [model.scores(first)] if model.encoder.num_labels else []
+    return np.concatenate([pooling(hidden, starts), *scores], axis=1)
 
 
 def test_batches_hold_their_budget_and_their_order() -> None:

@@ -31,6 +31,8 @@ CASES = [
     ("glm4", "glm4"),
     ("glm4-tied", "glm4"),
     ("olmo2", "olmo2"),
+    ("minicpm3-first", "minicpm3"),
+    ("hunyuan", "hunyuan-dense"),
     ("ernie-moe", "ernie4_5-moe"),
     ("olmoe", "olmoe"),
     ("gemma", "gemma"),
@@ -54,6 +56,7 @@ CASES = [
     ("internlm2", "internlm2"),
     ("internlm3", "llama"),
     ("olmo3-yarn", "olmo2"),
+    ("gemma3n", "gemma3n"),
     ("gpt-oss", "gpt-oss"),
     ("ministral3", "mistral3"),
     ("llama4-gguf", "llama4"),
@@ -64,7 +67,7 @@ CASES = [
 @pytest.mark.parametrize(("case", "arch"), CASES, ids=lambda one: one)
 def test_gguf_parity(case: str, arch: str, provider: str, tmp_path: Path) -> None:
     reference, ops = make_reference(case), load_provider(provider)
-    if arch.startswith("gemma"):
+    if arch in ("gemma", "gemma2", "gemma3"):
         # GGUF files do not say query_pre_attn_scalar: it is the head dim.
         for layer in reference.model.layers:
             layer.self_attn.scaling = reference.config.head_dim**-0.5

@@ -17,9 +17,9 @@ from elinvar.engine.output import CompletionBuilder
 from elinvar.models.registry import FAMILIES as REGISTRY
 from engines import VOCAB, Answer, answers, provider, tiny_engine
 
-FAMILIES = ("llama", "gemma3")
-"""Full attention alone, and with windows: these two go through everything, all others through
-test_every_family."""
+FAMILIES = ("llama", "gemma3", "qwen3_next")
+"""Full attention alone, with windows, with recurrent states: these go through everything, all others
+through test_every_family."""
 LEVELS = [level for level in ("scalar", "avx2", "avx512", "neon") if level in _cpu.available()]
 
 

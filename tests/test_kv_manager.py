@@ -11,19 +11,24 @@ from hypothesis.stateful import (
     rule,
 )
 
-from elinvar.base.config import KVSpec
+from elinvar.base.config import DeltaConfig, KVSpec
 from elinvar.kv.manager import KVManager, Prefix, SequenceKV
 
 SIZE = 4
+STATE = 0
+"""Among windows: a group of recurrent states."""
 
 
 def spec(window: int | None = None) -> KVSpec:
+    if window == STATE:
+        return KVSpec("linear", (0,), 1, 8, block_size=SIZE, state=DeltaConfig(1, 1, 8, 16, 2))
     kind = "full" if window is None else "sliding"
     return KVSpec(kind, (0,), 1, 8, window=window, block_size=SIZE)  # type: ignore[arg-type]
 
 
 def manager(*windows: int | None, blocks: int = 32, **options: object) -> KVManager:
-    return KVManager([spec(w) for w in windows], [blocks] * len(windows), **options)  # type: ignore[arg-type]
+    num_blocks = [1 + blocks % 9 if w == STATE else blocks for w in windows]
+    return KVManager([spec(w) for w in windows], num_blocks, **options)  # type: ignore[arg-type]
 
 
 def compute(kv: KVManager, tokens: list[int], step: int = 1000) -> tuple[SequenceKV, Prefix]:
@@ -170,11 +175,17 @@ class ManagerMachine(RuleBasedStateMachine):
     """
 
     @initialize(
-        windows=st.sampled_from([(None,), (5,), (None, 5), (None, 1), (4, None, 9), (3, 8)]),
+        windows=st.sampled_from(
+            [
+                *[(None,), (5,), (None, 5), (None, 1), (4, None, 9), (3, 8)],
+                *[(None, STATE), (STATE,), (None, 5, STATE)],
+            ]
+        ),
         blocks=st.integers(3, 14),
     )
     def start(self, windows: tuple[int | None, ...], blocks: int) -> None:
         self.kv = manager(*windows, blocks=blocks)
+        self.states = [group for group, window in enumerate(windows) if window == STATE]
         self.live: list[tuple[SequenceKV, list[int], list[int]]] = []
         self.written: list[dict[int, tuple[int, ...]]] = [{} for _ in windows]
 
@@ -182,6 +193,8 @@ class ManagerMachine(RuleBasedStateMachine):
         for position in range(start, end):
             index = position // SIZE
             for group, table in enumerate(seq.tables):
+                if group in self.states and position < end - 1:
+                    continue
                 block = table[index]
                 pool = self.kv.pools[group]
                 assert pool.ref_count(block) == 1 and not pool.is_published(block)
@@ -189,6 +202,8 @@ class ManagerMachine(RuleBasedStateMachine):
 
     def read(self, seq: SequenceKV, tokens: list[int], start: int, end: int) -> None:
         for group, (table, window) in enumerate(zip(seq.tables, self.kv.windows, strict=True)):
+            if group in self.states:
+                continue
             first = 0 if window is None else max(0, start - window + 1)
             for index in range(first // SIZE, (end - 1) // SIZE + 1):
                 content = tuple(tokens[: min(end, (index + 1) * SIZE)])
@@ -200,11 +215,20 @@ class ManagerMachine(RuleBasedStateMachine):
         allocation = self.kv.prepare(seq, done, min(done + step, len(tokens)), prefix)
         if allocation is None:
             return done
+        before = self.state_blocks(seq, prefix)
         self.kv.apply(allocation)
+        for group, block in before.items():
+            assert self.written[group][block] == tuple(tokens[:done]), "goes on from another state"
+            assert self.kv.pools[group].ref_count(block) > 0, "may be given to somebody else"
         self.write(seq, tokens, done, allocation.end)
         self.read(seq, tokens, done, allocation.end)
         self.kv.advance(seq, tokens, allocation.end)
         return allocation.end
+
+    def state_blocks(self, seq: SequenceKV, prefix: Prefix | None) -> dict[int, int]:
+        """Those that the sequence goes on from."""
+        tables = seq.tables if prefix is None else prefix.blocks
+        return {group: tables[group][-1] for group in self.states if tables[group]}
 
     @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=30), step=st.integers(1, 30))
     def arrive(self, tokens: list[int], step: int) -> None:
@@ -251,3 +275,95 @@ class ManagerMachine(RuleBasedStateMachine):
 
 ManagerMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 TestManager = ManagerMachine.TestCase
+
+
+# ---- recurrent states -------------------------------------------------------------------------
+
+
+def states(blocks: int = 64, states: int = 8) -> KVManager:
+    """Snapshots for keeps every five blocks: a state weighs 640 bytes and a block of keys 128."""
+    return KVManager([spec(None), spec(STATE)], [blocks, states])
+
+
+def snapshots(kv: KVManager, tokens: list[int]) -> list[int]:
+    """Positions of `tokens` at which a state can be found."""
+    seq = kv.new_sequence()
+    kv.find_prefix(seq, tokens)
+    return [(i + 1) * SIZE for i, key in enumerate(seq.keys) if kv.pools[1].find(key) is not None]
+
+
+def test_a_chunk_ends_where_a_snapshot_is_left() -> None:
+    kv, tokens = states(), list(range(50))
+    seq = kv.new_sequence()
+    prefix: Prefix | None = kv.find_prefix(seq, tokens)
+    done, ends = 0, []
+    while done < len(tokens):
+        allocation = kv.prepare(seq, done, len(tokens), prefix)
+        assert allocation is not None
+        assert sum(block >= 0 for block in kv.apply(allocation)[1]) == 1
+        prefix, done = None, allocation.end
+        kv.advance(seq, tokens, done)
+        ends.append(done)
+        kv.check([seq])
+    assert ends == [20, 40, 48, 50]
+    assert snapshots(kv, [*tokens, 1]) == [20, 40, 48]
+    assert kv.find_prefix(kv.new_sequence(), tokens).num_tokens == 48
+    assert kv.find_prefix(kv.new_sequence(), tokens[:47]).num_tokens == 40
+    assert sum(block >= 0 for block in seq.tables[1]) == 1, "it holds its own state alone"
+
+
+def test_sequences_that_part_leave_a_snapshot_where_they_do() -> None:
+    kv, tokens = states(), list(range(19))
+    compute(kv, tokens)
+    assert snapshots(kv, tokens) == [16]
+    # Its keys serve 12 of the other's tokens; only a state at 0 does.
+    _, found = compute(kv, [*tokens[:13], *range(100, 130)])
+    assert found.num_tokens == 0 and found.marks == (12, 40)
+    _, found = compute(kv, [*tokens[:13], *range(200, 205)])
+    assert found.num_tokens == 12
+
+
+def test_decoding_keeps_the_last_snapshot_alone() -> None:
+    kv, tokens = states(), list(range(9))
+    seq, _ = compute(kv, tokens)
+    for token in range(9, 38):
+        tokens.append(token)
+        allocation = kv.prepare(seq, token, token + 1)
+        assert allocation is not None
+        kv.apply(allocation)
+        kv.advance(seq, tokens, token + 1)
+    # That of the prompt's end, that of every fifth block, and the last one.
+    assert snapshots(kv, [*tokens, 1, 2]) == [8, 20, 36]
+    kv.free(seq)
+    assert kv.find_prefix(kv.new_sequence(), [*tokens, 1]).num_tokens == 36
+
+
+def test_a_snapshot_is_given_up_where_it_would_cost_a_block() -> None:
+    kv, tokens = states(states=1), list(range(30))
+    seq, _ = compute(kv, tokens)
+    assert snapshots(kv, tokens) == []
+    kv.free(seq)
+    # Alone, a sequence even takes over the state that it begins from.
+    seq, _ = compute(kv, tokens[:20])
+    kv.free(seq)
+    seq, found = compute(kv, tokens)
+    assert found.num_tokens == 20
+    kv.check([seq])
+
+
+def test_two_that_begin_from_one_state_do_not_write_to_it() -> None:
+    kv, tokens = states(), list(range(20))
+    first, _ = compute(kv, tokens)
+    both = [kv.new_sequence() for _ in range(2)]
+    longer = [[*tokens, n, n] for n in (7, 8)]
+    blocks = []
+    for seq, ids in zip(both, longer, strict=True):
+        prefix = kv.find_prefix(seq, ids)
+        allocation = kv.prepare(seq, prefix.num_tokens, len(ids), prefix)
+        assert allocation is not None and prefix.num_tokens == 20
+        blocks += [prefix.blocks[1][-1], kv.apply(allocation)[1][-1]]
+    assert blocks[0] == blocks[2] and len(set(blocks)) == 3
+    kv.check([first, *both])
+    for seq, ids in zip(both, longer, strict=True):
+        kv.advance(seq, ids, len(ids))
+    assert kv.pools[1].ref_count(blocks[0]) == 1, "held by the one that wrote it"

@@ -8,19 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elinvar.base.config import KVSpec
+from elinvar.base.config import DeltaConfig, KVSpec
 from elinvar.base.errors import InputError
 from elinvar.engine.memory import available_memory
-from elinvar.engine.plan_kv import DEFAULT_LIMIT, plan_kv
+from elinvar.engine.plan_kv import DEFAULT_LIMIT, describe_blocks, plan_kv
 from elinvar.kv.manager import KVManager
 
 FULL = KVSpec("full", (0, 1), 2, 64)
+STATES = KVSpec("linear", (5,), 2, 64, state=DeltaConfig(2, 4, 16, 32, 4))
 SLIDING = KVSpec("sliding", (2, 3, 4), 2, 64, window=100)
 GIB = 2**30
 
 
 @given(
-    st.sampled_from([(FULL,), (FULL, SLIDING), (SLIDING,)]),
+    st.sampled_from([(FULL,), (FULL, SLIDING), (SLIDING,), (FULL, STATES), (STATES,)]),
     st.integers(1, 5000),
     st.integers(2**19, 2**26),
     st.integers(1, 64),
@@ -62,6 +63,14 @@ def test_no_more_than_all_rows_can_use() -> None:
 def test_short_sequences_do_not_starve_the_sliding_group() -> None:
     full, sliding = plan_kv((FULL, SLIDING), 32768, 0, kv_memory=GIB).num_blocks
     assert full > 1024 and sliding > 200
+
+
+def test_states_do_not_grow_with_the_context() -> None:
+    short, long = (plan_kv((FULL, STATES), n, 0, kv_memory=GIB, max_rows=8) for n in (2048, 65536))
+    assert short.num_blocks[1] == 8 * 2, "as many as all rows can use: two each"
+    assert 2 <= long.num_blocks[1] <= 16
+    text = describe_blocks((FULL, STATES), short.num_blocks)
+    assert text == "512 full blocks of 32768 bytes, 16 linear states of 10496 bytes"
 
 
 def test_what_cannot_be_had_is_refused_with_numbers() -> None:

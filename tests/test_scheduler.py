@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from elinvar.base.config import KVSpec
+from elinvar.base.config import DeltaConfig, KVSpec
 from elinvar.base.errors import InputError
 from elinvar.base.plan import PlanItem, StepOutput, StepPlan, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
@@ -23,6 +23,8 @@ from elinvar.sched.scheduler import Scheduler
 SIZE = 4
 VOCAB = 20
 EOS = 0
+STATE = 0
+"""Among windows: a group of recurrent states, each the size of some blocks of keys."""
 
 
 def next_token(tokens: list[int], seed: int) -> int:
@@ -51,6 +53,13 @@ class Row:
     computed: int
 
 
+def spec(window: int | None) -> KVSpec:
+    if window == STATE:
+        return KVSpec("linear", (0,), 1, 8, block_size=SIZE, state=DeltaConfig(1, 1, 8, 16, 2))
+    kind = "full" if window is None else "sliding"
+    return KVSpec(kind, (0,), 1, 8, window=window, block_size=SIZE)  # type: ignore[arg-type]
+
+
 class FakeExecutor:
     def __init__(self, windows: tuple[int | None, ...]) -> None:
         self.windows = windows
@@ -73,6 +82,9 @@ class FakeExecutor:
         assert len({item.row for item in plan.items}) == len(plan.items)
         for item in plan.items:
             self._write(item)
+        for group, window in enumerate(self.windows):
+            if window == STATE:
+                self._go_on(group, plan.items)
         for item in plan.items:
             self._read(item)
         output = StepOutput([], [])
@@ -98,12 +110,35 @@ class FakeExecutor:
             table += blocks
         for position in range(item.start, row.computed):
             content = hash(tuple(row.tokens[: position + 1]))
-            for slots, table in zip(self.slots, row.tables, strict=True):
-                slots[table[position // SIZE], position % SIZE] = content
+            for window, slots, table in zip(self.windows, self.slots, row.tables, strict=True):
+                if window != STATE:
+                    slots[table[position // SIZE], position % SIZE] = content
+
+    def _go_on(self, group: int, items: list[PlanItem]) -> None:
+        """States are read and written at once, whatever the order of sequences."""
+        states = self.slots[group]
+        moves = []
+        for item in items:
+            row = self.rows[item.row]
+            before = row.tables[group][(item.start - 1) // SIZE] if item.start else None
+            moves.append((before, row.tables[group][(row.computed - 1) // SIZE]))
+            if before is not None:
+                content = hash(tuple(row.tokens[: item.start]))
+                assert states[before, 0] == content, "goes on from a foreign state"
+        assert all(after >= 0 for _, after in moves), "no place for a state"
+        assert len({after for _, after in moves}) == len(moves), "two states in one block"
+        for before, after in moves:
+            others = [a for b, a in moves if (b, a) != (before, after)]
+            assert before not in others, "overwritten while it is read"
+        for item, (_, after) in zip(items, moves, strict=True):
+            row = self.rows[item.row]
+            states[after, 0] = hash(tuple(row.tokens[: row.computed]))
 
     def _read(self, item: PlanItem) -> None:
         row = self.rows[item.row]
         for window, slots, table in zip(self.windows, self.slots, row.tables, strict=True):
+            if window == STATE:
+                continue
             # The union of what the queries of this span attend to.
             first = 0 if window is None else max(0, item.start - window + 1)
             for position in range(first, row.computed):
@@ -133,14 +168,10 @@ class Bench:
         context: int = 100,
         prefix_cache: bool = True,
     ) -> None:
-        specs = [
-            KVSpec("full" if w is None else "sliding", (0,), 1, 8, window=w, block_size=SIZE)
-            for w in windows
-        ]
         self.context = context
         self.scheduler = Scheduler(
-            specs,
-            [blocks] * len(windows),
+            [spec(w) for w in windows],
+            [1 + blocks % 9 if w == STATE else blocks for w in windows],  # states are few
             rows,
             budget,
             context,
@@ -427,7 +458,7 @@ def test_several_tokens_a_row_are_booked_up_to_the_end() -> None:
 
 # ---- everything at once ----------------------------------------------------------------------
 
-WINDOWS = [(None,), (6,), (None, 6), (None, 1), (None, 4, 11)]
+WINDOWS = [(None,), (6,), (None, 6), (None, 1), (None, 4, 11), (None, STATE), (None, 6, STATE)]
 BEGINNINGS = [[1, 2, 3, 4, 5, 6, 1, 2], [1, 2, 3, 4, 6, 5, 4, 3, 2, 1, 2, 3, 4, 5], [6] * 20]
 
 prompts = st.builds(

@@ -428,7 +428,7 @@ class Hub(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
         elif path.startswith(f"/org/name/resolve/{self.commit}/"):
-            self.file(path.rpartition("/")[2])
+            self.file(path.removeprefix(f"/org/name/resolve/{self.commit}/"))
         else:
             self.refuse("RepoNotFound", 404)
 
@@ -484,6 +484,8 @@ FOLDER = {
     "tokenizer.json": b"{}",
     "tokenizer_config.json": b"{}",
     "chat_template.jinja": b"x",
+    "additional_chat_templates/tool_use.jinja": b"y",
+    "qwen.tiktoken": b"ranks",
     "generation_config.json": b"{}",
     "pytorch_model.bin": b"pickle",
     "README.md": b"readme",
@@ -506,7 +508,8 @@ def test_repository(hub: type[Hub], cache: Path) -> None:
     path = sources.pull("hf:org/name@main")
     assert path == cache / "models/hf/org--name@main"
     wanted = set(FOLDER) - {"pytorch_model.bin", "README.md", "consolidated.safetensors"}
-    assert {file.name for file in path.iterdir()} == {*wanted, "elinvar.json"}
+    found = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+    assert found == {*wanted, "elinvar.json"}
     assert (path / "model.safetensors").read_bytes() == FOLDER["model.safetensors"]
     (model,) = list_models()
     assert (model.revision, model.format) == (hub.commit, "safetensors")

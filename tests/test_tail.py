@@ -69,6 +69,8 @@ def published(case: str, **changes: Any) -> Any:
         ("glm4-moe-lite", {"topk_method": "other"}, "topk_method"),
         ("olmoe", {"clip_qkv": 8.0}, "clip_qkv"),
         ("ernie-moe", {"moe_k": 10}, "moe_k"),
+        ("hunyuan", {"use_cla": True}, "use_cla"),
+        ("hunyuan", {"rope_parameters": {"rope_type": "default", "alpha": 9.0}}, "rope_type"),
         ("ernie-moe", {"moe_use_aux_free": False}, "moe_use_aux_free"),
     ],
 )

@@ -159,3 +159,48 @@ def test_chats_have_the_ids_of_transformers(folder: Path, tmp_path: Path, templa
         text = ours.chat_template.render(messages)
         expected = theirs.apply_chat_template(messages, add_generation_prompt=True)
         assert ours.encode_chat(text) == expected["input_ids"]
+
+
+TOOL, NEW = "<tool_call>", "<|new|>"
+BESIDE: dict[str, dict[str, Any]] = {
+    "becomes_special": {"added_tokens_decoder": {"TOOL": {"content": TOOL, "special": True}}},
+    "new": {"added_tokens_decoder": {"NEXT": {"content": NEW, "special": True, "rstrip": True}}},
+    "new_plain": {"added_tokens_decoder": {"NEXT": {"content": NEW, "lstrip": True}}},
+    "additional": {"additional_special_tokens": [TOOL, "<|im_start|>"]},
+    "extra": {"extra_special_tokens": [TOOL]},
+    "extra_named": {"extra_special_tokens": {"tool_token": TOOL}},
+    "named": {"mask_token": TOOL, "unk_token": "<think>"},
+    "add_bos": {"add_bos_token": True, "bos_token": "<|im_start|>"},
+    "legacy": {
+        "legacy": False,
+        "clean_up_tokenization_spaces": True,
+        "split_special_tokens": False,
+    },
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_settings_beside_a_tokenizer_json_equal_transformers(tmp_path: Path, beside: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    write_folder(tmp_path, "qwen3")
+    plain = load(tmp_path)
+    ids = {"TOOL": plain.encode(TOOL)[0], "NEXT": plain.vocab_size}
+    path = tmp_path / "tokenizer_config.json"
+    changes = BESIDE[beside] | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for key, token in changes.get("added_tokens_decoder", {}).items():
+        flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized", "special"), False)
+        changes["added_tokens_decoder"] = {str(ids[key]): flags | token}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    (tmp_path / "chat_template.jinja").write_text(
+        "{{ mask_token }}|{{ tool_token }}|{{ bos_token }}"
+    )
+    ours, theirs = load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    texts = [f"a {TOOL} b {NEW} c", f"{NEW}\n", *TEXTS[:400]]
+    encoded = theirs(texts)["input_ids"]
+    assert [ours.encode(text) for text in texts] == encoded
+    decoded = theirs.batch_decode(encoded, skip_special_tokens=True)
+    assert [ours.decode(each) for each in encoded] == decoded
+    messages = [{"role": "user", "content": "x"}]
+    assert ours.chat_template is not None
+    text = theirs.apply_chat_template(messages, tokenize=False)
+    assert ours.chat_template.render(messages) == text

@@ -232,6 +232,19 @@ def test_chatglm3_adds_its_own_control_tokens(tmp_path: Path) -> None:
     assert ours.eos_ids == {2, first + 6, first + 8}
 
 
+def test_pieces_that_the_settings_call_otherwise(tmp_path: Path) -> None:
+    """InternLM2 left pieces free and gave them names later."""
+    theirs = train_spm(tmp_path / "tokenizer.model", **SPM_KINDS["llama"])
+    spare = theirs.GetPieceSize() - 1
+    assert load(tmp_path).encode("<|im_end|>")[-1] != spare
+    listed = {str(spare): {"content": "<|im_end|>", "special": True}}
+    settings_of(tmp_path, tokenizer_class="InternLM2Tokenizer", added_tokens_decoder=listed)
+    ours = load(tmp_path)
+    assert ours.encode("<|im_end|>") == [1, spare]
+    assert ours.eos_ids == {2, spare}
+    assert ours.vocab_size == theirs.GetPieceSize()
+
+
 # vocab.json and merges.txt.
 
 

@@ -79,6 +79,38 @@ void latents(Provider& p) {
     }
 }
 
+// Two sequences go on from one state, one begins.
+void recurrent(Provider& p) {
+    const int heads = 6, key_heads = 2, key_dim = 40, dim = 24, taps = 4, tokens = 50, blocks = 5;
+    const int channels = 2 * key_heads * key_dim + heads * dim, width = channels + 200;
+    const std::vector<int32_t> starts{0, 1, 17, tokens}, lens{33, 48, 33};
+    const std::vector<int32_t> tables{2, 0, 2, 1, 3, 4};
+    const StateTables where{3, starts.data(), lens.data(), tables.data(), 2};
+    const auto x = floats(tokens * width, 4.0f), w = floats(taps * channels);
+    const auto a_log = floats(heads), shift = floats(heads), gain = floats(dim);
+    auto tails = floats(blocks * (taps - 1) * channels);
+    std::vector<float> states(blocks * heads * key_dim * 32), qkv(tokens * channels);
+    std::vector<float> out(tokens * heads * dim), gated(out.size());
+    p.causal_conv(Convolution{x.data(), width, w.data(), tails.data(), (taps - 1) * channels,
+                              channels, taps, qkv.data()},
+                  where);
+    show("convolution", qkv);
+    show("tails", tails);
+    for (int i = 0; i < 2; ++i)  // the second time from what the first left
+        p.delta_rule(
+            DeltaRule{qkv.data(), x.data(), width, a_log.data(), shift.data(), states.data(),
+                      heads * key_dim * 32, key_heads, heads, key_dim, dim, out.data()},
+            where);
+    show("delta rule", out);
+    show("states", states);
+    p.gated_rms_norm(GatedNorm{out.data(), x.data() + channels, width, gain.data(), 1e-6f, heads,
+                               dim, gated.data()},
+                     tokens);
+    show("gated norm", gated);
+    p.sigmoid_gate(out.data(), x.data(), out.size(), gated.data());
+    show("sigmoid gate", gated);
+}
+
 // Rows of three adapters and of none, onto two matrices side by side, of which the last adapter
 // changes one and shares its A.
 void show_adapters(Provider& p) {
@@ -172,6 +204,15 @@ int main(int argc, char** argv) {
     show("scale", out);
     p.softcap(wide.data(), 3.0f, wide.size(), out.data());
     show("softcap", out);
+    p.multiply_rows(wide.data(), 17, 100, gain.data(), 0, out.data());
+    show("product", out);
+    p.sparsify(wide.data(), 1.2f, 17, 100, out.data());
+    show("the largest", out);
+    p.match_rms(wide.data(), y.data(), 17, 100, out.data());
+    show("as large", out);
+    std::vector<float> streams(3 * 17 * 100);
+    p.mix({wide.data(), x.data(), y.data()}, 17, 100, floats(17 * 9).data(), 3, streams.data());
+    show("mixed", streams);
     for (const Kind kv : {Kind::f16, Kind::bf16, Kind::f32}) {
         const int heads = 6, kv_heads = 2, dim = 24, padded = 32, tokens = 1100, blocks = 35;
         const auto qkv = floats(static_cast<std::size_t>(tokens * (heads + 2 * kv_heads) * dim));
@@ -244,6 +285,7 @@ int main(int argc, char** argv) {
         }
     }
     latents(p);
+    recurrent(p);
     const int vocab = 3000, rows = 8;
     const auto logits = floats(static_cast<std::size_t>(vocab * rows), 12.0f);
     std::vector<SampleRow> args;

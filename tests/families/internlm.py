@@ -109,6 +109,7 @@ ENGINES = (
 
 CASES = {
     "minicpm3": _minicpm3(q_lora_rank=40),
+    "minicpm3-first": _minicpm3(q_lora_rank=40, scale_emb=12, dim_model_base=256),
     "minicpm3-untied": _minicpm3(q_lora_rank=None, v_head_dim=32, tie_word_embeddings=False),
     "internlm2": _internlm2(),
     "internlm2-grouped": _internlm2(num_attention_heads=8, head_dim=24),

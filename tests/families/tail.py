@@ -37,6 +37,7 @@ NOPE = {"full": RopeConfig(10000.0, 0), "sliding": RopeConfig(10000.0, 16)}
 MINIMAX = MoEConfig(9, 3, 32, (0, 1), scoring="sigmoid", renormalise=True, biased=True)
 
 ENGINES = (
+    replace(LLAMA, family="hunyuan"),
     replace(LLAMA, family="gemma", activation="gelu_tanh", embed_scale=3.0, tied_head=True),
     replace(DEEPSEEK, family="glm4_moe_lite"),
     replace(LLAMA, family="olmoe", moe=MoEConfig(6, 2, 96, (0, 1))),
@@ -118,7 +119,17 @@ def _ernie_moe(**settings: Any) -> Case:
     return Case("ernie_moe", "Ernie4_5_MoeForCausalLM", "Ernie4_5_MoeConfig", plain | settings)
 
 
+def _hunyuan(**settings: Any) -> Case:
+    return Case("hunyuan", "HunYuanDenseV1ForCausalLM", "HunYuanDenseV1Config", settings)
+
+
+NTK_ALPHA = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 1.0, "alpha": 50.0}
+
 CASES = {
+    "hunyuan": _hunyuan(),
+    "hunyuan-alpha": _hunyuan(
+        rope_parameters=NTK_ALPHA, head_dim=32, tie_word_embeddings=True, num_key_value_heads=4
+    ),
     "gemma": _gemma(),
     "gemma-untied": _gemma(tie_word_embeddings=False, head_dim=32, num_key_value_heads=1),
     "glm4-moe-lite": _glm4_moe_lite(),

@@ -7,7 +7,8 @@ from typing import Literal, get_args
 
 from elinvar.base.errors import InputError
 
-LayerKind = Literal["full", "sliding", "chunked"]
+LayerKind = Literal["full", "sliding", "chunked", "linear"]
+"""Attention to every key, to a window, to a chunk; linear attention, which keeps a state instead."""
 KVDtype = Literal["f16", "bf16", "f32"]
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai"]
 """Of an MLP: x sigmoid(x); x Phi(x) with Phi by tanh (Hendrycks and Gimpel, 2016), and the exact
@@ -93,6 +94,58 @@ class IndexConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamsConfig:
+    """Several streams side by side (nn/streams.py)."""
+
+    num_streams: int
+    rank: int
+    """Of the projection around attention."""
+    own_dim: int
+    """Of the embeddings that each layer has of its own."""
+    own_vocab: int
+    """Rows of those; other tokens have that of token 0."""
+    kv_layers: int
+    """Layers with keys and values. Those after them read what the last one of their kind wrote."""
+    deviations: tuple[float | None, ...]
+    """Of each layer: an MLP's activations begin so many standard deviations above their mean."""
+    scaled: bool
+    """Whether the first stream is multiplied by gains where it meets a layer's own embedding."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaConfig:
+    """Gated delta-net layers (nn/delta.py). What they keep of a sequence is its state: a matrix
+    [key_dim, value_dim] a head and the last inputs of a convolution, all in f32."""
+
+    key_heads: int
+    heads: int
+    """Of values; each key head serves so many of them that lie together."""
+    key_dim: int
+    """Of a head."""
+    value_dim: int
+    taps: int
+    """Inputs that the convolution sees, the present one among them."""
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: queries, keys, values."""
+        return 2 * self.key_heads * self.key_dim + self.heads * self.value_dim
+
+    @property
+    def padded_dim(self) -> int:
+        """Columns of a matrix, where each row begins a cache line."""
+        return -(-self.value_dim // 16) * 16
+
+    @property
+    def tail_floats(self) -> int:
+        return -(-(self.taps - 1) * self.channels // 16) * 16
+
+    @property
+    def state_floats(self) -> int:
+        return self.tail_floats + self.heads * self.key_dim * self.padded_dim
+
+
+@dataclass(frozen=True, slots=True)
 class MoEConfig:
     """The mixture of experts that some layers have in the place of an MLP; what routing means says
     ops.api.Ops.route."""
@@ -170,8 +223,11 @@ class ModelConfig:
     """Layers without positions, though others of their kind have some."""
     moe: MoEConfig | None = None
     latent: LatentConfig | None = None
+    delta: DeltaConfig | None = None
+    """Of the linear layers."""
     encoder: EncoderConfig | None = None
     """None: a decoder."""
+    streams: StreamsConfig | None = None
     temperature: dict[LayerKind, TemperatureConfig] = field(default_factory=dict)
     """Of the layer kinds that have one."""
     unit_heads: bool = False
@@ -194,10 +250,15 @@ class KVSpec:
     block_size: int = BLOCK_SIZE
     latent_dim: int | None = None
     """Set: so many first dims of a key are its value too, which is not stored again."""
+    state: DeltaConfig | None = None
+    """Set: layers with a recurrent state. A block is the state after the last computed of its
+    positions, so a sequence goes on from one block, and those before it are snapshots."""
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block over all the layers of this kind."""
+        if self.state is not None:
+            return len(self.layers) * self.state.state_floats * 4
         size = {"f16": 2, "bf16": 2, "f32": 4}[self.dtype]
         arrays = 1 if self.latent_dim else 2
         heads = self.num_kv_heads * self.head_dim

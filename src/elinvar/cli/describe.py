@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from elinvar.base.config import DeltaConfig
 from elinvar.base.errors import ModelError
 from elinvar.cli.options import format_size
 from elinvar.engine.encodings import encoder_backend
@@ -56,6 +57,16 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     kinds = config.pop("layer_kinds")
     config["layer_kinds"] = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
     return config
+
+
+def _states(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """What recurrent layers keep of a sequence."""
+    if config["delta"] is None:
+        return []
+    c, count = DeltaConfig(**config["delta"]), config["layer_kinds"]["linear"]
+    heads = f"{c.heads} heads of {c.key_dim} x {c.value_dim}"
+    size = format_size(4 * c.state_floats * count)
+    return [("states", f"{heads}: {size} a sequence or snapshot, whatever its length")]
 
 
 def _tensor_types(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
@@ -108,6 +119,7 @@ def readable(facts: dict[str, Any]) -> str:
             ("width", f"{config['dim']}, MLP {config['ff_dim']} ({config['activation']})"),
             ("attention", f"{heads}, {config['num_kv_heads']} for keys and values"),
         ]
+        lines += _states(config)
         ropes = [f"{r['base']:g} ({k})" for k, r in config["rope"].items() if r["dim"]]
         lines.append(("RoPE base", ", ".join(ropes) or "none"))
         if encoder := config["encoder"]:

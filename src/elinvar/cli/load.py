@@ -42,6 +42,14 @@ def load(
     return llm
 
 
+def pulled(model: str) -> Path:
+    """Where the model's files are."""
+    from elinvar.weights.sources import resolve
+
+    with _stages() as progress:
+        return resolve(model, lambda what, done, total: progress(what, done, total or 0))
+
+
 def load_embedder(model: str, config: EngineConfig, ranking: bool = False) -> Embedder:
     """The same for an embedding model or a reranker; what was assumed of it is noted."""
     from elinvar.engine.embed import Embedder

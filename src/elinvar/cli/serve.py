@@ -33,6 +33,16 @@ from elinvar.cli.terminal import note
     default=1024,
     help="Requests waiting before new ones get 429.",
 )
+@option(
+    "--texts",
+    is_flag=True,
+    help="Serve vectors and scores of texts, though the model's files do not say that it makes them.",
+)
+@option(
+    "--matryoshka",
+    is_flag=True,
+    help="Let clients shorten vectors, though config.json does not say that the model can.",
+)
 @opt.serving
 @opt.adapters
 @option(
@@ -49,20 +59,26 @@ def serve(
     served_model_name: str | None,
     max_waiting: int,
     chat_template: Path | None,
+    texts: bool,
+    matryoshka: bool,
     adapters: list[tuple[str, str]],
     allow_adapter_loading: bool,
     **flags: Any,
 ) -> None:
-    """Serve a model over HTTP as OpenAI's API does."""
+    """Serve a model over HTTP as OpenAI's API does.
+
+    Embedding models and rerankers answer /v1/embeddings or /v1/rerank, others chats and completions."""
     config = opt.engine_config(flags)
     name = served_model_name or model
     if name in dict(adapters):
         raise click.BadParameter(f"{name!r} is the model's own name.", param_hint="--adapter")
     import uvicorn
 
-    from elinvar.cli.load import load
+    from elinvar.cli.load import load, load_embedder, pulled
     from elinvar.engine.aio import AsyncEngine
-    from elinvar.server.app import create_app, listen, uvicorn_config
+    from elinvar.engine.text_aio import AsyncTextModel
+    from elinvar.engine.text_model import is_text_model
+    from elinvar.server.app import create_app, create_text_app, listen, uvicorn_config
 
     # Before the model is loaded: a port that is taken is told at once.
     try:
@@ -71,13 +87,19 @@ def serve(
         raise ElinvarError(
             f"Cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port."
         ) from None
-    engine = load(model, config, chat_template, adapters=adapters).engine
-    app = create_app(
-        AsyncEngine(engine),
-        name,
-        max_waiting=max_waiting,
-        allow_adapter_loading=allow_adapter_loading,
-    )
+    if texts or is_text_model(pulled(model)):
+        text_model = load_embedder(model, config).model
+        app = create_text_app(
+            AsyncTextModel(text_model), name, max_waiting=max_waiting, matryoshka=matryoshka
+        )
+    else:
+        engine = load(model, config, chat_template, adapters=adapters).engine
+        app = create_app(
+            AsyncEngine(engine),
+            name,
+            max_waiting=max_waiting,
+            allow_adapter_loading=allow_adapter_loading,
+        )
     shown_host = f"[{host}]" if ":" in host else host
     address = f"http://{shown_host}:{listener.getsockname()[1]}/v1"
 

@@ -27,7 +27,7 @@ from elinvar.engine.adapters import Adapters
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.memory import available_memory, give_back
 from elinvar.engine.output import Delta, FinishReason
-from elinvar.engine.plan_kv import plan_kv
+from elinvar.engine.plan_kv import describe_blocks, plan_kv
 from elinvar.engine.seeds import draw_seed
 from elinvar.engine.text import AnswerText
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
@@ -128,7 +128,7 @@ class Engine:
             max_rows=config.max_rows,
             max_step_tokens=config.max_step_tokens,
         )
-        log.info("KV cache: %s blocks, %d bytes", kv.num_blocks, kv.num_bytes)
+        log.info("KV cache: %s; %d bytes", describe_blocks(specs, kv.num_blocks), kv.num_bytes)
         self.config = config
         self._weights = weights_fingerprint
         self.fingerprint = _fingerprint(config, weights_fingerprint)

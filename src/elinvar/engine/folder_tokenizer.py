@@ -43,22 +43,27 @@ def folder_parts(folder: Path, config: Mapping[str, Any], keep: Keep) -> Parts:
     settings = _optional(folder / "tokenizer_config.json")
     kind = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
     tokens = _named_tokens(folder, settings)
+    listed = _listed_tokens(folder, settings)
     if (folder / "tokenizer.json").exists():
         backend = from_json(folder / "tokenizer.json")
-        _add_listed(folder, backend, settings)
+        _add_listed(folder, backend, listed)
         prefix = _prefix_ids(backend)
     else:
-        backend = from_vocabulary(folder, kind, keep)
-        listed = enumerate(_LISTED_IN_CODE.get(kind, ()), backend.get_vocab_size())
-        _add_listed(folder, backend, settings, dict(listed))
+        texts = {i: token.content for i, token in listed.items()}
+        backend = from_vocabulary(folder, kind, texts, keep)
+        in_code = enumerate(_LISTED_IN_CODE.get(kind, ()), backend.get_vocab_size())
+        _add_listed(folder, backend, {i: _control(text) for i, text in in_code} | listed)
         known = {name: _known(backend, texts) for name, texts in _USUAL.items()}
         tokens = {name: text for name, text in known.items() if text is not None} | tokens
         prefix = _ids(backend, _PREFIXES.get(kind, ()))
         # A file of ranks has no BOS of its own; one of SentencePiece has, and wants it.
         if not prefix and settings.get("add_bos_token", known["bos_token"] is not None):
             prefix = _ids(backend, [tokens.get("bos_token", "")])
-    # What has a name is a control token, whatever the vocabulary says of it.
-    backend.add_special_tokens([t for t in tokens.values() if backend.token_to_id(t) is not None])
+    # What has a name is a control token, whatever the vocabulary says of it; what is only listed, if
+    # the vocabulary says nothing.
+    said = {token.content for token in backend.get_added_tokens_decoder().values()}
+    named = (*tokens.values(), *(text for text in _extra_tokens(settings) if text not in said))
+    backend.add_special_tokens([t for t in named if backend.token_to_id(t) is not None])
     bos, eos = (_as_ids(config.get(f"{end}_token_id")) for end in ("bos", "eos"))
     eos += _as_ids(_optional(folder / "generation_config.json").get("eos_token_id"))
     bos_id = backend.token_to_id(tokens.get("bos_token", ""))
@@ -86,8 +91,10 @@ def _named_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
         ("special_tokens_map.json", _optional(folder / "special_tokens_map.json")),
         ("tokenizer_config.json", settings),
     ):
-        for key in _NAMED:
-            value = source.get(key)
+        extra = source.get("extra_special_tokens")
+        values = {key: source.get(key) for key in _NAMED}
+        values |= extra if isinstance(extra, dict) else {}
+        for key, value in values.items():
             text = value.get("content") if isinstance(value, dict) else value
             if isinstance(text, str):
                 # JSON can bring half a surrogate pair, which is no character.
@@ -97,33 +104,16 @@ def _named_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     return tokens
 
 
-def _add_listed(
-    folder: Path, backend: Backend, settings: Mapping[str, Any], listed: Mapping[int, str] = {}
-) -> None:
-    """Makes added tokens of `listed` (ids beyond the vocabulary) and of what tokenizer_config.json
-    lists under added_tokens_decoder. An id that the tokenizer cannot give is refused: every text
-    with that token would be read wrongly."""
-    from tokenizers import AddedToken
-
-    wanted = {i: AddedToken(t, special=True, normalized=False) for i, t in listed.items()}
-    wanted |= _described(folder, settings)
-    present = backend.get_added_tokens_decoder()
-    for token_id, token in sorted(wanted.items()):
-        size = backend.get_vocab_size()
-        if size < token_id < size + _MAX_ADDED:
-            # Ids in between are reserved: nothing is ever encoded to them.
-            reserved = (f"<|reserved_token_{i}|>" for i in range(size, token_id))
-            backend.add_special_tokens(list(reserved))
-        if token_id not in present or present[token_id].content != token.content:
-            backend.add_tokens([token])
-        if backend.token_to_id(token.content) != token_id:
-            raise ModelError(
-                f"{folder} is inconsistent: its settings give {token.content!r} the id {token_id}, "
-                f"its vocabulary {backend.token_to_id(token.content)}; download it again."
-            )
+def _extra_tokens(settings: Mapping[str, Any]) -> list[str]:
+    """Control tokens without a name."""
+    lists = (settings.get(f"{word}_special_tokens") for word in ("extra", "additional"))
+    entries = next((entries for entries in lists if isinstance(entries, list)), [])
+    texts = (entry.get("content") if isinstance(entry, dict) else entry for entry in entries)
+    return [text for text in texts if isinstance(text, str)]
 
 
-def _described(folder: Path, settings: Mapping[str, Any]) -> dict[int, AddedToken]:
+def _listed_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[int, AddedToken]:
+    """What tokenizer_config.json lists under added_tokens_decoder."""
     from tokenizers import AddedToken
 
     described = settings.get("added_tokens_decoder") or {}
@@ -140,6 +130,31 @@ def _described(folder: Path, settings: Mapping[str, Any]) -> dict[int, AddedToke
             f"{folder / 'tokenizer_config.json'} has an added_tokens_decoder that is no list of "
             "tokens; download it again."
         ) from error
+
+
+def _control(text: str) -> AddedToken:
+    from tokenizers import AddedToken
+
+    return AddedToken(text, special=True, normalized=False)
+
+
+def _add_listed(folder: Path, backend: Backend, listed: Mapping[int, AddedToken]) -> None:
+    """Makes added tokens of `listed`. An id that the tokenizer cannot give is refused: every text
+    with that token would be read wrongly."""
+    present = backend.get_added_tokens_decoder()
+    for token_id, token in sorted(listed.items()):
+        size = backend.get_vocab_size()
+        if size < token_id < size + _MAX_ADDED:
+            # Ids in between are reserved: nothing is ever encoded to them.
+            reserved = (f"<|reserved_token_{i}|>" for i in range(size, token_id))
+            backend.add_special_tokens(list(reserved))
+        if repr(present.get(token_id)) != repr(token):
+            backend.add_tokens([token])
+        if backend.token_to_id(token.content) != token_id:
+            raise ModelError(
+                f"{folder} is inconsistent: its settings give {token.content!r} the id {token_id}, "
+                f"its vocabulary {backend.token_to_id(token.content)}; download it again."
+            )
 
 
 def _known(backend: Backend, texts: Iterable[str]) -> str | None:

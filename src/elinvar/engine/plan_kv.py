@@ -36,6 +36,8 @@ def blocks_needed(spec: KVSpec, num_tokens: int, max_step_tokens: int) -> int:
 
     A sliding group holds a window and the span of one step, which begin anywhere in a block.
     """
+    if spec.state is not None:
+        return 2  # the state that it goes on from, and one to leave as a snapshot
     full = -(-num_tokens // BLOCK_SIZE)
     if spec.window is None:
         return full
@@ -92,6 +94,14 @@ def plan_kv(
         min(one + more * other, max_rows * one) for one, other in zip(first, typical, strict=True)
     ]
     return KVPlan(tuple(blocks), context, size(blocks))
+
+
+def describe_blocks(specs: Sequence[KVSpec], num_blocks: Sequence[int]) -> str:
+    """For the log."""
+    return ", ".join(
+        f"{count} {spec.kind} {'states' if spec.state else 'blocks'} of {spec.block_bytes} bytes"
+        for spec, count in zip(specs, num_blocks, strict=True)
+    )
 
 
 def _longest(budget: int, wanted: int, cost: Callable[[int], int]) -> int:

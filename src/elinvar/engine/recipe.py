@@ -29,6 +29,7 @@ _SAID = {
 """pooling_mode_... of older files."""
 _GGUF_POOLING: dict[Any, PoolingMode] = {1: "mean", 2: "cls", 3: "lasttoken"}
 _TANH, _IDENTITY = "torch.nn.modules.activation.Tanh", "torch.nn.modules.linear.Identity"
+_SIGMOID = "torch.nn.modules.activation.Sigmoid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,10 @@ class Recipe:
     lower_case: bool = False
     dot: bool = False
     """Vectors are compared by their product, not by their angle."""
+    sigmoid: bool = True
+    """Over the score of a reranker."""
+    matryoshka: bool = False
+    """The model was trained so that the first numbers of a vector are one, too (Kusupati et al., 2022)."""
     note: str | None = None
     """What was assumed."""
 
@@ -51,12 +56,17 @@ def read_recipe(checkpoint: Checkpoint, config: ModelConfig, ops: Ops) -> Recipe
         return _from_gguf(checkpoint, config, ops)
     folder = checkpoint.path
     longest = _max_tokens(folder, config)
-    if not (folder / "modules.json").exists():
+    lower_case = _keys(folder / "sentence_bert_config.json").flag("do_lower_case", False)
+    if config.encoder is not None and config.encoder.num_labels:
+        sigmoid = _sigmoid(folder, checkpoint.metadata)
+        return Recipe(("cls",), (), longest, lower_case=lower_case, sigmoid=sigmoid)
+    modules = _modules(folder) if (folder / "modules.json").exists() else []
+    if not modules or modules[-1][0] == "LogitScore":  # of a decoder that says yes or no
         mode: PoolingMode = "lasttoken" if config.encoder is None else "mean"
         return Recipe((mode,), (Normalize(ops),), longest, note=_note(folder, mode))
     modes: tuple[PoolingMode, ...] | None = None
     after: list[After] = []
-    for name, path in _modules(folder):
+    for name, path in modules:
         if name == "Pooling" and modes is None:
             modes = _pooling(path)
         elif name == "Dense" and modes:
@@ -84,9 +94,27 @@ def read_recipe(checkpoint: Checkpoint, config: ModelConfig, ops: Ops) -> Recipe
         longest,
         prompts,
         default,
-        _keys(folder / "sentence_bert_config.json").flag("do_lower_case", False),
+        lower_case,
         keys.raw("similarity_fn_name") == "dot",
+        matryoshka=any(
+            checkpoint.metadata.get(key) for key in ("is_matryoshka", "matryoshka_dimensions")
+        ),
     )
+
+
+def _sigmoid(folder: Path, metadata: Mapping[str, Any]) -> bool:
+    """Whether the score of a reranker goes through a sigmoid, as it does where nothing is said; three
+    generations of sentence-transformers have said it in three places."""
+    keys = Keys(metadata, str(folder / "config.json"))
+    for key, where in (
+        ("activation_fn", _keys(folder / "config_sentence_transformers.json")),
+        ("activation_fn", keys.part("sentence_transformers")),
+        ("sbert_ce_default_activation_function", keys),
+    ):
+        where.only(key, _SIGMOID, _IDENTITY)
+        if where.has(key):
+            return bool(where.raw(key) == _SIGMOID)
+    return True
 
 
 def _note(where: Path, mode: PoolingMode) -> str:

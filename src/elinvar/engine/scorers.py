@@ -7,13 +7,12 @@ Legend: R documents, D model dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from elinvar.base.errors import ModelError
 from elinvar.engine.encodings import Encodings
-from elinvar.models.keys import Keys
 from elinvar.nn.decoder import Decoder
 from elinvar.nn.encoder import Encoder
 from elinvar.nn.pooling import Pooling
@@ -30,7 +29,6 @@ _BEFORE = (
 )
 _AFTER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 _WORDS = ("no", "yes")
-_SIGMOID, _IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"
 
 
 class Scorer(Protocol):
@@ -44,12 +42,9 @@ class Scorer(Protocol):
 
 
 class CrossEncoder:
-    """A head with one label on the first token of the pair; a sigmoid over it, unless config.json says
-    otherwise."""
+    """A head with one label on the first token of the pair, perhaps with a sigmoid over it."""
 
-    def __init__(
-        self, runner: TextRunner, encodings: Encodings, metadata: dict[str, Any], ops: Ops
-    ) -> None:
+    def __init__(self, runner: TextRunner, encodings: Encodings, sigmoid: bool, ops: Ops) -> None:
         assert isinstance(runner.model, Encoder)
         self._model, self._runner, self._encodings, self._ops = runner.model, runner, encodings, ops
         labels = self._model.encoder.num_labels
@@ -58,17 +53,7 @@ class CrossEncoder:
                 f"This model tells {labels} labels apart and cannot rank; use a reranker, which has "
                 "one label."
             )
-        keys = Keys(metadata, "config.json")
-        for key, where in (
-            ("activation_fn", keys.part("sentence_transformers")),
-            ("sbert_ce_default_activation_function", keys),
-        ):
-            where.only(key, _SIGMOID, _IDENTITY)
-            if where.has(key):
-                self._sigmoid = where.raw(key) == _SIGMOID
-                break
-        else:
-            self._sigmoid = True
+        self._sigmoid = sigmoid
         self._first = Pooling(("cls",), ops)
 
     def encode(self, query: str, documents: Sequence[str], instruction: str | None) -> list[Text]:

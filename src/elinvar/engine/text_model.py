@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from elinvar.engine.memory import give_back
 from elinvar.engine.recipe import Recipe, read_recipe
 from elinvar.engine.scorers import CrossEncoder, Scorer, YesOrNo
 from elinvar.models.load import load_encoder
+from elinvar.models.registry import find_encoder
 from elinvar.nn.pooling import Dense, Normalize, Pooling
 from elinvar.ops import Ops, load_provider
 from elinvar.ops.api import F32
@@ -48,6 +50,17 @@ class Task:
     @property
     def num_truncated(self) -> int:
         return sum(text.truncated for text in self.texts)
+
+
+def is_text_model(path: Path) -> bool:
+    """Whether a model's files say that it makes vectors or scores, and generates nothing."""
+    checkpoint = open_checkpoint(path)
+    try:
+        kind = f"{checkpoint.architecture}.pooling_type"
+        said = kind in checkpoint.metadata or (path / "modules.json").exists()
+        return said or find_encoder(checkpoint) is not None
+    finally:
+        checkpoint.close()
 
 
 class TextModel:
@@ -92,7 +105,7 @@ class TextModel:
         """Whether it reads a query and a document together, and makes no vectors."""
         self._scorer: Scorer | None = None
         if self.reranks:
-            self._scorer = CrossEncoder(runner, self.encodings, checkpoint.metadata, ops)
+            self._scorer = CrossEncoder(runner, self.encodings, self.recipe.sigmoid, ops)
         elif model.config.encoder is None and self.recipe.note and YesOrNo.fits(self.encodings):
             self._scorer = YesOrNo(runner, self.encodings, ops)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,9 +85,10 @@ def _check(described: _Described) -> None:
                 raise ValueError(f"its post_processor writes {token!r}, which it does not describe")
 
 
-def from_vocabulary(folder: Path, kind: str, keep: Keep) -> Backend:
+def from_vocabulary(folder: Path, kind: str, listed: Mapping[int, str], keep: Keep) -> Backend:
     """The tokenizer of a family that publishes its vocabulary alone; `kind` is the name of the class
-    that reads it elsewhere. Raises ModelError when there is none."""
+    that reads it elsewhere, and `listed` what the settings call a token. Raises ModelError when there
+    is none."""
     ranks = sorted(path.name for path in folder.glob("*.tiktoken"))
     paths = [folder / name for name in (*_NAMES, *ranks, "vocab.json")]
     path = next((path for path in paths if path.exists()), None)
@@ -98,19 +100,21 @@ def from_vocabulary(folder: Path, kind: str, keep: Keep) -> Backend:
     files = [path, folder / "merges.txt"] if path.name == "vocab.json" else [path]
     contents = [_read(file) for file in files]
     digest = blake2b(digest_size=32)
-    for part in (f"{_VERSION} {path.name} {kind}".encode(), *contents):
+    for part in (f"{_VERSION} {path.name} {kind} {sorted(listed.items())}".encode(), *contents):
         digest.update(len(part).to_bytes(8, "little") + part)
-    return keep(digest.hexdigest(), _builder(path, contents, kind))
+    return keep(digest.hexdigest(), _builder(path, contents, kind, listed))
 
 
-def _builder(path: Path, contents: list[bytes], kind: str) -> Callable[[], Backend]:
+def _builder(
+    path: Path, contents: list[bytes], kind: str, listed: Mapping[int, str]
+) -> Callable[[], Backend]:
     if path.name == "tekken.json":
         return lambda: _from_tekken(path)
     if path.name == "vocab.json":
         return lambda: _from_merges(path, contents[1], kind)
     if is_ranks(contents[0]):
         return lambda: from_ranks(read_ranks(path, contents[0]), _expressions(path, kind))
-    return lambda: _from_pieces(read_pieces(path, contents[0]))
+    return lambda: _from_pieces(read_pieces(path, contents[0]), listed)
 
 
 def _from_tekken(path: Path) -> Backend:
@@ -129,7 +133,13 @@ def _from_merges(path: Path, merges: bytes, kind: str) -> Backend:
     return byte_level(vocabulary, joins, _expressions(path, kind), whole_words_first=False)
 
 
-def _from_pieces(pieces: Pieces) -> Backend:
+def _from_pieces(pieces: Pieces, listed: Mapping[int, str]) -> Backend:
+    """Pieces that the settings call otherwise were left free for control tokens (InternLM2)."""
+    tokens, types = list(pieces.tokens), list(pieces.types)
+    for i, token in listed.items():
+        if i < len(tokens) and token not in tokens:
+            tokens[i], types[i] = token, CONTROL
+    pieces = replace(pieces, tokens=tokens, types=types)
     backend = sentencepiece(pieces)
     whole = (CONTROL, USER_DEFINED, UNKNOWN)
     found = zip(pieces.tokens, pieces.types, strict=True)

@@ -2,8 +2,13 @@
 
 Owns the pools, the keys of block contents, prefix matching, and the rule by which sliding groups
 give blocks back. It must not know requests, rows or budgets (the scheduler's) nor arrays (the
-runner's). All groups have the same block size, so the tables of a sequence have one length; a
-sliding group has -1 where it holds nothing.
+runner's). All groups have the same block size, so the tables of a sequence have one length; where a
+group holds nothing its table has -1.
+
+A group of recurrent states is a sliding one of window 2: to go on, a sequence needs what was there
+after the position before, and a block is the state after the last computed of its positions. Unlike
+keys a state replaces the one before it, so a step takes one block at most, and none when the block
+that it goes on from is no snapshot: that one moves on to the new index.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from dataclasses import dataclass, field
 from elinvar.base.config import KVSpec
 from elinvar.base.digest import blake2b
 from elinvar.kv.pool import BlockPool
+from elinvar.kv.snapshots import Snapshots
 
 NEVER = sys.maxsize
 
@@ -36,6 +42,10 @@ class SequenceKV:
     """`advance` has something to do once this many tokens are computed."""
     keys: list[bytes] = field(default_factory=list)
     """Keys of the leading full blocks; outlive preemption, since the tokens stay the same."""
+    marks: tuple[int, ...] = ()
+    """Positions at which it leaves a snapshot of its recurrent state."""
+    tail: int = -1
+    """Block of the last snapshot that the next one replaces, if any."""
     root: bytes = b""
     """What stands before the first block's tokens in its key."""
 
@@ -49,6 +59,8 @@ class Prefix:
     """Per group, -1 in sliding groups before the window."""
     num_revived: list[int]
     """Per group: how many of the blocks are free now, so that taking them costs a free block."""
+    marks: tuple[int, ...] = ()
+    """As in SequenceKV."""
 
 
 @dataclass(slots=True)
@@ -59,7 +71,7 @@ class Allocation:
     end: int
     """Positions below this one will have a place."""
     num_blocks: int
-    """New blocks in each group."""
+    """New entries of each table: in groups of states all but the last are empty."""
     prefix: Prefix | None
 
 
@@ -80,7 +92,10 @@ class KVManager:
         self.block_size = specs[0].block_size
         self.prefix_cache = prefix_cache
         self.pools = [BlockPool(n) for n in num_blocks]
-        self.windows = [spec.window for spec in specs]
+        self.windows = [2 if spec.state else spec.window for spec in specs]
+        self._states = [g for g, spec in enumerate(specs) if spec.state]
+        self._paged = [g for g, spec in enumerate(specs) if not spec.state]
+        self._snapshots = Snapshots(specs)
         self._full = [pool for pool, w in zip(self.pools, self.windows, strict=True) if w is None]
         self._sliding = [(g, w) for g, w in enumerate(self.windows) if w is not None]
         self.use_namespace(namespace)
@@ -109,12 +124,14 @@ class KVManager:
         its blocks, a sliding one those that the first query after the prefix sees. Changes
         nothing but the memo of keys in `seq`.
         """
-        count = (len(token_ids) - 1) // self.block_size if self.prefix_cache else 0
+        size = self.block_size
+        count = (len(token_ids) - 1) // size if self.prefix_cache else 0
         for pool in self._full:
             hits = 0
             while hits < count and pool.find(self._key(seq, token_ids, hits)) is not None:
                 hits += 1
             count = hits
+        shared = count * size if self._full else 0
         if count and self._sliding:
             self._key(seq, token_ids, count - 1)
             before = -1
@@ -128,7 +145,10 @@ class KVManager:
             sum(block >= 0 and pool.ref_count(block) == 0 for block in row)
             for pool, row in zip(self.pools, blocks, strict=True)
         ]
-        return Prefix(count * self.block_size, blocks, revived)
+        marks: tuple[int, ...] = ()
+        if self._states and self.prefix_cache:
+            marks = self._snapshots.marks(count * size, shared, len(token_ids))
+        return Prefix(count * size, blocks, revived, marks)
 
     def _sliding_hits(self, pool: BlockPool, window: int, keys: list[bytes], count: int) -> int:
         # Walks down from the end; a gap at block i means that the prefix can only end at i, so
@@ -169,21 +189,31 @@ class KVManager:
         """Find room for positions start .. end - 1, or as many of them as blocks are free for.
 
         None when there is none for `start` itself. `prefix` is given for a sequence that holds
-        nothing and starts with it.
+        nothing and starts with it. It may end sooner, to leave a snapshot.
         """
-        if prefix is None:
-            held = len(seq.tables[0])
-            free = min([pool.num_free for pool in self.pools])
-        else:
-            held = prefix.num_tokens // self.block_size
-            free = min(
-                pool.num_free - revived
-                for pool, revived in zip(self.pools, prefix.num_revived, strict=True)
-            )
-        end = min(end, (held + free) * self.block_size)
+        free = [pool.num_free for pool in self.pools]
+        held, marks = len(seq.tables[0]), seq.marks
+        if prefix is not None:
+            held, marks = prefix.num_tokens // self.block_size, prefix.marks
+            free = [a - b for a, b in zip(free, prefix.num_revived, strict=True)]
+        room = min([free[group] for group in self._paged], default=NEVER)
+        end = min(end, (held + room) * self.block_size)
+        if self._states and self.prefix_cache:
+            end = self._snapshots.cut(marks, start, end)
         if end <= start:
             return None
-        return Allocation(seq, end, max(0, -(-end // self.block_size) - held), prefix)
+        num_blocks = max(0, -(-end // self.block_size) - held)
+        for group in self._states:
+            if num_blocks and not free[group] and not self._is_own(group, seq, prefix):
+                return None
+        return Allocation(seq, end, num_blocks, prefix)
+
+    def _is_own(self, group: int, seq: SequenceKV, prefix: Prefix | None) -> bool:
+        """Whether there is a state to go on from that no other sequence does."""
+        if prefix is not None:
+            return prefix.num_revived[group] == 1
+        table = seq.tables[group]
+        return bool(table) and self.pools[group].ref_count(table[-1]) == 1
 
     def apply(self, allocation: Allocation) -> list[list[int]]:
         """Take what `prepare` found; returns the new blocks of each group."""
@@ -191,15 +221,35 @@ class KVManager:
         if allocation.prefix is not None:
             self._take_prefix(seq, allocation.prefix)
         new = []
-        for pool, table in zip(self.pools, seq.tables, strict=True):
-            blocks = pool.allocate(allocation.num_blocks)
+        for group, (pool, table) in enumerate(zip(self.pools, seq.tables, strict=True)):
+            if group in self._states:
+                blocks = self._next_state(group, seq, allocation.num_blocks)
+            else:
+                blocks = pool.allocate(allocation.num_blocks)
             table += blocks
             new.append(blocks)
         seq.capacity = len(seq.tables[0]) * self.block_size
         return new
 
+    def _next_state(self, group: int, seq: SequenceKV, num_blocks: int) -> list[int]:
+        """Where the state goes: on in its block, or into a new one when the block is a snapshot.
+        A snapshot never costs anybody else's blocks: where no block is free, it is given up."""
+        if not num_blocks:
+            return []
+        pool, table = self.pools[group], seq.tables[group]
+        block = table[-1] if table else -1
+        if block >= 0 and pool.ref_count(block) == 1:
+            if not pool.num_free:
+                pool.forget(block)
+            if not pool.is_published(block):
+                table[-1] = -1
+                seq.first_held[group] = len(table) - 1 + num_blocks
+                return [-1] * (num_blocks - 1) + [block]
+        return [-1] * (num_blocks - 1) + pool.allocate(1)
+
     def _take_prefix(self, seq: SequenceKV, prefix: Prefix) -> None:
         seq.num_published = prefix.num_tokens // self.block_size
+        seq.marks = prefix.marks
         for group, (pool, blocks) in enumerate(zip(self.pools, prefix.blocks, strict=True)):
             seq.tables[group] = list(blocks)
             seq.first_held[group] = first = blocks.count(-1)
@@ -216,26 +266,43 @@ class KVManager:
             for index in range(seq.num_published, num_computed // self.block_size):
                 key = self._key(seq, token_ids, index)
                 for pool, table in zip(self.pools, seq.tables, strict=True):
-                    pool.publish(table[index], key)
+                    if table[index] >= 0:
+                        pool.publish(table[index], key)
                 seq.num_published = index + 1
+            if self._states and num_computed % self.block_size == 0:
+                self._replace_tail(seq, num_computed)
         for group, window in self._sliding:
             table, pool = seq.tables[group], self.pools[group]
             first = min(self._first_seen(num_computed, window), len(table))
             for index in range(seq.first_held[group], first):
-                pool.free(table[index])
-                table[index] = -1
+                if table[index] >= 0:
+                    pool.free(table[index])
+                    table[index] = -1
             seq.first_held[group] = max(first, seq.first_held[group])
         self._set_next_event(seq)
+
+    def _replace_tail(self, seq: SequenceKV, num_computed: int) -> None:
+        """A snapshot was left: it stands for the one before, unless that one is to be kept."""
+        index = num_computed // self.block_size - 1
+        keeps = self._snapshots.keeps(seq.marks, num_computed)
+        for group in self._states:
+            pool = self.pools[group]
+            if 0 <= seq.tail < index:
+                pool.drop(seq.keys[seq.tail])
+            keeps = keeps or not pool.is_published(seq.tables[group][index])
+        seq.tail = -1 if keeps else index
 
     def free(self, seq: SequenceKV) -> None:
         """Give everything back. Ends first: they are then evicted first, so that what stays
         cached are the beginnings, which other sequences are likelier to share."""
         for group, pool in enumerate(self.pools):
             for block in reversed(seq.tables[group][seq.first_held[group] :]):
-                pool.free(block)
+                if block >= 0:
+                    pool.free(block)
             seq.tables[group] = []
             seq.first_held[group] = 0
         seq.capacity = seq.num_published = 0
+        seq.marks, seq.tail = (), -1
         self._set_next_event(seq)
 
     def _set_next_event(self, seq: SequenceKV) -> None:
@@ -258,29 +325,41 @@ class KVManager:
 
     def _alone(self, group: int) -> int:
         window, num_blocks = self.windows[group], self.pools[group].num_blocks
+        if group in self._states:
+            return NEVER if num_blocks else 0
         if window is not None and num_blocks >= self._span(window):
             return NEVER
         return num_blocks * self.block_size
 
     def to_come(self, held: Sequence[int], reach: int, num_tokens: int, chunk: int) -> list[int]:
         """Per group: blocks that a sequence will still take until `num_tokens` are computed in
-        steps of at most `chunk`, when it holds `held` and its tables have `reach` entries."""
+        steps of at most `chunk`, when it holds `held` and its tables have `reach` entries. Of
+        states, none but its own: it can give up its snapshots."""
         left = max(0, -(-num_tokens // self.block_size) - reach)
-        return [
+        need = [
             left if window is None else min(left, max(0, self._span(window - 1 + chunk) - have))
             for window, have in zip(self.windows, held, strict=True)
         ]
+        for group in self._states:
+            need[group] = 0
+        return need
 
     def to_come_for(self, seq: SequenceKV, num_tokens: int, chunk: int) -> list[int]:
         """`to_come` of a sequence that has begun."""
         reach = len(seq.tables[0])
         return self.to_come([reach - first for first in seq.first_held], reach, num_tokens, chunk)
 
+    def spare(self, num_sequences: int) -> list[int]:
+        """Per group: blocks that so many running sequences should find beyond those `to_come`."""
+        return [num_sequences if group in self._paged else 0 for group in range(len(self.pools))]
+
     def can_admit(self, prefix: Prefix, num_tokens: int, chunk: int, reserve: list[int]) -> bool:
         """Whether a sequence that starts with `prefix` can compute all its `num_tokens` and leave
         `reserve` blocks of each group to those already running."""
         held = [len(blocks) - blocks.count(-1) for blocks in prefix.blocks]
         need = self.to_come(held, len(prefix.blocks[0]), num_tokens, chunk)
+        for group in self._states:
+            need[group] = 1
         return all(
             more + revived + kept <= pool.num_free
             for pool, more, revived, kept in zip(
@@ -304,7 +383,9 @@ class KVManager:
                 assert all(block == -1 for block in table[:first]), "holds blocks out of sight"
                 assert self.windows[group] is not None or first == 0, "a full group lost blocks"
                 for block in table[first:]:
-                    counts[group][block] += 1
+                    assert block >= 0 or group in self._states, "a block is missing"
+                    if block >= 0:
+                        counts[group][block] += 1
         for pool, expected in zip(self.pools, counts, strict=True):
             pool.check()
             actual = [pool.ref_count(block) for block in range(pool.num_blocks)]

@@ -75,6 +75,20 @@ class BlockPool:
             self._by_key[key] = block
             self._keys[block] = key
 
+    def forget(self, block: int) -> None:
+        """A held block can no longer be found: its holder will write to it."""
+        if key := self._keys[block]:
+            del self._by_key[key]
+            self._keys[block] = None
+
+    def drop(self, key: bytes) -> None:
+        """The content of this key is worth less than any other. Nothing, where it is in use."""
+        block = self._by_key.get(key)
+        if block is not None and self._refs[block] == 0:
+            del self._cached[block]
+            self.forget(block)
+            self._plain.append(block)
+
     def find(self, key: bytes) -> int | None:
         return self._by_key.get(key)
 

@@ -105,10 +105,10 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
     keys.only("rope_interleave", True)
     num_layers = keys.size("num_hidden_layers", largest=MAX_LAYERS)
     latent = LatentConfig(
-        rank=_whole_panels(keys, "kv_lora_rank"),
+        rank=whole_panels(keys, "kv_lora_rank"),
         nope_dim=keys.size("qk_nope_head_dim"),
         rope_dim=keys.size("qk_rope_head_dim"),
-        value_dim=_whole_panels(keys, "v_head_dim"),
+        value_dim=whole_panels(keys, "v_head_dim"),
         q_rank=keys.size("q_lora_rank") if keys.has("q_lora_rank") else None,
     )
     config = ModelConfig(
@@ -133,7 +133,7 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
     return checked(config, "config.json")
 
 
-def _whole_panels(keys: Keys, key: str) -> int:
+def whole_panels(keys: Keys, key: str) -> int:
     """Outputs of a head's own matrix: ops.head_linear takes heads that fill whole panels."""
     size = keys.size(key)
     if size % PANEL:

@@ -64,9 +64,13 @@ def expert_rules(
 
 
 def stacked_rules(
-    config: ModelConfig, block: str = "mlp", in_turns: bool = False, biased: bool = False
+    config: ModelConfig,
+    block: str = "mlp",
+    in_turns: bool = False,
+    biased: bool = False,
+    transposed: bool = True,
 ) -> list[Rule]:
-    """Where checkpoints, too, hold a layer's experts in stacks, of matrices as (in, out):
+    """Where checkpoints, too, hold a layer's experts in stacks, mostly of matrices as (in, out):
     gate_up_proj, whose outputs are gate's and then up's, or gate's and up's in turns, and down_proj;
     biases likewise."""
     assert config.moe is not None
@@ -89,7 +93,7 @@ def stacked_rules(
             (outputs, k),
             hf_part=replace(hf_rows, of=(*hf_rows.of, k)),
             gguf_part=replace(rows, of=(*rows.of, k)),
-            hf_transposed=True,
+            hf_transposed=transposed,
         )
         names = f"{name}_bias", f"{hf}{stored}_bias", gguf + "bias"
         bias = Rule(*names, (outputs,), hf_part=hf_rows, gguf_part=rows)

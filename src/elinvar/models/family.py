@@ -10,7 +10,7 @@ from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.models.mtp import MTPNames
 from elinvar.nn.encoder import Encoder
-from elinvar.ops.api import F32, KVLayer, Ops
+from elinvar.ops.api import F32, LayerCache, Ops
 from elinvar.weights.rules import Rule
 from elinvar.weights.tensor import HostTensor
 
@@ -25,8 +25,8 @@ class Model(Protocol):
         slot mappings come in this order."""
         ...
 
-    def forward(self, batch: ForwardBatch, kv: Sequence[KVLayer]) -> F32:
-        """Logits [L, V] of batch.logit_rows; kv holds one KVLayer a layer and is written to."""
+    def forward(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> F32:
+        """Logits [L, V] of batch.logit_rows; kv holds one cache a layer and is written to."""
         ...
 
 

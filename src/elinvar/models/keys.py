@@ -21,6 +21,8 @@ MAX_SIZE = 1 << 24
 MAX_LAYERS = 1 << 12
 MAX_HEAD_DIM = 1024
 """Of the kernels' buffers (csrc/rows.h)."""
+MAX_TAPS = 64
+"""Of their convolutions (csrc/rows_recurrent.h)."""
 MAX_HEAD_GROUP = 128
 """Query heads to a key-value head: rows of an attention tile (csrc/attention.h)."""
 """No text model comes near these; the numbers of a corrupt file often go beyond."""
@@ -96,6 +98,10 @@ class Keys:
         if value is not None and not isinstance(value, Mapping):
             raise self.bad(key, "an object")
         return Keys(value or {}, f"{self._source}, in {key},")
+
+    def replaced(self, values: Mapping[str, Any]) -> Keys:
+        """These, but for `values`."""
+        return Keys({**self._values, **values}, self._source, self._prefix)
 
     def bad(self, key: str, expected: str) -> ModelError:
         return ModelError(

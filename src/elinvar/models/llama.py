@@ -111,7 +111,7 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
 FAMILIES = (
     Family(
         name="llama",
-        models="Llama 2, 3, 3.1, 3.2, 3.3; SmolLM2",
+        models="Llama 2, 3, 3.1, 3.2, 3.3; SmolLM2, Falcon 3, Yi",
         hf_architectures=("LlamaForCausalLM",),
         gguf_architectures=("llama",),
         config_from_hf=config_from_hf,

@@ -16,7 +16,6 @@ from elinvar.models.shared import FULL, one_rope_from_hf, sizes_from_hf
 from elinvar.weights.tensor import HostTensor
 
 EMBED_SCALE, DEPTH_SCALE, BASE_DIM = 12.0, 1.4, 256
-"""Of MiniCPM-2B, whose oldest GGUF files do not say them."""
 
 
 def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
@@ -46,17 +45,21 @@ def scales_from_hf(keys: Keys, num_layers: int, dim: int) -> dict[str, Any]:
     }
 
 
+def first_scales(num_layers: int, dim: int) -> dict[str, Any]:
+    """Where a file does not say: every MiniCPM has the same."""
+    return {
+        "embed_scale": EMBED_SCALE,
+        "residual_scale": DEPTH_SCALE / num_layers**0.5,
+        "logit_scale": BASE_DIM / dim,
+    }
+
+
 def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor]) -> ModelConfig:
     """From a GGUF file's keys and its tensors: Granite's."""
     config = granite.config_from_gguf(metadata, tensors, "minicpm.")
     keys = Keys(metadata, "The GGUF file", "minicpm.")
     if not keys.has("embedding_scale"):
-        config = replace(
-            config,
-            embed_scale=EMBED_SCALE,
-            residual_scale=DEPTH_SCALE / config.num_layers**0.5,
-            logit_scale=BASE_DIM / config.dim,
-        )
+        config = replace(config, **first_scales(config.num_layers, config.dim))
     return replace(config, family="minicpm")
 
 

@@ -71,7 +71,7 @@ def _from_hf(family: str, keys: Keys, shared_ff_dim: int = 0) -> ModelConfig:
         num_experts,
         top_k=keys.size("num_experts_per_tok", largest=num_experts),
         ff_dim=keys.size("moe_intermediate_size"),
-        layers=_layers_with_experts(keys, num_layers),
+        layers=layers_with_experts(keys, num_layers),
         renormalise=keys.flag("norm_topk_prob", False),
         shared_ff_dim=shared_ff_dim,
         shared_gate=shared_ff_dim > 0,
@@ -88,7 +88,7 @@ def _from_hf(family: str, keys: Keys, shared_ff_dim: int = 0) -> ModelConfig:
     return checked(config, "config.json")
 
 
-def _layers_with_experts(keys: Keys, num_layers: int) -> tuple[int, ...]:
+def layers_with_experts(keys: Keys, num_layers: int) -> tuple[int, ...]:
     """Every `decoder_sparse_step`-th, but for `mlp_only_layers`."""
     step, dense = keys.size("decoder_sparse_step", 1), keys.raw("mlp_only_layers") or []
     if not isinstance(dense, list):

@@ -19,6 +19,7 @@ from elinvar.models import (
     gemma,
     gemma2,
     gemma3,
+    gemma3n,
     glm,
     glm4_moe,
     glm4_moe_lite,
@@ -27,6 +28,7 @@ from elinvar.models import (
     gpt_oss,
     granite,
     granite_moe,
+    hunyuan,
     internlm,
     llama,
     llama4,
@@ -35,12 +37,15 @@ from elinvar.models import (
     minimax_m2,
     mistral,
     mixtral,
+    nomic_bert,
     olmo2,
     olmoe,
     phi,
     phi3,
     qwen2,
     qwen3,
+    qwen3_5,
+    qwen3_next,
     qwen_moe,
     seed_oss,
     smollm3,
@@ -69,11 +74,14 @@ _FILES = (
     gpt_oss,
     gemma2,
     gemma3,
+    gemma3n,
     deepseek,
     deepseek_v32,
     olmo2,
     glm4_moe,
     chatglm,
+    qwen3_next,
+    qwen3_5,
     internlm,
     minicpm,
     minicpm3,
@@ -89,11 +97,12 @@ _FILES = (
     glm4_moe_lite,
     olmoe,
     ernie_moe,
+    hunyuan,
 )
 MAX_EXPERTS_IN_ALL = 1 << 18
 """No model comes near; rules for many more would take all memory."""
 FAMILIES: tuple[Family[Model], ...] = tuple(f for file in _FILES for f in file.FAMILIES)
-ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS
+ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS + nomic_bert.ENCODERS
 """Those that make vectors and scores of texts, and generate nothing."""
 
 

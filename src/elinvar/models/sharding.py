@@ -29,7 +29,7 @@ class Split:
 
     axis: Literal[0, 1]
     unit: str = ""
-    """What stays whole: "heads" or "key-value heads"; "": single rows or columns."""
+    """What stays whole: "heads" or "key-value heads", of delta nets "key heads" or "value heads"; "": single rows or columns."""
     repeated: bool = False
     """With more ranks than units, several ranks hold the same one."""
     even: bool = True
@@ -37,6 +37,7 @@ class Split:
 
 
 _Q, _KV = Split(ROWS, "heads"), Split(ROWS, "key-value heads", repeated=True)
+_KEYS, _VALUES = Split(ROWS, "key heads", repeated=True), Split(ROWS, "value heads")
 _OUT, _IN, _VOCAB = Split(ROWS), Split(COLUMNS), Split(ROWS, even=False)
 
 SPLITS: dict[str, Split | None] = {
@@ -48,6 +49,15 @@ SPLITS: dict[str, Split | None] = {
     "down": _IN,
     **dict.fromkeys(("o_bias", "down_bias", "positions", "router", "router_bias", "bias"), None),
     **dict.fromkeys(("q_a", "kv_a", "index_q", "index_k", "index_weights", "join"), None),
+    **dict.fromkeys(("q_a", "kv_a"), None),
+    **dict.fromkeys(("altup_router", "altup_predict", "altup_correct", "altup_scale"), None),
+    **dict.fromkeys(("laurel_left", "laurel_right", "own_gate", "own_out", "spread"), None),
+    **dict.fromkeys(("own_embed", "own_project", "gather"), None),
+    "gate_o": _Q,
+    **dict.fromkeys(("delta_q", "delta_k", "conv_q", "conv_k"), _KEYS),
+    **dict.fromkeys(("delta_v", "delta_z", "delta_b", "delta_a", "conv_v"), _VALUES),
+    **dict.fromkeys(("a_log", "dt_bias"), _VALUES),
+    "delta_o": Split(COLUMNS, "value heads"),
 }
 """By the last part of a canonical name; None: every rank holds all of it, as it does of norms."""
 
@@ -101,6 +111,8 @@ def _cut(rule: Rule, config: ModelConfig, rank: int, size: int) -> Cut | None:
     assert rule.shape is not None
     length = rule.shape[split.axis]
     of = {"heads": config.num_heads, "key-value heads": config.num_kv_heads}
+    if config.delta is not None:
+        of |= {"key heads": config.delta.key_heads, "value heads": config.delta.heads}
     units = of.get(split.unit, length)
     if split.repeated and size % units == 0:
         first = rank * units // size

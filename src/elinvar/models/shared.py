@@ -119,16 +119,16 @@ def one_rope_from_gguf(
     return rope_from_gguf(keys, tensors, head_dim, keys.size("context_length"), base)
 
 
-def kinds_from_hf(keys: Keys, default: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
-    """One a layer, from `layer_types`; `default` where the file does not have it."""
+def kinds_from_hf(
+    keys: Keys, default: Sequence[LayerKind], known: Mapping[str, LayerKind] = _LAYER_TYPES
+) -> tuple[LayerKind, ...]:
+    """One a layer, from `layer_types`, of those `known`; `default` where the file does not have it."""
     types = keys.raw("layer_types")
     if types is None:
         return tuple(default)
-    if not isinstance(types, list) or not all(
-        isinstance(t, str) and t in _LAYER_TYPES for t in types
-    ):
-        raise keys.bad("layer_types", f"a list of {' and '.join(_LAYER_TYPES)}")
-    return tuple(_LAYER_TYPES[t] for t in types)
+    if not isinstance(types, list) or not all(isinstance(t, str) and t in known for t in types):
+        raise keys.bad("layer_types", f"a list of {' and '.join(known)}")
+    return tuple(known[t] for t in types)
 
 
 def kinds_from_gguf(keys: Keys, num_layers: int, nth: int) -> tuple[LayerKind, ...]:

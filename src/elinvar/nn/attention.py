@@ -15,13 +15,15 @@ from elinvar.base.config import KVDtype, KVSpec, LayerKind, ModelConfig
 from elinvar.ops.api import F32, I32, KVLayer, Ops
 from elinvar.ops.layout import Weight
 
-CACHE_OF: dict[LayerKind, LayerKind] = {"full": "full", "sliding": "sliding", "chunked": "full"}
+CACHE_OF: dict[LayerKind, LayerKind] = {
+    **{"full": "full", "sliding": "sliding", "chunked": "full", "linear": "linear"}
+}
 """Chunked layers share the blocks of the full ones and keep every key: their chunk only masks."""
 
 
 def kv_groups(config: ModelConfig) -> tuple[LayerKind, ...]:
     """The kinds of cache that the model has, in the order of the batch's block tables."""
-    order: tuple[LayerKind, ...] = ("full", "sliding")
+    order: tuple[LayerKind, ...] = ("full", "sliding", "linear")
     needed = {CACHE_OF[kind] for kind in config.layer_kinds}
     return tuple(kind for kind in order if kind in needed)
 
@@ -37,6 +39,7 @@ def kv_specs(config: ModelConfig, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
             dtype=kv_dtype,
             window=config.window if kind == "sliding" else None,
             latent_dim=config.latent.rank if config.latent else None,
+            state=config.delta if kind == "linear" else None,
         )
         for kind in kv_groups(config)
     )
@@ -78,9 +81,13 @@ class Attention:
         qkv_bias: Sequence[F32] | None = None,
         out_bias: F32 | None = None,
         sinks: F32 | None = None,
+        rotated_gain: F32 | None = None,
+        gate: Weight | None = None,
     ) -> None:
         """q_gain, k_gain: [head_dim] gains of an RMS norm on every head of q and k, if any;
-        sinks: [H] a score of each head that takes part in its softmax and has no value, if any."""
+        sinks: [H] a score of each head that takes part in its softmax and has no value, if any;
+        rotated_gain: [head_dim] of a norm on every head of q behind the rotation, if any;
+        gate: [H head_dim, D] whose sigmoid multiplies what the heads give, if any."""
         kind = config.layer_kinds[layer]
         self.kind, self.rotated = kind, layer not in config.unrotated
         self.group = kv_groups(config).index(CACHE_OF[kind])
@@ -91,7 +98,8 @@ class Attention:
         self.scale = config.attn_scale
         self.eps = config.norm_eps
         self.qkv, self.out = qkv, (out,)
-        self.q_gain, self.k_gain = q_gain, k_gain
+        self.gate = gate
+        self.q_gain, self.k_gain, self.rotated_gain = q_gain, k_gain, rotated_gain
         self.qkv_bias = None if qkv_bias is None else np.concatenate(qkv_bias)
         self.out_bias = out_bias
         self.ops = ops
@@ -112,6 +120,9 @@ class Attention:
             self.k_gain,
             self.eps,
         )
+        if self.rotated_gain is not None:
+            heads_TD = q_THD.reshape(-1, q_THD.shape[2])
+            q_THD = ops.rms_norm(heads_TD, self.rotated_gain, self.eps).reshape(q_THD.shape)
         if (factors_P := step.temperature.get(self.kind)) is not None:
             q_THD = ops.scale_heads(q_THD, batch.positions, factors_P)
         o_TD = ops.attention(
@@ -128,4 +139,6 @@ class Attention:
             chunk=self.chunk,
             first=step.first,
         )
+        if self.gate is not None:
+            o_TD = ops.sigmoid_gate(o_TD, ops.linear(h_TD, (self.gate,)))
         return ops.linear(o_TD, self.out, self.out_bias)

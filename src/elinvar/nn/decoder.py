@@ -17,11 +17,11 @@ from elinvar.nn.attention import Step, kv_specs
 from elinvar.nn.norm import Norm
 from elinvar.nn.rope import RopeTable
 from elinvar.nn.temperature import TemperatureTable
-from elinvar.ops.api import F32, KVLayer, Ops
+from elinvar.ops.api import F32, LayerCache, Ops
 
 
 class Attends(Protocol):
-    def __call__(self, h_TD: F32, step: Step, kv: KVLayer, /) -> F32: ...
+    def __call__(self, h_TD: F32, step: Step, kv: Any, /) -> F32: ...
 
 
 class Feeds(Protocol):
@@ -33,7 +33,7 @@ class Layer(Protocol):
     """Of its input."""
 
     def __call__(
-        self, x_TD: F32, h_TD: F32, step: Step, kv: KVLayer, next_norm: Norm, last: bool
+        self, x_TD: F32, h_TD: F32, step: Step, kv: Any, next_norm: Norm, last: bool
     ) -> tuple[F32, F32]:
         """(the stream, its norm by `next_norm`). After the last layer's attention only rows that
         need logits go on."""
@@ -57,7 +57,7 @@ class Block:
         self.mlp_norm, self.mlp, self.mlp_post = mlp_norm, mlp, mlp_post
 
     def __call__(
-        self, x_TD: F32, h_TD: F32, step: Step, kv: KVLayer, next_norm: Norm, last: bool
+        self, x_TD: F32, h_TD: F32, step: Step, kv: Any, next_norm: Norm, last: bool
     ) -> tuple[F32, F32]:
         a_TD = self.attention(h_TD, step, kv)
         if self.attn_post is not None:
@@ -82,7 +82,7 @@ class ParallelBlock:
         self.mlp_norm, self.mlp, self.ops = mlp_norm, mlp, ops
 
     def __call__(
-        self, x_TD: F32, h_TD: F32, step: Step, kv: KVLayer, next_norm: Norm, last: bool
+        self, x_TD: F32, h_TD: F32, step: Step, kv: Any, next_norm: Norm, last: bool
     ) -> tuple[F32, F32]:
         a_TD = self.attention(h_TD, step, kv)
         if last:
@@ -116,12 +116,14 @@ class Decoder:
     def kv_specs(self, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
         return kv_specs(self.config, kv_dtype)
 
-    def forward(self, batch: ForwardBatch, kv: Sequence[KVLayer]) -> F32:
+    def forward(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> F32:
         """Computes the batch's tokens, writes their keys and values to `kv` (one a layer), and
         returns the logits [L, V] of `batch.logit_rows`."""
         return self.logits(self.hidden(batch, kv))
 
-    def hidden(self, batch: ForwardBatch, kv: Sequence[KVLayer], all_tokens: bool = False) -> F32:
+    def hidden(
+        self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False
+    ) -> F32:
         """The same up to the last norm -> [L, D], or [T, D] of all tokens."""
         step = self.step(batch)
         x_TD = self.embedded(batch)

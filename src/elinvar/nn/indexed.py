@@ -17,7 +17,7 @@ from elinvar.base.config import IndexConfig, KVDtype, KVSpec, ModelConfig
 from elinvar.nn.attention import Step
 from elinvar.nn.mla import EPS, LatentAttention, LatentWeights
 from elinvar.nn.mtp import MTPDecoder
-from elinvar.ops.api import F32, I32, KVLayer, Ops
+from elinvar.ops.api import F32, I32, KVLayer, LayerCache, Ops
 from elinvar.ops.layout import Weight
 
 GROUP = 1
@@ -104,15 +104,17 @@ class IndexedDecoder(MTPDecoder):
         keys = replace(latents, layers=own, head_dim=c.head_dim, latent_dim=c.head_dim)
         return latents, keys
 
-    def hidden(self, batch: ForwardBatch, kv: Sequence[KVLayer], all_tokens: bool = False) -> F32:
+    def hidden(
+        self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False
+    ) -> F32:
         return super().hidden(batch, self._pairs(kv), all_tokens)
 
     def draft(
-        self, batch: ForwardBatch, before_TD: F32, kv: Sequence[KVLayer], head: int = 0
+        self, batch: ForwardBatch, before_TD: F32, kv: Sequence[LayerCache], head: int = 0
     ) -> F32:
         return super().draft(batch, before_TD, self._pairs(kv), head)
 
-    def _pairs(self, kv: Sequence[KVLayer]) -> list[Any]:
+    def _pairs(self, kv: Sequence[LayerCache]) -> list[Any]:
         """What IndexedAttention wants of each layer and head."""
         count, c = self.config.num_layers, self.config.index
         assert c is not None

@@ -23,7 +23,7 @@ from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.nn.decoder import Decoder, Layer
 from elinvar.nn.norm import Norm
-from elinvar.ops.api import F32, KVLayer, Ops
+from elinvar.ops.api import F32, LayerCache, Ops
 from elinvar.ops.layout import Weight
 
 
@@ -60,11 +60,13 @@ class MTPDecoder(Decoder):
         own = tuple(range(count, count + len(self.heads)))
         return replace(first, layers=(*first.layers, *own)), *others
 
-    def hidden(self, batch: ForwardBatch, kv: Sequence[KVLayer], all_tokens: bool = False) -> F32:
+    def hidden(
+        self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False
+    ) -> F32:
         return super().hidden(batch, kv[: self.config.num_layers], all_tokens)
 
     def draft(
-        self, batch: ForwardBatch, before_TD: F32, kv: Sequence[KVLayer], head: int = 0
+        self, batch: ForwardBatch, before_TD: F32, kv: Sequence[LayerCache], head: int = 0
     ) -> F32:
         """Hidden states [L, D] of `batch.logit_rows`, for `logits` and for the next head.
 

@@ -133,6 +133,12 @@ def ln(x: float) -> float:
     return float(decimal.Decimal(x).ln(_PRECISE))
 
 
+def power(x: float, y: float) -> float:
+    """x ** y, the same on every machine."""
+    with decimal.localcontext(_PRECISE):
+        return float(decimal.Decimal(x) ** decimal.Decimal(y))
+
+
 def _cos_sin(angles: F32) -> F32:
     """[P, F] -> [P, 2F]: cos, then sin, within 1 ulp of the rounded true values."""
     x = angles.astype(np.float64)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from elinvar.base.errors import ElinvarError
-from elinvar.ops.api import KVLayer, Ops, SampleArgs, SampleResult
+from elinvar.ops.api import KVLayer, LayerCache, Ops, SampleArgs, SampleResult
 from elinvar.ops.layout import Weight
 
 __all__ = [
     "KVLayer",
+    "LayerCache",
     "Ops",
     "SampleArgs",
     "SampleResult",

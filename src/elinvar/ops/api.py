@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from elinvar.base.config import Activation, KVDtype, KVSpec, Scoring
+from elinvar.base.config import Activation, DeltaConfig, KVDtype, KVSpec, Scoring
 from elinvar.ops.layout import PANEL, Weight
 
 F32 = NDArray[np.float32]
@@ -57,10 +57,28 @@ class KVLayer:
         return min(self.k.shape[2], self.v.shape[3])
 
 
-def new_kv_layers(spec: KVSpec, num_blocks: int) -> list[KVLayer]:
+@dataclass(slots=True, eq=False)
+class StateLayer:
+    """Recurrent states of one layer, a block each."""
+
+    config: DeltaConfig
+    tails: F32
+    """[B, taps - 1, C] inputs of the convolution before the next one, oldest first."""
+    states: F32
+    """[B, H, key dim, value dim padded to 16]"""
+    handle: Any = field(default=None, init=False, repr=False)
+    """How a provider holds it, bound at its first use."""
+
+
+LayerCache = KVLayer | StateLayer
+
+
+def new_kv_layers(spec: KVSpec, num_blocks: int) -> list[Any]:
     """One a layer of `spec`, zeroed: views of one array, in which a block's keys and values of all
     layers lie together. So a cache takes memory as its blocks are used, by large pages without
-    waste, and a block can move as one piece."""
+    waste, and a block can move as one piece. Layers with a recurrent state get StateLayers."""
+    if spec.state is not None:
+        return _new_state_layers(spec.state, len(spec.layers), num_blocks)
     dtype: Any = {"f16": np.float16, "bf16": np.uint16, "f32": np.float32}[spec.dtype]
     padded = -(-spec.head_dim // PANEL) * PANEL
     arrays = 1 if spec.latent_dim else 2
@@ -71,6 +89,15 @@ def new_kv_layers(spec: KVSpec, num_blocks: int) -> list[KVLayer]:
     if spec.latent_dim:
         v = k[..., : spec.latent_dim, :].swapaxes(-1, -2)
     return [KVLayer(spec.dtype, k[:, i, 0], v[:, i, -1]) for i in range(len(spec.layers))]
+
+
+def _new_state_layers(c: DeltaConfig, num_layers: int, num_blocks: int) -> list[StateLayer]:
+    cache: F32 = _mapped((num_blocks, num_layers, c.state_floats), np.float32)
+    tails = cache[..., : (c.taps - 1) * c.channels]
+    tails = tails.reshape(num_blocks, num_layers, c.taps - 1, c.channels)
+    states = cache[..., c.tail_floats :]
+    states = states.reshape(num_blocks, num_layers, c.heads, c.key_dim, c.padded_dim)
+    return [StateLayer(c, tails[:, i], states[:, i]) for i in range(num_layers)]
 
 
 def _mapped(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -152,16 +179,16 @@ class SampleResult:
 
 class Ops(Protocol):
     """What a provider offers. Inputs are never changed, but the KV cache by rope_write and latent_write,
-    and y by lora."""
+    y by lora, and states by causal_conv and delta_rule."""
 
     name: str
 
-    def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[KVLayer]:
-        """The zeroed caches of the layers of `spec`."""
+    def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
+        """The zeroed caches of the layers of `spec`: KVLayers, or StateLayers where it has a state."""
         ...
 
     def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:
-        """Rows of w times scale -> [T, D]."""
+        """Rows of w times scale -> [T, D]. An id that w has no row for has row 0."""
         ...
 
     def rms_norm(self, x_TD: F32, gain_D: F32, eps: float) -> F32:
@@ -281,13 +308,46 @@ class Ops(Protocol):
         q_gain_D: F32 | None,
         k_gain_D: F32 | None,
         eps: float,
+        v_gain_D: F32 | None = None,
     ) -> F32:
         """Split qkv [T, (H + 2 Hkv) D]; RMS norm of q and k where gains are given, of each head by
-        gains [D], or of all heads as one row by gains [H D] and [Hkv D] (OLMo 2); rotate the first
+        gains [D], or of all heads as one row by gains [H D] and [Hkv D] (OLMo 2), and of each head
+        of v; rotate the first
         R dims of each head of q and k, pairs (i, i + R/2), by rope_PD[position] [R] = cos in the
         first half, sin in the second (R from 0 to D; the other dims stay); write k and v to their
         slots, saturated to the largest number of the cache's dtype (NaN too). Returns q [T, H, D].
         A cache that holds keys alone gets no v: qkv is [T, (H + Hkv) D]."""
+        ...
+
+    def rope_queries(
+        self,
+        q_TN: F32,
+        positions_T: I32,
+        rope_PD: F32,
+        num_heads: int,
+        gain_D: F32,
+        eps: float,
+    ) -> F32:
+        """What `rope_write` returns, of queries [T, H D] that have no keys and values of their own."""
+        ...
+
+    def mul(self, x_TD: F32, y_TN: F32, start: int = 0) -> F32:
+        """x * y[:, start : start + D]; of a y with one row that one for all."""
+        ...
+
+    def mix(self, xs_TD: Sequence[F32], coefs_TC: F32) -> F32:
+        """S streams and coefs [T, O S] -> O streams [O, T, D]: stream o is from 0 one chain of FMAs
+        over ascending s, coefs[:, o S + s] times stream s. S is at most 16."""
+        ...
+
+    def sparsify(self, x_TN: F32, deviations: float) -> F32:
+        """max(x - t, 0) with t = fma(deviations, standard deviation, mean) of the row (Gemma 3n). The
+        deviation is the root of the variance, the sums are those of `layer_norm`."""
+        ...
+
+    def match_rms(self, x_TD: F32, y_TD: F32) -> F32:
+        """x times rms(y) / rms(x), the roots of mean squares, of x at least of 1e-5. Sums as in
+        `rms_norm`, then a root each, their ratio and one product an element."""
         ...
 
     def head_linear(self, x_TK: F32, w: Weight, num_heads: int) -> F32:
@@ -382,6 +442,52 @@ class Ops(Protocol):
         that a token sees were chosen, its bits are those of `attention`."""
         ...
 
+    def causal_conv(
+        self,
+        x_TN: F32,
+        w_KC: F32,
+        state: StateLayer,
+        query_start_loc: I32,
+        seq_lens: I32,
+        block_table_RB: I32,
+    ) -> F32:
+        """silu of sum over j of w[j] * (input K - 1 - j tokens back), of the first C columns of x
+        -> [T, C]; from 0 one chain of FMAs by ascending j. Inputs before a step's first token come
+        from the block of the position before it, those before a sequence are 0; the block of its
+        last token takes the last K - 1 inputs."""
+        ...
+
+    def delta_rule(
+        self,
+        qkv_TC: F32,
+        x_TN: F32,
+        a_log_H: F32,
+        dt_bias_H: F32,
+        state: StateLayer,
+        query_start_loc: I32,
+        seq_lens: I32,
+        block_table_RB: I32,
+    ) -> F32:
+        """The gated delta rule (Yang, Kautz and Hatamizadeh, 2024), token by token -> [T, H V].
+
+        A token of qkv is q and k [Hk, D] and v [H, V]; head h goes with key head h // (H / Hk). The
+        last 2 H columns of x are b and a, of which beta = sigmoid(b) and decay = e^(-e^a_log *
+        softplus(a + dt_bias)). q and k are multiplied by 1 / sqrt(sum of squares + 1e-6), the sum
+        over 16 partial sums, and q by 1 / sqrt(D). Then, for each head's state S [D, V],
+        S *= decay, u = (v - k S) * beta, S += k u (an FMA), out = q S: the sums over D are one
+        ascending chain of FMAs each. A step goes on from the state in the block of the position
+        before its first token (from 0 at the start of a sequence) and leaves its own in the block
+        of its last token; the two may be one."""
+        ...
+
+    def gated_rms_norm(self, x_TN: F32, gate_TN: F32, first: int, gain_D: F32, eps: float) -> F32:
+        """RMS norm of each D columns of x, times silu of the gate's columns from `first` on."""
+        ...
+
+    def sigmoid_gate(self, x_TN: F32, gate_TN: F32) -> F32:
+        """x / (1 + e^-gate)"""
+        ...
+
     def pool(self, x_TD: F32, starts: I32, weights_T: F32) -> F32:
         """For each r the rows starts[r] .. starts[r + 1] - 1 of x, times their weights, summed ->
         [R, D]: from 0 one chain of FMAs by ascending row."""
@@ -391,7 +497,7 @@ class Ops(Protocol):
         """A call that does the ops of `run` again, on what the same arrays hold by then.
 
         `run` must call ops alone, whatever the arrays hold: it may be run to learn them, and its
-        results mean nothing. Weights, caches and input arrays must outlive the recording. The
+        results mean nothing (who runs it gives back the states that it went on from). Weights, caches and input arrays must outlive the recording. The
         result is valid until the next call of any recording of this provider.
         """
         ...

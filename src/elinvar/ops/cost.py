@@ -14,7 +14,17 @@ from typing import Literal
 
 import numpy as np
 
-from elinvar.ops.api import F32, I32, Activation, Experts, KVLayer, Lora, SampleArgs, Scoring
+from elinvar.ops.api import (
+    F32,
+    I32,
+    Activation,
+    Experts,
+    KVLayer,
+    Lora,
+    SampleArgs,
+    Scoring,
+    StateLayer,
+)
 from elinvar.ops.layout import QUANTISED, Weight
 
 Unit = Literal["f32", "int8"]
@@ -153,6 +163,7 @@ def rope_write(
     q_gain_D: F32 | None,
     k_gain_D: F32 | None,
     eps: float,
+    v_gain_D: F32 | None = None,
 ) -> Cost:
     rows, (num_kv, dim) = positions_T.size, kv.k.shape[1:3]
     written = (1 if kv.keys_alone else 2) * rows * num_kv * dim * kv.k.itemsize
@@ -160,8 +171,34 @@ def rope_write(
     moved = qkv_TN.nbytes + 4 * rows * rotary + 8 * rows + written + 4 * rows * num_heads * dim
     ops = 3 * rows * (num_heads + num_kv) * rotary
     ops += 0 if q_gain_D is None else 4 * rows * num_heads * dim
-    ops += 0 if k_gain_D is None else 4 * rows * num_kv * dim
+    ops += sum(4 * rows * num_kv * dim for gain in (k_gain_D, v_gain_D) if gain is not None)
     return Cost("", written, moved, ops)
+
+
+def rope_queries(
+    q_TN: F32, positions_T: I32, rope_PD: F32, num_heads: int, gain_D: F32, eps: float
+) -> Cost:
+    rotated = rope_PD.shape[1]
+    moved = 2 * q_TN.nbytes + 4 * len(q_TN) * (1 + rotated)
+    return Cost("", 0, moved, 4 * q_TN.size + 3 * len(q_TN) * num_heads * rotated)
+
+
+def mul(x_TD: F32, y_TN: F32, start: int = 0) -> Cost:
+    return Cost("", 0, 3 * x_TD.nbytes, x_TD.size)
+
+
+def mix(xs_TD: Sequence[F32], coefs_TC: F32) -> Cost:
+    (rows, dim), outputs = xs_TD[0].shape, coefs_TC.shape[1] // len(xs_TD)
+    moved = 4 * rows * dim * (len(xs_TD) + outputs) + coefs_TC.nbytes
+    return Cost(f"{len(xs_TD)} to {outputs}", 0, moved, 2 * coefs_TC.size * dim)
+
+
+def sparsify(x_TN: F32, deviations: float) -> Cost:
+    return Cost("", 0, 2 * x_TN.nbytes, 6 * x_TN.size)
+
+
+def match_rms(x_TD: F32, y_TD: F32) -> Cost:
+    return Cost("", 0, 3 * x_TD.nbytes, 5 * x_TD.size)
 
 
 def head_linear(x_TK: F32, w: Weight, num_heads: int) -> Cost:
@@ -227,6 +264,47 @@ def attention(
     return Cost(label, streamed, streamed + q_THD.nbytes + outputs, ops)
 
 
+def causal_conv(
+    x_TN: F32,
+    w_KC: F32,
+    state: StateLayer,
+    query_start_loc: I32,
+    seq_lens: I32,
+    block_table_RB: I32,
+) -> Cost:
+    """A state is read and written once."""
+    rows, (taps, channels) = len(x_TN), w_KC.shape
+    kept = 8 * seq_lens.size * (taps - 1) * channels
+    moved = kept + w_KC.nbytes + 8 * rows * channels
+    return Cost(f"{taps} taps", kept + w_KC.nbytes, moved, 2 * rows * taps * channels)
+
+
+def delta_rule(
+    qkv_TC: F32,
+    x_TN: F32,
+    a_log_H: F32,
+    dt_bias_H: F32,
+    state: StateLayer,
+    query_start_loc: I32,
+    seq_lens: I32,
+    block_table_RB: I32,
+) -> Cost:
+    """A token decays a state, reads it by k, adds to it, and reads it by q."""
+    c, rows = state.config, len(qkv_TC)
+    size = c.heads * c.key_dim * c.value_dim
+    kept = 8 * seq_lens.size * size
+    moved = kept + qkv_TC.nbytes + 4 * rows * c.heads * (2 + c.value_dim)
+    return Cost(f"{c.heads} x {c.key_dim}x{c.value_dim}", kept, moved, 7 * rows * size)
+
+
+def gated_rms_norm(x_TN: F32, gate_TN: F32, first: int, gain_D: F32, eps: float) -> Cost:
+    return Cost("", 0, 3 * x_TN.nbytes + gain_D.nbytes, 6 * x_TN.size)
+
+
+def sigmoid_gate(x_TN: F32, gate_TN: F32) -> Cost:
+    return Cost("", 0, 3 * x_TN.nbytes, 2 * x_TN.size)
+
+
 def pool(x_TD: F32, starts: I32, weights_T: F32) -> Cost:
     outputs = 4 * (starts.size - 1) * x_TD.shape[1]
     return Cost("", 0, x_TD.nbytes + weights_T.nbytes + outputs, 2 * x_TD.size)
@@ -279,9 +357,11 @@ COSTS: dict[str, Callable[..., Cost]] = {
     for function in (
         *(embed, rms_norm, add, concat, add_rms_norm, linear, gated_linear, route, moe),
         *(rope_write, attention, index_select, sparse_attention, pool, sample),
+        *(rope_queries, mul, mix, sparsify, match_rms),
         *(head_linear, latent_query, latent_write),
         *(layer_norm, add_layer_norm, scale, scale_heads, softcap, activate),
         *(gated, lora),
+        *(causal_conv, delta_rule, gated_rms_norm, sigmoid_gate),
     )
 }
 """By the op's name: every op of `Ops` that computes."""

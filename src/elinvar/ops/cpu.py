@@ -21,6 +21,7 @@ from elinvar.ops.api import (
     SampleArgs,
     SampleResult,
     Scoring,
+    StateLayer,
     new_kv_layers,
 )
 from elinvar.ops.layout import Weight
@@ -53,7 +54,7 @@ class CpuOps:
     def num_threads(self) -> int:
         return self._provider.num_threads
 
-    def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[KVLayer]:
+    def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
         return new_kv_layers(spec, num_blocks)
 
     def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:
@@ -151,6 +152,7 @@ class CpuOps:
         q_gain_D: F32 | None,
         k_gain_D: F32 | None,
         eps: float,
+        v_gain_D: F32 | None = None,
     ) -> F32:
         return self._provider.rope_write(
             qkv_TN,
@@ -162,7 +164,31 @@ class CpuOps:
             q_gain_D,
             k_gain_D,
             eps,
+            v_gain_D,
         )
+
+    def rope_queries(
+        self,
+        q_TN: F32,
+        positions_T: I32,
+        rope_PD: F32,
+        num_heads: int,
+        gain_D: F32,
+        eps: float,
+    ) -> F32:
+        return self._provider.rope_queries(q_TN, positions_T, rope_PD, num_heads, gain_D, eps)
+
+    def mul(self, x_TD: F32, y_TN: F32, start: int = 0) -> F32:
+        return self._provider.mul(x_TD, y_TN, start)
+
+    def mix(self, xs_TD: Sequence[F32], coefs_TC: F32) -> F32:
+        return self._provider.mix(list(xs_TD), coefs_TC)
+
+    def sparsify(self, x_TN: F32, deviations: float) -> F32:
+        return self._provider.sparsify(x_TN, deviations)
+
+    def match_rms(self, x_TD: F32, y_TD: F32) -> F32:
+        return self._provider.match_rms(x_TD, y_TD)
 
     def head_linear(self, x_TK: F32, w: Weight, num_heads: int) -> F32:
         return self._provider.head_linear(x_TK, _matrix(w), num_heads)
@@ -213,6 +239,38 @@ class CpuOps:
             chunk or 0,
             first,
         )
+
+    def causal_conv(
+        self,
+        x_TN: F32,
+        w_KC: F32,
+        state: StateLayer,
+        query_start_loc: I32,
+        seq_lens: I32,
+        block_table_RB: I32,
+    ) -> F32:
+        where = query_start_loc, seq_lens, block_table_RB
+        return self._provider.causal_conv(x_TN, w_KC, _state(state), *where)
+
+    def delta_rule(
+        self,
+        qkv_TC: F32,
+        x_TN: F32,
+        a_log_H: F32,
+        dt_bias_H: F32,
+        state: StateLayer,
+        query_start_loc: I32,
+        seq_lens: I32,
+        block_table_RB: I32,
+    ) -> F32:
+        where = query_start_loc, seq_lens, block_table_RB
+        return self._provider.delta_rule(qkv_TC, x_TN, a_log_H, dt_bias_H, _state(state), *where)
+
+    def gated_rms_norm(self, x_TN: F32, gate_TN: F32, first: int, gain_D: F32, eps: float) -> F32:
+        return self._provider.gated_rms_norm(x_TN, gate_TN, first, gain_D, eps)
+
+    def sigmoid_gate(self, x_TN: F32, gate_TN: F32) -> F32:
+        return self._provider.sigmoid_gate(x_TN, gate_TN)
 
     def pool(self, x_TD: F32, starts: I32, weights_T: F32) -> F32:
         return self._provider.pool(x_TD, starts, weights_T)
@@ -300,3 +358,10 @@ def _cache(kv: KVLayer) -> Any:
         k, v = (a.view(np.uint16) if a.dtype == np.float16 else a for a in (kv.k, kv.v))
         kv.handle = _cpu.Cache(k, v, kv.dtype)
     return kv.handle
+
+
+def _state(state: StateLayer) -> Any:
+    if state.handle is None:
+        c = state.config
+        state.handle = _cpu.State(state.tails, state.states, c.key_heads, c.value_dim)
+    return state.handle

@@ -28,6 +28,7 @@ from elinvar.ops.api import (
     new_kv_layers,
 )
 from elinvar.ops.layout import GROUP, QUANTISED, Weight, unpack, unpack_codes
+from elinvar.ops.ref_recurrent import RecurrentRef
 
 F64 = NDArray[np.float64]
 
@@ -39,17 +40,18 @@ MAX_KV = {
 }
 
 
-class RefOps:
+class RefOps(RecurrentRef):
     name = "ref"
 
     def __init__(self) -> None:
         self._dense: WeakKeyDictionary[Weight, F32] = WeakKeyDictionary()
 
-    def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[KVLayer]:
+    def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
         return new_kv_layers(spec, num_blocks)
 
     def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:
-        return (self._matrix(w_VD)[ids_T] * np.float32(scale)).astype(np.float32)
+        ids = np.where(ids_T < w_VD.shape[0], ids_T, 0)
+        return (self._matrix(w_VD)[ids] * np.float32(scale)).astype(np.float32)
 
     def rms_norm(self, x_TD: F32, gain_D: F32, eps: float) -> F32:
         x = x_TD.astype(np.float64)
@@ -172,6 +174,7 @@ class RefOps:
         q_gain_D: F32 | None,
         k_gain_D: F32 | None,
         eps: float,
+        v_gain_D: F32 | None = None,
     ) -> F32:
         t = qkv_TN.shape[0]
         num_kv, dim = kv.k.shape[1:3]
@@ -181,6 +184,8 @@ class RefOps:
             q = self.rms_norm(q.reshape(t, -1, q_gain_D.size), q_gain_D, eps).reshape(q.shape)
         if k_gain_D is not None:
             k = self.rms_norm(k.reshape(t, -1, k_gain_D.size), k_gain_D, eps).reshape(k.shape)
+        if v_gain_D is not None:
+            v = self.rms_norm(v, v_gain_D, eps)
         table = rope_PD[positions_T].astype(np.float64)
         q, k = _rotate(q, table), _rotate(k, table)
         block, offset = slots_T // BLOCK_SIZE, slots_T % BLOCK_SIZE
@@ -188,6 +193,34 @@ class RefOps:
         if not kv.keys_alone:
             kv.v[block, :, offset, :dim] = to_kv(v, kv.dtype)
         return np.ascontiguousarray(q)
+
+    def rope_queries(
+        self,
+        q_TN: F32,
+        positions_T: I32,
+        rope_PD: F32,
+        num_heads: int,
+        gain_D: F32,
+        eps: float,
+    ) -> F32:
+        q = self.rms_norm(q_TN.reshape(len(q_TN), num_heads, -1), gain_D, eps)
+        return _rotate(q, rope_PD[positions_T].astype(np.float64))
+
+    def mul(self, x_TD: F32, y_TN: F32, start: int = 0) -> F32:
+        return x_TD * y_TN[:, start : start + x_TD.shape[1]]
+
+    def mix(self, xs_TD: Sequence[F32], coefs_TC: F32) -> F32:
+        coefs = coefs_TC.reshape(len(coefs_TC), -1, len(xs_TD)).astype(np.float64)
+        return np.einsum("tos,std->otd", coefs, np.stack(xs_TD)).astype(np.float32)
+
+    def sparsify(self, x_TN: F32, deviations: float) -> F32:
+        x = x_TN.astype(np.float64)
+        least = x.mean(-1, keepdims=True) + deviations * x.std(-1, keepdims=True)
+        return np.maximum(x - least, 0).astype(np.float32)
+
+    def match_rms(self, x_TD: F32, y_TD: F32) -> F32:
+        x, y = ((a.astype(np.float64) ** 2).mean(-1, keepdims=True) for a in (x_TD, y_TD))
+        return (x_TD * np.sqrt(y / np.maximum(x, 1e-5))).astype(np.float32)
 
     def head_linear(self, x_TK: F32, w: Weight, num_heads: int) -> F32:
         y = self._linear(x_TK.reshape(-1, w.shape[1]), w)  # every head by every head's rows

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
 from elinvar.models.family import Model
 from elinvar.ops.adapted import AdaptedOps
-from elinvar.ops.api import F32, KVLayer, Ops
+from elinvar.ops.api import F32, LayerCache, Ops
 
 MAX_TOKENS = 256
 """Beyond, kernels take so long that Python no longer shows."""
@@ -49,7 +49,7 @@ class Graphs:
     `adapted`, which the model was built with, no batch has adapters."""
 
     def __init__(
-        self, model: Model, ops: Ops, kv: Sequence[KVLayer], adapted: AdaptedOps | None = None
+        self, model: Model, ops: Ops, kv: Sequence[LayerCache], adapted: AdaptedOps | None = None
     ) -> None:
         self.model, self.ops, self.kv, self.adapted = model, ops, kv, adapted
         self._graphs: OrderedDict[tuple[int, int, int], _Graph] = OrderedDict()

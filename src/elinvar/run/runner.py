@@ -12,7 +12,7 @@ from elinvar.base.config import KVSpec
 from elinvar.base.plan import StepOutput, StepPlan, TokenLogprobs
 from elinvar.models.family import Model
 from elinvar.ops.adapted import AdaptedOps
-from elinvar.ops.api import KVLayer, Ops, SampleResult
+from elinvar.ops.api import LayerCache, Ops, SampleResult
 from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
 
@@ -33,10 +33,10 @@ class Runner:
         """adapted: see run.graphs."""
         self.ops, self._adapted = ops, adapted
         self.rows = Rows(max_rows, max_context, len(specs))
-        layers: dict[int, KVLayer] = {}
+        layers: dict[int, LayerCache] = {}
         for spec, count in zip(specs, num_blocks, strict=True):
             layers |= zip(spec.layers, ops.kv_layers(spec, count), strict=True)
-        self.kv: list[KVLayer] = [layers[i] for i in range(len(layers))]
+        self.kv: list[LayerCache] = [layers[i] for i in range(len(layers))]
         self.use(model)
 
     def use(self, model: Model) -> None:

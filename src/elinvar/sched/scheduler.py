@@ -163,14 +163,12 @@ class Scheduler:
     def _plan_running(self, plan: StepPlan) -> int:
         """Plan all that hold a row, oldest first; returns what is left of the budget.
 
-        Rows that need one token get it; a row amid its prompt gets the rest. Nobody goes away
-        empty-handed: rows are admitted only while budget is left, so there are never more of them
-        than tokens, and one amid its prompt takes all that is left, so there are never two.
-        A victim of preemption is not in the plan yet, since it is the youngest.
+        Each gets a token, and rows amid their prompts what is left, in their order. Nobody goes
+        away empty-handed: rows are admitted only while budget is left, so there are never more of
+        them than tokens. A victim of preemption is not in the plan yet, since it is the youngest.
         """
         running, items, planned = self._running, plan.items, self._planned
-        num_single = sum([len(r.token_ids) - r.num_computed_tokens == 1 for r in running])
-        budget = self.max_step_tokens - num_single
+        budget = self.max_step_tokens - len(running)
         index = 0
         while index < len(running):
             request = running[index]
@@ -178,7 +176,7 @@ class Scheduler:
             start = request.num_computed_tokens
             end = known = len(request.token_ids)
             if known - start > 1:
-                end = min(known, start + budget)
+                end = min(known, start + 1 + budget)
             new_blocks = self._no_blocks
             if end > request.kv.capacity:
                 allocation = self._make_room(request, start, end)
@@ -187,7 +185,7 @@ class Scheduler:
                 end = allocation.end
                 new_blocks = self.kv.apply(allocation)
             if known - start > 1:
-                budget -= end - start
+                budget -= end - start - 1
             items.append(
                 PlanItem(request.id, request.row, start, end - start, end == known, new_blocks)
             )
@@ -232,7 +230,7 @@ class Scheduler:
 
     def _reserve(self, requests: list[Request]) -> list[int]:
         kv = self.kv
-        reserve = [len(requests)] * len(kv.pools)
+        reserve = kv.spare(len(requests))
         for request in requests:
             if request.num_tokens > request.kv.capacity:
                 more = kv.to_come_for(request.kv, request.num_tokens, self.max_step_tokens)

@@ -57,7 +57,7 @@ class Answer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with (
-            _cancelled_when_client_leaves(receive),
+            cancelled_when_client_leaves(receive),
             self.service.run(self.wire.id, self.choices) as events,
         ):
             if self.stream:
@@ -143,7 +143,7 @@ def _error_event(error: ApiError) -> bytes:
 
 
 @asynccontextmanager
-async def _cancelled_when_client_leaves(receive: Receive) -> AsyncIterator[None]:
+async def cancelled_when_client_leaves(receive: Receive) -> AsyncIterator[None]:
     """Cancels the body of the `async with` when the connection closes; raises ClientGoneError."""
     task = asyncio.current_task()
     assert task is not None  # ASGI servers run applications in tasks

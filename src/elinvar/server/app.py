@@ -11,9 +11,9 @@ import logging
 import re
 import socket
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -30,9 +30,11 @@ from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_er
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
 from elinvar.server.openai import OpenAIRoutes
 from elinvar.server.service import Service
+from elinvar.server.texts import TextRoutes
 
 if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
+    from elinvar.engine.text_aio import AsyncTextModel
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +126,46 @@ def create_app(
     core = engine.engine
     service = Service(engine, core.config.max_rows + max_waiting)
     metrics = HTTPMetrics(lambda: service.num_live)
+    routes = OpenAIRoutes(core, service, model_name, max_body_bytes).routes()
+    if allow_adapter_loading:
+        routes += AdapterRoutes(engine, model_name, max_body_bytes).routes()
+    return _application(engine, routes, metrics, core.metrics.expose, grace_seconds)
+
+
+def create_text_app(
+    engine: AsyncTextModel,
+    model_name: str,
+    *,
+    max_waiting: int = MAX_WAITING,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    grace_seconds: float = GRACE_SECONDS,
+    matryoshka: bool = False,
+) -> Starlette:
+    """The same for an embedding model or a reranker. `max_waiting`: texts. `matryoshka`: clients may
+    shorten vectors, whatever config.json says of it."""
+    metrics = HTTPMetrics(lambda: engine.num_live)
+    shorten = matryoshka or engine.model.recipe.matryoshka
+    api = TextRoutes(engine, model_name, shorten, max_waiting, max_body_bytes)
+    return _application(engine, api.routes(), metrics, lambda: b"", grace_seconds)
+
+
+class _Runs(Protocol):
+    """What the application starts and stops."""
+
+    def start(self) -> None: ...
+
+    async def shutdown(self, timeout: float | None = None) -> None: ...
+
+    def check_alive(self) -> None: ...
+
+
+def _application(
+    engine: _Runs,
+    routes: Sequence[Route],
+    metrics: HTTPMetrics,
+    more_metrics: Callable[[], bytes],
+    grace_seconds: float,
+) -> Starlette:
     ready = False
 
     async def health(request: Request) -> Response:
@@ -136,7 +178,7 @@ def create_app(
         return Response(b'{"status":"ok"}', media_type="application/json")
 
     async def show_metrics(request: Request) -> Response:
-        return Response(metrics.expose() + core.metrics.expose(), media_type=CONTENT_TYPE)
+        return Response(metrics.expose() + more_metrics(), media_type=CONTENT_TYPE)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -149,12 +191,9 @@ def create_app(
             ready = False
             await engine.shutdown(grace_seconds)
 
-    api = OpenAIRoutes(core, service, model_name, max_body_bytes)
-    adapters = AdapterRoutes(engine, model_name, max_body_bytes)
     app = Starlette(
         routes=[
-            *api.routes(),
-            *(adapters.routes() if allow_adapter_loading else ()),
+            *routes,
             Route("/health", health, methods=["GET"]),
             Route("/metrics", show_metrics, methods=["GET"]),
         ],

@@ -5,6 +5,7 @@ Owns the mapping from exceptions to (HTTP status, body). Nothing here knows the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -71,6 +72,27 @@ def too_long(max_context: int, num_prompt: int, max_tokens: int | None, param: s
         f"Please reduce the length of the {param} or of the completion.",
         param,
         "context_length_exceeded",
+    )
+
+
+def unknown_model(name: str, served: Sequence[str]) -> ApiError:
+    there = ", ".join(f"'{one}'" for one in served)
+    return ApiError(
+        404,
+        f"The model '{name[:200]}' does not exist; this server has {there}.",
+        "model",
+        "model_not_found",
+    )
+
+
+def overloaded(count: int, what: str) -> ApiError:
+    return ApiError(
+        429,
+        f"The server is overloaded: {count} {what} are running or waiting. Try again in a second.",
+        None,
+        "rate_limit_exceeded",
+        "rate_limit_error",
+        {"Retry-After": "1"},
     )
 
 

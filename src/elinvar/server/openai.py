@@ -21,7 +21,7 @@ from elinvar.engine.seeds import choice_seed
 from elinvar.server import prepare
 from elinvar.server.answer import Answer
 from elinvar.server.body import read_body
-from elinvar.server.errors import ApiError, invalid_value
+from elinvar.server.errors import invalid_value, unknown_model
 from elinvar.server.schema import ChatRequest, CompletionRequest, decode
 from elinvar.server.service import Choice, Service
 from elinvar.server.tokens import TokenNames
@@ -147,13 +147,7 @@ class OpenAIRoutes:
         names = self._engine.adapters.names
         if model in names:
             return model
-        there = ", ".join(f"'{name}'" for name in [self._model_name, *names])
-        raise ApiError(
-            404,
-            f"The model '{model[:200]}' does not exist; this server has {there}.",
-            "model",
-            "model_not_found",
-        )
+        raise unknown_model(model, [self._model_name, *names])
 
     def _model(self, name: str) -> dict[str, Any]:
         model = {

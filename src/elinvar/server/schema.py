@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -150,17 +151,14 @@ DEFAULTS: dict[str, tuple[object, ...]] = {
 
 Request = TypeVar("Request", bound=msgspec.Struct)
 
-_KINDS = (ChatRequest, CompletionRequest, LoadAdapterRequest, UnloadAdapterRequest)
-_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in _KINDS
-}
+_decoder = cache(msgspec.json.Decoder)
 
 
 def decode(body: bytes, kind: type[Request]) -> Request:
     """A request body, or ApiError 400 naming what is wrong with it."""
     try:
-        request: Request = _DECODERS[kind].decode(body)
-        return request
+        decoded: Request = _decoder(kind).decode(body)
+        return decoded
     except msgspec.ValidationError as error:
         raise _validation_error(str(error), kind) from None
     except msgspec.DecodeError as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from elinvar.base.sampling import SamplingParams
-from elinvar.server.errors import ApiError, invalid_value, unavailable
+from elinvar.server.errors import ApiError, invalid_value, overloaded, unavailable
 
 if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
@@ -91,15 +91,7 @@ class Service:
 
     def _admit(self, count: int) -> None:
         if self.num_live + count > self._max_live:
-            raise ApiError(
-                429,
-                f"The server is overloaded: {self.num_live} answers are running or waiting. "
-                "Try again in a second.",
-                None,
-                "rate_limit_exceeded",
-                "rate_limit_error",
-                {"Retry-After": "1"},
-            )
+            raise overloaded(self.num_live, "answers")
         self.num_live += count
 
     def _start(self, request_id: str, choice: Choice) -> AsyncGenerator[Event, None]:

@@ -17,8 +17,9 @@ Progress = Callable[[str, int, int | None], None]
 GGUF_PART = re.compile(r"(?P<name>.+\.gguf)\.part-?(?P<index>\d+)")
 """A GGUF file cut in pieces, for indexes that limit a file's size."""
 
-MODULE_FILE = re.compile(r"\d+_\w+/[\w.-]+")
-"""In the folder of a part of an embedding model, as sentence-transformers numbers them."""
+MODULE_FILE = re.compile(r"\d+_\w+/[\w.-]+|additional_chat_templates/[\w-]+\.jinja")
+"""In the folder of a part of an embedding model, as sentence-transformers numbers them, or a chat
+template with a name."""
 
 _NAMES = {
     *("config.json", "generation_config.json", "special_tokens_map.json"),
@@ -26,7 +27,7 @@ _NAMES = {
     *("config_sentence_transformers.json", "sentence_bert_config.json"),
     *("tekken.json", "tiktoken.model", "spiece.model", "vocab.json", "merges.txt"),
 }
-_ENDINGS = (".gguf", ".safetensors", ".safetensors.index.json", ".tiktoken")
+_ENDINGS = (".gguf", ".safetensors", ".safetensors.index.json", ".tiktoken", ".jinja")
 POLL_SECONDS = 0.2
 
 

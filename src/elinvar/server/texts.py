@@ -1,0 +1,195 @@
+"""The endpoints of embedding models and rerankers: /v1/embeddings as OpenAI has it, /v1/rerank as Jina and
+Cohere do. Which of them a model serves is its own to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from elinvar.engine.embed import ranked
+from elinvar.server.answer import cancelled_when_client_leaves
+from elinvar.server.body import read_body
+from elinvar.server.errors import invalid_value, not_supported, overloaded, unknown_model
+from elinvar.server.schema import decode
+from elinvar.server.wire import encode
+
+if TYPE_CHECKING:
+    from elinvar.engine.encodings import Input
+    from elinvar.engine.text_aio import AsyncTextModel
+    from elinvar.engine.text_model import Task
+    from elinvar.ops.api import F32
+
+MAX_INPUTS = 2048
+"""OpenAI's own limit of texts a request; of documents, too."""
+
+
+class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    model: str
+    input: str | list[str | int | list[int]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    user: str | None = None
+    truncate: bool | None = None
+    """Not OpenAI's: false makes an error of a text that is too long."""
+    prompt_name: str | None = None
+    """Nor this: a prompt of the model's, put before each text."""
+
+
+class Document(msgspec.Struct):
+    text: str
+
+
+class RerankRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    model: str
+    query: str
+    documents: list[str | Document]
+    top_n: int | None = None
+    return_documents: bool | None = None
+    instruction: str | None = None
+    truncate: bool | None = None
+
+
+class TextRoutes:
+    def __init__(
+        self,
+        engine: AsyncTextModel,
+        model_name: str,
+        shorten: bool,
+        max_waiting: int,
+        max_body_bytes: int,
+    ) -> None:
+        """`shorten`: whether clients may ask for fewer dimensions."""
+        self._shorten = shorten
+        self._engine, self._model, self._name = engine, engine.model, model_name
+        self._max_waiting, self._max_body_bytes = max_waiting, max_body_bytes
+        self._created = int(time.time())
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/models", self.list_models, methods=["GET"]),
+            Route("/v1/models/{model:path}", self.get_model, methods=["GET"]),
+            Route("/v1/embeddings", self.embeddings, methods=["POST"]),
+            Route("/v1/rerank", self.rerank, methods=["POST"]),
+        ]
+
+    async def list_models(self, request: Request) -> Response:
+        return _json({"object": "list", "data": [self._described()]})
+
+    async def get_model(self, request: Request) -> Response:
+        self._check_model(request.path_params["model"])
+        return _json(self._described())
+
+    async def embeddings(self, request: Request) -> Response:
+        body = await read_body(request.scope, request.receive, self._max_body_bytes)
+        parsed = decode(body, EmbeddingRequest)
+        self._check_model(parsed.model)
+        if parsed.dimensions is not None and not self._shorten:
+            raise not_supported("dimensions", "Shortening the vectors of this model")
+        texts = _inputs(parsed.input)
+        self._admit(len(texts), "input")
+        task, vectors = await self._run(
+            request,
+            lambda: self._model.embedding(
+                texts,
+                prompt_name=parsed.prompt_name,
+                dimensions=parsed.dimensions,
+                truncate=parsed.truncate is not False,
+            ),
+        )
+        as_bytes = parsed.encoding_format == "base64"
+        data = [
+            {
+                "object": "embedding",
+                "index": i,
+                "embedding": _base64(vector) if as_bytes else vector.tolist(),
+            }
+            for i, vector in enumerate(vectors)
+        ]
+        return _json({"object": "list", "data": data, "model": self._name, "usage": _usage(task)})
+
+    async def rerank(self, request: Request) -> Response:
+        body = await read_body(request.scope, request.receive, self._max_body_bytes)
+        parsed = decode(body, RerankRequest)
+        self._check_model(parsed.model)
+        if parsed.top_n is not None and parsed.top_n < 1:
+            raise invalid_value("top_n", f"top_n must be at least 1, got {parsed.top_n}.")
+        documents = [d if isinstance(d, str) else d.text for d in parsed.documents]
+        self._admit(len(documents), "documents")
+        task, scores = await self._run(
+            request,
+            lambda: self._model.ranking(
+                parsed.query, documents, parsed.instruction, parsed.truncate is not False
+            ),
+        )
+        results: list[dict[str, Any]] = [
+            {"index": one.index, "relevance_score": one.score}
+            for one in ranked(task, scores, parsed.top_n)
+        ]
+        if parsed.return_documents is not False:
+            for result in results:
+                result["document"] = {"text": documents[result["index"]]}
+        answer = {"id": f"rerank-{uuid.uuid4().hex}", "model": self._name, "results": results}
+        return _json(answer | {"usage": _usage(task)})
+
+    async def _run(self, request: Request, make: Callable[[], Task]) -> tuple[Task, F32]:
+        """The task, made in a thread, and its answer; a client that goes away ends it."""
+        async with cancelled_when_client_leaves(request.receive):
+            task = await asyncio.to_thread(make)
+            return task, await self._engine.run(task)
+
+    def _admit(self, count: int, field: str) -> None:
+        if not 1 <= count <= MAX_INPUTS:
+            raise invalid_value(
+                field, f"{field} must hold from 1 to {MAX_INPUTS} texts, got {count}."
+            )
+        live = self._engine.num_live
+        if live and live + count > self._max_waiting:
+            raise overloaded(live, "texts")
+
+    def _check_model(self, name: str) -> None:
+        if name != self._name:
+            raise unknown_model(name, [self._name])
+
+    def _described(self) -> dict[str, Any]:
+        return {
+            "id": self._name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "elinvar",
+            "max_context": self._model.max_tokens,
+        }
+
+
+def _inputs(given: str | list[Any]) -> Sequence[Input]:
+    """One text or several, each a text or token ids; one list of ids is one text."""
+    if isinstance(given, str):
+        return [given]
+    kinds = {type(item) for item in given}
+    if len(kinds) > 1:
+        raise invalid_value("input", "input must hold texts or token ids, not both.")
+    return [given] if kinds == {int} else given
+
+
+def _usage(task: Task) -> dict[str, int]:
+    """Besides OpenAI's counts that of the texts that were cut."""
+    count = task.num_tokens
+    return {"prompt_tokens": count, "total_tokens": count, "num_truncated": task.num_truncated}
+
+
+def _base64(vector: F32) -> str:
+    return base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()
+
+
+def _json(value: object) -> Response:
+    return Response(encode(value), media_type="application/json")

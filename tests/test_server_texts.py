@@ -1,0 +1,246 @@
+"""/v1/embeddings through the official client and /v1/rerank, over tiny random models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from elinvar import Embedder
+from elinvar.base.errors import EngineError
+from elinvar.engine.text_aio import AsyncTextModel
+from elinvar.engine.text_model import Task, TextModel, is_text_model
+from elinvar.run.texts import Text
+from elinvar.server.app import create_text_app
+from processes import assert_fails, run
+from serving import eventually, running
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from text_models import TEXTS, save_model, save_recipe
+
+FINE = [text.encode("utf-8", "replace").decode() for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    save_model(folder, "bert", "BertModel")
+    save_recipe(folder, {"pooling_mode": "mean"}, "Normalize", prompts={"query": "find: "})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reranker")
+    save_model(folder, "bert", "BertForSequenceClassification", num_labels=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(bert: Path) -> Iterator[str]:
+    model = AsyncTextModel(TextModel.load(bert))
+    with running(create_text_app(model, "tiny", matryoshka=True)) as (port, _):
+        yield f"http://127.0.0.1:{port}"
+    assert model.num_live == 0
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+
+
+def post(url: str, path: str, **body: Any) -> httpx.Response:
+    return httpx.post(url + path, json={"model": "tiny"} | body, timeout=30)
+
+
+def test_texts_and_token_ids(client: openai.OpenAI, bert: Path) -> None:
+    expected = Embedder(bert).embed(FINE)
+    for encoding in ("float", "base64"):
+        answer = client.embeddings.create(model="tiny", input=FINE, encoding_format=encoding)  # type: ignore[call-overload]
+        found = [one.embedding for one in answer.data]
+        if encoding == "base64":
+            import base64
+
+            found = [np.frombuffer(base64.b64decode(raw), "<f4") for raw in found]
+        assert np.array_equal(np.float32(found), expected)
+        assert [one.index for one in answer.data] == list(range(len(FINE)))
+    plain = client.embeddings.create(model="tiny", input=FINE[0], user="me")
+    assert np.array_equal(np.float32(plain.data[0].embedding), expected[0])
+    task = TextModel.load(bert).embedding(FINE)
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens == task.num_tokens
+    assert answer.usage.model_extra == {"num_truncated": task.num_truncated}
+    ids = [list(text.ids) for text in task.texts[:4]]
+    answer = client.embeddings.create(model="tiny", input=ids)
+    assert np.array_equal(np.float32([one.embedding for one in answer.data]), expected[:4])
+    answer = client.embeddings.create(model="tiny", input=ids[3])
+    assert np.array_equal(np.float32(answer.data[0].embedding), expected[3])
+
+
+def test_dimensions_and_prompts(client: openai.OpenAI, bert: Path) -> None:
+    answer = client.embeddings.create(
+        model="tiny", input="x", dimensions=8, extra_body={"prompt_name": "query"}
+    )
+    expected = Embedder(bert).embed(["x"], dimensions=8, prompt_name="query")
+    assert np.array_equal(np.float32(answer.data[0].embedding), expected[0])
+
+
+def test_many_at_once(client: openai.OpenAI, bert: Path) -> None:
+    """Requests share batches; every answer has the bits it has alone."""
+    expected = Embedder(bert).embed(FINE)
+
+    def ask(i: int) -> bool:
+        some = [(i + k) % len(FINE) for k in range(i % 7 + 1)]
+        answer = client.embeddings.create(model="tiny", input=[FINE[k] for k in some])
+        found = np.float32([one.embedding for one in answer.data])
+        return np.array_equal(found, expected[some])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(40)))
+
+
+def test_models_and_health(client: openai.OpenAI, url: str) -> None:
+    assert [model.id for model in client.models.list().data] == ["tiny"]
+    assert client.models.retrieve("tiny").model_extra == {"max_context": 50}
+    assert httpx.get(f"{url}/health").status_code == 200
+    assert 'route="embeddings",status="200"' in httpx.get(f"{url}/metrics").text
+    assert post(url, "/v1/chat/completions").json()["error"]["code"] == "unknown_url"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("embeddings", {"input": []}, 400, "input must hold from 1 to 2048"),
+        ("embeddings", {"input": ["x"] * 2049}, 400, "got 2049"),
+        ("embeddings", {"input": ["x", 3]}, 400, "not both"),
+        ("embeddings", {"input": 3}, 400, "input"),
+        ("embeddings", {"input": [[10**6]]}, 400, "Token ids of text 0"),
+        ("embeddings", {"input": "x", "dimensions": 49}, 400, "from 1 to 48"),
+        ("embeddings", {"input": "x", "encoding_format": "hex"}, 400, "encoding_format"),
+        ("embeddings", {"input": "x " * 99, "truncate": False}, 400, "Text 0 is longer"),
+        ("embeddings", {"input": "x", "prompt_name": "y"}, 400, "no prompt 'y'"),
+        ("embeddings", {"input": "x", "inputs": "y"}, 400, "Did you mean input?"),
+        ("embeddings", {"input": "x", "model": "other"}, 404, "does not exist"),
+        ("embeddings", {}, 400, "Missing required parameter: 'input'"),
+        ("rerank", {"query": "q", "documents": []}, 400, "documents must hold"),
+        ("rerank", {"query": "q", "documents": ["x"], "top_n": 0}, 400, "top_n"),
+        ("rerank", {"documents": ["x"]}, 400, "'query'"),
+    ],
+)
+def test_bad_requests(url: str, path: str, body: dict[str, Any], status: int, words: str) -> None:
+    answer = post(url, f"/v1/{path}", **body)
+    assert answer.status_code == status and words in answer.json()["error"]["message"]
+
+
+def test_rerank(url: str, bert: Path, reranker: Path) -> None:
+    documents = ["a metal", "a watch", "no answer"]
+
+    def check(url: str, folder: Path) -> None:
+        given: list[Any] = [documents[0], {"text": documents[1]}, documents[2]]
+        answer = post(url, "/v1/rerank", query="what?", documents=given, top_n=2).json()
+        expected = Embedder(folder).rank("what?", documents, top_n=2)
+        assert [
+            (r["index"], r["relevance_score"], r["document"]["text"]) for r in answer["results"]
+        ] == [(r.index, r.score, documents[r.index]) for r in expected]
+        assert answer["usage"]["total_tokens"] > 0
+        whole = post(url, "/v1/rerank", query="what?", documents=documents, return_documents=False)
+        assert all(set(r) == {"index", "relevance_score"} for r in whole.json()["results"])
+
+    check(url, bert)
+    with running(create_text_app(AsyncTextModel(TextModel.load(reranker)), "tiny")) as (port, _):
+        other = f"http://127.0.0.1:{port}"
+        check(other, reranker)
+        refused = post(other, "/v1/embeddings", input="x")
+        assert refused.status_code == 400 and "is a reranker" in refused.text
+        shorter = post(other, "/v1/embeddings", input="x", dimensions=3)
+        assert shorter.json()["error"]["code"] == "unsupported_parameter"
+
+
+class Slow:
+    """A model of which every batch takes a while, and that knows what came together."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def run(self, texts: Any) -> Any:
+        import time
+
+        time.sleep(0.02)
+        self.batches.append(len(texts))
+        if any(text.ids[0] == 13 for text in texts):
+            raise ValueError("thirteen")
+        return np.float32([[text.ids[0]] for text in texts])
+
+    def task(self, *ids: int) -> Task:
+        return Task([Text([i] * 40) for i in ids], self.run, lambda rows: rows[:, 0])
+
+
+def test_tasks_take_turns_and_fail_alone() -> None:
+    async def check() -> None:
+        slow, engine = Slow(), AsyncTextModel(None)  # type: ignore[arg-type]
+        with pytest.raises(EngineError, match="not running"):
+            await engine.run(slow.task(1))
+        engine.start()
+        long = asyncio.create_task(engine.run(slow.task(*range(100, 400))))
+        await asyncio.sleep(0.01)
+        short = [asyncio.create_task(engine.run(slow.task(i))) for i in range(5)]
+        assert [float((await one)[0]) for one in short] == [0, 1, 2, 3, 4]
+        assert not long.done() and max(slow.batches) <= 32
+        assert (await long).tolist() == list(range(100, 400))
+        with pytest.raises(EngineError, match="thirteen"):
+            await engine.run(slow.task(1, 13))
+        assert (await engine.run(slow.task(2))).tolist() == [2]
+        gone = asyncio.create_task(engine.run(slow.task(*range(100, 400))))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        assert engine.num_live == 0 and not engine._jobs
+        waiting = asyncio.create_task(engine.run(slow.task(*range(100, 1000))))
+        await asyncio.sleep(0.01)
+        await engine.shutdown(0.05)
+        with pytest.raises(EngineError, match="ended this request"):
+            await waiting
+        with pytest.raises(EngineError, match="shutting down"):
+            await engine.run(slow.task(1))
+
+    asyncio.run(check())
+
+
+def test_a_client_that_leaves_ends_its_work(bert: Path) -> None:
+    model = AsyncTextModel(TextModel.load(bert))
+    with running(create_text_app(model, "tiny")) as (port, _):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(
+                f"http://127.0.0.1:{port}/v1/embeddings",
+                json={"model": "tiny", "input": ["long " * 60] * 2048},
+                timeout=httpx.Timeout(10, read=0.2),
+            )
+        assert eventually(lambda: model.num_live == 0)
+
+
+def test_too_many_texts_wait(bert: Path) -> None:
+    model = AsyncTextModel(TextModel.load(bert))
+    with running(create_text_app(model, "tiny", max_waiting=4)) as (port, _):
+        model.num_live = 3
+        answer = post(f"http://127.0.0.1:{port}", "/v1/embeddings", input=["x", "y"])
+        assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
+        model.num_live = 0
+        assert (
+            post(f"http://127.0.0.1:{port}", "/v1/embeddings", input=["x"] * 9).status_code == 200
+        )
+
+
+def test_which_models_serve_texts(bert: Path, reranker: Path, tmp_path: Path) -> None:
+    save_model(tmp_path, "qwen3", "Qwen3Model")
+    assert is_text_model(bert) and is_text_model(reranker) and not is_text_model(tmp_path)
+    save_recipe(tmp_path, {"pooling_mode": "lasttoken"})
+    assert is_text_model(tmp_path)
+    assert_fails(run("serve", bert, "--host", "300.0.0.1"), 1, "Cannot listen")

@@ -101,11 +101,11 @@ struct BoundCache {  // K and V of one layer: views of a cache in which all laye
           padded_dim((dim + 15) / 16 * 16),
           value_dim(std::min(dim, static_cast<int>(v_.shape(3)))),
           block_step(static_cast<int>(k_.stride(0) / k_.stride(1))) {
-        const bool latent = k_.data() == v_.data();
-        if (k_.stride(3) != 1 || v_.stride(latent ? 2 : 3) != 1 || k_.stride(0) != v_.stride(0) ||
+        if (k_.stride(3) != 1 || v_.stride(latent() ? 2 : 3) != 1 || k_.stride(0) != v_.stride(0) ||
             k_.stride(1) != v_.stride(1) || k_.stride(1) != std::int64_t{padded_dim} * 32)
             throw std::invalid_argument("K and V do not lie as ops/api.py makes them");
     }
+    bool latent() const { return k.data() == v.data(); }  // the values are those of the keys
 };
 
 struct Working {  // around an op
@@ -156,6 +156,13 @@ F32Out add(Session& p, F32In x, F32In y) {
     auto out = result<float>(p, {x.shape(0), x.shape(1)});
     submit(p,
            [&p, x = x.data(), y = y.data(), n = x.size(), o = out.data()] { p.add(x, y, n, o); });
+    return out;
+}
+
+F32Out concat(Session& p, F32In x, F32In y) {
+    auto out = result<float>(p, {x.shape(0), x.shape(1) + y.shape(1)});
+    submit(p, [&p, x = x.data(), y = y.data(), rows = rows_of(x), dx = last_of(x), dy = last_of(y),
+               o = out.data()] { p.concat(x, dx, y, dy, rows, o); });
     return out;
 }
 
@@ -304,7 +311,7 @@ F32Out rope_write(Session& p, F32In qkv, I32In positions, F32In table, BoundCach
                  kv.padded_dim,
                  kv.kind,
                  kv.k.data(),
-                 kv.v.data(),
+                 kv.latent() ? nullptr : kv.v.data(),
                  kv.block_step,
                  q.data(),
                  of_all(q_gain) || of_all(k_gain),
@@ -399,7 +406,7 @@ void latent_write(Session& p, F32In x, I32In positions, F32In table, BoundCache&
 
 F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I32In tables,
                  I32In positions, float scale, int window, float softcap,
-                 std::optional<F32In> sinks, int chunk) {
+                 std::optional<F32In> sinks, int chunk, int first) {
     auto out = result<float>(p, {q.shape(0), q.shape(1) * static_cast<std::size_t>(kv.value_dim)});
     const Attention a{q.data(),
                       kv.k.data(),
@@ -419,7 +426,8 @@ F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I
                       out.data(),
                       softcap,
                       sinks ? sinks->data() : nullptr,
-                      chunk};
+                      chunk,
+                      first};
     submit(p, [&p, a, seqs = static_cast<int>(query_start.size()) - 1, start = query_start.data()] {
         p.attention(a, seqs, start);
     });
@@ -427,6 +435,8 @@ F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I
 }
 
 #include "bind_recurrent.h"
+#include "bind_sparse.h"
+
 F32Out pool(Session& p, F32In x, I32In starts, F32In weights) {
     const std::size_t seqs = starts.size() - 1;
     auto out = result<float>(p, {seqs, x.shape(1)});
@@ -556,6 +566,7 @@ NB_MODULE(_cpu, m) {
         .def("rms_norm", &rms_norm)
         .def("add_rms_norm", &add_rms_norm)
         .def("add", &add)
+        .def("concat", &concat)
         .def("layer_norm", &layer_norm, nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
         .def("add_layer_norm", &add_layer_norm, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(),
              nb::arg())
@@ -581,7 +592,9 @@ NB_MODULE(_cpu, m) {
         .def("latent_query", &latent_query)
         .def("latent_write", &latent_write)
         .def("attention", &attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-             nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
+             nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg())
+        .def("index_select", &index_select)
+        .def("sparse_attention", &sparse_attention)
         .def("causal_conv", &causal_conv)
         .def("delta_rule", &delta_rule)
         .def("gated_rms_norm", &gated_rms_norm)

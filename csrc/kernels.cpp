@@ -15,6 +15,7 @@ using elinvar::AttentionTile;
 using elinvar::Convolution;
 using elinvar::DeltaRule;
 using elinvar::GatedNorm;
+using elinvar::Index;
 using elinvar::Kernels;
 using elinvar::Kind;
 using elinvar::Latent;
@@ -37,6 +38,7 @@ using Stored = std::conditional_t<kind == Kind::f32, float, uint16_t>;  // in th
 #include "rows_latent.h"
 #include "rows_recurrent.h"
 #include "sample.h"
+#include "sparse.h"
 #include "streams.h"
 
 #define EL_TEXT(x) #x
@@ -56,6 +58,7 @@ const Kernels kernels = {
     latent_rotate,
     attention_part,
     attention_join,
+    index_scores,
     row_stats,
     scale_logits,
     exp_all,

@@ -42,7 +42,8 @@ struct Rope {
     float eps;
     int heads, kv_heads, dim, rotary_dim, padded_dim;
     Kind kv_kind;
-    void *k, *v;         // [kv_heads, padded_dim, 32] and [kv_heads, 32, padded_dim] of block 0
+    // [kv_heads, padded_dim, 32] and [kv_heads, 32, padded_dim] of block 0; v null: keys alone
+    void *k, *v;
     int block_step;      // from a block to the next, in the size of one head's keys
     float* q;            // [T, heads, dim]
     bool whole = false;  // one norm over all heads of q, one over those of k
@@ -89,6 +90,7 @@ struct Attention {
     float softcap = 0.0f;          // 0: none
     const float* sinks = nullptr;  // [heads] or null
     int chunk = 0;                 // 0: none
+    int first = 0;                 // no key before it is seen
 
     int padded_values() const { return (value_dim + 15) / 16 * 16; }
 };
@@ -97,8 +99,23 @@ struct Attention {
 constexpr int first_key(const Attention& a, int p) {
     const int of_window = a.window && a.window <= p ? p - a.window + 1 : 0;
     const int of_chunk = a.chunk ? p - p % a.chunk : 0;
-    return of_window > of_chunk ? of_window : of_chunk;
+    const int first = of_window > of_chunk ? of_window : of_chunk;
+    return first > a.first ? first : a.first;
 }
+
+// What sparse attention chooses keys by: queries of several heads over a cache of keys alone.
+struct Index {
+    const float* q;        // [T, heads, dim]
+    const float* weights;  // [T, heads]
+    const void* k;
+    int block_step;
+    Kind kv_kind;
+    int heads, dim, padded_dim;
+    const int32_t* tables;  // [R, table_stride]
+    std::ptrdiff_t table_stride;
+    const int32_t* positions;
+    int first = 0;  // no key before it is seen
+};
 
 struct AttentionTile {  // tokens of one sequence, times query heads of one KV head
     int seq, first_token, num_tokens, kv_head, first_head, num_heads;
@@ -192,6 +209,8 @@ struct Kernels {
     void (*attention_part)(const Attention& a, const AttentionTile& t, int split,
                            const AttentionAhead& ahead, float* part);
     void (*attention_join)(const Attention& a, const AttentionTile& t, float* parts, int num_parts);
+    // The worth of the 32 keys of each of some blocks to one token.
+    void (*index_scores)(const Index& a, int token, const int32_t* blocks, int num, float* out);
     RowStats (*row_stats)(const float* x, int n);
     // z[i] = (x[i] - max) / temperature; returns the sum of e^z when asked
     float (*scale_logits)(const float* x, int n, float max, float temperature, bool sum, float* z);

@@ -91,6 +91,14 @@ void Provider::add(const float* x, const float* y, std::size_t n, float* out) {
     kernels_->add(x, y, n, out);
 }
 
+void Provider::concat(const float* x, int x_dim, const float* y, int y_dim, int rows, float* out) {
+    const std::ptrdiff_t dim = std::ptrdiff_t{x_dim} + y_dim;
+    pool_.run(rows, [&](int r, int) {
+        std::copy_n(x + r * std::ptrdiff_t{x_dim}, x_dim, out + r * dim);
+        std::copy_n(y + r * std::ptrdiff_t{y_dim}, y_dim, out + r * dim + x_dim);
+    });
+}
+
 void Provider::layer_norm(const float* x, const float* y, const float* gain, const float* bias,
                           float eps, int rows, int dim, float* sum, float* out) {
     const int block = 16;

@@ -175,6 +175,7 @@ class Provider {
     void rms_norm(const float* x, const float* y, const float* gain, float eps, int rows, int dim,
                   float* sum, float* out);
     void add(const float* x, const float* y, std::size_t n, float* out);
+    void concat(const float* x, int x_dim, const float* y, int y_dim, int rows, float* out);
     void layer_norm(const float* x, const float* y, const float* gain, const float* bias, float eps,
                     int rows, int dim, float* sum, float* out);
     void activate(const float* x, int activation, std::size_t n, float* out);
@@ -206,6 +207,10 @@ class Provider {
     void latent_write(const Latent& a, int num_tokens);
     void latent_query(const LatentQuery& a, int num_tokens, const Matrix& w);
     void attention(const Attention& a, int num_seqs, const int32_t* query_start);
+    void index_select(const Index& a, int num_seqs, const int32_t* query_start, int k,
+                      int32_t* chosen);
+    void sparse_attention(const Attention& a, int num_seqs, const int32_t* query_start,
+                          const int32_t* chosen, int k);
     // States lie in blocks of 32 positions, tables as those of attention.
     void causal_conv(const Convolution& a, const StateTables& t);
     void delta_rule(const DeltaRule& a, const StateTables& t);
@@ -233,7 +238,7 @@ class Provider {
     const Kernels* kernels_;
     Pool pool_;
     std::vector<Floats> scratch_;
-    Floats parts_, gathered_;
+    Floats parts_, gathered_, chosen_;
     std::vector<AttentionItem> items_, joins_;
     std::vector<std::size_t> chunks_;  // where each begins in items_, and the end
     std::vector<QuantGroup> groups_;

@@ -202,7 +202,7 @@ void rope_write_kind(const Rope& a, int first, int num) {
     using T = Stored<kind>;
     alignas(64) float normed[kMaxHeadDim], rotated[kMaxHeadDim];
     alignas(64) T keys[kRun * kMaxHeadDim];
-    const ptrdiff_t width = static_cast<ptrdiff_t>(a.heads + 2 * a.kv_heads) * a.dim;
+    const ptrdiff_t width = static_cast<ptrdiff_t>(a.heads + (a.v ? 2 : 1) * a.kv_heads) * a.dim;
     const auto keys_at = [&](int32_t slot) {
         return static_cast<T*>(a.k) +
                static_cast<ptrdiff_t>(slot / 32) * a.block_step * a.padded_dim * 32 + slot % 32;
@@ -249,6 +249,7 @@ void rope_write_kind(const Rope& a, int first, int num) {
                 const float* row = a.qkv + (t + i) * width + (a.heads + h) * a.dim;
                 turn(t + i, h, row, a.k_gain, k_all[i], rotated);
                 to_cache<kind>(rotated, a.dim, keys + i * a.dim);
+                if (!a.v) continue;
                 const float* value = row + a.kv_heads * a.dim;
                 if (a.v_gain) {
                     scale_row(value, inverse_rms(value, a.dim, a.eps), a.v_gain, a.dim, rotated);

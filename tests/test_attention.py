@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from elinvar.base.config import LayerKind, ModelConfig, RopeConfig
 from elinvar.nn.attention import Attention, Step, kv_specs
@@ -13,6 +14,7 @@ from elinvar.ops import load_provider
 from engines import random_weight
 from families.base import LLAMA
 from helpers import Span, make_batch
+from test_ops import BASE, CPUS, REF, close, normal, same, spec
 
 LENGTH = 75
 
@@ -62,3 +64,21 @@ def test_switches_reach_the_op_and_pieces_give_the_same_bits() -> None:
     for other in (replace(c, attn_chunk=200), replace(c, attn_softcap=None)):
         assert np.abs(run("cpu", LENGTH, other) - whole).max() > 0.01
     assert np.abs(run("cpu", LENGTH, c, None) - whole).max() > 0.01
+
+
+@pytest.mark.parametrize("first", [1, 33, 1050])
+def test_nothing_is_seen_before_the_first_key(first: int) -> None:
+    rng = np.random.default_rng(first)
+    length, rows = 1100, 5
+    [kv] = BASE.kv_layers(spec(16, "f32", 1), 35)
+    kv.k[...], kv.v[...] = normal(rng, *kv.k.shape), normal(rng, *kv.v.shape)
+    table = rng.permutation(35).astype(np.int32)[None]
+    slots = [(table[0, p // 32], 0, p % 32) for p in range(first)]
+    for block, head, at in slots:
+        kv.k[block, head, :, at], kv.v[block, head, at] = np.nan, np.nan
+    q, starts = normal(rng, rows, 2, 16), np.array([0, rows], np.int32)
+    positions = np.array([first, first + 1, first + 30, length - 2, length - 1], np.int32)
+    args = (kv, starts, positions[-1:] + 1, table, positions, 0.25, None)
+    outputs = [ops.attention(q, *args, first=first) for ops in CPUS.values()]
+    same(outputs)
+    close(outputs[0], REF.attention(q, *args, first=first), 3e-6)

@@ -35,10 +35,17 @@ NAMES = {
     "self_attn.kv_a_layernorm": "attn_kv_a_norm",
     "self_attn.kv_b_proj": "attn_kv_b",
     "self_attn.o_proj": "attn_output",
+    "self_attn.indexer.wq_b": "indexer.attn_q_b",
+    "self_attn.indexer.wk": "indexer.attn_k",
+    "self_attn.indexer.k_norm": "indexer.k_norm",
+    "self_attn.indexer.weights_proj": "indexer.proj",
     "mlp.gate": "ffn_gate_inp",
     **{f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")},
     **{f"mlp.shared_experts.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")},
 }
+
+ARCHITECTURES = {"deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa"}
+"""Of sparse attention, by transformers' model type."""
 
 
 def write_gguf(
@@ -46,10 +53,11 @@ def write_gguf(
 ) -> Path:
     """old: as before 2025. kind: what Q8_0 can hold is "q8", or "q8 as f32". keys: more of them."""
     c = reference.config
-    writer = gguf.GGUFWriter(path, "deepseek2")
+    arch = ARCHITECTURES.get(c.model_type, "deepseek2")
+    writer = gguf.GGUFWriter(path, arch)
     _add_keys(writer, c, old)
     for key, value in keys.items():
-        writer.add_uint32(f"deepseek2.{key}", value)
+        writer.add_uint32(f"{arch}.{key}", value)
     tensors: dict[str, np.ndarray] = {}
     for name, values in reference.state_dict().items():
         _add_tensor(tensors, name, values.numpy(), c, old)
@@ -101,7 +109,11 @@ def _add_keys(writer: Any, c: Any, old: bool) -> None:
     writer.add_expert_shared_count(c.n_shared_experts)
     writer.add_expert_feed_forward_length(c.moe_intermediate_size)
     writer.add_expert_weights_scale(c.routed_scaling_factor)
-    v3 = c.model_type == "deepseek_v3"
+    if c.model_type in ARCHITECTURES:
+        writer.add_indexer_head_count(c.index_n_heads)
+        writer.add_indexer_key_length(c.index_head_dim)
+        writer.add_indexer_top_k(c.index_topk)
+    v3 = c.model_type != "deepseek_v2"
     if v3:
         writer.add_expert_weights_norm(c.norm_topk_prob)
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
@@ -143,7 +155,8 @@ def _add_tensor(
         tensors[f"{prefix}attn_k_b.weight"] = heads[:, : c.qk_nope_head_dim].swapaxes(1, 2)
         tensors[f"{prefix}attn_v_b.weight"] = heads[:, c.qk_nope_head_dim :]
     else:
-        tensors[f"{prefix}{NAMES[name.removesuffix('.weight')]}.weight"] = values
+        stem, _, last = name.rpartition(".")
+        tensors[f"{prefix}{NAMES[stem]}.{last}"] = values
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["k_b and v_b", "kv_b"])
@@ -162,6 +175,18 @@ def test_gguf_parity(case: str, old: bool, tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr("elinvar.models.deepseek_gguf._GROUPS", known)
     model = load_f32(write_gguf(reference, tmp_path / "tiny.gguf", old), ops)
     assert_parity(run_tokens(model, ops, prompt()), reference_logits(reference, prompt()))
+
+
+@pytest.mark.parametrize("case", ["deepseek32", "deepseek32-few", "glm-dsa", "glm-dsa-shared"])
+def test_sparse_attention(case: str, tmp_path: Path) -> None:
+    """Which layers have an index, their tensors tell."""
+    reference, ops = make_reference(case), load_provider("cpu")
+    path = write_gguf(reference, tmp_path / "tiny.gguf", old=False)
+    model = load_f32(path, ops)
+    assert_parity(run_tokens(model, ops, prompt()), reference_logits(reference, prompt()))
+    bare = write_gguf(reference, tmp_path / "bare.gguf", old=False, without="blk.0.indexer.proj")
+    with pytest.raises(ModelError, match=r"lacks the tensor blk\.0\.indexer\.proj\.weight"):
+        read_config(open_checkpoint(bare))
 
 
 @pytest.fixture(scope="module")

@@ -546,7 +546,7 @@ def test_a_recording_keeps_the_switches_of_attention() -> None:
     q, starts = normal(rng, 1, 2, 16), np.array([0, 1], np.int32)
     table, positions = np.array([[1, 0]], np.int32), np.array([45], np.int32)
     seq_lens = positions + 1
-    switches = {"softcap": 2.0, "sinks_H": normal(rng, 2), "chunk": 20}
+    switches = {"softcap": 2.0, "sinks_H": normal(rng, 2), "chunk": 20, "first": 42}
 
     def run() -> np.ndarray:
         return BASE.attention(q, kv, starts, seq_lens, table, positions, 0.25, None, **switches)

@@ -148,6 +148,14 @@ def test_the_bias_of_one_matrix_may_not_reach_another() -> None:
         same([ops.linear(x, ws) + bias, ops.linear(x, ws, bias)])
 
 
+def test_rows_side_by_side() -> None:
+    rng = np.random.default_rng(4)
+    for rows in ROWS:
+        x, y = normal(rng, rows, 17), normal(rng, rows, 5)
+        same([REF.concat(x, y), *(ops.concat(x, y) for ops in CPUS.values())])
+    same([REF.concat(x, y), BASE.record(lambda: BASE.concat(x, y))()])
+
+
 @pytest.mark.parametrize("dim", DIMS)
 def test_pool(dim: int) -> None:
     """Sums of spans, one of which is empty, and of each span alone."""

@@ -48,6 +48,7 @@ class Provider:
     def rms_norm(self, x: Any, gain: Any, eps: float) -> Any: ...
     def add_rms_norm(self, x: Any, y: Any, gain: Any, eps: float) -> Any: ...
     def add(self, x: Any, y: Any) -> Any: ...
+    def concat(self, x: Any, y: Any) -> Any: ...
     def layer_norm(self, x: Any, gain: Any, bias: Any | None, eps: float) -> Any: ...
     def add_layer_norm(self, x: Any, y: Any, gain: Any, bias: Any | None, eps: float) -> Any: ...
     def scale(self, x: Any, factor: float) -> Any: ...
@@ -115,6 +116,28 @@ class Provider:
         softcap: float,
         sinks: Any | None,
         chunk: int,
+        first: int,
+    ) -> Any: ...
+    def index_select(
+        self,
+        q: Any,
+        weights: Any,
+        kv: Cache,
+        query_start: Any,
+        tables: Any,
+        positions: Any,
+        k: int,
+        first: int,
+    ) -> Any: ...
+    def sparse_attention(
+        self,
+        q: Any,
+        kv: Cache,
+        query_start: Any,
+        tables: Any,
+        positions: Any,
+        chosen: Any,
+        scale: float,
     ) -> Any: ...
     def causal_conv(
         self, x: Any, w: Any, state: State, query_start: Any, seq_lens: Any, tables: Any

@@ -32,6 +32,7 @@ void latents(Provider& p) {
     for (const int t : positions)
         slots.push_back(tables[static_cast<std::size_t>(t / 32)] * 32 + t % 32);
     const auto table = floats(tokens * rope), gain = floats(rank);
+    const auto weights = floats(tokens * heads);
     const auto x = floats(tokens * dim), in = floats(tokens * heads * (nope + rope));
     for (const Kind kind : {Kind::q8, Kind::bf16}) {
         const int n = heads * rank;
@@ -66,6 +67,14 @@ void latents(Provider& p) {
                               out.data()};
             p.attention(a, 1, starts.data());
             show("attention over latents", out);
+            const Index index{
+                q.data(),      weights.data(), cache.data(),    1, kv, heads, dim, padded,
+                tables.data(), blocks,         positions.data()};
+            std::vector<int32_t> chosen(tokens * 20);
+            p.index_select(index, 1, starts.data(), 20, chosen.data());
+            show("chosen", chosen.data(), chosen.size() * 4);
+            p.sparse_attention(a, 1, starts.data(), chosen.data(), 20);
+            show("attention to the chosen", out);
         }
     }
 }

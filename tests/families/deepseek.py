@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from elinvar.base.config import LatentConfig, MoEConfig, RopeConfig
+from elinvar.base.config import IndexConfig, LatentConfig, MoEConfig, RopeConfig
 from families.base import LLAMA, Case
 
 DEEPSEEK = replace(
@@ -61,7 +61,27 @@ def _deepseek(version: int, **settings: Any) -> Case:
     return Case("deepseek", f"{name}ForCausalLM", f"{name}Config", plain | settings)
 
 
-ENGINES = (DEEPSEEK,)
+# Fewer keys than the tests' sequences have, and more than their first tokens see.
+SPARSE = replace(
+    DEEPSEEK,
+    family="deepseek_v32",
+    num_layers=3,
+    layer_kinds=("full",) * 3,
+    index=IndexConfig(heads=4, head_dim=16, top_k=24, layers=(0, 1, 2)),
+)
+GLM_SPARSE = replace(
+    SPARSE, family="glm_moe_dsa", index=replace(SPARSE.index, layers=(0, 2), top_k=9)
+)
+
+
+def _sparse(name: str, family: str, **settings: Any) -> Case:
+    """Many index heads: none of them having a word for a key would be a tie."""
+    index = {"index_n_heads": 16, "index_head_dim": 32, "index_topk": 20}
+    plain = LATENT | {"q_lora_rank": 40} | index
+    return Case(family, f"{name}ForCausalLM", f"{name}Config", plain | settings)
+
+
+ENGINES = (DEEPSEEK, SPARSE, GLM_SPARSE)
 
 CASES = {
     "deepseek2-lite": _deepseek(2, q_lora_rank=None, n_shared_experts=2),
@@ -77,6 +97,26 @@ CASES = {
     ),
     "deepseek3": _deepseek(
         3, n_group=4, topk_group=2, tie_word_embeddings=True, rope_parameters=DEEPSEEK_YARN
+    ),
+    "deepseek32": _sparse(
+        "DeepseekV32", "deepseek_v32", n_group=4, topk_group=2, rope_parameters=DEEPSEEK_YARN
+    ),
+    "deepseek32-few": _sparse(
+        "DeepseekV32",
+        "deepseek_v32",
+        n_group=1,
+        topk_group=1,
+        index_topk=7,
+        index_n_heads=13,
+        tie_word_embeddings=True,
+    ),
+    "glm-dsa": _sparse("GlmMoeDsa", "glm_moe_dsa", rms_norm_eps=1e-5),
+    "glm-dsa-shared": _sparse(
+        "GlmMoeDsa",
+        "glm_moe_dsa",
+        index_topk=40,
+        index_head_dim=12,
+        indexer_types=["full", "shared", "full"],
     ),
     "deepseek3-dense": _deepseek(3, q_lora_rank=None, first_k_dense_replace=3),
 }

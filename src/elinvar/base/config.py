@@ -82,6 +82,18 @@ class LatentConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexConfig:
+    """Sparse attention over latents (nn/indexed.py): each token attends to the `top_k` keys that an
+    index of a few small heads finds worth most."""
+
+    heads: int
+    head_dim: int
+    top_k: int
+    layers: tuple[int, ...]
+    """Those with an index; the others attend to what the one before them chose."""
+
+
+@dataclass(frozen=True, slots=True)
 class StreamsConfig:
     """Several streams side by side (nn/streams.py)."""
 
@@ -220,6 +232,9 @@ class ModelConfig:
     """Of the layer kinds that have one."""
     unit_heads: bool = False
     """Heads of q and k are normed without gains, in layers that rotate them."""
+    index: IndexConfig | None = None
+    mtp_layers: int = 0
+    """Heads beside the model that predict further tokens (nn/mtp.py)."""
 
 
 @dataclass(frozen=True, slots=True)

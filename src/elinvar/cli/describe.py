@@ -13,6 +13,7 @@ from elinvar.base.errors import ModelError
 from elinvar.cli.options import format_size
 from elinvar.engine.encodings import encoder_backend
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
+from elinvar.models.load import mtp_heads
 from elinvar.models.registry import find_encoder, find_family, read_config
 from elinvar.weights.cache import cache_root
 from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
@@ -31,6 +32,7 @@ def describe_model(path: Path) -> dict[str, Any]:
     try:
         facts["family"] = (find_encoder(checkpoint) or find_family(checkpoint)).name
         facts["config"] = _config(checkpoint)
+        facts["mtp_heads"] = mtp_heads(checkpoint)
     except ModelError as error:
         problems.append(str(error))
     facts["parameters"] = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
@@ -122,14 +124,10 @@ def readable(facts: dict[str, Any]) -> str:
         lines.append(("RoPE base", ", ".join(ropes) or "none"))
         if encoder := config["encoder"]:
             labels = encoder["num_labels"]
-            lines.append(
-                (
-                    "makes",
-                    f"scores of {labels} label{'s' * (labels > 1)}"
-                    if labels
-                    else "vectors of texts",
-                )
-            )
+            scores = f"scores of {labels} label{'s' * (labels > 1)}"
+            lines.append(("makes", scores if labels else "vectors of texts"))
+    if drafts := facts.get("mtp_heads"):
+        lines.append(("drafts", f"{drafts} MTP {'head' if drafts == 1 else 'heads'}"))
     for name, entry in facts["tensor_types"].items():
         size = format_size(entry["bytes"])
         lines.append((f"in {name}", f"{size} ({entry['tensors']} of the tensors)"))

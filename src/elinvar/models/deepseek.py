@@ -14,6 +14,7 @@ from elinvar.models.experts import MAX_EXPERTS, dense_rules, expert_rules, feeds
 from elinvar.models.family import Family
 from elinvar.models.keys import MAX_LAYERS, Keys, checked
 from elinvar.models.llama import NORMS
+from elinvar.models.mtp import NEXTN, decoder
 from elinvar.models.shared import (
     FULL,
     GGUF,
@@ -44,7 +45,7 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
         return Block(norm(w["attn_norm"]), attention, norm(w["mlp_norm"]), feeds(config, w, ops))
 
     blocks = [block(w) for w in by_layer(weights, config.num_layers)]
-    return Decoder(config, weights, ops, blocks, norm(weights["norm"]))
+    return decoder(config, weights, ops, blocks, norm, block)
 
 
 ATTENTION = ("kv_a", "kv_norm", "k_b", "v_b", "o", "q", "q_a", "q_norm")
@@ -127,6 +128,7 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         tied_head=keys.flag("tie_word_embeddings", False),
         moe=moe_from_hf(keys, num_layers),
         latent=latent,
+        mtp_layers=keys.count("num_nextn_predict_layers"),
     )
     return checked(config, "config.json")
 
@@ -152,13 +154,14 @@ def _scale(keys: Keys, latent: LatentConfig) -> float:
 def moe_from_hf(keys: Keys, num_layers: int, default: str | None = None) -> MoEConfig | None:
     """V3 scores by sigmoid and chooses with a bias, V2 by softmax; both may choose groups first.
     default: the method where the file gives none; otherwise its model type tells."""
-    first = keys.count("first_k_dense_replace", MAX_LAYERS)
+    first = keys.count("first_k_dense_replace")
     step = keys.size("moe_layer_freq", 1)
     layers = tuple(i for i in range(first, num_layers) if i % step == 0)
     if not layers:
         return None
     keys.only("topk_method", "greedy", "group_limited_greedy", "noaux_tc")
-    of_type = "noaux_tc" if keys.raw("model_type") == "deepseek_v3" else "greedy"
+    v3_types = "deepseek_v3", "deepseek_v32", "glm_moe_dsa"
+    of_type = "noaux_tc" if keys.raw("model_type") in v3_types else "greedy"
     method = keys.raw("topk_method") or default or of_type
     v3 = method == "noaux_tc"
     keys.only("scoring_func", "sigmoid" if v3 else "softmax")
@@ -170,9 +173,7 @@ def moe_from_hf(keys: Keys, num_layers: int, default: str | None = None) -> MoEC
         raise keys.bad("n_group", f"a divisor of {num_experts} experts")
     top_groups = 1 if method == "greedy" else keys.size("topk_group", num_groups, num_groups)
     ff_dim = keys.size("moe_intermediate_size")
-    shared = (
-        keys.size("n_shared_experts", largest=MAX_EXPERTS) if keys.has("n_shared_experts") else 0
-    )
+    shared = keys.count("n_shared_experts", largest=MAX_EXPERTS)
     return MoEConfig(
         num_experts,
         top_k=keys.size("num_experts_per_tok", largest=num_experts // num_groups * top_groups),
@@ -198,5 +199,6 @@ FAMILIES = (
         config_from_gguf=config_from_gguf,
         rules=rules,
         build=build,
+        mtp=NEXTN,
     ),
 )

@@ -1,4 +1,4 @@
-"""GGUF files of DeepSeek V2 and V3: llama.cpp's architecture deepseek2.
+"""GGUF files of DeepSeek V2 and V3, llama.cpp's architecture deepseek2, and of those after them.
 
 Rotated rows lie in interleaved pairs there as in checkpoints. Files made before latent attention was
 absorbed in llama.cpp (2025) count all heads as key-value heads and hold kv_b whole; the names of
@@ -29,12 +29,19 @@ _SOFTMAX, _SIGMOID = 1, 2
 def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTensor]) -> ModelConfig:
     """From a GGUF file's keys and its tensors; without output.weight the head is tied."""
     keys = Keys(metadata, "The GGUF file", "deepseek2.")
+    return latent_from_gguf("deepseek", keys, tensors)
+
+
+def latent_from_gguf(
+    family: str, keys: Keys, tensors: Mapping[str, HostTensor], glm: bool = False
+) -> ModelConfig:
+    """glm: what GLM-5's files leave out is GLM's."""
     num_layers = keys.size("block_count", largest=MAX_LAYERS)
-    if keys.has("nextn_predict_layers"):  # they are counted, and come last
-        num_layers -= keys.size("nextn_predict_layers", largest=num_layers - 1)
+    heads = keys.count("nextn_predict_layers", largest=num_layers - 1)
+    num_layers -= heads  # they are counted, and come last
     latent, scale = _latent(keys)
     config = ModelConfig(
-        family="deepseek",
+        family=family,
         vocab_size=vocab_size_from_gguf(keys, tensors),
         dim=keys.size("embedding_length"),
         num_layers=num_layers,
@@ -48,8 +55,9 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
         rope={"full": _rope(keys, tensors, latent.rope_dim)},
         attn_scale=scale,
         tied_head="output.weight" not in tensors,
-        moe=_moe(keys, tensors, num_layers),
+        moe=_moe(keys, tensors, num_layers, glm),
         latent=latent,
+        mtp_layers=heads,
     )
     return checked(config, "The GGUF file")
 
@@ -82,30 +90,31 @@ def _rope(keys: Keys, tensors: Mapping[str, HostTensor], rope_dim: int) -> RopeC
     return replace(rope, attention_factor=1.0)
 
 
-def _moe(keys: Keys, tensors: Mapping[str, HostTensor], num_layers: int) -> MoEConfig | None:
-    dense = keys.raw("leading_dense_block_count") or 0
-    if isinstance(dense, bool) or not isinstance(dense, int) or dense < 0:
-        raise keys.bad("leading_dense_block_count", "a whole number from 0 up")
-    if dense >= num_layers or not keys.raw("expert_count"):
+def _moe(
+    keys: Keys, tensors: Mapping[str, HostTensor], num_layers: int, glm: bool
+) -> MoEConfig | None:
+    dense = keys.count("leading_dense_block_count")
+    num_experts = keys.count("expert_count", largest=MAX_EXPERTS)
+    if dense >= num_layers or not num_experts:
         return None
-    num_experts = keys.size("expert_count", largest=MAX_EXPERTS)
     keys.only("expert_gating_func", _SOFTMAX, _SIGMOID)
-    groups, eligible = _GROUPS.get(num_experts, (1, 1))
+    sigmoid = (keys.raw("expert_gating_func") or (_SIGMOID if glm else _SOFTMAX)) == _SIGMOID
+    groups, eligible = (1, 1) if glm else _GROUPS.get(num_experts, (1, 1))
     groups = keys.size("expert_group_count", groups)
     if num_experts % groups:
         raise keys.bad("expert_group_count", f"a divisor of {num_experts} experts")
     eligible = keys.size("expert_group_used_count", min(eligible, groups), largest=groups)
-    ff_dim, count = keys.size("expert_feed_forward_length"), "expert_shared_count"
+    ff_dim = keys.size("expert_feed_forward_length")
     return MoEConfig(
         num_experts,
         top_k=keys.size("expert_used_count", largest=num_experts // groups * eligible),
         ff_dim=ff_dim,
         layers=tuple(range(dense, num_layers)),
-        scoring="sigmoid" if keys.raw("expert_gating_func") == _SIGMOID else "softmax",
+        scoring="sigmoid" if sigmoid else "softmax",
         renormalise=keys.flag("expert_weights_norm", False),
         scaling=keys.number("expert_weights_scale", 1.0),
         biased=f"blk.{dense}.exp_probs_b.bias" in tensors,
         num_groups=groups,
         top_groups=eligible,
-        shared_ff_dim=keys.size(count, largest=MAX_EXPERTS) * ff_dim if keys.raw(count) else 0,
+        shared_ff_dim=keys.count("expert_shared_count", largest=MAX_EXPERTS) * ff_dim,
     )

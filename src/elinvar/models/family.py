@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
+from elinvar.models.mtp import MTPNames
 from elinvar.nn.encoder import Encoder
 from elinvar.ops.api import F32, LayerCache, Ops
 from elinvar.weights.rules import Rule
@@ -46,4 +47,6 @@ class Family(Generic[Built]):
     """None: there are no GGUF files of it, or another family reads them."""
     rules: Callable[[ModelConfig], list[Rule]]
     build: Callable[[ModelConfig, Mapping[str, Any], Ops], Built]
+    mtp: MTPNames | None = None
+    """Where checkpoints hold heads that predict further tokens; None: they have none."""
     tested: str = "random weights against transformers"

@@ -14,6 +14,7 @@ from elinvar.models.deepseek import moe_from_hf
 from elinvar.models.experts import MAX_EXPERTS, dense_rules, expert_rules
 from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
+from elinvar.models.mtp import NEXTN
 from elinvar.models.qwen3 import HEAD_NORMS
 from elinvar.models.shared import (
     FULL,
@@ -64,6 +65,7 @@ def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
         layer_kinds=FULL * sizes["num_layers"],
         rope={"full": one_rope_from_hf(keys, sizes["head_dim"], partial=0.5)},
         moe=moe_from_hf(keys, sizes["num_layers"], "noaux_tc"),
+        mtp_layers=keys.count("num_nextn_predict_layers"),
         **sizes,
     )
     return checked(config, "config.json")
@@ -73,13 +75,15 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
     """From a GGUF file's keys and its tensors; without output.weight the head is tied."""
     keys = Keys(metadata, "The GGUF file", "glm4moe.")
     sizes = sizes_from_gguf(keys, tensors)
-    sizes["num_layers"] -= keys.count("nextn_predict_layers", sizes["num_layers"] - 1)
+    heads = keys.count("nextn_predict_layers", sizes["num_layers"] - 1)
+    sizes["num_layers"] -= heads
     config = ModelConfig(
         family="glm4_moe",
         norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
         layer_kinds=FULL * sizes["num_layers"],
         rope={"full": one_rope_from_gguf(keys, tensors, sizes["head_dim"])},
         moe=_moe_from_gguf(keys, sizes["num_layers"]),
+        mtp_layers=heads,
         **sizes,
     )
     return checked(config, "The GGUF file")
@@ -114,5 +118,6 @@ FAMILIES = (
         config_from_gguf=config_from_gguf,
         rules=rules,
         build=llama.build,
+        mtp=NEXTN,
     ),
 )

@@ -51,9 +51,12 @@ class Keys:
             raise self.bad(key, f"a whole number from 1 to {largest}")
         return value
 
-    def count(self, key: str, largest: int) -> int:
-        """A whole number from 0 to `largest`; 0 where it is missing."""
-        return self.size(key, largest=largest) if self.raw(key) not in (None, 0, False) else 0
+    def count(self, key: str, largest: int = MAX_LAYERS) -> int:
+        """A whole number from 0 to `largest`; 0 where there is none."""
+        value = self._value(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
+            raise self.bad(key, f"a whole number from 0 to {largest}")
+        return value
 
     def number(self, key: str, default: float | None = None, smallest: float = 1e-15) -> float:
         """A number from `smallest` to 1e15, which float32 arithmetic can hold."""

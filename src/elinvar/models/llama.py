@@ -12,6 +12,7 @@ from elinvar.base.config import ModelConfig
 from elinvar.models.experts import feeds
 from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
+from elinvar.models.mtp import decoder
 from elinvar.models.shared import (
     FULL,
     attention_rules,
@@ -59,7 +60,7 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
         return Block(norm(w["attn_norm"]), attention, norm(w["mlp_norm"]), mlp)
 
     blocks = [block(*one) for one in enumerate(by_layer(weights, config.num_layers))]
-    return Decoder(config, weights, ops, blocks, norm(weights["norm"]))
+    return decoder(config, weights, ops, blocks, norm, lambda w: block(config.num_layers - 1, w))
 
 
 def rules(config: ModelConfig) -> list[Rule]:

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from elinvar.base.config import ModelConfig
 from elinvar.base.errors import ModelError
 from elinvar.models.family import Family, Model
+from elinvar.models.mtp import mtp_copies, mtp_rules
 from elinvar.models.registry import FAMILIES, find_encoder, find_family, read_config
 from elinvar.nn.decoder import Decoder
 from elinvar.nn.encoder import Encoder
+from elinvar.nn.mtp import MTPDecoder
 from elinvar.ops.api import Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
@@ -45,12 +47,36 @@ def load_parts(
     cache_dir: Path | None = None,
     log: Log | None = None,
     progress: Progress | None = None,
+    drafts: bool = False,
 ) -> Loaded:
-    """Reads the configuration and loads the weights (see load_weights)."""
+    """Reads the configuration and loads the weights (see load_weights).
+
+    drafts: with the heads that predict further tokens (nn/mtp.py). Their weights are packed by
+    themselves, so that the model's packed file is the same with them and without."""
     family, config = find_family(checkpoint), read_config(checkpoint)
     rules = as_published(family.rules(config), checkpoint.tensors)
     weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
-    return Loaded(family, config, as_published(family.rules(config), ()), weights)
+    whole = as_published(family.rules(config), ())
+    if drafts:
+        if family.mtp is None or not mtp_heads(checkpoint):
+            raise ModelError(
+                f"{checkpoint.path} holds no heads that predict further tokens; load it without "
+                "drafts, or a checkpoint that has them."
+            )
+        heads = mtp_rules(config, family.rules, family.mtp)
+        rules, also = as_published(heads, checkpoint.tensors), (weight_format, cache_dir, log)
+        weights |= load_weights(checkpoint, rules, config, *also, progress, part="mtp")
+        whole += [*as_published(heads, ()), *mtp_copies(config, family.mtp)]
+    return Loaded(family, config, whole, weights)
+
+
+def mtp_heads(checkpoint: Checkpoint) -> int:
+    """How many heads that predict further tokens the checkpoint holds; conversions often drop them,
+    whatever the configuration says."""
+    family = find_encoder(checkpoint) or find_family(checkpoint)
+    rules = mtp_rules(read_config(checkpoint), family.rules, family.mtp) if family.mtp else []
+    joins = [{rule.hf, rule.gguf} for rule in rules if rule.name.endswith(".join")]
+    return sum(not names.isdisjoint(checkpoint.tensors) for names in joins)
 
 
 def load_model(
@@ -60,25 +86,30 @@ def load_model(
     cache_dir: Path | None = None,
     log: Log | None = None,
     progress: Progress | None = None,
+    drafts: bool = False,
 ) -> Model:
-    """The model itself, of `load_parts`."""
-    return load_parts(checkpoint, weight_format, cache_dir, log, progress).build(ops)
+    """The model itself, of `load_parts`; with drafts an nn.mtp.MTPDecoder."""
+    return load_parts(checkpoint, weight_format, cache_dir, log, progress, drafts).build(ops)
 
 
 def reloaded(
     model: Model, arrays: Mapping[str, NDArray[Any]], weight_format: WeightFormat = "auto"
 ) -> Loaded:
     """The same model with other weights, by the names of its checkpoints or by canonical ones; all of
-    them. Raises ModelError as weights.push does."""
+    them, of heads that were loaded, too. Raises ModelError as weights.push does."""
     config = model.config
     family = next(family for family in FAMILIES if family.name == config.family)
-    rules = as_published(family.rules(config), arrays)
+    table = family.rules(config)
+    if isinstance(model, MTPDecoder) and model.heads:
+        assert family.mtp is not None
+        table += mtp_rules(config, family.rules, family.mtp)
+    rules = as_published(table, arrays)
     if config.tied_head:
         arrays = _without_tied_head(arrays, rules, family.rules(replace(config, tied_head=False)))
     present = model.weight_names if isinstance(model, Decoder) else ()
     checkpoint, rules = pushed(arrays, rules, config.num_layers, present)
     weights = load_weights(checkpoint, rules, config, weight_format)
-    return Loaded(family, config, as_published(family.rules(config), ()), weights)
+    return Loaded(family, config, as_published(table, ()), weights)
 
 
 def _without_tied_head(

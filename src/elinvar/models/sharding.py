@@ -48,6 +48,7 @@ SPLITS: dict[str, Split | None] = {
     **dict.fromkeys(("gate", "gate_bias", "up", "up_bias"), _OUT),
     "down": _IN,
     **dict.fromkeys(("o_bias", "down_bias", "positions", "router", "router_bias", "bias"), None),
+    **dict.fromkeys(("q_a", "kv_a", "index_q", "index_k", "index_weights", "join"), None),
     **dict.fromkeys(("q_a", "kv_a"), None),
     **dict.fromkeys(("altup_router", "altup_predict", "altup_correct", "altup_scale"), None),
     **dict.fromkeys(("laurel_left", "laurel_right", "own_gate", "own_out", "spread"), None),

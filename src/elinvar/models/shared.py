@@ -220,11 +220,13 @@ def mlp_rules(config: ModelConfig, block: str = "mlp") -> list[Rule]:
     ]
 
 
-def by_layer(weights: Mapping[str, Any], num_layers: int) -> list[dict[str, Any]]:
+def by_layer(
+    weights: Mapping[str, Any], num_layers: int, prefix: str = "layers."
+) -> list[dict[str, Any]]:
     """Each layer's weights, by the rest of their names."""
     layers: list[dict[str, Any]] = [{} for _ in range(num_layers)]
     for name, weight in weights.items():
-        if name.startswith("layers."):
+        if name.startswith(prefix):
             _, i, rest = name.split(".", 2)
             layers[int(i)][rest] = weight
     return layers

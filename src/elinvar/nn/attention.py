@@ -56,6 +56,10 @@ class Step:
     """[T] the last position that each token sees; None: its own."""
     temperature: dict[LayerKind, F32] = field(default_factory=dict)
     """By layer kind, of those that have one: the factors on queries [P]."""
+    first: int = 0
+    """Layers of this forward hold no keys before this position."""
+    chosen: I32 | None = None
+    """[T, K] the keys that the last layer with an index chose (nn/indexed.py)."""
 
     @property
     def seen(self) -> I32:
@@ -133,6 +137,7 @@ class Attention:
             softcap=self.softcap,
             sinks_H=self.sinks,
             chunk=self.chunk,
+            first=step.first,
         )
         if self.gate is not None:
             o_TD = ops.sigmoid_gate(o_TD, ops.linear(h_TD, (self.gate,)))

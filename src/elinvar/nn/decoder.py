@@ -121,17 +121,22 @@ class Decoder:
         returns the logits [L, V] of `batch.logit_rows`."""
         return self.logits(self.hidden(batch, kv))
 
-    def hidden(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> F32:
-        """The same up to the last norm -> [L, D]."""
-        rope = {kind: table.upto(batch.num_positions) for kind, table in self.ropes.items()}
-        factors = {k: table.upto(batch.num_positions) for k, table in self.temperatures.items()}
-        step = Step(batch, rope, temperature=factors)
+    def hidden(
+        self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False
+    ) -> F32:
+        """The same up to the last norm -> [L, D], or [T, D] of all tokens."""
+        step = self.step(batch)
         x_TD = self.embedded(batch)
         h_TD = self.layers[0].norm(x_TD)
         for layer, cache, next_norm in zip(self.layers, kv, self.next_norms, strict=True):
-            last = layer is self.layers[-1]
+            last = layer is self.layers[-1] and not all_tokens
             x_TD, h_TD = layer(x_TD, h_TD, step, cache, next_norm, last)
         return h_TD
+
+    def step(self, batch: ForwardBatch, first: int = 0) -> Step:
+        rope = {kind: table.upto(batch.num_positions) for kind, table in self.ropes.items()}
+        factors = {k: table.upto(batch.num_positions) for k, table in self.temperatures.items()}
+        return Step(batch, rope, temperature=factors, first=first)
 
     def embedded(self, batch: ForwardBatch) -> F32:
         return self.ops.embed(batch.input_ids, self.embed, self.config.embed_scale)

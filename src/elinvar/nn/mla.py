@@ -44,15 +44,9 @@ class LatentAttention:
 
     def __call__(self, h_TD: F32, step: Step, kv: KVLayer) -> F32:
         """Writes the tokens' latents to `kv`, then attends -> [T, D]."""
-        ops, w, batch, rope_PD = self.ops, self.w, step.batch, step.rope["full"]
-        key_TN = ops.linear(h_TD, (w.kv_a,))
-        ops.latent_write(
-            key_TN, batch.positions, rope_PD, kv, batch.slot_mapping[0], w.kv_norm, EPS
-        )
-        q_TN = ops.linear(self._query_input(h_TD), (w.q,))
-        q_THR = ops.latent_query(q_TN, w.k_b, batch.positions, rope_PD, self.num_heads)
-        c_TN = ops.attention(
-            q_THR,
+        batch = step.batch
+        c_TN = self.ops.attention(
+            self._queries(h_TD, self._query_input(h_TD), step, kv),
             kv,
             batch.query_start_loc,
             batch.seq_lens,
@@ -60,8 +54,23 @@ class LatentAttention:
             batch.positions,
             self.scale,
             None,
+            first=step.first,
         )
-        return ops.linear(ops.head_linear(c_TN, w.v_b, self.num_heads), (w.o,))
+        return self._values(c_TN)
+
+    def _queries(self, h_TD: F32, input_TN: F32, step: Step, kv: KVLayer) -> F32:
+        """Writes the tokens' latents to `kv` -> their queries [T, H, R + rope]."""
+        ops, w, batch, rope_PD = self.ops, self.w, step.batch, step.rope["full"]
+        key_TN = ops.linear(h_TD, (w.kv_a,))
+        ops.latent_write(
+            key_TN, batch.positions, rope_PD, kv, batch.slot_mapping[0], w.kv_norm, EPS
+        )
+        q_TN = ops.linear(input_TN, (w.q,))
+        return ops.latent_query(q_TN, w.k_b, batch.positions, rope_PD, self.num_heads)
+
+    def _values(self, c_TN: F32) -> F32:
+        """From weighted latents to the stream."""
+        return self.ops.linear(self.ops.head_linear(c_TN, self.w.v_b, self.num_heads), (self.w.o,))
 
     def _query_input(self, h_TD: F32) -> F32:
         if self.w.q_a is None or self.w.q_norm is None:

@@ -160,10 +160,11 @@ class StreamDecoder(Decoder):
         kinds = self.config.layer_kinds[: self.streams.kv_layers]
         return kv_specs(replace(self.config, layer_kinds=kinds), kv_dtype)
 
-    def hidden(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> F32:
+    def hidden(
+        self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False
+    ) -> F32:
         ops = self.ops
-        rope = {kind: table.upto(batch.num_positions) for kind, table in self.ropes.items()}
-        step, x_TD = Step(batch, rope), self.embedded(batch)
+        step, x_TD = self.step(batch), self.embedded(batch)
         own_TN = self._own(batch, x_TD)
         xs_TD: Sequence[F32] = [
             x_TD,
@@ -171,7 +172,8 @@ class StreamDecoder(Decoder):
         ]
         for block in self.blocks:
             xs_TD = block(xs_TD, own_TN, step, kv)
-        first_LD, *others_LD = (batch.where_logits(x_TD) for x_TD in xs_TD)
+        rows = (x_TD if all_tokens else batch.where_logits(x_TD) for x_TD in xs_TD)
+        first_LD, *others_LD = rows
         sum_LD = first_LD
         for x_LD, w in zip(others_LD, self.gather, strict=True):
             sum_LD = ops.add(sum_LD, ops.match_rms(ops.linear(x_LD, w), first_LD))

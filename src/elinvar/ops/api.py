@@ -48,6 +48,11 @@ class KVLayer:
     """How a provider holds it, bound at its first use."""
 
     @property
+    def keys_alone(self) -> bool:
+        """Values are not stored: of latents, or there are none."""
+        return self.k.ctypes.data == self.v.ctypes.data
+
+    @property
     def value_dim(self) -> int:
         return min(self.k.shape[2], self.v.shape[3])
 
@@ -192,6 +197,10 @@ class Ops(Protocol):
 
     def add(self, x_TD: F32, y_TD: F32) -> F32: ...
 
+    def concat(self, x_TD: F32, y_TE: F32) -> F32:
+        """x and y side by side -> [T, D + E]."""
+        ...
+
     def add_rms_norm(self, x_TD: F32, y_TD: F32, gain_D: F32, eps: float) -> tuple[F32, F32]:
         """(s, rms_norm(s)) with s = x + y."""
         ...
@@ -306,7 +315,8 @@ class Ops(Protocol):
         of v; rotate the first
         R dims of each head of q and k, pairs (i, i + R/2), by rope_PD[position] [R] = cos in the
         first half, sin in the second (R from 0 to D; the other dims stay); write k and v to their
-        slots, saturated to the largest number of the cache's dtype (NaN too). Returns q [T, H, D]."""
+        slots, saturated to the largest number of the cache's dtype (NaN too). Returns q [T, H, D].
+        A cache that holds keys alone gets no v: qkv is [T, (H + Hkv) D]."""
         ...
 
     def rope_queries(
@@ -382,12 +392,14 @@ class Ops(Protocol):
         softcap: float | None = None,
         sinks_H: F32 | None = None,
         chunk: int | None = None,
+        first: int = 0,
     ) -> F32:
-        """Attention over the cache -> [T, H * value dim]. A query at position p sees keys first .. p,
-        where first is the largest of 0, p - window + 1 and p // chunk * chunk (Llama 4). A score is
-        q·k * scale, with `softcap` (Gemma 2) softcap * tanh(q·k * scale / softcap). That is causal
-        attention; where positions_T holds each sequence's last position for all of its queries,
-        they see all its keys, as in encoders.
+        """Attention over the cache -> [T, H * value dim]. A query at position p sees keys n .. p,
+        where n is the largest of `first` (slots before it may hold nothing: nn/mtp.py),
+        p - window + 1 and p // chunk * chunk (Llama 4). A score is q·k * scale, with `softcap`
+        (Gemma 2) softcap * tanh(q·k * scale / softcap). That is causal attention; where positions_T
+        holds each sequence's last position for all of its queries, they see all its keys, as in
+        encoders.
 
         Keys are walked in blocks of 32 at absolute positions with a running softmax (Milakov and
         Gimelshein, 2018), restarted every ATTENTION_SPLIT keys and merged in ascending order (Dao
@@ -395,6 +407,39 @@ class Ops(Protocol):
         them; out = a / l. A head's sink (Xiao et al., 2023; gpt-oss) is a score without a value
         that is joined last: n = max(m, sink), out = (a * e^(m - n)) / fma(l, e^(m - n),
         e^(sink - n))."""
+        ...
+
+    def index_select(
+        self,
+        q_THD: F32,
+        weights_TH: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        k: int,
+        first: int = 0,
+    ) -> I32:
+        """The k positions that each token is to attend to (DeepSeek-AI, 2025) -> [T, k], ascending;
+        -1 follows where it sees fewer. A query at position p sees keys first .. p of the cache's
+        one head, each worth the sum over the query's heads of weight * max(0, q·k) (0 where that is
+        NaN): a dot as in `attention`, then from 0 one chain of FMAs by ascending head. The largest
+        are chosen, of equal ones the first; NaN is the lowest."""
+        ...
+
+    def sparse_attention(
+        self,
+        q_THD: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        chosen_TK: I32,
+        scale: float,
+    ) -> F32:
+        """`attention` over latents of each token to the positions chosen for it alone, as if they were
+        0, 1, 2, ... in a cache of their own: blocks and splits count the chosen ones. So where all
+        that a token sees were chosen, its bits are those of `attention`."""
         ...
 
     def causal_conv(

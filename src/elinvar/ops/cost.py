@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -53,6 +54,10 @@ def rms_norm(x_TD: F32, gain_D: F32, eps: float) -> Cost:
 
 def add(x_TD: F32, y_TD: F32) -> Cost:
     return Cost("", 0, 3 * x_TD.nbytes, x_TD.size)
+
+
+def concat(x_TD: F32, y_TE: F32) -> Cost:
+    return Cost("", 0, 2 * (x_TD.nbytes + y_TE.nbytes), 0)
 
 
 def add_rms_norm(x_TD: F32, y_TD: F32, gain_D: F32, eps: float) -> Cost:
@@ -161,7 +166,7 @@ def rope_write(
     v_gain_D: F32 | None = None,
 ) -> Cost:
     rows, (num_kv, dim) = positions_T.size, kv.k.shape[1:3]
-    written = 2 * rows * num_kv * dim * kv.k.itemsize
+    written = (1 if kv.keys_alone else 2) * rows * num_kv * dim * kv.k.itemsize
     rotary = rope_PD.shape[1]
     moved = qkv_TN.nbytes + 4 * rows * rotary + 8 * rows + written + 4 * rows * num_heads * dim
     ops = 3 * rows * (num_heads + num_kv) * rotary
@@ -238,6 +243,7 @@ def attention(
     softcap: float | None = None,
     sinks_H: F32 | None = None,
     chunk: int | None = None,
+    first: int = 0,
 ) -> Cost:
     """Each key and value that any query of a sequence sees is read once; a query and a key it sees
     cost a dot and a weighted sum."""
@@ -245,8 +251,9 @@ def attention(
     num_kv, positions = kv.k.shape[1], positions_T.astype(np.int64)
     seen = positions + 1 if window is None else np.minimum(positions + 1, window)
     seen = seen if chunk is None else np.minimum(seen, positions % chunk + 1)
-    first = positions[query_start_loc[:-1]] + 1 - seen[query_start_loc[:-1]]
-    keys = int((seq_lens - first).sum())
+    seen = np.minimum(seen, positions + 1 - first)
+    begin = positions[query_start_loc[:-1]] + 1 - seen[query_start_loc[:-1]]
+    keys = int((seq_lens - begin).sum())
     # A latent, which is key and value, is read once.
     stored = dim if kv.value_dim < dim else 2 * dim
     streamed = keys * num_kv * stored * kv.k.itemsize
@@ -303,6 +310,43 @@ def pool(x_TD: F32, starts: I32, weights_T: F32) -> Cost:
     return Cost("", 0, x_TD.nbytes + weights_T.nbytes + outputs, 2 * x_TD.size)
 
 
+def index_select(
+    q_THD: F32,
+    weights_TH: F32,
+    kv: KVLayer,
+    query_start_loc: I32,
+    block_table_RB: I32,
+    positions_T: I32,
+    k: int,
+    first: int = 0,
+) -> Cost:
+    """Each key that any query of a sequence sees is read once, where more than k are seen."""
+    heads, dim = q_THD.shape[1:]
+    seen = positions_T.astype(np.int64) + 1 - first
+    seen[seen <= k] = 0
+    lengths = [int(seen[a:b].max(initial=0)) for a, b in pairwise(query_start_loc)]
+    streamed = sum(lengths) * dim * kv.k.itemsize
+    moved = streamed + q_THD.nbytes + weights_TH.nbytes + 4 * len(q_THD) * k
+    return Cost(f"{kv.dtype} {k}", streamed, moved, 2 * heads * (dim + 1) * int(seen.sum()))
+
+
+def sparse_attention(
+    q_THD: F32,
+    kv: KVLayer,
+    query_start_loc: I32,
+    block_table_RB: I32,
+    positions_T: I32,
+    chosen_TK: I32,
+    scale: float,
+) -> Cost:
+    """Each token reads the keys chosen for it."""
+    heads, dim = q_THD.shape[1:]
+    chosen = int(np.minimum(positions_T.astype(np.int64) + 1, chosen_TK.shape[1]).sum())
+    streamed = chosen * dim * kv.k.itemsize
+    moved = streamed + q_THD.nbytes + chosen_TK.nbytes + 4 * len(q_THD) * heads * kv.value_dim
+    return Cost(kv.dtype, streamed, moved, 2 * heads * (dim + kv.value_dim) * chosen)
+
+
 def sample(logits_LV: F32, args: SampleArgs) -> Cost:
     """One pass with an exponential, whatever the filters: they decide how many more there are."""
     return Cost("", 0, logits_LV.nbytes, 4 * logits_LV.size)
@@ -311,8 +355,8 @@ def sample(logits_LV: F32, args: SampleArgs) -> Cost:
 COSTS: dict[str, Callable[..., Cost]] = {
     function.__name__: function
     for function in (
-        *(embed, rms_norm, add, add_rms_norm, linear, gated_linear, route, moe),
-        *(rope_write, attention, pool, sample),
+        *(embed, rms_norm, add, concat, add_rms_norm, linear, gated_linear, route, moe),
+        *(rope_write, attention, index_select, sparse_attention, pool, sample),
         *(rope_queries, mul, mix, sparsify, match_rms),
         *(head_linear, latent_query, latent_write),
         *(layer_norm, add_layer_norm, scale, scale_heads, softcap, activate),

@@ -66,6 +66,9 @@ class CpuOps:
     def add(self, x_TD: F32, y_TD: F32) -> F32:
         return self._provider.add(x_TD, y_TD)
 
+    def concat(self, x_TD: F32, y_TE: F32) -> F32:
+        return self._provider.concat(x_TD, y_TE)
+
     def add_rms_norm(self, x_TD: F32, y_TD: F32, gain_D: F32, eps: float) -> tuple[F32, F32]:
         return self._provider.add_rms_norm(x_TD, y_TD, gain_D, eps)
 
@@ -221,6 +224,7 @@ class CpuOps:
         softcap: float | None = None,
         sinks_H: F32 | None = None,
         chunk: int | None = None,
+        first: int = 0,
     ) -> F32:
         return self._provider.attention(
             q_THD,
@@ -233,6 +237,7 @@ class CpuOps:
             softcap or 0.0,
             sinks_H,
             chunk or 0,
+            first,
         )
 
     def causal_conv(
@@ -269,6 +274,33 @@ class CpuOps:
 
     def pool(self, x_TD: F32, starts: I32, weights_T: F32) -> F32:
         return self._provider.pool(x_TD, starts, weights_T)
+
+    def index_select(
+        self,
+        q_THD: F32,
+        weights_TH: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        k: int,
+        first: int = 0,
+    ) -> I32:
+        where = query_start_loc, block_table_RB, positions_T
+        return self._provider.index_select(q_THD, weights_TH, _cache(kv), *where, k, first)
+
+    def sparse_attention(
+        self,
+        q_THD: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        chosen_TK: I32,
+        scale: float,
+    ) -> F32:
+        where = query_start_loc, block_table_RB, positions_T
+        return self._provider.sparse_attention(q_THD, _cache(kv), *where, chosen_TK, scale)
 
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:
         self._provider.begin_recording()

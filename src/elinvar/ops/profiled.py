@@ -108,7 +108,7 @@ def _timed(op: str, call: Callable[..., Any], recording: Recording) -> Callable[
     return timed
 
 
-_BY_CONTENT = ("attention", "moe")
+_BY_CONTENT = ("attention", "index_select", "sparse_attention", "moe")
 """Ops whose costs follow from positions and from routes, not from shapes alone."""
 
 
@@ -147,12 +147,12 @@ def _costs(listed: list[_Listed]) -> list[Cost]:
     costs = []
     for one in listed:
         cost = one.cost
-        if one.op == "moe":
+        if cost is None and one.op != "attention":
             cost = COSTS[one.op](*one.arguments, **one.switches)
         if cost is None:
             q_THD, kv, *_, window = one.arguments
-            chunk, softcap = one.switches.get("chunk"), one.switches.get("softcap")
-            kind = q_THD.shape, kv.k.shape[1:], kv.dtype, window, chunk, softcap
+            switches = tuple(one.switches.get(name) for name in ("chunk", "softcap", "first"))
+            kind = q_THD.shape, kv.k.shape[1:], kv.dtype, window, switches
             if kind not in attention:
                 attention[kind] = COSTS[one.op](*one.arguments, **one.switches)
             cost = attention[kind]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elinvar.base.config import BLOCK_SIZE, KVSpec
+from elinvar.ops import ref_sparse
 from elinvar.ops.api import (
     F32,
     I32,
@@ -58,6 +59,9 @@ class RefOps(RecurrentRef):
 
     def add(self, x_TD: F32, y_TD: F32) -> F32:
         return x_TD + y_TD
+
+    def concat(self, x_TD: F32, y_TE: F32) -> F32:
+        return np.concatenate([x_TD, y_TE], axis=1)
 
     def add_rms_norm(self, x_TD: F32, y_TD: F32, gain_D: F32, eps: float) -> tuple[F32, F32]:
         s = x_TD + y_TD
@@ -174,7 +178,7 @@ class RefOps(RecurrentRef):
     ) -> F32:
         t = qkv_TN.shape[0]
         num_kv, dim = kv.k.shape[1:3]
-        qkv = qkv_TN.reshape(t, num_heads + 2 * num_kv, dim)
+        qkv = qkv_TN.reshape(t, -1, dim)
         q, k, v = np.split(qkv, [num_heads, num_heads + num_kv], axis=1)
         if q_gain_D is not None:
             q = self.rms_norm(q.reshape(t, -1, q_gain_D.size), q_gain_D, eps).reshape(q.shape)
@@ -186,7 +190,8 @@ class RefOps(RecurrentRef):
         q, k = _rotate(q, table), _rotate(k, table)
         block, offset = slots_T // BLOCK_SIZE, slots_T % BLOCK_SIZE
         kv.k[block, :, :, offset] = to_kv(k, kv.dtype)
-        kv.v[block, :, offset, :dim] = to_kv(v, kv.dtype)
+        if not kv.keys_alone:
+            kv.v[block, :, offset, :dim] = to_kv(v, kv.dtype)
         return np.ascontiguousarray(q)
 
     def rope_queries(
@@ -262,6 +267,7 @@ class RefOps(RecurrentRef):
         softcap: float | None = None,
         sinks_H: F32 | None = None,
         chunk: int | None = None,
+        first: int = 0,
     ) -> F32:
         t, heads, dim = q_THD.shape
         num_kv, value_dim = kv.k.shape[1], kv.value_dim
@@ -273,11 +279,11 @@ class RefOps(RecurrentRef):
             v = v.transpose(1, 0, 2, 3).reshape(num_kv, -1, value_dim)
             for i in range(query_start_loc[r], query_start_loc[r + 1]):
                 last = int(positions_T[i])
-                first = 0 if window is None else max(0, last - window + 1)
-                first = first if chunk is None else max(first, last // chunk * chunk)
+                least = first if window is None else max(first, last - window + 1)
+                least = least if chunk is None else max(least, last // chunk * chunk)
                 for h in range(heads):
-                    keys = k[h // (heads // num_kv), first : last + 1].astype(np.float64)
-                    values = v[h // (heads // num_kv), first : last + 1].astype(np.float64)
+                    keys = k[h // (heads // num_kv), least : last + 1].astype(np.float64)
+                    values = v[h // (heads // num_kv), least : last + 1].astype(np.float64)
                     s = keys @ q_THD[i, h].astype(np.float64) * scale
                     if softcap is not None:
                         s = softcap * np.tanh(s / softcap)
@@ -291,6 +297,33 @@ class RefOps(RecurrentRef):
         weighted = x_TD.astype(np.float64) * weights_T[:, None]
         sums = [weighted[a:b].sum(0) for a, b in pairwise(starts)]
         return np.array(sums, np.float32).reshape(-1, x_TD.shape[1])
+
+    def index_select(
+        self,
+        q_THD: F32,
+        weights_TH: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        k: int,
+        first: int = 0,
+    ) -> I32:
+        keys, where = from_kv(kv.k[:, 0], kv.dtype), (query_start_loc, block_table_RB, positions_T)
+        return ref_sparse.index_select(q_THD, weights_TH, keys, *where, k, first)
+
+    def sparse_attention(
+        self,
+        q_THD: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        chosen_TK: I32,
+        scale: float,
+    ) -> F32:
+        keys, where = from_kv(kv.k[:, 0], kv.dtype), (query_start_loc, block_table_RB, positions_T)
+        return ref_sparse.sparse_attention(q_THD, keys, kv.value_dim, *where, chosen_TK, scale)
 
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:
         return run

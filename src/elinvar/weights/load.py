@@ -74,19 +74,23 @@ def load_weights(
     cache_dir: Path | None = None,
     log: Log | None = None,
     progress: Progress | None = None,
+    part: str = "",
 ) -> State:
     """All the weights of a model: matrices as Weight, vectors as float32 arrays, read-only.
 
     `auto` keeps the stored precision (see quants.to_codes), `f32` dequantises everything. With
-    a cache_dir the packed weights are kept under cache_dir/packed and mapped the next time.
+    a cache_dir the packed weights are kept under cache_dir/packed and mapped the next time. part:
+    names what `rules` load of a checkpoint, where that is not the model: its packed file is another.
     Raises ModelError for missing or misshapen tensors, stored types that cannot be loaded,
     corrupt scales, and a full disk.
     """
     log = log or (lambda _: None)
     bindings = bind(rules, checkpoint.format, config.num_layers)
     key = pack_key(checkpoint.fingerprint, weight_format, bindings)
-    part = f"-{key.hex()[:8]}" if any(binding.cut for binding in bindings) else ""
-    path = _pack_path(checkpoint, weight_format + part, cache_dir) if cache_dir else None
+    if any(binding.cut for binding in bindings):
+        part += f"-{key.hex()[:8]}"
+    what = f"{weight_format}-{part.strip('-')}" if part else weight_format
+    path = _pack_path(checkpoint, what, cache_dir) if cache_dir else None
     if path is not None:
         try:
             pack = read_pack(path, key)

@@ -107,7 +107,7 @@ ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS + nomic_bert.ENCODERS
 
 
 def find_family(checkpoint: Checkpoint) -> Family[Model]:
-    """The family that generates with `checkpoint`. Raises ModelError listing the known ones."""
+    """The family that generates with `checkpoint`. Raises ModelError where there is none."""
     if find_encoder(checkpoint):
         raise ModelError(
             f"{checkpoint.path} is an encoder ({checkpoint.architecture}): it makes vectors or scores "
@@ -120,8 +120,8 @@ def find_family(checkpoint: Checkpoint) -> Family[Model]:
     if name in known:
         return known[name]
     raise ModelError(
-        f"{checkpoint.path} has the architecture {checkpoint.architecture}, which is not "
-        f"supported; there are {', '.join(known)}, and docs/adding-a-model.md shows how to add one."
+        f"{checkpoint.path} has the architecture {checkpoint.architecture}, which is not supported; "
+        "'elinvar models support' lists what is, docs/adding-a-model.md shows how to add one."
     )
 
 

@@ -51,6 +51,8 @@ def embed(
     Results are in the order of the texts."""
     if bool(texts) == (file is not None):
         raise click.BadParameter("give either texts or --file")
+    if None not in (flags["prompt"], flags["prompt_name"]):
+        raise click.BadParameter("give either --prompt or --prompt-name")
     if output is not None and not output.absolute().parent.is_dir():
         raise click.BadParameter(f"there is no folder {output.absolute().parent}")
     entries = (
@@ -93,8 +95,12 @@ def embed(
         print(json.dumps(values))
     seconds = time.perf_counter() - start
     cut = f", {num_cut} cut to {embedder.model.max_tokens} tokens" if num_cut else ""
-    texts_done = "1 text" if len(entries) == 1 else f"{len(entries)} texts"
-    note(f"{texts_done}{cut}, {num_tokens:,} tokens in {seconds:.2f} s")
+    done = f"{_counted(len(entries), 'text')}{cut}, {_counted(num_tokens, 'token')}"
+    note(f"{done} in {seconds:.2f} s")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

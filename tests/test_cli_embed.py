@@ -96,4 +96,4 @@ def test_what_does_not_fit_exits_1(bert: Path, reranker: Path, tmp_path: Path) -
 def test_what_a_model_is(bert: Path, reranker: Path) -> None:
     shown = run("models", "show", bert).stdout
     assert "vectors of texts" in shown and "WordPiece" in shown and "problem" not in shown
-    assert "scores of 1 labels" in run("models", "show", reranker).stdout
+    assert "scores of 1 label\n" in run("models", "show", reranker).stdout

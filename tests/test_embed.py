@@ -12,6 +12,13 @@ import pytest
 
 from elinvar import Embedder
 from elinvar.base.errors import InputError, ModelError
+from elinvar.models.load import forgets
+from elinvar.nn.decoder import Decoder
+from elinvar.nn.pooling import Pooling
+from elinvar.run.texts import Text, TextRunner
+from engines import provider, tiny_model
+from families import ENGINES
+from helpers import run_tokens
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -156,6 +163,8 @@ def test_long_texts_are_cut_and_counted(bert: Path, caplog: pytest.LogCaptureFix
     with pytest.raises(InputError, match="Text 1 is longer than the 50 tokens"):
         embedder.embed(["short", "long " * 100], truncate=False)
     assert Embedder(bert, max_context=20).model.max_tokens == 20
+    with pytest.raises(InputError, match="max_context must be above 3 tokens"):
+        Embedder(bert, max_context=3)
 
 
 def test_token_ids_are_taken_as_they_are(bert: Path) -> None:
@@ -319,6 +328,24 @@ def test_what_cannot_be_run_is_said(tmp_path: Path) -> None:
     refused("default_prompt_name")
 
 
+def test_a_tokenizer_of_another_model_is_refused(bert: Path, tmp_path: Path) -> None:
+    """An id beyond a table would be read from wherever it points."""
+    save_model(tmp_path, "bert", "BertModel")
+    described = json.loads((tmp_path / "tokenizer.json").read_text())
+    added = described["added_tokens"][0] | {"id": 5000, "content": "beyond"}
+    for broken in (
+        described | {"added_tokens": [*described["added_tokens"], added]},
+        json.loads(json.dumps(described).replace('"type_id": 0', '"type_id": 7')),
+    ):
+        if broken["added_tokens"] != described["added_tokens"]:
+            broken["model"] = described["model"] | {
+                "vocab": described["model"]["vocab"] | {"beyond": 5000}
+            }
+        write(tmp_path / "tokenizer.json", broken)
+        with pytest.raises(ModelError, match="do not belong together"):
+            Embedder(tmp_path).embed(["one beyond two"])
+
+
 def test_a_classifier_cannot_rank(tmp_path: Path) -> None:
     save_model(tmp_path, "bert", "BertForSequenceClassification", num_labels=3)
     with pytest.raises(ModelError, match="tells 3 labels apart and cannot rank"):
@@ -357,59 +384,90 @@ def test_the_real_one(minilm: Path) -> None:
     assert ranked[0].index == 1 and ranked[0].score > 0.4 > ranked[1].score + 0.2
 
 
-GGUF_NAMES = {
-    "embeddings.word_embeddings": "token_embd",
-    "embeddings.position_embeddings": "position_embd",
-    "embeddings.token_type_embeddings": "token_types",
-    "embeddings.LayerNorm": "token_embd_norm",
-    "attention.self.query": "attn_q",
-    "attention.self.key": "attn_k",
-    "attention.self.value": "attn_v",
-    "attention.output.dense": "attn_output",
-    "attention.output.LayerNorm": "attn_output_norm",
-    "intermediate.dense": "ffn_up",
-    "output.dense": "ffn_down",
-    "output.LayerNorm": "layer_output_norm",
-}
+POOLING = {"bert": "mean", "nomic-bert": "mean", "qwen3": "lasttoken"}
 
 
-def test_gguf(bert: Path, tmp_path: Path) -> None:
-    """As llama.cpp's converter writes BERT: its names, its marks of words, its kind of pooling."""
+def write_gguf(folder: Path, arch: str, state: dict[str, np.ndarray], config: Any) -> Path:
+    """As llama.cpp's converter does it: names by the gguf package, marks of words, kinds of pooling."""
     gguf = pytest.importorskip("gguf")
-    model = transformers.BertModel.from_pretrained(bert)
-    config, path = model.config, tmp_path / "bert.gguf"
-    writer = gguf.GGUFWriter(path, "bert")
+    path, described = folder / "model.gguf", json.loads((folder / "tokenizer.json").read_text())
+    writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_layer_norm_eps(config.layer_norm_eps)
-    writer.add_causal_attention(False)
-    writer.add_pooling_type(gguf.PoolingType.MEAN)
-    vocabulary = json.loads((bert / "tokenizer.json").read_text())["model"]["vocab"]
-    words = sorted(vocabulary, key=vocabulary.get)
-    marked = [
-        w if w[0] == "[" and w[-1] == "]" else w[2:] if w[:2] == "##" else "▁" + w for w in words
-    ]
-    writer.add_tokenizer_model("bert")
-    writer.add_token_list(marked)
-    for name, parameter in model.named_parameters():
+    writer.add_pooling_type(
+        {"mean": gguf.PoolingType.MEAN, "lasttoken": gguf.PoolingType.LAST}[POOLING[arch]]
+    )
+    model = described["model"]
+    words = sorted(model["vocab"], key=model["vocab"].get)
+    if arch == "qwen3":
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_key_length(config.head_dim)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        added = described["added_tokens"]
+        words += [token["content"] for token in added[len(added) - 3 :]]
+        special = {token["content"] for token in added if not token["single_word"]}
+        writer.add_token_list(words)
+        writer.add_token_types([3 if word in special else 1 for word in words])
+        writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
+        writer.add_eos_token_id(0)
+        writer.add_add_eos_token(True)
+    else:
+        writer.add_layer_norm_eps(config.layer_norm_eps)
+        writer.add_causal_attention(False)
+        if arch == "nomic-bert":
+            writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        plain = [w[2:] if w[:2] == "##" else "\u2581" + w for w in words]
+        named = [w[0] == "[" and w[-1] == "]" for w in words]
+        writer.add_tokenizer_model("bert")
+        writer.add_token_list([w if n else p for w, n, p in zip(words, named, plain, strict=True)])
+    architectures = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(architectures[arch], config.num_hidden_layers)
+    for name, values in state.items():
         stem, _, last = name.rpartition(".")
-        layer = ""
-        if stem.startswith("encoder.layer."):
-            _, _, i, stem = stem.split(".", 3)
-            layer = f"blk.{i}."
-        if stem in GGUF_NAMES:
-            writer.add_tensor(f"{layer}{GGUF_NAMES[stem]}.{last}", parameter.detach().numpy())
+        if (stored := names.get_name(stem)) is not None:
+            writer.add_tensor(f"{stored}.{last}", values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    embedder = Embedder(path)
-    assert (
-        embedder.model.recipe.note is None
-        and embedder.model.max_tokens == config.max_position_embeddings
+    return path
+
+
+@pytest.mark.parametrize("arch", POOLING)
+def test_gguf(arch: str, tmp_path: Path) -> None:
+    """The vectors of the folder that the file was made of."""
+    from safetensors.numpy import load_file
+
+    kind = {"bert": "bert", "nomic-bert": "nomic", "qwen3": "qwen3"}[arch]
+    classes = {"bert": "BertModel", "nomic": "NomicBertModel", "qwen3": "Qwen3Model"}
+    model = save_model(tmp_path, kind, classes[kind])
+    save_recipe(tmp_path, {"pooling_mode": POOLING[arch]}, "Normalize")
+    state = load_file(tmp_path / "model.safetensors")
+    expected = Embedder(tmp_path).embed(TEXTS)
+    state = {name if arch != "qwen3" else f"model.{name}": v for name, v in state.items()}
+    path = write_gguf(tmp_path, arch, state, model.config)
+    embedder = Embedder(path, max_context=LONGEST)
+    assert embedder.model.recipe.note is None
+    close(embedder.embed(TEXTS), expected)
+
+
+@pytest.mark.parametrize("family", sorted(ENGINES))
+def test_layers_of_every_family_forget_or_are_refused(family: str) -> None:
+    """Where all layers may use the arrays of one, vectors are those that caches of their own give."""
+    ops = provider()
+    model = tiny_model(ops, family, "f32")
+    if not isinstance(model, Decoder) or not forgets(model):
+        assert ENGINES[family].delta or ENGINES[family].streams
+        return
+    texts = [list(range(3, 60)), [7, 8, 9]]
+    found, _ = TextRunner(model, ops).hidden(
+        [Text(ids) for ids in texts], Pooling(["max"], ops).rows
     )
-    short = [text for text in TEXTS if len(text) < 60]
-    assert np.array_equal(embedder.embed(short), Embedder(bert).embed(short))
+    logits = np.concatenate([run_tokens(model, ops, ids) for ids in texts])
+    assert np.array_equal(model.logits(found), logits)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
 
 from elinvar.base.config import DeltaConfig, ModelConfig
@@ -15,9 +16,11 @@ from elinvar.cli.describe import readable
 from elinvar.engine.core import Engine
 from elinvar.models import qwen3_5, qwen3_next
 from elinvar.nn.attention import kv_specs
-from engines import answers, tiny_engine
+from elinvar.run.texts import Text, TextRunner
+from engines import answers, provider, tiny_engine, tiny_model
 from families.base import SIZES
 from families.hybrid import DELTA, MOE, QWEN3_NEXT
+from helpers import run_tokens
 
 NEXT = SIZES | DELTA | MOE
 
@@ -108,6 +111,17 @@ def test_a_shared_beginning_is_kept_once_two_have_parted() -> None:
     system = [i * 5 % 241 for i in range(100)]
     hits = [cached(engine, [*system, *[user] * 90])[0] for user in (1, 2, 3, 4)]
     assert hits == [0, 0, 96, 96]
+
+
+def test_vectors_of_texts() -> None:
+    """A forward of whole texts, whose layers share one cache of each kind, as an engine's."""
+    model = tiny_model(provider(), "qwen3_next", "f32")
+    texts = [Text([i * 3 % 250 for i in range(n)]) for n in (70, 5, 33)]
+    every, _ = TextRunner(model, provider()).hidden(texts, lambda starts: starts[1:] - 1)  # type: ignore[arg-type]
+    for text, vector in zip(texts, every, strict=True):
+        logits = run_tokens(model, provider(), list(text.ids), 16)
+        own = model.logits(vector[None])  # type: ignore[attr-defined]
+        assert np.array_equal(own[0], logits[-1])
 
 
 def test_without_a_prefix_cache_one_state_is_enough() -> None:

@@ -12,7 +12,8 @@ from hypothesis.stateful import (
 )
 
 from elinvar.base.config import DeltaConfig, KVSpec
-from elinvar.kv.manager import KVManager, Prefix, SequenceKV
+from elinvar.kv.manager import KVManager
+from elinvar.kv.sequence import Prefix, SequenceKV
 
 SIZE = 4
 STATE = 0

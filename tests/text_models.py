@@ -103,6 +103,7 @@ def save_tokenizer(folder: Path, kind: str, max_length: int = 64) -> int:
 
 _MODELS = {
     "bert": ("BertConfig", "wordpiece"),
+    "nomic": ("NomicBertConfig", "wordpiece"),
     "xlm-roberta": ("XLMRobertaConfig", "unigram"),
     "qwen3": ("Qwen3Config", "bytes"),
 }

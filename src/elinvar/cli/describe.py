@@ -124,7 +124,8 @@ def readable(facts: dict[str, Any]) -> str:
         lines.append(("RoPE base", ", ".join(ropes) or "none"))
         if encoder := config["encoder"]:
             labels = encoder["num_labels"]
-            lines.append(("makes", f"scores of {labels} labels" if labels else "vectors of texts"))
+            scores = f"scores of {labels} label{'s' * (labels > 1)}"
+            lines.append(("makes", scores if labels else "vectors of texts"))
     if drafts := facts.get("mtp_heads"):
         lines.append(("drafts", f"{drafts} MTP {'head' if drafts == 1 else 'heads'}"))
     for name, entry in facts["tensor_types"].items():

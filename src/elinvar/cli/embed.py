@@ -93,7 +93,8 @@ def embed(
         print(json.dumps(values))
     seconds = time.perf_counter() - start
     cut = f", {num_cut} cut to {embedder.model.max_tokens} tokens" if num_cut else ""
-    note(f"{len(entries)} texts{cut}, {num_tokens:,} tokens in {seconds:.2f} s")
+    texts_done = "1 text" if len(entries) == 1 else f"{len(entries)} texts"
+    note(f"{texts_done}{cut}, {num_tokens:,} tokens in {seconds:.2f} s")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

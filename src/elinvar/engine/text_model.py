@@ -98,7 +98,7 @@ class TextModel:
         self.recipe: Recipe = read_recipe(checkpoint, model.config, ops)
         longest = min(self.recipe.max_tokens, config.max_context or self.recipe.max_tokens)
         backend = encoder_backend(checkpoint)
-        self.encodings = Encodings(backend, longest, self.recipe.lower_case)
+        self.encodings = Encodings(backend, model.config, longest, self.recipe.lower_case)
         self._pooling = Pooling(self.recipe.modes, ops)
         labels = 0 if model.config.encoder is None else model.config.encoder.num_labels
         self.reranks = labels > 0
@@ -157,7 +157,7 @@ class TextModel:
             )
         before = self._prompt(prompt_name) if prompt is None else prompt
         prompted = [before + text if isinstance(text, str) else text for text in texts]
-        encoded = self.encodings.texts(prompted, self.config.vocab_size, truncate)
+        encoded = self.encodings.texts(prompted, truncate)
         return Task(encoded, self.vectors, lambda x_RD: self._shortened(x_RD, dimensions))
 
     def ranking(
@@ -210,7 +210,7 @@ class TextModel:
         before = prompts.get("query", "") if instruction is None else instruction
         behind = next((prompts[n] for n in ("document", "passage", "corpus") if n in prompts), "")
         texts = [before + query, *(behind + document for document in documents)]
-        return self.encodings.texts(texts, self.config.vocab_size)
+        return self.encodings.texts(texts)
 
     def _compared(self, x_RD: F32) -> F32:
         """How much the vector of each is like the first."""

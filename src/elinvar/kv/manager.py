@@ -4,11 +4,7 @@ Owns the pools, the keys of block contents, prefix matching, and the rule by whi
 give blocks back. It must not know requests, rows or budgets (the scheduler's) nor arrays (the
 runner's). All groups have the same block size, so the tables of a sequence have one length; where a
 group holds nothing its table has -1.
-
-A group of recurrent states is a sliding one of window 2: to go on, a sequence needs what was there
-after the position before, and a block is the state after the last computed of its positions. Unlike
-keys a state replaces the one before it, so a step takes one block at most, and none when the block
-that it goes on from is no snapshot: that one moves on to the new index.
+What is particular to groups of recurrent states is kv/states.py's.
 """
 
 from __future__ import annotations
@@ -16,63 +12,14 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 from elinvar.base.config import KVSpec
 from elinvar.base.digest import blake2b
 from elinvar.kv.pool import BlockPool
-from elinvar.kv.snapshots import Snapshots
+from elinvar.kv.sequence import Allocation, Prefix, SequenceKV
+from elinvar.kv.states import WINDOW, States
 
 NEVER = sys.maxsize
-
-
-@dataclass(slots=True, eq=False)
-class SequenceKV:
-    """What one sequence holds. Written by the manager only."""
-
-    tables: list[list[int]]
-    """Per group: block ids from the start of the sequence; -1 where none is held."""
-    first_held: list[int]
-    """Per group: index of the first entry of the table that is not -1."""
-    capacity: int = 0
-    """Positions that the tables reach."""
-    num_published: int = 0
-    """Leading blocks that are findable by content (or whose twin is)."""
-    next_event: int = 0
-    """`advance` has something to do once this many tokens are computed."""
-    keys: list[bytes] = field(default_factory=list)
-    """Keys of the leading full blocks; outlive preemption, since the tokens stay the same."""
-    marks: tuple[int, ...] = ()
-    """Positions at which it leaves a snapshot of its recurrent state."""
-    tail: int = -1
-    """Block of the last snapshot that the next one replaces, if any."""
-    root: bytes = b""
-    """What stands before the first block's tokens in its key."""
-
-
-@dataclass(slots=True)
-class Prefix:
-    """Cached blocks that a sequence could start with. Nothing is held yet."""
-
-    num_tokens: int
-    blocks: list[list[int]]
-    """Per group, -1 in sliding groups before the window."""
-    num_revived: list[int]
-    """Per group: how many of the blocks are free now, so that taking them costs a free block."""
-    marks: tuple[int, ...] = ()
-    """As in SequenceKV."""
-
-
-@dataclass(slots=True)
-class Allocation:
-    """A promise of `prepare`, good until anything else changes the manager."""
-
-    seq: SequenceKV
-    end: int
-    """Positions below this one will have a place."""
-    num_blocks: int
-    """New entries of each table: in groups of states all but the last are empty."""
-    prefix: Prefix | None
 
 
 class KVManager:
@@ -92,10 +39,9 @@ class KVManager:
         self.block_size = specs[0].block_size
         self.prefix_cache = prefix_cache
         self.pools = [BlockPool(n) for n in num_blocks]
-        self.windows = [2 if spec.state else spec.window for spec in specs]
-        self._states = [g for g, spec in enumerate(specs) if spec.state]
+        self.windows = [WINDOW if spec.state else spec.window for spec in specs]
+        self._states = States(specs, self.pools, prefix_cache)
         self._paged = [g for g, spec in enumerate(specs) if not spec.state]
-        self._snapshots = Snapshots(specs)
         self._full = [pool for pool, w in zip(self.pools, self.windows, strict=True) if w is None]
         self._sliding = [(g, w) for g, w in enumerate(self.windows) if w is not None]
         self.use_namespace(namespace)
@@ -145,9 +91,7 @@ class KVManager:
             sum(block >= 0 and pool.ref_count(block) == 0 for block in row)
             for pool, row in zip(self.pools, blocks, strict=True)
         ]
-        marks: tuple[int, ...] = ()
-        if self._states and self.prefix_cache:
-            marks = self._snapshots.marks(count * size, shared, len(token_ids))
+        marks = self._states.marks(count * size, shared, len(token_ids))
         return Prefix(count * size, blocks, revived, marks)
 
     def _sliding_hits(self, pool: BlockPool, window: int, keys: list[bytes], count: int) -> int:
@@ -197,23 +141,13 @@ class KVManager:
             held, marks = prefix.num_tokens // self.block_size, prefix.marks
             free = [a - b for a, b in zip(free, prefix.num_revived, strict=True)]
         room = min([free[group] for group in self._paged], default=NEVER)
-        end = min(end, (held + room) * self.block_size)
-        if self._states and self.prefix_cache:
-            end = self._snapshots.cut(marks, start, end)
+        end = self._states.cut(marks, start, min(end, (held + room) * self.block_size))
         if end <= start:
             return None
         num_blocks = max(0, -(-end // self.block_size) - held)
-        for group in self._states:
-            if num_blocks and not free[group] and not self._is_own(group, seq, prefix):
-                return None
+        if num_blocks and not self._states.can_go_on(seq, prefix, free):
+            return None
         return Allocation(seq, end, num_blocks, prefix)
-
-    def _is_own(self, group: int, seq: SequenceKV, prefix: Prefix | None) -> bool:
-        """Whether there is a state to go on from that no other sequence does."""
-        if prefix is not None:
-            return prefix.num_revived[group] == 1
-        table = seq.tables[group]
-        return bool(table) and self.pools[group].ref_count(table[-1]) == 1
 
     def apply(self, allocation: Allocation) -> list[list[int]]:
         """Take what `prepare` found; returns the new blocks of each group."""
@@ -222,30 +156,14 @@ class KVManager:
             self._take_prefix(seq, allocation.prefix)
         new = []
         for group, (pool, table) in enumerate(zip(self.pools, seq.tables, strict=True)):
-            if group in self._states:
-                blocks = self._next_state(group, seq, allocation.num_blocks)
+            if group in self._states.groups:
+                blocks = self._states.go_on(group, seq, allocation.num_blocks)
             else:
                 blocks = pool.allocate(allocation.num_blocks)
             table += blocks
             new.append(blocks)
         seq.capacity = len(seq.tables[0]) * self.block_size
         return new
-
-    def _next_state(self, group: int, seq: SequenceKV, num_blocks: int) -> list[int]:
-        """Where the state goes: on in its block, or into a new one when the block is a snapshot.
-        A snapshot never costs anybody else's blocks: where no block is free, it is given up."""
-        if not num_blocks:
-            return []
-        pool, table = self.pools[group], seq.tables[group]
-        block = table[-1] if table else -1
-        if block >= 0 and pool.ref_count(block) == 1:
-            if not pool.num_free:
-                pool.forget(block)
-            if not pool.is_published(block):
-                table[-1] = -1
-                seq.first_held[group] = len(table) - 1 + num_blocks
-                return [-1] * (num_blocks - 1) + [block]
-        return [-1] * (num_blocks - 1) + pool.allocate(1)
 
     def _take_prefix(self, seq: SequenceKV, prefix: Prefix) -> None:
         seq.num_published = prefix.num_tokens // self.block_size
@@ -269,8 +187,8 @@ class KVManager:
                     if table[index] >= 0:
                         pool.publish(table[index], key)
                 seq.num_published = index + 1
-            if self._states and num_computed % self.block_size == 0:
-                self._replace_tail(seq, num_computed)
+            if num_computed % self.block_size == 0:
+                self._states.left(seq, num_computed)
         for group, window in self._sliding:
             table, pool = seq.tables[group], self.pools[group]
             first = min(self._first_seen(num_computed, window), len(table))
@@ -280,17 +198,6 @@ class KVManager:
                     table[index] = -1
             seq.first_held[group] = max(first, seq.first_held[group])
         self._set_next_event(seq)
-
-    def _replace_tail(self, seq: SequenceKV, num_computed: int) -> None:
-        """A snapshot was left: it stands for the one before, unless that one is to be kept."""
-        index = num_computed // self.block_size - 1
-        keeps = self._snapshots.keeps(seq.marks, num_computed)
-        for group in self._states:
-            pool = self.pools[group]
-            if 0 <= seq.tail < index:
-                pool.drop(seq.keys[seq.tail])
-            keeps = keeps or not pool.is_published(seq.tables[group][index])
-        seq.tail = -1 if keeps else index
 
     def free(self, seq: SequenceKV) -> None:
         """Give everything back. Ends first: they are then evicted first, so that what stays
@@ -325,7 +232,7 @@ class KVManager:
 
     def _alone(self, group: int) -> int:
         window, num_blocks = self.windows[group], self.pools[group].num_blocks
-        if group in self._states:
+        if group in self._states.groups:
             return NEVER if num_blocks else 0
         if window is not None and num_blocks >= self._span(window):
             return NEVER
@@ -340,7 +247,7 @@ class KVManager:
             left if window is None else min(left, max(0, self._span(window - 1 + chunk) - have))
             for window, have in zip(self.windows, held, strict=True)
         ]
-        for group in self._states:
+        for group in self._states.groups:
             need[group] = 0
         return need
 
@@ -358,7 +265,7 @@ class KVManager:
         `reserve` blocks of each group to those already running."""
         held = [len(blocks) - blocks.count(-1) for blocks in prefix.blocks]
         need = self.to_come(held, len(prefix.blocks[0]), num_tokens, chunk)
-        for group in self._states:
+        for group in self._states.groups:
             need[group] = 1
         return all(
             more + revived + kept <= pool.num_free
@@ -383,7 +290,7 @@ class KVManager:
                 assert all(block == -1 for block in table[:first]), "holds blocks out of sight"
                 assert self.windows[group] is not None or first == 0, "a full group lost blocks"
                 for block in table[first:]:
-                    assert block >= 0 or group in self._states, "a block is missing"
+                    assert block >= 0 or group in self._states.groups, "a block is missing"
                     if block >= 0:
                         counts[group][block] += 1
         for pool, expected in zip(self.pools, counts, strict=True):

@@ -134,8 +134,8 @@ def load_encoder(
     progress: Progress | None = None,
 ) -> Encoder | Decoder:
     """The same for a model that turns texts into vectors. A decoder that was published for that may
-    lack its head, which is then not loaded. Raises ModelError where the layers keep more than
-    keys and values of one shape."""
+    lack its head, which is then not loaded. Raises ModelError where layers keep other things than
+    keys and values of their own."""
     family = find_encoder(checkpoint) or find_family(checkpoint)
     config = read_config(checkpoint)
     rules = as_published(family.rules(config), checkpoint.tensors)
@@ -146,9 +146,18 @@ def load_encoder(
         rules = [rule for rule in rules if rule.name != "head"]
     weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
     model = family.build(config, weights, ops)
-    if not isinstance(model, Encoder | Decoder):
+    if not isinstance(model, Encoder | Decoder) or not forgets(model):
         raise ModelError(
-            f"{checkpoint.path} cannot make vectors: its family, {family.name}, keeps more of a text "
-            "than keys and values; use an embedding model."
+            f"{checkpoint.path} cannot make vectors: layers of its family, {family.name}, keep other "
+            "things of a text than keys and values of their own; use an embedding model."
         )
     return model
+
+
+def forgets(model: Encoder | Decoder) -> bool:
+    """Whether each layer has keys and values of its own, all of one shape: then nobody needs them after
+    the layer, and all layers may use the same arrays (run/texts.py)."""
+    specs = model.kv_specs("f32")
+    shapes = {replace(spec, kind="full", layers=(), window=None) for spec in specs}
+    alone = sum(len(spec.layers) for spec in specs) == model.config.num_layers
+    return alone and len(shapes) == 1 and specs[0].state is None

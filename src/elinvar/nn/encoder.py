@@ -17,7 +17,7 @@ from elinvar.nn.attention import Step, kv_specs
 from elinvar.nn.decoder import Attends, Feeds
 from elinvar.nn.norm import Norm
 from elinvar.nn.rope import RopeTable
-from elinvar.ops.api import F32, KVLayer, Ops
+from elinvar.ops.api import F32, LayerCache, Ops
 
 
 class EncoderLayer:
@@ -26,7 +26,7 @@ class EncoderLayer:
     def __init__(self, attention: Attends, norm: Norm, mlp: Feeds, mlp_norm: Norm) -> None:
         self.attention, self.norm, self.mlp, self.mlp_norm = attention, norm, mlp, mlp_norm
 
-    def __call__(self, x_TD: F32, step: Step, kv: KVLayer, last: bool) -> F32:
+    def __call__(self, x_TD: F32, step: Step, kv: Any, last: bool) -> F32:
         a_TD = self.attention(x_TD, step, kv)
         if last:
             x_TD, a_TD = step.batch.where_logits(x_TD), step.batch.where_logits(a_TD)
@@ -54,7 +54,7 @@ class Encoder:
     def kv_specs(self, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
         return kv_specs(self.config, kv_dtype)
 
-    def hidden(self, batch: ForwardBatch, kv: Sequence[KVLayer]) -> F32:
+    def hidden(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> F32:
         """Computes whole texts -> [L, D] of `batch.logit_rows`. Each layer leaves keys and values in
         its `kv` that nobody needs afterwards."""
         rope = {kind: table.upto(batch.num_positions) for kind, table in self.ropes.items()}

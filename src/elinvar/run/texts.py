@@ -15,7 +15,7 @@ from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import BLOCK_SIZE
 from elinvar.nn.decoder import Decoder
 from elinvar.nn.encoder import Encoder
-from elinvar.ops.api import F32, I32, KVLayer, Ops
+from elinvar.ops.api import F32, I32, LayerCache, Ops
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Text:
 class TextRunner:
     def __init__(self, model: Encoder | Decoder, ops: Ops) -> None:
         self.model, self._ops = model, ops
-        specs = model.kv_specs("f32")
-        self._num_groups, self._spec = len(specs), replace(specs[0], layers=(0,))
-        self._num_blocks, self._kv = 0, list[KVLayer]()
+        self._specs = model.kv_specs("f32")
+        self._num_groups = len(self._specs)
+        self._num_blocks, self._kv = 0, list[LayerCache]()
 
     def hidden(self, texts: Sequence[Text], rows: Callable[[I32], I32]) -> tuple[F32, I32]:
         """The last layer's vectors of some tokens [L, D], and where each text begins among all
@@ -59,11 +59,14 @@ class TextRunner:
         )
         return self.model.hidden(batch, self._cache(int(blocks.sum()))), starts
 
-    def _cache(self, num_blocks: int) -> list[KVLayer]:
+    def _cache(self, num_blocks: int) -> list[LayerCache]:
         if num_blocks > self._num_blocks:
             self._num_blocks = 1 << (num_blocks - 1).bit_length()
-            one = self._ops.kv_layers(self._spec, self._num_blocks)
-            self._kv = one * self.model.config.num_layers
+            layers: dict[int, LayerCache] = {}
+            for spec in self._specs:
+                [one] = self._ops.kv_layers(replace(spec, layers=(0,)), self._num_blocks)
+                layers |= dict.fromkeys(spec.layers, one)
+            self._kv = [layers[i] for i in sorted(layers)]
         return self._kv
 
 

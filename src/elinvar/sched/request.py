@@ -9,7 +9,7 @@ from typing import Literal
 
 from elinvar.base.plan import TokenLogprobs
 from elinvar.base.sampling import SamplingParams
-from elinvar.kv.manager import SequenceKV
+from elinvar.kv.sequence import SequenceKV
 
 FinishReason = Literal["stop", "length", "abort"]
 

@@ -15,7 +15,8 @@ from operator import attrgetter
 from elinvar.base.config import KVSpec
 from elinvar.base.errors import InputError
 from elinvar.base.plan import PlanItem, RowStart, StepOutput, StepPlan
-from elinvar.kv.manager import Allocation, KVManager
+from elinvar.kv.manager import KVManager
+from elinvar.kv.sequence import Allocation
 from elinvar.sched.door import max_total_tokens
 from elinvar.sched.request import FinishReason, Request, RequestUpdate, Status
 

@@ -292,8 +292,8 @@ class Engine:
                 "weights, then load them again."
             )
         loaded = reloaded(self.runner.model, arrays, self.config.weight_format)
-        self.adapters.fit(loaded)
         self.runner.use(loaded.build(self.ops))
+        self.adapters.fit(loaded)
         self.weight_version += 1
         self.scheduler.kv.use_namespace(str(self.weight_version))
         self.fingerprint = _fingerprint(self.config, f"{self._weights}+{self.weight_version}")

@@ -20,7 +20,8 @@ from elinvar.models.shared import (
     one_rope_from_gguf,
     sizes_from_gguf,
 )
-from elinvar.weights.rules import Part, Rule, UnpermuteRows
+from elinvar.weights.fixes import UnpermuteRows
+from elinvar.weights.rules import Part, Rule
 from elinvar.weights.tensor import HostTensor
 
 

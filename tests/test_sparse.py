@@ -14,7 +14,7 @@ from elinvar.base.config import KVSpec
 from elinvar.base.errors import ModelError
 from elinvar.models import deepseek, deepseek_v32
 from elinvar.ops import KVLayer
-from elinvar.ops.ref import to_kv
+from elinvar.ops.ref_attention import to_kv
 from engines import tiny_model, tiny_weights
 from families import CASES, ENGINES
 from families.base import SIZES

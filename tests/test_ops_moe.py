@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from elinvar.ops import Ops
-from elinvar.ops.api import Experts
+from elinvar.ops.arguments import Experts
 from elinvar.ops.layout import QUANTISED, WeightKind
 from sweeps import BASE, CPUS, KINDS, REF, ROWS, close, normal, same, weight
 

@@ -10,7 +10,8 @@ import pytest
 
 from elinvar.base.config import DeltaConfig, KVSpec
 from elinvar.ops import Ops
-from elinvar.ops.api import F32, StateLayer
+from elinvar.ops.api import F32
+from elinvar.ops.caches import StateLayer
 from helpers import Span, make_batch
 from sweeps import BASE, CPUS, REF, close, normal, same
 

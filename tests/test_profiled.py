@@ -11,7 +11,9 @@ import pytest
 from elinvar.base.config import KVSpec
 from elinvar.base.sampling import SamplingParams
 from elinvar.ops import cost, load_provider
-from elinvar.ops.api import Ops, SampleArgs, new_kv_layers
+from elinvar.ops.api import Ops
+from elinvar.ops.arguments import SampleArgs
+from elinvar.ops.caches import new_kv_layers
 from elinvar.ops.cost import COSTS
 from elinvar.ops.profiled import ProfiledOps
 from engines import answers, provider, random_weight, tiny_engine

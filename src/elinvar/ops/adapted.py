@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from elinvar.base.batch import ForwardBatch
-from elinvar.ops.api import F32, I32, Activation, Lora, LoraPair, Ops
+from elinvar.base.config import Activation
+from elinvar.ops.api import F32, I32, Ops
+from elinvar.ops.arguments import Lora, LoraPair
 from elinvar.ops.cost import COSTS
 from elinvar.ops.layout import Weight
 

@@ -14,17 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from elinvar.ops.api import (
-    F32,
-    I32,
-    Activation,
-    Experts,
-    KVLayer,
-    Lora,
-    SampleArgs,
-    Scoring,
-    StateLayer,
-)
+from elinvar.base.config import Activation, Scoring
+from elinvar.ops.api import F32, I32
+from elinvar.ops.arguments import Experts, Lora, SampleArgs
+from elinvar.ops.caches import KVLayer, StateLayer
 from elinvar.ops.layout import QUANTISED, Weight
 
 Unit = Literal["f32", "int8"]

@@ -8,22 +8,12 @@ from typing import Any, get_args
 import numpy as np
 
 from elinvar import _cpu
-from elinvar.base.config import KVSpec
+from elinvar.base.config import Activation, KVSpec, Scoring
 from elinvar.base.cpus import usable_cpus
 from elinvar.base.errors import ElinvarError
-from elinvar.ops.api import (
-    F32,
-    I32,
-    Activation,
-    Experts,
-    KVLayer,
-    Lora,
-    SampleArgs,
-    SampleResult,
-    Scoring,
-    StateLayer,
-    new_kv_layers,
-)
+from elinvar.ops.api import F32, I32
+from elinvar.ops.arguments import Experts, Lora, SampleArgs, SampleResult
+from elinvar.ops.caches import KVLayer, StateLayer, new_kv_layers
 from elinvar.ops.layout import Weight
 
 _ACTIVATIONS: dict[Activation, int] = {a: i for i, a in enumerate(get_args(Activation))}

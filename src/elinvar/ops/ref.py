@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from elinvar.base.config import KVSpec
-from elinvar.ops.api import F32, new_kv_layers
+from elinvar.ops.api import F32
+from elinvar.ops.caches import new_kv_layers
 from elinvar.ops.ref_attention import AttentionRef
 from elinvar.ops.ref_moe import MoeRef
 from elinvar.ops.ref_recurrent import RecurrentRef

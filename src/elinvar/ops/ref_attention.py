@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from elinvar.base.config import BLOCK_SIZE
 from elinvar.ops import ref_sparse
-from elinvar.ops.api import F32, I32, KVLayer
+from elinvar.ops.api import F32, I32
+from elinvar.ops.caches import KVLayer
 from elinvar.ops.layout import Weight
 from elinvar.ops.ref_linear import LinearRef
 from elinvar.ops.ref_rows import F64, MAX_FLOAT, RowsRef, saturate

@@ -8,7 +8,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from elinvar.ops.api import F32, I32, Activation, Lora
+from elinvar.base.config import Activation
+from elinvar.ops.api import F32, I32
+from elinvar.ops.arguments import Lora
 from elinvar.ops.layout import GROUP, QUANTISED, Weight, unpack, unpack_codes
 from elinvar.ops.ref_rows import MAX_FLOAT, gated_product, saturate
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from elinvar.ops.api import F32, I32, Activation, Experts, Scoring
+from elinvar.base.config import Activation, Scoring
+from elinvar.ops.api import F32, I32
+from elinvar.ops.arguments import Experts
 from elinvar.ops.ref_linear import LinearRef
 from elinvar.ops.ref_rows import gated_product
 

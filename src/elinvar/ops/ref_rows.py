@@ -9,7 +9,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from elinvar.ops.api import F32, I32, Activation
+from elinvar.base.config import Activation
+from elinvar.ops.api import F32, I32
 
 F64 = NDArray[np.float64]
 

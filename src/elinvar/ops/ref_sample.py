@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from elinvar.ops.api import F32, SampleArgs, SampleResult
+from elinvar.ops.api import F32
+from elinvar.ops.arguments import SampleArgs, SampleResult
 from elinvar.ops.ref_rows import F64
 
 

@@ -15,7 +15,7 @@ from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import Activation
 from elinvar.ops.api import F32, I32, Ops
 from elinvar.ops.arguments import Lora, LoraPair
-from elinvar.ops.cost import COSTS
+from elinvar.ops.costs import COSTS
 from elinvar.ops.layout import Weight
 
 Pairs = Mapping[Weight, LoraPair]

@@ -15,6 +15,7 @@ from elinvar.base.config import DeltaConfig, LayerKind, ModelConfig, MoEConfig
 from elinvar.models.experts import MAX_EXPERTS, dense_rules, expert_rules, feeds
 from elinvar.models.keys import MAX_HEAD_DIM, MAX_TAPS, Keys, checked
 from elinvar.models.llama import NORMS
+from elinvar.models.mtp import decoder
 from elinvar.models.qwen3 import HEAD_NORMS
 from elinvar.models.qwen_moe import layers_with_experts
 from elinvar.models.shared import (
@@ -57,7 +58,11 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
         return Block(norm(w["attn_norm"]), mixer, norm(w["mlp_norm"]), feeds(config, w, ops))
 
     blocks = [block(*one) for one in enumerate(by_layer(weights, config.num_layers))]
-    return Decoder(config, weights, ops, blocks, norm(weights["norm"]))
+
+    def head_layer(w: dict[str, Any]) -> Block:
+        return block(config.layer_kinds.index("full"), w)
+
+    return decoder(config, weights, ops, blocks, norm, head_layer)
 
 
 def common_rules(config: ModelConfig) -> list[Rule]:

@@ -35,7 +35,8 @@ from elinvar.nn.decoder import Attends, Block, Decoder
 from elinvar.nn.delta import DeltaNet, DeltaWeights
 from elinvar.nn.norm import RMSNorm
 from elinvar.ops.api import Ops
-from elinvar.weights.rules import AddOne, Part, Rule
+from elinvar.weights.fixes import AddOne
+from elinvar.weights.rules import Part, Rule
 
 LAYER_TYPES: dict[str, LayerKind] = {"full_attention": "full", "linear_attention": "linear"}
 HEAD_DIM, ROTATED = 256, 0.25

@@ -15,7 +15,8 @@ from elinvar.nn.decoder import Decoder, Layer
 from elinvar.nn.mtp import MTPDecoder, MTPHead
 from elinvar.nn.norm import Norm
 from elinvar.ops.api import Ops
-from elinvar.weights.rules import AddOne, Fix, Rule
+from elinvar.weights.fixes import AddOne, Fix
+from elinvar.weights.rules import Rule
 
 OWN = "mtp."
 """Begins the names of their weights here."""

@@ -23,7 +23,8 @@ from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.nn.decoder import Decoder, Layer
 from elinvar.nn.norm import Norm
-from elinvar.ops.api import F32, LayerCache, Ops
+from elinvar.ops.api import F32, Ops
+from elinvar.ops.caches import LayerCache
 from elinvar.ops.layout import Weight
 
 

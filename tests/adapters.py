@@ -18,7 +18,8 @@ from elinvar.models.family import Model
 from elinvar.models.load import Loaded
 from elinvar.ops import KVLayer, Ops, Weight
 from elinvar.ops.adapted import AdaptedOps
-from elinvar.ops.api import F32, LoraPair
+from elinvar.ops.api import F32
+from elinvar.ops.arguments import LoraPair
 from elinvar.weights.peft import ADAPTED, Adapter
 from engines import provider, random_weight, tiny_engine, tiny_parts
 

@@ -14,7 +14,7 @@ from elinvar.ops import load_provider
 from engines import random_weight
 from families.base import LLAMA
 from helpers import Span, make_batch
-from test_ops import BASE, CPUS, REF, close, normal, same, spec
+from sweeps import BASE, CPUS, REF, close, normal, same, spec
 
 LENGTH = 75
 

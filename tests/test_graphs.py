@@ -10,7 +10,7 @@ import pytest
 from elinvar import _cpu
 from elinvar.base.config import KVSpec
 from elinvar.ops import load_provider
-from elinvar.ops.api import StateLayer
+from elinvar.ops.caches import StateLayer
 from elinvar.run import graphs
 from elinvar.run.graphs import Graphs
 from engines import random_weight, tiny_model

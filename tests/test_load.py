@@ -15,9 +15,10 @@ from elinvar.base.errors import ModelError
 from elinvar.ops.layout import Weight, unpack
 from elinvar.weights import atomic, load
 from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
+from elinvar.weights.fixes import TransposeHeads
 from elinvar.weights.load import load_weights
 from elinvar.weights.quants import SUPPORTED, dequantize
-from elinvar.weights.rules import Part, Rule, State, TransposeHeads
+from elinvar.weights.rules import Part, Rule, State
 from model_files import float_rows, host_tensor, write_gguf
 from test_rules import CONFIG
 

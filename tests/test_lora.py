@@ -9,13 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapters import (
-    AdaptedModel,
-    adaptable,
-    adapted_engine,
-    random_adapter,
-    save_adapter,
-)
+from adapters import AdaptedModel, adaptable, adapted_engine, random_adapter, save_adapter
 from elinvar.base.config import EngineConfig
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
@@ -23,7 +17,7 @@ from elinvar.engine.output import CompletionBuilder
 from elinvar.models.registry import FAMILIES as REGISTRY
 from elinvar.ops import Ops, Weight, load_provider
 from elinvar.ops.adapted import AdaptedOps
-from elinvar.ops.api import Lora, LoraPair
+from elinvar.ops.arguments import Lora, LoraPair
 from elinvar.ops.layout import pack_float, unpack
 from engines import Answer, answers, provider, random_weight, tiny_engine, tiny_parts
 from helpers import assert_parity, run_tokens

@@ -15,8 +15,9 @@ import pytest
 
 from elinvar.weights import load
 from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
+from elinvar.weights.fixes import TransposeHeads, UnpermuteRows
 from elinvar.weights.load import load_weights
-from elinvar.weights.rules import Part, Rule, TransposeHeads, UnpermuteRows
+from elinvar.weights.rules import Part, Rule
 from elinvar.weights.safetensors import SINGLE, write_safetensors
 from model_files import host_tensor, write_gguf
 from test_rules import CONFIG

@@ -12,7 +12,7 @@ from elinvar.base.errors import ModelError
 from elinvar.base.sampling import SamplingParams
 from elinvar.models.registry import read_config
 from elinvar.ops import cost, load_provider
-from elinvar.ops.api import Experts
+from elinvar.ops.arguments import Experts
 from elinvar.ops.profiled import ProfiledOps
 from engines import random_weight, tiny_engine
 from families.base import SIZES

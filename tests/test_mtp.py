@@ -19,7 +19,7 @@ from elinvar.base.errors import ModelError
 from elinvar.cli.describe import describe_model, readable
 from elinvar.models import registry
 from elinvar.models.load import load_model, load_parts, mtp_heads, reloaded
-from elinvar.models.mtp import PREDICTOR, mtp_rules
+from elinvar.models.mtp import mtp_rules
 from elinvar.models.registry import read_config
 from elinvar.nn.mtp import MTPDecoder
 from elinvar.ops import Ops, load_provider
@@ -47,7 +47,10 @@ class Head(torch.nn.Module):
         norms = (norm(c.hidden_size, c.rms_norm_eps) for _ in range(3))
         self.enorm, self.hnorm, self.norm = norms
         self.eh_proj = torch.nn.Linear(2 * c.hidden_size, c.hidden_size, bias=False)
-        self.layer = getattr(parts, f"{family}DecoderLayer")(c, c.num_hidden_layers - 1)
+        last = c.num_hidden_layers - 1
+        if "full_attention" in (getattr(c, "layer_types", None) or ()):
+            last = c.layer_types.index("full_attention")
+        self.layer = getattr(parts, f"{family}DecoderLayer")(c, last)
         for parameter in self.parameters():
             torch.nn.init.normal_(parameter, float(parameter.dim() < 2), 0.2)
         for buffer in self.buffers():
@@ -87,9 +90,11 @@ def reference(case: str = "deepseek3") -> tuple[Any, list[Head]]:
     with pytest.MonkeyPatch.context() as patch:
         one = CASES[case]
         settings = one.settings | {"tie_word_embeddings": False, "num_nextn_predict_layers": HEADS}
+        if "mlp_only_layers" in settings:  # a head's experts are those of the last layer
+            settings["mlp_only_layers"] = []
         patch.setitem(CASES, case, replace(one, settings=settings))
         model = make_reference(case)
-    return model, [Head(model) for _ in range(HEADS)]
+    return model, [Head(model) for _ in range(1 if case == "qwen3-next" else HEADS)]
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +109,29 @@ def write(path: Path, case: str) -> Path:
     tensors = load_file(file)
     for m, head in enumerate(heads, layers):
         copies = ("embed_tokens", "model.embed_tokens"), ("shared_head.head", "lm_head")
+        if case == "qwen3-next":
+            tensors |= {_of_qwen(name): t for name, t in head.published(m).items()}
+            continue
         tensors |= head.published(m)
         tensors |= {
             f"model.layers.{m}.{name}.weight": tensors[f"{own}.weight"] for name, own in copies
         }
     save_file(tensors, file, {"format": "pt"})
     return path
+
+
+QWEN = {
+    "enorm": "pre_fc_norm_embedding",
+    "hnorm": "pre_fc_norm_hidden",
+    "eh_proj": "fc",
+    "shared_head.norm": "norm",
+}
+
+
+def _of_qwen(name: str) -> str:
+    stem = name.split(".", 3)[3]
+    known = stem.removesuffix(".weight")
+    return f"mtp.{QWEN[known]}.weight" if known in QWEN else f"mtp.layers.0.{stem}"
 
 
 def load(folder: Path, ops: Ops, **options: Any) -> MTPDecoder:
@@ -141,9 +163,10 @@ def drafted(
     blocks = [[order.pop() for _ in range(n)] for n in need]
     kv = make_cache(model, ops, sum(need), "f32")
     nothing = np.empty((0, model.config.dim), np.float32)
-    states = [[nothing for _ in sequences] for _ in range(HEADS + 1)]
+    heads = len(model.heads)
+    states = [[nothing for _ in sequences] for _ in range(heads + 1)]
     for start in range(0, max(map(len, sequences)), chunk):
-        for n in range(HEADS + 1):
+        for n in range(heads + 1):
             spans = {
                 i: Span(ids, max(start, n), min(start + chunk, len(ids)), blocks[i])
                 for i, ids in enumerate(sequences)
@@ -159,10 +182,10 @@ def drafted(
                 h = model.draft(batch, np.concatenate(before), kv, n - 1)
             for i, piece in zip(spans, np.split(h, batch.query_start_loc[1:-1]), strict=True):
                 states[n][i] = np.concatenate([states[n][i], piece])
-    return [[model.logits(states[n][i]) for n in range(HEADS + 1)] for i in range(len(sequences))]
+    return [[model.logits(states[n][i]) for n in range(heads + 1)] for i in range(len(sequences))]
 
 
-@pytest.mark.parametrize("case", ["deepseek3", "glm4-moe", "deepseek32", "glm-dsa"])
+@pytest.mark.parametrize("case", ["deepseek3", "glm4-moe", "deepseek32", "glm-dsa", "qwen3-next"])
 def test_parity_in_pieces(case: str, tmp_path: Path) -> None:
     write(tmp_path, case)
     for provider in ("ref", "cpu"):
@@ -248,45 +271,6 @@ def test_checkpoints_without_heads(folder: Path, tmp_path: Path) -> None:
         load_model(open_checkpoint(tmp_path), load_provider("cpu"), drafts=True)
     assert "2 MTP heads" in readable(describe_model(folder) | {"path": ""})
     assert "MTP" not in readable(describe_model(tmp_path) | {"path": ""})
-
-
-def test_names_of_other_families(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Qwen3-Next calls the parts of its one head otherwise."""
-    reference()[0].save_pretrained(tmp_path)
-    ops, m = load_provider("cpu"), reference()[0].config.num_hidden_layers
-    known = {
-        "enorm": "pre_fc_norm_embedding",
-        "hnorm": "pre_fc_norm_hidden",
-        "eh_proj": "fc",
-        "shared_head.norm": "norm",
-    }
-    tensors = load_file(tmp_path / "model.safetensors")
-    for name, values in load_file(folder / "model.safetensors").items():
-        if name.startswith(f"model.layers.{m}."):
-            stem = name.removeprefix(f"model.layers.{m}.").removesuffix(".weight")
-            new = f"{known[stem]}.weight" if stem in known else f"layers.0.{stem}.weight"
-            tensors[f"mtp.{new.replace('bias.weight', 'bias')}"] = values
-    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    [nextn, batch] = load(folder, ops), make_batch([Span(prompt(), 1, LENGTH, [0, 1, 2])], 1)
-    families = [
-        replace(f, mtp=PREDICTOR, config_from_hf=_with_one_head(f.config_from_hf))
-        if f.name == "deepseek"
-        else f
-        for f in registry.FAMILIES
-    ]
-    monkeypatch.setattr(registry, "FAMILIES", families)
-    other = load(tmp_path, ops)
-    before = np.random.default_rng(0).standard_normal((LENGTH - 1, 64)).astype(np.float32)
-    drafts = [
-        model.draft(batch, before, make_cache(model, ops, 3, "f32")) for model in (nextn, other)
-    ]
-    assert np.array_equal(*drafts)
-
-
-def _with_one_head(config_from_hf: Any) -> Any:
-    return lambda metadata: replace(config_from_hf(metadata), mtp_layers=1)
 
 
 def test_names_in_gguf_files(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Ops of layers with a recurrent state. As in test_ops.py: close to `ref`, and equal to the bit across
+"""Ops of layers with a recurrent state. As in sweeps.py: close to `ref`, and equal to the bit across
 instruction sets, threads, batches and chunks."""
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import pytest
 
 from elinvar.base.config import DeltaConfig, KVSpec
 from elinvar.ops import Ops
-from elinvar.ops.api import F32, StateLayer
+from elinvar.ops.api import F32
+from elinvar.ops.caches import StateLayer
 from helpers import Span, make_batch
-from test_ops import BASE, CPUS, REF, close, normal, same
+from sweeps import BASE, CPUS, REF, close, normal, same
 
 LENGTHS = [1, 2, 3, 17, 97]
 CONFIGS = [

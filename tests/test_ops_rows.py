@@ -1,5 +1,5 @@
-"""Row-wise ops of the cpu provider: layer norms, biases, activations, caps, partial rotation. As in
-test_ops.py: close to `ref`, and equal to the bit across instruction sets, threads and rows."""
+"""Row-wise ops of the cpu provider: norms, biases, activations, caps, partial rotation. As in
+sweeps.py: close to `ref`, and equal to the bit across instruction sets, threads and rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from elinvar.base.config import Activation
 from elinvar.ops import KVLayer, Ops
 from elinvar.ops.layout import WeightKind, pack_float
-from test_ops import BASE, CPUS, KINDS, REF, ROWS, close, normal, same, spec, weight
+from sweeps import BASE, CPUS, KINDS, REF, ROWS, close, normal, same, spec, weight
 
 ACTIVATIONS = get_args(Activation)
 DIMS = [1, 16, 17, 64, 100, 576]
@@ -30,6 +30,19 @@ def test_linear_with_a_bias(kind: WeightKind, n: int, k: int) -> None:
     for rows in ROWS:
         outputs = [ops.linear(x[:rows].copy(), ws, bias) for ops in CPUS.values()]
         same([np.ascontiguousarray(whole[:rows]), *outputs])
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_norms(dim: int) -> None:
+    rng = np.random.default_rng(dim)
+    x, y, gain = normal(rng, 97, dim), normal(rng, 97, dim), normal(rng, dim)
+    close(BASE.rms_norm(x, gain, 1e-5), REF.rms_norm(x, gain, 1e-5))
+    close(BASE.add_rms_norm(x, y, gain, 1e-5)[1], REF.add_rms_norm(x, y, gain, 1e-5)[1])
+    same([ops.rms_norm(x, gain, 1e-5) for ops in CPUS.values()])
+    same([ops.add_rms_norm(x, y, gain, 1e-5)[1] for ops in CPUS.values()])
+    same([x + y, *(ops.add_rms_norm(x, y, gain, 1e-5)[0] for ops in CPUS.values())])
+    same([x + y, *(ops.add(x, y) for ops in CPUS.values())])
+    same([BASE.rms_norm(x, gain, 1e-5)[5:6], BASE.rms_norm(x[5:6], gain, 1e-5)])
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -1,4 +1,4 @@
-"""Ops on several streams, and what else Gemma 3n adds. As in test_ops.py: close to `ref`, and equal to
+"""Ops on several streams, and what else Gemma 3n adds. As in sweeps.py: close to `ref`, and equal to
 the bit across instruction sets, threads and rows."""
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from elinvar.ops import KVLayer, Ops
-from test_ops import BASE, CPUS, KINDS, REF, close, normal, same, spec, weight
+from sweeps import BASE, CPUS, KINDS, REF, close, normal, same, spec, weight
 
 SHAPES = [(1, 1), (3, 17), (97, 576)]
 

@@ -10,9 +10,11 @@ import pytest
 
 from elinvar.base.config import KVSpec
 from elinvar.base.sampling import SamplingParams
-from elinvar.ops import cost, load_provider
-from elinvar.ops.api import Ops, SampleArgs, new_kv_layers
-from elinvar.ops.cost import COSTS
+from elinvar.ops import cost, cost_caches, load_provider
+from elinvar.ops.api import Ops
+from elinvar.ops.arguments import SampleArgs
+from elinvar.ops.caches import new_kv_layers
+from elinvar.ops.costs import COSTS
 from elinvar.ops.profiled import ProfiledOps
 from engines import answers, provider, random_weight, tiny_engine
 
@@ -66,7 +68,7 @@ def attention_cost(window: int | None, **switches: Any) -> cost.Cost:
     [kv] = new_kv_layers(KVSpec("full", (0,), 2, 16, "f16"), 8)
     positions = np.concatenate([np.arange(40), [99]]).astype(np.int32)
     starts, lengths = ints(0, 40, 41), ints(40, 100)
-    return cost.attention(
+    return cost_caches.attention(
         *(zeros(41, 4, 16), kv, starts, lengths, zeros(2, 4), positions, 1.0, window), **switches
     )
 
@@ -87,10 +89,10 @@ def test_attention_reads_a_key_once_and_multiplies_it_for_each_query() -> None:
 def test_rope_and_sample_costs() -> None:
     [kv] = new_kv_layers(KVSpec("full", (0,), 2, 16, "bf16"), 8)
     arguments = zeros(3, 8 * 16), ints(0, 1, 2), zeros(4, 16), kv, ints(0, 1, 2), 4
-    plain = cost.rope_write(*arguments, None, None, 0.0)
+    plain = cost_caches.rope_write(*arguments, None, None, 0.0)
     assert plain.streamed == 3 * 2 * 2 * 16 * 2
-    assert cost.rope_write(*arguments, zeros(16), zeros(16), 0.0).ops > plain.ops
-    part = cost.rope_write(*arguments[:2], zeros(4, 8), *arguments[3:], None, None, 0.0)
+    assert cost_caches.rope_write(*arguments, zeros(16), zeros(16), 0.0).ops > plain.ops
+    part = cost_caches.rope_write(*arguments[:2], zeros(4, 8), *arguments[3:], None, None, 0.0)
     assert part.ops == plain.ops // 2 and part.moved == plain.moved - 3 * 8 * 4
     args = SampleArgs(*(ints(0) for _ in range(6)), num_logprobs=0)  # type: ignore[misc]
     assert cost.sample(zeros(2, 100), args).moved == 800
@@ -99,12 +101,14 @@ def test_rope_and_sample_costs() -> None:
 def test_a_latent_is_read_once_and_a_head_multiplies_its_own_rows() -> None:
     [kv] = new_kv_layers(KVSpec("full", (0,), 1, 48, "f16", latent_dim=32), 8)
     positions, table = ints(0, 1, 2), zeros(8, 16)
-    found = cost.attention(
+    found = cost_caches.attention(
         zeros(3, 4, 48), kv, ints(0, 3), ints(3), zeros(1, 4), positions, 1.0, None
     )
     assert found.streamed == 3 * 48 * 2
     assert found.ops == 6 * 2 * 4 * (48 + 32)
-    written = cost.latent_write(zeros(3, 48), positions, table, kv, positions, zeros(32), 1e-6)
+    written = cost_caches.latent_write(
+        zeros(3, 48), positions, table, kv, positions, zeros(32), 1e-6
+    )
     assert written.streamed == found.streamed
     w = random_weight(RNG, "f32", 4 * 32, 64)
     alone = cost.head_linear(zeros(3, 4 * 64), w, 4)

@@ -11,8 +11,9 @@ import pytest
 from elinvar.models.registry import FAMILIES, find_family, read_config
 from elinvar.ops.layout import Weight
 from elinvar.weights.checkpoint import open_checkpoint
+from elinvar.weights.fixes import AddOne
 from elinvar.weights.load import load_weights
-from elinvar.weights.rules import AddOne, Binding, Rule, State, as_published, bind
+from elinvar.weights.rules import Binding, Rule, State, as_published, bind
 from elinvar.weights.save import save_state, stored_tensor
 from elinvar.weights.tensor import HostTensor
 from engines import tiny_weights

@@ -13,16 +13,10 @@ from elinvar.base.config import ModelConfig, RopeConfig
 from elinvar.base.errors import ModelError
 from elinvar.ops.layout import Weight, pack_float, pack_q8, unpack
 from elinvar.weights.checkpoint import open_checkpoint
+from elinvar.weights.fixes import AddOne, TransposeHeads, UnpermuteRows
 from elinvar.weights.load import load_weights
 from elinvar.weights.quants import SUPPORTED, dequantize
-from elinvar.weights.rules import (
-    AddOne,
-    Part,
-    Rule,
-    TransposeHeads,
-    UnpermuteRows,
-    bind,
-)
+from elinvar.weights.rules import Part, Rule, bind
 from elinvar.weights.save import save_state
 from elinvar.weights.tensor import HostTensor
 from model_files import float_rows, host_tensor, write_gguf

@@ -16,9 +16,10 @@ from elinvar.models.load import load_model
 from elinvar.ops import load_provider
 from elinvar.ops.layout import unpack
 from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
+from elinvar.weights.fixes import UnpermuteRows
 from elinvar.weights.load import load_weights
 from elinvar.weights.quants import dequantize, kind_of, to_codes
-from elinvar.weights.rules import Part, Rule, UnpermuteRows
+from elinvar.weights.rules import Part, Rule
 from families.base import SIZES
 from families.deepseek import LATENT
 from helpers import assert_parity, log_softmax, run_tokens

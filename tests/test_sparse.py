@@ -1,4 +1,4 @@
-"""Sparse attention's ops: which keys are chosen, and attention to them. As in test_ops.py: close to
+"""Sparse attention's ops: which keys are chosen, and attention to them. As in sweeps.py: close to
 `ref`, and equal to the bit across instruction sets, threads, neighbours and pieces."""
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from elinvar.base.config import KVSpec
 from elinvar.base.errors import ModelError
 from elinvar.models import deepseek, deepseek_v32
 from elinvar.ops import KVLayer
-from elinvar.ops.ref import to_kv
+from elinvar.ops.ref_attention import to_kv
 from engines import tiny_model, tiny_weights
 from families import CASES, ENGINES
 from families.base import SIZES
 from helpers import run_tokens
-from test_ops import BASE, CPUS, REF, close, normal, same
+from sweeps import BASE, CPUS, REF, close, normal, same
 
 F32 = np.ndarray
 

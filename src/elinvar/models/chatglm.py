@@ -14,7 +14,8 @@ from elinvar.models.family import Family
 from elinvar.models.keys import MAX_LAYERS, Keys, checked
 from elinvar.models.shared import FULL, GGUF, TO, one_rope_from_gguf, sizes_from_gguf
 from elinvar.nn.rope import MAX_POSITIONS
-from elinvar.weights.rules import Part, Rule, UnpermuteRows
+from elinvar.weights.fixes import UnpermuteRows
+from elinvar.weights.rules import Part, Rule
 from elinvar.weights.tensor import HostTensor
 
 HF = "transformer.encoder.layers.{i}."

@@ -32,7 +32,8 @@ from elinvar.nn.norm import RMSNorm
 from elinvar.nn.rope import MAX_POSITIONS, yarn_mscale
 from elinvar.ops.api import Ops
 from elinvar.ops.layout import PANEL
-from elinvar.weights.rules import Fix, Part, Rule, TransposeHeads, UnpermuteRows
+from elinvar.weights.fixes import Fix, TransposeHeads, UnpermuteRows
+from elinvar.weights.rules import Part, Rule
 
 
 def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:

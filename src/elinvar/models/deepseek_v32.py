@@ -23,7 +23,8 @@ from elinvar.nn.indexed import IndexedAttention, IndexedDecoder, IndexWeights
 from elinvar.nn.mla import LatentWeights
 from elinvar.nn.norm import RMSNorm
 from elinvar.ops.api import Ops
-from elinvar.weights.rules import Fix, Rule, UnpermuteRows
+from elinvar.weights.fixes import Fix, UnpermuteRows
+from elinvar.weights.rules import Rule
 from elinvar.weights.tensor import HostTensor
 
 _GLM = "glm_moe_dsa"

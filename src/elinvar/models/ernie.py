@@ -17,7 +17,8 @@ from elinvar.models.shared import (
     sizes_from_gguf,
     sizes_from_hf,
 )
-from elinvar.weights.rules import Rule, UnpermuteRows
+from elinvar.weights.fixes import UnpermuteRows
+from elinvar.weights.rules import Rule
 from elinvar.weights.tensor import HostTensor
 
 HEAD_DIM, BASE = 128, 500_000.0

@@ -15,7 +15,8 @@ from elinvar.models.family import Family
 from elinvar.models.keys import MAX_LAYERS, Keys
 from elinvar.models.llama import NORMS
 from elinvar.models.shared import HF, attention_rules, norm_rules, outer_rules
-from elinvar.weights.rules import Part, Rule, UnpermuteRows
+from elinvar.weights.fixes import UnpermuteRows
+from elinvar.weights.rules import Part, Rule
 from elinvar.weights.tensor import HostTensor
 
 STATICS = HF + "mlp.moe_statics.e_score_correction_bias"

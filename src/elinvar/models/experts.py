@@ -16,7 +16,8 @@ from elinvar.models.shared import GGUF, HF, TO, mlp_rules
 from elinvar.nn.decoder import Feeds
 from elinvar.nn.mlp import GatedMLP
 from elinvar.nn.moe import GatedExpert, MoE
-from elinvar.ops.api import F32, Experts, Ops
+from elinvar.ops.api import F32, Ops
+from elinvar.ops.arguments import Experts
 from elinvar.weights.rules import Part, Rule
 
 MAX_EXPERTS = 1 << 12

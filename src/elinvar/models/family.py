@@ -10,7 +10,8 @@ from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.models.mtp import MTPNames
 from elinvar.nn.encoder import Encoder
-from elinvar.ops.api import F32, LayerCache, Ops
+from elinvar.ops.api import F32, Ops
+from elinvar.ops.caches import LayerCache
 from elinvar.weights.rules import Rule
 from elinvar.weights.tensor import HostTensor
 

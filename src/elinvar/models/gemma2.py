@@ -24,7 +24,8 @@ from elinvar.models.shared import (
     sizes_from_gguf,
     sizes_from_hf,
 )
-from elinvar.weights.rules import AddOne, Rule
+from elinvar.weights.fixes import AddOne
+from elinvar.weights.rules import Rule
 from elinvar.weights.tensor import HostTensor
 
 WINDOW = 4096

@@ -30,7 +30,8 @@ from elinvar.nn.decoder import Block, Decoder
 from elinvar.nn.mlp import GatedMLP
 from elinvar.nn.norm import RMSNorm
 from elinvar.ops.api import Ops
-from elinvar.weights.rules import AddOne, Rule
+from elinvar.weights.fixes import AddOne
+from elinvar.weights.rules import Rule
 from elinvar.weights.tensor import HostTensor
 
 SLIDING_BASE, FULL_BASE = 10_000.0, 1_000_000.0

@@ -31,7 +31,8 @@ from elinvar.nn.decoder import Block, Decoder
 from elinvar.nn.mlp import GatedMLP
 from elinvar.nn.norm import RMSNorm
 from elinvar.ops.api import Ops
-from elinvar.weights.rules import Part, Rule, UnpermuteRows
+from elinvar.weights.fixes import UnpermuteRows
+from elinvar.weights.rules import Part, Rule
 from elinvar.weights.tensor import HostTensor
 
 POST_NORMS = {

@@ -13,7 +13,8 @@ from elinvar.models.family import Family
 from elinvar.models.keys import Keys
 from elinvar.models.llama import NORMS
 from elinvar.models.shared import GGUF, HF, TO, attention_rules, norm_rules, outer_rules
-from elinvar.weights.rules import Part, Rule, UnpermuteRows
+from elinvar.weights.fixes import UnpermuteRows
+from elinvar.weights.rules import Part, Rule
 from elinvar.weights.tensor import HostTensor
 
 MOE = HF + "block_sparse_moe."

@@ -15,6 +15,7 @@ from elinvar.base.config import DeltaConfig, LayerKind, ModelConfig, MoEConfig
 from elinvar.models.experts import dense_rules, expert_rules, feeds, mixture
 from elinvar.models.keys import MAX_HEAD_DIM, MAX_TAPS, Keys, checked
 from elinvar.models.llama import NORMS
+from elinvar.models.mtp import decoder
 from elinvar.models.qwen3 import HEAD_NORMS
 from elinvar.models.qwen_moe import layers_with_experts
 from elinvar.models.shared import (
@@ -34,7 +35,8 @@ from elinvar.nn.decoder import Attends, Block, Decoder
 from elinvar.nn.delta import DeltaNet, DeltaWeights
 from elinvar.nn.norm import RMSNorm
 from elinvar.ops.api import Ops
-from elinvar.weights.rules import AddOne, Part, Rule
+from elinvar.weights.fixes import AddOne
+from elinvar.weights.rules import Part, Rule
 
 LAYER_TYPES: dict[str, LayerKind] = {"full_attention": "full", "linear_attention": "linear"}
 HEAD_DIM, ROTATED = 256, 0.25
@@ -56,7 +58,11 @@ def build(config: ModelConfig, weights: Mapping[str, Any], ops: Ops) -> Decoder:
         return Block(norm(w["attn_norm"]), mixer, norm(w["mlp_norm"]), feeds(config, w, ops))
 
     blocks = [block(*one) for one in enumerate(by_layer(weights, config.num_layers))]
-    return Decoder(config, weights, ops, blocks, norm(weights["norm"]))
+
+    def head_layer(w: dict[str, Any]) -> Block:
+        return block(config.layer_kinds.index("full"), w)
+
+    return decoder(config, weights, ops, blocks, norm, head_layer)
 
 
 def common_rules(config: ModelConfig) -> list[Rule]:

@@ -12,15 +12,9 @@ from elinvar.base.config import ModelConfig
 from elinvar.models import llama
 from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
-from elinvar.models.shared import (
-    FULL,
-    GGUF,
-    HF,
-    TO,
-    one_rope_from_gguf,
-    sizes_from_gguf,
-)
-from elinvar.weights.rules import Part, Rule, UnpermuteRows
+from elinvar.models.shared import FULL, GGUF, HF, TO, one_rope_from_gguf, sizes_from_gguf
+from elinvar.weights.fixes import UnpermuteRows
+from elinvar.weights.rules import Part, Rule
 from elinvar.weights.tensor import HostTensor
 
 

@@ -30,7 +30,8 @@ from elinvar.nn.attention import Attention
 from elinvar.nn.decoder import Block, Decoder
 from elinvar.nn.norm import RMSNorm
 from elinvar.ops.api import Ops
-from elinvar.weights.rules import Rule, UnpermuteRows
+from elinvar.weights.fixes import UnpermuteRows
+from elinvar.weights.rules import Rule
 from elinvar.weights.tensor import HostTensor
 
 NORMS = {

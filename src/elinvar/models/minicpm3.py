@@ -22,7 +22,8 @@ from elinvar.nn.mlp import GatedMLP
 from elinvar.nn.norm import RMSNorm, Scale
 from elinvar.ops.api import Ops
 from elinvar.ops.layout import PANEL
-from elinvar.weights.rules import Rule, UnpermuteRows
+from elinvar.weights.fixes import UnpermuteRows
+from elinvar.weights.rules import Rule
 from elinvar.weights.tensor import HostTensor
 
 

@@ -15,7 +15,8 @@ from elinvar.models.family import Family
 from elinvar.models.keys import Keys
 from elinvar.models.llama import NORMS
 from elinvar.models.shared import attention_rules, norm_rules, outer_rules
-from elinvar.weights.rules import Rule, UnpermuteRows
+from elinvar.weights.fixes import UnpermuteRows
+from elinvar.weights.rules import Rule
 from elinvar.weights.tensor import HostTensor
 
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from elinvar.base.config import ModelConfig
-from elinvar.models.shared import GGUF, HF, TO, by_layer
+from elinvar.models.shared import FULL, GGUF, HF, TO, by_layer
 from elinvar.nn.decoder import Decoder, Layer
 from elinvar.nn.mtp import MTPDecoder, MTPHead
 from elinvar.nn.norm import Norm
 from elinvar.ops.api import Ops
-from elinvar.weights.rules import Fix, Rule
+from elinvar.weights.fixes import AddOne, Fix
+from elinvar.weights.rules import Rule
 
 OWN = "mtp."
 """Begins the names of their weights here."""
@@ -53,20 +54,21 @@ PREDICTOR = MTPNames(
     hidden_norm="mtp.pre_fc_norm_hidden",
     join="mtp.fc",
     norm="mtp.norm",
+    norm_fix=AddOne(),
 )
-"""Qwen3-Next: one head. Its gains lack their 1: replace(PREDICTOR, norm_fix=AddOne())."""
+"""Qwen3-Next: one head, whose gains lack their 1."""
 
 
 def mtp_rules(
     config: ModelConfig, rules: Callable[[ModelConfig], list[Rule]], names: MTPNames
 ) -> list[Rule]:
-    """Of all heads; `rules` are the family's. A head's layer is like the model's last one."""
+    """Of all heads; `rules` are the family's. A head's layer is like the model's last one, and sees
+    all keys."""
     moe, last = config.moe, config.num_layers - 1
     if moe is not None:
         moe = replace(moe, layers=(0,)) if last in moe.layers else None
     index = config.index and replace(config.index, layers=(0,))
-    kinds = config.layer_kinds[-1:]
-    alike = replace(config, num_layers=1, layer_kinds=kinds, moe=moe, index=index)
+    alike = replace(config, num_layers=1, layer_kinds=FULL, moe=moe, index=index)
     layer = [r for r in rules(alike) if "{i}" in r.name and (r.layers is None or 0 in r.layers)]
     return [rule for n in range(config.mtp_layers) for rule in _of_head(n, config, layer, names)]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from elinvar.base.config import ModelConfig
 from elinvar.models.family import Family
 from elinvar.models.hybrid import DELTA, build, common_rules, hybrid_from_hf, on_layers
 from elinvar.models.keys import Keys
+from elinvar.models.mtp import PREDICTOR
 from elinvar.models.shared import TO
 from elinvar.weights.rules import Part, Rule
 
@@ -41,7 +43,7 @@ def _merged_rules(config: ModelConfig) -> list[Rule]:
 
 def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
     """From config.json. Raises ModelError naming the key that is missing, wrong or unsupported."""
-    return hybrid_from_hf("qwen3_next", Keys(metadata, "config.json"))
+    return replace(hybrid_from_hf("qwen3_next", Keys(metadata, "config.json")), mtp_layers=1)
 
 
 FAMILIES = (
@@ -54,5 +56,6 @@ FAMILIES = (
         config_from_gguf=None,
         rules=rules,
         build=build,
+        mtp=PREDICTOR,
     ),
 )

@@ -22,7 +22,8 @@ from elinvar.models.keys import (
     vocab_size_from_gguf,
 )
 from elinvar.nn.rope import MAX_POSITIONS
-from elinvar.weights.rules import Fix, Part, Rule
+from elinvar.weights.fixes import Fix
+from elinvar.weights.rules import Part, Rule
 from elinvar.weights.tensor import HostTensor
 
 FULL: tuple[LayerKind, ...] = ("full",)

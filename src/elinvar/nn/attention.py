@@ -12,7 +12,8 @@ import numpy as np
 
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, LayerKind, ModelConfig
-from elinvar.ops.api import F32, I32, KVLayer, Ops
+from elinvar.ops.api import F32, I32, Ops
+from elinvar.ops.caches import KVLayer
 from elinvar.ops.layout import Weight
 
 CACHE_OF: dict[LayerKind, LayerKind] = {

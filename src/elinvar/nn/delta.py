@@ -13,7 +13,8 @@ import numpy as np
 
 from elinvar.base.config import ModelConfig
 from elinvar.nn.attention import Step, kv_groups
-from elinvar.ops.api import F32, Ops, StateLayer
+from elinvar.ops.api import F32, Ops
+from elinvar.ops.caches import StateLayer
 from elinvar.ops.layout import Weight
 
 

@@ -17,7 +17,8 @@ from elinvar.nn.attention import Step, kv_specs
 from elinvar.nn.decoder import Attends, Feeds
 from elinvar.nn.norm import Norm
 from elinvar.nn.rope import RopeTable
-from elinvar.ops.api import F32, LayerCache, Ops
+from elinvar.ops.api import F32, Ops
+from elinvar.ops.caches import LayerCache
 
 
 class EncoderLayer:

@@ -17,7 +17,8 @@ from elinvar.base.config import IndexConfig, KVDtype, KVSpec, ModelConfig
 from elinvar.nn.attention import Step
 from elinvar.nn.mla import EPS, LatentAttention, LatentWeights
 from elinvar.nn.mtp import MTPDecoder
-from elinvar.ops.api import F32, I32, KVLayer, LayerCache, Ops
+from elinvar.ops.api import F32, I32, Ops
+from elinvar.ops.caches import KVLayer, LayerCache
 from elinvar.ops.layout import Weight
 
 GROUP = 1

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from elinvar.base.config import ModelConfig
 from elinvar.nn.attention import Step
-from elinvar.ops.api import F32, KVLayer, Ops
+from elinvar.ops.api import F32, Ops
+from elinvar.ops.caches import KVLayer
 from elinvar.ops.layout import Weight
 
 EPS = 1e-6

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from elinvar.base.config import MoEConfig
-from elinvar.ops.api import F32, Activation, Experts, Ops
+from elinvar.ops.api import F32, Activation, Ops
+from elinvar.ops.arguments import Experts
 from elinvar.ops.layout import Weight
 
 

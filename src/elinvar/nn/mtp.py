@@ -7,8 +7,8 @@ i + 2, and so on. What a head writes for a token lies in the token's own slot: i
 tokens up to there alone, as in every other layer, so that blocks may be shared and found by their
 content. Before a head's first slot nothing is written, and nothing read (Step.first).
 
-h_i is taken after the model's last norm, and so is what a head hands on after its own: what DeepSeek
-trained them on, and the engines that serve them agree.
+h_i is taken after the model's last norm, and so is what a head hands on after its own. The report does
+not say; engines that serve these models do so, and find more drafts accepted than before the norm.
 
 Legend: T tokens of this step, D model dim.
 """
@@ -23,7 +23,8 @@ from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.nn.decoder import Decoder, Layer
 from elinvar.nn.norm import Norm
-from elinvar.ops.api import F32, LayerCache, Ops
+from elinvar.ops.api import F32, Ops
+from elinvar.ops.caches import LayerCache
 from elinvar.ops.layout import Weight
 
 

@@ -22,7 +22,8 @@ from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.nn.attention import Step, kv_groups, kv_specs
 from elinvar.nn.decoder import Decoder
 from elinvar.nn.norm import RMSNorm
-from elinvar.ops.api import F32, LayerCache, Ops
+from elinvar.ops.api import F32, Ops
+from elinvar.ops.caches import LayerCache
 from elinvar.ops.layout import Weight, pack_float
 
 

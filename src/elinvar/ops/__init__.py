@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from elinvar.base.errors import ElinvarError
-from elinvar.ops.api import KVLayer, LayerCache, Ops, SampleArgs, SampleResult
+from elinvar.ops.api import Ops
+from elinvar.ops.arguments import SampleArgs, SampleResult
+from elinvar.ops.caches import KVLayer, LayerCache
 from elinvar.ops.layout import Weight
 
 __all__ = [

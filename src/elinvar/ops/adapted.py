@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from elinvar.base.batch import ForwardBatch
-from elinvar.ops.api import F32, I32, Activation, Lora, LoraPair, Ops
-from elinvar.ops.cost import COSTS
+from elinvar.base.config import Activation
+from elinvar.ops.api import F32, I32, Ops
+from elinvar.ops.arguments import Lora, LoraPair
+from elinvar.ops.costs import COSTS
 from elinvar.ops.layout import Weight
 
 Pairs = Mapping[Weight, LoraPair]

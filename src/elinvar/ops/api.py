@@ -10,171 +10,17 @@ are 16 partial sums, element i going to partial i mod 16, joined by the tree 8, 
 
 from __future__ import annotations
 
-import math
-import mmap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from elinvar.base.config import Activation, DeltaConfig, KVDtype, KVSpec, Scoring
-from elinvar.ops.layout import PANEL, Weight
-
-F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
+from elinvar.base.config import Activation, KVSpec, Scoring
+from elinvar.ops.arguments import F32, I32, Experts, Lora, SampleArgs, SampleResult
+from elinvar.ops.caches import KVLayer, StateLayer
+from elinvar.ops.layout import Weight
 
 ATTENTION_SPLIT = 1024
 """Keys (absolute positions) whose softmax is accumulated before it is merged, in ascending
 order, into the row's result. Part of attention's definition."""
-
-
-_HUGE_FROM = 8 << 20
-"""Bytes: a smaller cache is not worth pages of 2 MiB."""
-
-
-@dataclass(slots=True, eq=False)
-class KVLayer:
-    """Keys and values of one layer. Keys lie transposed in a block, so that a kernel holds 32
-    keys in lanes; the last dim of values is padded to 16. bf16 is stored as uint16 bits."""
-
-    dtype: KVDtype
-    k: NDArray[Any]
-    """[B, H, D, 32]"""
-    v: NDArray[Any]
-    """[B, H, 32, D padded to a multiple of 16]; of latents a view of the keys, [B, H, 32, dims]"""
-    handle: Any = field(default=None, init=False, repr=False)
-    """How a provider holds it, bound at its first use."""
-
-    @property
-    def keys_alone(self) -> bool:
-        """Values are not stored: of latents, or there are none."""
-        return self.k.ctypes.data == self.v.ctypes.data
-
-    @property
-    def value_dim(self) -> int:
-        return min(self.k.shape[2], self.v.shape[3])
-
-
-@dataclass(slots=True, eq=False)
-class StateLayer:
-    """Recurrent states of one layer, a block each."""
-
-    config: DeltaConfig
-    tails: F32
-    """[B, taps - 1, C] inputs of the convolution before the next one, oldest first."""
-    states: F32
-    """[B, H, key dim, value dim padded to 16]"""
-    handle: Any = field(default=None, init=False, repr=False)
-    """How a provider holds it, bound at its first use."""
-
-
-LayerCache = KVLayer | StateLayer
-
-
-def new_kv_layers(spec: KVSpec, num_blocks: int) -> list[Any]:
-    """One a layer of `spec`, zeroed: views of one array, in which a block's keys and values of all
-    layers lie together. So a cache takes memory as its blocks are used, by large pages without
-    waste, and a block can move as one piece. Layers with a recurrent state get StateLayers."""
-    if spec.state is not None:
-        return _new_state_layers(spec.state, len(spec.layers), num_blocks)
-    dtype: Any = {"f16": np.float16, "bf16": np.uint16, "f32": np.float32}[spec.dtype]
-    padded = -(-spec.head_dim // PANEL) * PANEL
-    arrays = 1 if spec.latent_dim else 2
-    heads = (num_blocks, len(spec.layers), arrays, spec.num_kv_heads)
-    cache = _mapped((*heads, padded * spec.block_size), dtype)
-    k = cache.reshape((*heads, padded, spec.block_size))[..., : spec.head_dim, :]
-    v = cache.reshape((*heads, spec.block_size, padded))
-    if spec.latent_dim:
-        v = k[..., : spec.latent_dim, :].swapaxes(-1, -2)
-    return [KVLayer(spec.dtype, k[:, i, 0], v[:, i, -1]) for i in range(len(spec.layers))]
-
-
-def _new_state_layers(c: DeltaConfig, num_layers: int, num_blocks: int) -> list[StateLayer]:
-    cache: F32 = _mapped((num_blocks, num_layers, c.state_floats), np.float32)
-    tails = cache[..., : (c.taps - 1) * c.channels]
-    tails = tails.reshape(num_blocks, num_layers, c.taps - 1, c.channels)
-    states = cache[..., c.tail_floats :]
-    states = states.reshape(num_blocks, num_layers, c.heads, c.key_dim, c.padded_dim)
-    return [StateLayer(c, tails[:, i], states[:, i]) for i in range(num_layers)]
-
-
-def _mapped(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Zeros in pages of their own: from the heap they could be memory used before, which zeroing
-    touches."""
-    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if num_bytes >= _HUGE_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, dtype).reshape(shape)
-
-
-@dataclass(slots=True, eq=False)
-class Experts:
-    """The gated MLPs that the tokens of a layer are routed to, expert e at index e. All have one
-    shape; their matrices may be of any kinds."""
-
-    gates: Sequence[Weight]
-    ups: Sequence[Weight]
-    downs: Sequence[Weight]
-    gate_bias: F32 | None = None
-    """[E, N], as those that follow: row e belongs to expert e."""
-    up_bias: F32 | None = None
-    down_bias: F32 | None = None
-    handle: Any = field(default=None, init=False, repr=False)
-    """How a provider holds them, bound at their first use."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LoraPair:
-    """What one adapter (Hu et al., 2022) adds to one matrix w [N, K]: scale * b a."""
-
-    a: Weight
-    """[r, K]; float, as b is."""
-    b: Weight
-    """[N, r]"""
-    scale: float
-
-
-@dataclass(slots=True, eq=False)
-class Lora:
-    """What all adapters add to matrices that are multiplied side by side."""
-
-    columns: Sequence[int]
-    """Where the outputs of each matrix that any adapter changes begin."""
-    pairs: Sequence[Sequence[LoraPair | None]]
-    """For each of those: by the adapter's number."""
-    handle: Any = field(default=None, init=False, repr=False)
-    """How a provider holds it, bound at its first use."""
-
-
-@dataclass(slots=True, eq=False)
-class SampleArgs:
-    """Per logit row. Noise is Philox4x32-10 (Salmon et al., 2011) of (seed, position, token id)."""
-
-    seeds: NDArray[np.uint64]
-    positions: I32
-    """Index in the sequence that the sampled token will have."""
-    temperature: F32
-    """0: greedy (the lowest id among equals)."""
-    top_k: I32
-    """0: off."""
-    top_p: F32
-    min_p: F32
-    num_logprobs: int
-    """Top log-probs to return for every row; 0 for none."""
-
-
-@dataclass(slots=True, eq=False)
-class SampleResult:
-    ids: I32
-    """[L]"""
-    logprobs: F32
-    """[L] of the sampled token, softmax of the raw logits."""
-    top_ids: I32
-    """[L, num_logprobs] likeliest first, equal ones by id."""
-    top_logprobs: F32
 
 
 class Ops(Protocol):

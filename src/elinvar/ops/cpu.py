@@ -1,29 +1,18 @@
-"""The `cpu` provider: binds weights and caches once, then calls the C++ kernels (csrc/)."""
+"""The `cpu` provider: calls the C++ kernels (csrc/), with weights and caches by their handles."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
-import numpy as np
-
 from elinvar import _cpu
-from elinvar.base.config import KVSpec
+from elinvar.base.config import Activation, KVSpec, Scoring
 from elinvar.base.cpus import usable_cpus
 from elinvar.base.errors import ElinvarError
-from elinvar.ops.api import (
-    F32,
-    I32,
-    Activation,
-    Experts,
-    KVLayer,
-    Lora,
-    SampleArgs,
-    SampleResult,
-    Scoring,
-    StateLayer,
-    new_kv_layers,
-)
+from elinvar.ops import handles
+from elinvar.ops.api import F32, I32
+from elinvar.ops.arguments import Experts, Lora, SampleArgs, SampleResult
+from elinvar.ops.caches import KVLayer, StateLayer, new_kv_layers
 from elinvar.ops.layout import Weight
 
 _ACTIVATIONS: dict[Activation, int] = {a: i for i, a in enumerate(get_args(Activation))}
@@ -58,7 +47,7 @@ class CpuOps:
         return new_kv_layers(spec, num_blocks)
 
     def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:
-        return self._provider.embed(ids_T, _matrix(w_VD), scale)
+        return self._provider.embed(ids_T, handles.matrix(w_VD), scale)
 
     def rms_norm(self, x_TD: F32, gain_D: F32, eps: float) -> F32:
         return self._provider.rms_norm(x_TD, gain_D, eps)
@@ -93,18 +82,18 @@ class CpuOps:
         return self._provider.activate(x_TD, _ACTIVATIONS[activation])
 
     def linear(self, x_TK: F32, weights: Sequence[Weight], bias_N: F32 | None = None) -> F32:
-        return self._provider.linear(x_TK, [_matrix(w) for w in weights], bias_N)
+        return self._provider.linear(x_TK, [handles.matrix(w) for w in weights], bias_N)
 
     def gated_linear(self, x_TK: F32, gate: Weight, up: Weight, activation: Activation) -> F32:
         return self._provider.gated_linear(
-            x_TK, _matrix(gate), _matrix(up), _ACTIVATIONS[activation]
+            x_TK, handles.matrix(gate), handles.matrix(up), _ACTIVATIONS[activation]
         )
 
     def gated(self, x_TN: F32, activation: Activation) -> F32:
         return self._provider.gated(x_TN, _ACTIVATIONS[activation])
 
     def lora(self, y_TN: F32, x_TK: F32, adapters_T: I32, lora: Lora) -> None:
-        self._provider.lora(y_TN, x_TK, adapters_T, _lora(lora))
+        self._provider.lora(y_TN, x_TK, adapters_T, handles.lora(lora))
 
     def route(
         self,
@@ -139,7 +128,9 @@ class CpuOps:
         scale_inputs: bool = False,
     ) -> F32:
         kind = _ACTIVATIONS[activation]
-        return self._provider.moe(x_TD, ids_TK, weights_TK, _experts(experts), kind, scale_inputs)
+        return self._provider.moe(
+            x_TD, ids_TK, weights_TK, handles.experts(experts), kind, scale_inputs
+        )
 
     def rope_write(
         self,
@@ -158,7 +149,7 @@ class CpuOps:
             qkv_TN,
             positions_T,
             rope_PD,
-            _cache(kv),
+            handles.cache(kv),
             slots_T,
             num_heads,
             q_gain_D,
@@ -191,12 +182,12 @@ class CpuOps:
         return self._provider.match_rms(x_TD, y_TD)
 
     def head_linear(self, x_TK: F32, w: Weight, num_heads: int) -> F32:
-        return self._provider.head_linear(x_TK, _matrix(w), num_heads)
+        return self._provider.head_linear(x_TK, handles.matrix(w), num_heads)
 
     def latent_query(
         self, q_TN: F32, w: Weight, positions_T: I32, rope_PD: F32, num_heads: int
     ) -> F32:
-        return self._provider.latent_query(q_TN, _matrix(w), positions_T, rope_PD, num_heads)
+        return self._provider.latent_query(q_TN, handles.matrix(w), positions_T, rope_PD, num_heads)
 
     def latent_write(
         self,
@@ -208,7 +199,9 @@ class CpuOps:
         gain_R: F32,
         eps: float,
     ) -> None:
-        self._provider.latent_write(x_TN, positions_T, rope_PD, _cache(kv), slots_T, gain_R, eps)
+        self._provider.latent_write(
+            x_TN, positions_T, rope_PD, handles.cache(kv), slots_T, gain_R, eps
+        )
 
     def attention(
         self,
@@ -228,7 +221,7 @@ class CpuOps:
     ) -> F32:
         return self._provider.attention(
             q_THD,
-            _cache(kv),
+            handles.cache(kv),
             query_start_loc,
             block_table_RB,
             positions_T,
@@ -250,7 +243,7 @@ class CpuOps:
         block_table_RB: I32,
     ) -> F32:
         where = query_start_loc, seq_lens, block_table_RB
-        return self._provider.causal_conv(x_TN, w_KC, _state(state), *where)
+        return self._provider.causal_conv(x_TN, w_KC, handles.state(state), *where)
 
     def delta_rule(
         self,
@@ -264,7 +257,9 @@ class CpuOps:
         block_table_RB: I32,
     ) -> F32:
         where = query_start_loc, seq_lens, block_table_RB
-        return self._provider.delta_rule(qkv_TC, x_TN, a_log_H, dt_bias_H, _state(state), *where)
+        return self._provider.delta_rule(
+            qkv_TC, x_TN, a_log_H, dt_bias_H, handles.state(state), *where
+        )
 
     def gated_rms_norm(self, x_TN: F32, gate_TN: F32, first: int, gain_D: F32, eps: float) -> F32:
         return self._provider.gated_rms_norm(x_TN, gate_TN, first, gain_D, eps)
@@ -287,7 +282,7 @@ class CpuOps:
         first: int = 0,
     ) -> I32:
         where = query_start_loc, block_table_RB, positions_T
-        return self._provider.index_select(q_THD, weights_TH, _cache(kv), *where, k, first)
+        return self._provider.index_select(q_THD, weights_TH, handles.cache(kv), *where, k, first)
 
     def sparse_attention(
         self,
@@ -300,7 +295,7 @@ class CpuOps:
         scale: float,
     ) -> F32:
         where = query_start_loc, block_table_RB, positions_T
-        return self._provider.sparse_attention(q_THD, _cache(kv), *where, chosen_TK, scale)
+        return self._provider.sparse_attention(q_THD, handles.cache(kv), *where, chosen_TK, scale)
 
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:
         self._provider.begin_recording()
@@ -324,44 +319,3 @@ class CpuOps:
                 args.num_logprobs,
             )
         )
-
-
-def _matrix(w: Weight) -> Any:
-    if w.handle is None:
-        w.handle = _cpu.Matrix(w.kind, *w.shape, w.data)
-    return w.handle
-
-
-def _experts(experts: Experts) -> Any:
-    if experts.handle is None:
-        gates, ups, downs = (
-            [_matrix(w) for w in part] for part in (experts.gates, experts.ups, experts.downs)
-        )
-        biases = experts.gate_bias, experts.up_bias, experts.down_bias
-        experts.handle = _cpu.Experts(gates, ups, downs, *biases)
-    return experts.handle
-
-
-def _lora(lora: Lora) -> Any:
-    if lora.handle is None:
-        lora.handle = _cpu.Lora(list(lora.columns), len(lora.pairs[0]))
-        for i, pairs in enumerate(lora.pairs):
-            for adapter, pair in enumerate(pairs):
-                if pair is not None:
-                    matrices = _matrix(pair.a), _matrix(pair.b)
-                    lora.handle.set(i, adapter, *matrices, pair.scale)
-    return lora.handle
-
-
-def _cache(kv: KVLayer) -> Any:
-    if kv.handle is None:
-        k, v = (a.view(np.uint16) if a.dtype == np.float16 else a for a in (kv.k, kv.v))
-        kv.handle = _cpu.Cache(k, v, kv.dtype)
-    return kv.handle
-
-
-def _state(state: StateLayer) -> Any:
-    if state.handle is None:
-        c = state.config
-        state.handle = _cpu.State(state.tails, state.states, c.key_heads, c.value_dim)
-    return state.handle

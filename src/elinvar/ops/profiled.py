@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from elinvar.ops.api import F32, Ops
-from elinvar.ops.cost import COSTS, Cost
+from elinvar.ops.cost import Cost
+from elinvar.ops.costs import COSTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elinvar.base.config import BLOCK_SIZE
-from elinvar.ops.api import F32, I32, StateLayer
+from elinvar.ops.api import F32, I32
+from elinvar.ops.caches import StateLayer
 
 F64 = NDArray[np.float64]
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
 from elinvar.models.family import Model
 from elinvar.ops.adapted import AdaptedOps
-from elinvar.ops.api import F32, LayerCache, Ops
+from elinvar.ops.api import F32, Ops
+from elinvar.ops.caches import LayerCache
 
 MAX_TOKENS = 256
 """Beyond, kernels take so long that Python no longer shows."""

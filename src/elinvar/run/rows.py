@@ -18,7 +18,7 @@ from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
 from elinvar.base.config import BLOCK_SIZE
 from elinvar.base.plan import PlanItem, RowStart
 from elinvar.base.sampling import SamplingParams
-from elinvar.ops.api import SampleArgs
+from elinvar.ops.arguments import SampleArgs
 
 _SEED_MASK = 2**64 - 1
 _MIN_WIDTH = 16

@@ -12,7 +12,9 @@ from elinvar.base.config import KVSpec
 from elinvar.base.plan import StepOutput, StepPlan, TokenLogprobs
 from elinvar.models.family import Model
 from elinvar.ops.adapted import AdaptedOps
-from elinvar.ops.api import LayerCache, Ops, SampleResult
+from elinvar.ops.api import Ops
+from elinvar.ops.arguments import SampleResult
+from elinvar.ops.caches import LayerCache
 from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
 

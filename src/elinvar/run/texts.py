@@ -15,7 +15,8 @@ from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import BLOCK_SIZE
 from elinvar.nn.decoder import Decoder
 from elinvar.nn.encoder import Encoder
-from elinvar.ops.api import F32, I32, LayerCache, Ops
+from elinvar.ops.api import F32, I32, Ops
+from elinvar.ops.caches import LayerCache
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from elinvar.ops.layout import (
     pack_q8,
 )
 from elinvar.weights.checkpoint import Checkpoint
+from elinvar.weights.fixes import TransposeHeads
 from elinvar.weights.packfile import (
     PACK_VERSION,
     Entry,
@@ -41,7 +42,7 @@ from elinvar.weights.packfile import (
     write_pack,
 )
 from elinvar.weights.quants import dequantize, kind_of, to_codes
-from elinvar.weights.rules import Binding, Cut, Rule, State, TransposeHeads, bind
+from elinvar.weights.rules import Binding, Cut, Rule, State, bind
 from elinvar.weights.tensor import BLOCKS, HostTensor
 
 Log = Callable[[str], None]

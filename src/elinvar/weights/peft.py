@@ -12,7 +12,7 @@ import numpy as np
 
 from elinvar.base.digest import blake2b
 from elinvar.base.errors import ModelError
-from elinvar.ops.api import LoraPair
+from elinvar.ops.arguments import LoraPair
 from elinvar.ops.layout import Weight, pack_float
 from elinvar.weights.nested import text_name
 from elinvar.weights.peft_config import LoraSettings

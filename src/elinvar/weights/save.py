@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from elinvar.base.errors import ModelError
 from elinvar.ops.layout import Weight, unpack
 from elinvar.weights.atomic import atomic_file
-from elinvar.weights.rules import Binding, Rule, bind, f32_tensor, transpose
+from elinvar.weights.fixes import f32_tensor, transpose
+from elinvar.weights.rules import Binding, Rule, bind
 from elinvar.weights.safetensors import SINGLE, write_safetensors
 from elinvar.weights.tensor import BLOCKS, HostTensor
 

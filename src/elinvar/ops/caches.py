@@ -1,0 +1,94 @@
+"""The cache of a layer: keys and values, or recurrent states, in blocks."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elinvar.base.config import DeltaConfig, KVDtype, KVSpec
+from elinvar.ops.arguments import F32
+from elinvar.ops.layout import PANEL
+
+_HUGE_FROM = 8 << 20
+"""Bytes: a smaller cache is not worth pages of 2 MiB."""
+
+
+@dataclass(slots=True, eq=False)
+class KVLayer:
+    """Keys and values of one layer. Keys lie transposed in a block, so that a kernel holds 32
+    keys in lanes; the last dim of values is padded to 16. bf16 is stored as uint16 bits."""
+
+    dtype: KVDtype
+    k: NDArray[Any]
+    """[B, H, D, 32]"""
+    v: NDArray[Any]
+    """[B, H, 32, D padded to a multiple of 16]; of latents a view of the keys, [B, H, 32, dims]"""
+    handle: Any = field(default=None, init=False, repr=False)
+    """How a provider holds it, bound at its first use."""
+
+    @property
+    def keys_alone(self) -> bool:
+        """Values are not stored: of latents, or there are none."""
+        return self.k.ctypes.data == self.v.ctypes.data
+
+    @property
+    def value_dim(self) -> int:
+        return min(self.k.shape[2], self.v.shape[3])
+
+
+@dataclass(slots=True, eq=False)
+class StateLayer:
+    """Recurrent states of one layer, a block each."""
+
+    config: DeltaConfig
+    tails: F32
+    """[B, taps - 1, C] inputs of the convolution before the next one, oldest first."""
+    states: F32
+    """[B, H, key dim, value dim padded to 16]"""
+    handle: Any = field(default=None, init=False, repr=False)
+    """How a provider holds it, bound at its first use."""
+
+
+LayerCache = KVLayer | StateLayer
+
+
+def new_kv_layers(spec: KVSpec, num_blocks: int) -> list[Any]:
+    """One a layer of `spec`, zeroed: views of one array, in which a block's keys and values of all
+    layers lie together. So a cache takes memory as its blocks are used, by large pages without
+    waste, and a block can move as one piece. Layers with a recurrent state get StateLayers."""
+    if spec.state is not None:
+        return _new_state_layers(spec.state, len(spec.layers), num_blocks)
+    dtype: Any = {"f16": np.float16, "bf16": np.uint16, "f32": np.float32}[spec.dtype]
+    padded = -(-spec.head_dim // PANEL) * PANEL
+    arrays = 1 if spec.latent_dim else 2
+    heads = (num_blocks, len(spec.layers), arrays, spec.num_kv_heads)
+    cache = _mapped((*heads, padded * spec.block_size), dtype)
+    k = cache.reshape((*heads, padded, spec.block_size))[..., : spec.head_dim, :]
+    v = cache.reshape((*heads, spec.block_size, padded))
+    if spec.latent_dim:
+        v = k[..., : spec.latent_dim, :].swapaxes(-1, -2)
+    return [KVLayer(spec.dtype, k[:, i, 0], v[:, i, -1]) for i in range(len(spec.layers))]
+
+
+def _new_state_layers(c: DeltaConfig, num_layers: int, num_blocks: int) -> list[StateLayer]:
+    cache: F32 = _mapped((num_blocks, num_layers, c.state_floats), np.float32)
+    tails = cache[..., : (c.taps - 1) * c.channels]
+    tails = tails.reshape(num_blocks, num_layers, c.taps - 1, c.channels)
+    states = cache[..., c.tail_floats :]
+    states = states.reshape(num_blocks, num_layers, c.heads, c.key_dim, c.padded_dim)
+    return [StateLayer(c, tails[:, i], states[:, i]) for i in range(num_layers)]
+
+
+def _mapped(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Zeros in pages of their own: from the heap they could be memory used before, which zeroing
+    touches."""
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if num_bytes >= _HUGE_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, dtype).reshape(shape)

@@ -1,0 +1,185 @@
+"""The oracle of attention, and of what is written to its cache (see ref.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elinvar.base.config import BLOCK_SIZE
+from elinvar.ops import ref_sparse
+from elinvar.ops.api import F32, I32
+from elinvar.ops.caches import KVLayer
+from elinvar.ops.layout import Weight
+from elinvar.ops.ref_linear import LinearRef
+from elinvar.ops.ref_rows import F64, MAX_FLOAT, RowsRef, saturate
+
+MAX_KV = {
+    "f16": np.float32(65504),
+    "bf16": np.float32(float.fromhex("0x1.fep127")),
+    "f32": MAX_FLOAT,
+}
+
+
+class AttentionRef(RowsRef, LinearRef):
+    def rope_write(
+        self,
+        qkv_TN: F32,
+        positions_T: I32,
+        rope_PD: F32,
+        kv: KVLayer,
+        slots_T: I32,
+        num_heads: int,
+        q_gain_D: F32 | None,
+        k_gain_D: F32 | None,
+        eps: float,
+        v_gain_D: F32 | None = None,
+    ) -> F32:
+        t = qkv_TN.shape[0]
+        num_kv, dim = kv.k.shape[1:3]
+        qkv = qkv_TN.reshape(t, -1, dim)
+        q, k, v = np.split(qkv, [num_heads, num_heads + num_kv], axis=1)
+        if q_gain_D is not None:
+            q = self.rms_norm(q.reshape(t, -1, q_gain_D.size), q_gain_D, eps).reshape(q.shape)
+        if k_gain_D is not None:
+            k = self.rms_norm(k.reshape(t, -1, k_gain_D.size), k_gain_D, eps).reshape(k.shape)
+        if v_gain_D is not None:
+            v = self.rms_norm(v, v_gain_D, eps)
+        table = rope_PD[positions_T].astype(np.float64)
+        q, k = _rotate(q, table), _rotate(k, table)
+        block, offset = slots_T // BLOCK_SIZE, slots_T % BLOCK_SIZE
+        kv.k[block, :, :, offset] = to_kv(k, kv.dtype)
+        if not kv.keys_alone:
+            kv.v[block, :, offset, :dim] = to_kv(v, kv.dtype)
+        return np.ascontiguousarray(q)
+
+    def rope_queries(
+        self,
+        q_TN: F32,
+        positions_T: I32,
+        rope_PD: F32,
+        num_heads: int,
+        gain_D: F32,
+        eps: float,
+    ) -> F32:
+        q = self.rms_norm(q_TN.reshape(len(q_TN), num_heads, -1), gain_D, eps)
+        return _rotate(q, rope_PD[positions_T].astype(np.float64))
+
+    def latent_query(
+        self, q_TN: F32, w: Weight, positions_T: I32, rope_PD: F32, num_heads: int
+    ) -> F32:
+        t, dim = len(q_TN), w.shape[1]
+        q = q_TN.reshape(t, num_heads, -1)
+        latent = self.head_linear(q[..., :dim].reshape(t, -1), w, num_heads)
+        rotated = _rotate(q[..., dim:], rope_PD[positions_T].astype(np.float64))
+        return np.concatenate([latent.reshape(t, num_heads, -1), rotated], -1)
+
+    def latent_write(
+        self,
+        x_TN: F32,
+        positions_T: I32,
+        rope_PD: F32,
+        kv: KVLayer,
+        slots_T: I32,
+        gain_R: F32,
+        eps: float,
+    ) -> None:
+        rank = gain_R.size
+        rotated = _rotate(x_TN[:, None, rank:], rope_PD[positions_T].astype(np.float64))
+        key = np.concatenate([self.rms_norm(x_TN[:, :rank], gain_R, eps), rotated[:, 0]], -1)
+        block, offset = slots_T // BLOCK_SIZE, slots_T % BLOCK_SIZE
+        kv.k[block, 0, :, offset] = to_kv(key, kv.dtype)
+
+    def attention(
+        self,
+        q_THD: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        seq_lens: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        scale: float,
+        window: int | None,
+        *,
+        softcap: float | None = None,
+        sinks_H: F32 | None = None,
+        chunk: int | None = None,
+        first: int = 0,
+    ) -> F32:
+        t, heads, dim = q_THD.shape
+        num_kv, value_dim = kv.k.shape[1], kv.value_dim
+        out = np.zeros((t, heads, value_dim), np.float32)
+        for r, length in enumerate(seq_lens):
+            blocks = block_table_RB[r, : -(-int(length) // BLOCK_SIZE)]
+            k = from_kv(kv.k[blocks], kv.dtype).transpose(1, 0, 3, 2).reshape(num_kv, -1, dim)
+            v = from_kv(kv.v[blocks], kv.dtype)[..., :value_dim]
+            v = v.transpose(1, 0, 2, 3).reshape(num_kv, -1, value_dim)
+            for i in range(query_start_loc[r], query_start_loc[r + 1]):
+                last = int(positions_T[i])
+                least = first if window is None else max(first, last - window + 1)
+                least = least if chunk is None else max(least, last // chunk * chunk)
+                for h in range(heads):
+                    keys = k[h // (heads // num_kv), least : last + 1].astype(np.float64)
+                    values = v[h // (heads // num_kv), least : last + 1].astype(np.float64)
+                    s = keys @ q_THD[i, h].astype(np.float64) * scale
+                    if softcap is not None:
+                        s = softcap * np.tanh(s / softcap)
+                    sink = -np.inf if sinks_H is None else sinks_H[h].astype(np.float64)
+                    largest = max(s.max(), sink)
+                    p = np.exp(s - largest)
+                    out[i, h] = (p / (p.sum() + np.exp(sink - largest))) @ values
+        return out.reshape(t, heads * value_dim)
+
+    def index_select(
+        self,
+        q_THD: F32,
+        weights_TH: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        k: int,
+        first: int = 0,
+    ) -> I32:
+        keys, where = from_kv(kv.k[:, 0], kv.dtype), (query_start_loc, block_table_RB, positions_T)
+        return ref_sparse.index_select(q_THD, weights_TH, keys, *where, k, first)
+
+    def sparse_attention(
+        self,
+        q_THD: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        chosen_TK: I32,
+        scale: float,
+    ) -> F32:
+        keys, where = from_kv(kv.k[:, 0], kv.dtype), (query_start_loc, block_table_RB, positions_T)
+        return ref_sparse.sparse_attention(q_THD, keys, kv.value_dim, *where, chosen_TK, scale)
+
+
+def to_kv(x: F32, dtype: str) -> NDArray[Any]:
+    """Round to the cache's dtype, to nearest even, saturating; bf16 is returned as bits."""
+    x = saturate(x, MAX_KV[dtype])
+    if dtype == "f16":
+        return x.astype(np.float16)
+    if dtype == "bf16":
+        bits = x.view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return x
+
+
+def from_kv(x: NDArray[Any], dtype: str) -> F32:
+    if dtype == "bf16":
+        return (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(np.float32)
+
+
+def _rotate(x: F32, table_TR: F64) -> F32:
+    rotary = table_TR.shape[-1]
+    half = rotary // 2
+    cos, sin = table_TR[:, None, :half], table_TR[:, None, half:]
+    a, b = x[..., :half].astype(np.float64), x[..., half:rotary].astype(np.float64)
+    turned = [a * cos - b * sin, b * cos + a * sin]
+    return np.concatenate([*turned, x[..., rotary:]], -1).astype(np.float32)

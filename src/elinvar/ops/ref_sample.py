@@ -1,0 +1,81 @@
+"""The oracle of sampling (see ref.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elinvar.ops.api import F32
+from elinvar.ops.arguments import SampleArgs, SampleResult
+from elinvar.ops.ref_rows import F64
+
+
+class SampleRef:
+    def sample(self, logits_LV: F32, args: SampleArgs) -> SampleResult:
+        num_rows, vocab = logits_LV.shape
+        ids = np.empty(num_rows, np.int32)
+        logprobs = np.empty(num_rows, np.float32)
+        top_ids = np.empty((num_rows, args.num_logprobs), np.int32)
+        top = np.empty((num_rows, args.num_logprobs), np.float32)
+        for i, row in enumerate(logits_LV.astype(np.float64)):
+            z = row - row.max()
+            lse = np.log(np.exp(z).sum())
+            order = np.lexsort((np.arange(vocab), -row))
+            if args.temperature[i] == 0:
+                ids[i] = order[0]
+            else:
+                kept = _kept(
+                    z / args.temperature[i], order, args.top_k[i], args.top_p[i], args.min_p[i]
+                )
+                noise = gumbel(int(args.seeds[i]), int(args.positions[i]), kept)
+                scores = z[kept] / args.temperature[i] + noise
+                ids[i] = kept[np.lexsort((kept, -scores))[0]]
+            logprobs[i] = z[ids[i]] - lse
+            top_ids[i] = order[: args.num_logprobs]
+            top[i] = z[top_ids[i]] - lse
+        return SampleResult(ids, logprobs, top_ids, top)
+
+
+def gumbel(seed: int, position: int, token_ids: NDArray[Any]) -> F64:
+    """Gumbel noise of (seed, position, token id): word id % 4 of Philox4x32-10 with counter
+    (id // 4, position, 0, 0) and the seed's two halves as key; 23 bits of it are uniform."""
+    ids = np.asarray(token_ids, np.uint64)
+    words = philox(ids >> np.uint64(2), position, seed)
+    bits = words[(ids & np.uint64(3)).astype(np.int64), np.arange(len(ids))]
+    uniform = ((bits >> np.uint64(9)).astype(np.float64) + 0.5) * 2.0**-23
+    return -np.log(-np.log(uniform))
+
+
+def philox(counter: NDArray[np.uint64], position: int, seed: int) -> NDArray[np.uint64]:
+    """Philox4x32-10 (Salmon et al., 2011) -> [4, n] words."""
+    low = np.uint64(0xFFFFFFFF)
+    shift = np.uint64(32)
+    c0 = counter & low
+    c1 = np.full_like(c0, position)
+    c2, c3 = np.zeros_like(c0), np.zeros_like(c0)
+    k0, k1 = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (
+            (p1 >> shift) ^ c1 ^ np.uint64(k0),
+            p1 & low,
+            (p0 >> shift) ^ c3 ^ np.uint64(k1),
+            p0 & low,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3])
+
+
+def _kept(z: F64, order: NDArray[Any], top_k: int, top_p: float, min_p: float) -> NDArray[Any]:
+    """Token ids that the filters leave, likeliest first."""
+    if 0 < top_k < len(order):
+        order = order[:top_k]
+    if top_p < 1:
+        p = np.exp(z[order])
+        reached = np.cumsum(p) >= np.float64(np.float32(top_p)) * p.sum()
+        order = order[: int(np.argmax(reached)) + 1] if reached.any() else order
+    if min_p > 0:
+        order = order[z[order] >= np.log(np.float64(min_p))]
+    return order

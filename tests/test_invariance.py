@@ -132,7 +132,7 @@ def test_preemption(family: str, prefix_cache: bool, every: int) -> None:
     assert got == expected(family)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family.name for family in REGISTRY])
 def test_memory_so_short_that_requests_push_each_other_out(family: str) -> None:
     prompts = [prompt(i, 20 + i) for i in range(6)]
     params = [

@@ -7,24 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "args.h"
 #include "kernels.h"
 #include "pool.h"
 
 namespace elinvar {
-
-std::size_t panel_bytes(Kind kind, int k);  // as ops/layout.py says
-
-struct Matrix {  // a packed weight; the bytes belong to the caller
-    Kind kind;
-    int n, k;
-    const uint8_t* data;
-    std::size_t panel_bytes;
-
-    Matrix(Kind kind, int n, int k, const uint8_t* data, std::size_t bytes);
-    int num_panels() const { return (n + 15) / 16; }
-    const uint8_t* panel(int p) const { return data + panel_bytes * static_cast<std::size_t>(p); }
-    bool quantised() const { return kind <= Kind::q8; }
-};
 
 // Memory that only grows; begins on a cache line.
 class Floats {
@@ -52,28 +39,6 @@ struct Rows {
     QuantRows rounded;
 };
 
-// The gated MLPs of one layer, all of one shape, their matrices of any kinds.
-struct Experts {
-    std::vector<const Matrix*> gates, ups, downs;
-    // Whether any gate or up wants x rounded, or as it is; whether any down wants its rows rounded.
-    bool rounds_x = false, takes_x = false, rounds_h = false;
-    // [experts, outputs] or null
-    const float *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
-
-    Experts(std::vector<const Matrix*> gates, std::vector<const Matrix*> ups,
-            std::vector<const Matrix*> downs);
-    int dim() const { return gates[0]->k; }
-    int ff_dim() const { return gates[0]->n; }
-};
-
-struct Route {  // ops/api.py says what each means
-    int num_experts, top_k;
-    bool sigmoid, renormalise;
-    float scaling;
-    const float* bias;  // [num_experts] or null
-    int num_groups, top_groups;
-};
-
 // What one call of moe works on: a row for each pair of a token and one of its experts, grouped by
 // expert.
 struct Mixture {
@@ -99,16 +64,6 @@ struct Mixture {
     QuantRows rows(const Group& g, int k) {
         return {rounded.data() + g.first * std::ptrdiff_t{k / 32}, g.count, k / 32};
     }
-};
-
-// What each adapter adds to one of the matrices that are multiplied side by side.
-struct LoraTarget {
-    struct Pair {  // null: this adapter leaves the matrix alone
-        const Matrix *a = nullptr, *b = nullptr;
-        float scale = 0;
-    };
-    int col;  // where the matrix's outputs begin
-    std::vector<Pair> pairs;
 };
 
 // What one call of lora works on: rows grouped by adapter.
@@ -140,29 +95,12 @@ struct LoraWork {
     void cut(int of, int rows, int panels, int width);
 };
 
-struct SampleRow {
-    uint64_t seed;
-    int position;
-    float temperature;
-    int top_k;
-    float top_p, min_p;
-};
-
 struct AttentionItem {
     AttentionTile tile;
     int first_split, num_splits;
     std::size_t parts;  // where in the shared parts; kOwnParts: nobody else needs them
 };
 constexpr std::size_t kOwnParts = ~std::size_t{0};
-
-// Whose states an op continues: sequence i's tokens are query_start[i] .. query_start[i + 1] - 1.
-struct StateTables {
-    int num_seqs;
-    const int32_t *query_start, *seq_lens, *tables;
-    std::ptrdiff_t stride;
-
-    StateSpan span(int i) const;
-};
 
 class Provider {
   public:

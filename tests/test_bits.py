@@ -33,8 +33,8 @@ def build(compiler: str, levels: list[str], out: Path) -> Path:
             check=True, capture_output=True,
         )  # fmt: skip
         objects.append(target)
-    levelled = ROOT / "csrc/kernels.cpp", ROOT / "csrc/bind.cpp"
-    sources = [path for path in (ROOT / "csrc").glob("*.cpp") if path not in levelled]
+    others = {ROOT / "csrc/kernels.cpp", *(ROOT / "csrc").glob("bind*.cpp")}
+    sources = [path for path in (ROOT / "csrc").glob("*.cpp") if path not in others]
     program = out / "bits"
     subprocess.run(
         [compiler, *FLAGS, "-static", "-pthread", f"-I{ROOT / 'csrc'}",

@@ -288,6 +288,9 @@ def test_yes_or_no(new: bool, tmp_path: Path) -> None:
     ranked = embedder.rank("metal?", DOCUMENTS, instruction="find it")
     assert {r.index: pytest.approx(r.score, abs=1e-5) for r in ranked} == dict(enumerate(expected))
     assert [r.score for r in ranked] == sorted((r.score for r in ranked), reverse=True)
+    short = Embedder(tmp_path, max_context=100)
+    with pytest.raises(InputError, match=r"above the \d+ tokens of this model's question, got 100"):
+        short.rank("metal?", DOCUMENTS)
 
 
 def test_what_cannot_be_run_is_said(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +16,12 @@ from hypothesis import strategies as st
 from adapters import adapted_engine, random_adapter
 from elinvar.base.errors import EngineError, InputError, ModelError
 from elinvar.base.sampling import SamplingParams
+from elinvar.engine.adapters import Adapters
 from elinvar.engine.aio import AsyncEngine
 from elinvar.engine.llm import LLM
 from elinvar.engine.output import CompletionBuilder
 from elinvar.ops.adapted import AdaptedOps
+from elinvar.ops.layout import Weight
 from engines import Answer, answers, provider, tiny_engine, tiny_parts
 from test_invariance import FAMILIES, PARAMS, PROMPTS, Life
 
@@ -69,6 +74,32 @@ def test_however_a_request_ends_it_lets_go() -> None:
     deltas = engine.step() + engine.step()
     assert deltas[-1].finish_reason == "error"
     assert engine.adapters.num_held == 0
+
+
+def test_a_closed_engine_lets_go_of_model_and_adapters() -> None:
+    parts = tiny_parts()
+    copies = {
+        name: copy(value) if isinstance(value, Weight) else value
+        for name, value in parts.weights.items()
+    }
+    parts = replace(parts, weights=copies)
+    ops: Any = AdaptedOps(provider())
+    engine = tiny_engine(ops=ops, model=parts.build(ops))
+    engine.adapters = Adapters(parts, ops, 2)
+    adapter = random_adapter(parts, 1)
+    engine.add_adapter("one", adapter)
+    engine.add(PROMPTS[3], replace(PARAMS[0], adapter="one"))
+    engine.step()
+    weights = [weakref.ref(w) for w in copies.values() if isinstance(w, Weight)]
+    weights += [weakref.ref(pair.a) for pair in adapter.pairs.values()]
+    engine.close()
+    del parts, copies, adapter
+    gc.collect()
+    assert not any(weight() for weight in weights)
+    for late in (lambda: engine.load_adapter("x", "x"), lambda: engine.push_weights({})):
+        with pytest.raises(EngineError, match="closed"):
+            late()
+    engine.close()
 
 
 def test_names() -> None:
@@ -132,6 +163,9 @@ def test_asynchronous(monkeypatch: pytest.MonkeyPatch) -> None:
                 pass
         with pytest.raises(EngineError, match="stopped"):
             await engine.unload_adapter("two")
+        monkeypatch.setattr(core.adapters, "check_new", lambda name: 1 / 0)
+        with pytest.raises(EngineError, match="stopped"):
+            await engine.load_adapter("four", "folder")
 
     asyncio.run(test())
 

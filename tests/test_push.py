@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adapters import adapted_engine, random_adapter
 from elinvar.base.errors import EngineError, ModelError
 from elinvar.base.sampling import SamplingParams
+from elinvar.models.load import Loaded
 from elinvar.models.registry import FAMILIES
 from elinvar.ops import Weight
 from elinvar.ops.layout import pack_float, unpack
 from elinvar.weights.rules import bind
 from elinvar.weights.save import stored_tensor
-from engines import answers, provider, tiny_engine, tiny_weights
+from engines import answers, provider, tiny_engine, tiny_parts, tiny_weights
 from families import ENGINES
 
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -137,3 +139,22 @@ def test_a_tied_head_may_be_named_twice() -> None:
     assert engine.push_weights(arrays | {"lm_head.weight": embed}) == 1
     with pytest.raises(ModelError, match=r"unknown are lm_head\.weight"):
         engine.push_weights(arrays | {"lm_head.weight": embed + 1})
+
+
+def test_a_model_that_cannot_be_built_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = adapted_engine("llama", "f32")
+    for name in ("one", "two"):
+        engine.unload_adapter(name)
+    before, own = answers(engine, PROMPTS, PARAMS), random_adapter(tiny_parts("llama", "f32"), 1)
+    weights = other_weights("llama", "f32")
+    arrays = {n: unpack(w) if isinstance(w, Weight) else w for n, w in weights.items()}
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Loaded, "build", _no_memory)
+        engine.push_weights(arrays)
+    assert engine.weight_version == 0
+    assert answers(engine, PROMPTS, PARAMS) == before
+    engine.add_adapter("one", own)
+
+
+def _no_memory(parts: Loaded, ops: Any) -> Any:
+    raise MemoryError

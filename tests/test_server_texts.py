@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from elinvar import Embedder
-from elinvar.base.errors import EngineError
+from elinvar.base.errors import EngineError, InputError
 from elinvar.engine.text_aio import AsyncTextModel
 from elinvar.engine.text_model import Task, TextModel, is_text_model
 from elinvar.run.texts import Text
@@ -210,6 +210,35 @@ def test_tasks_take_turns_and_fail_alone() -> None:
             await waiting
         with pytest.raises(EngineError, match="shutting down"):
             await engine.run(slow.task(1))
+
+    asyncio.run(check())
+
+
+def test_a_closed_loop_does_not_stop_the_others() -> None:
+    slow, engine = Slow(), AsyncTextModel(None)  # type: ignore[arg-type]
+    engine.start()
+
+    async def leave() -> None:
+        waiting = asyncio.create_task(engine.run(slow.task(1)))
+        await asyncio.sleep(0.01)  # until it is computed
+        waiting.cancel()
+
+    async def stay() -> Any:
+        return await asyncio.wait_for(engine.run(slow.task(2)), 10)
+
+    asyncio.run(leave())
+    assert asyncio.run(stay()).tolist() == [2]
+    asyncio.run(engine.shutdown())
+
+
+def test_a_task_without_texts_is_refused() -> None:
+    async def check() -> None:
+        slow, engine = Slow(), AsyncTextModel(None)  # type: ignore[arg-type]
+        engine.start()
+        with pytest.raises(InputError, match="at least one text"):
+            await engine.run(slow.task())
+        assert (await asyncio.wait_for(engine.run(slow.task(2)), 10)).tolist() == [2]
+        await engine.shutdown()
 
     asyncio.run(check())
 

@@ -1,4 +1,4 @@
-"""The C++ extension (csrc/bind.cpp): bound weights and caches, ops on NumPy arrays."""
+"""The C++ extension (csrc/bind*.cpp): bound weights and caches, ops on NumPy arrays."""
 
 from typing import Any
 

@@ -38,6 +38,15 @@ class Adapters:
         self._by_name: dict[str, _Slot] = {}
         self._by_number: dict[int, _Slot] = {}
 
+    def close(self) -> None:
+        """Let go of all and of the model. No request may run."""
+        for number in list(self._by_number):
+            assert self.ops is not None
+            self.ops.set_adapter(number, None)
+        self._by_name.clear()
+        self._by_number.clear()
+        self._parts = None
+
     def fit(self, parts: Loaded) -> None:
         """The model has other weights. None may be held: they belong to matrices that are gone."""
         assert not self._by_number

@@ -91,6 +91,7 @@ class AsyncEngine:
 
     async def load_adapter(self, name: str, path: str) -> None:
         """As Engine.load_adapter; answers go on meanwhile."""
+        self.check_alive()
         adapters = self.engine.adapters
         adapters.check_new(name)
         adapter = await asyncio.to_thread(adapters.read, path)

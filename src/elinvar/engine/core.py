@@ -178,6 +178,7 @@ class Engine:
         """Requests may ask for the LoRA adapter in the folder `path` by `name` from now on. Raises
         ModelError when it cannot be read or does not fit, InputError for a name that is in use, and
         where max_adapters are there."""
+        self._check_open()
         self.adapters.check_new(name)
         self.add_adapter(name, self.adapters.read(path))
 
@@ -201,8 +202,7 @@ class Engine:
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises InputError when the request could never run here, EngineError when the engine is
         closed. Any thread may ask."""
-        if not hasattr(self, "runner"):
-            raise EngineError("The engine is closed; load the model again.")
+        self._check_open()
         if params.adapter is not None:
             self.adapters.find(params.adapter)
         max_total_tokens(
@@ -282,6 +282,7 @@ class Engine:
         Raises ModelError listing what does not fit, EngineError while there are requests (a sequence
         computed by two models is no model's) or adapters. Nothing is changed then.
         """
+        self._check_open()
         if self.has_work:
             raise EngineError(
                 f"{len(self._live)} requests have not ended; push weights when the engine is idle."
@@ -292,8 +293,8 @@ class Engine:
                 "weights, then load them again."
             )
         loaded = reloaded(self.runner.model, arrays, self.config.weight_format)
-        self.adapters.fit(loaded)
         self.runner.use(loaded.build(self.ops))
+        self.adapters.fit(loaded)
         self.weight_version += 1
         self.scheduler.kv.use_namespace(str(self.weight_version))
         self.fingerprint = _fingerprint(self.config, f"{self._weights}+{self.weight_version}")
@@ -305,7 +306,12 @@ class Engine:
         for request_id in list(self._live):
             self.abort(request_id)
         self._ready.clear()
+        self.adapters.close()
         vars(self).pop("runner", None)
+
+    def _check_open(self) -> None:
+        if not hasattr(self, "runner"):
+            raise EngineError("The engine is closed; load the model again.")
 
     def _advance(self, update: RequestUpdate, now: float) -> Delta:
         """Book what a step brought to one request: text, end, metrics."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from elinvar.base.errors import ModelError
+from elinvar.base.errors import InputError, ModelError
 from elinvar.engine.encodings import Encodings
 from elinvar.nn.decoder import Decoder
 from elinvar.nn.encoder import Encoder
@@ -88,7 +88,14 @@ class YesOrNo:
     def encode(self, query: str, documents: Sequence[str], instruction: str | None) -> list[Text]:
         wanted = instruction or INSTRUCTION
         asked = [f"<Instruct>: {wanted}\n<Query>: {query}\n<Document>: {d}" for d in documents]
-        room = self._encodings.max_tokens - len(self._before) - len(self._after)
+        around = len(self._before) + len(self._after)
+        room = self._encodings.max_tokens - around
+        if room < 1:
+            raise InputError(
+                "max_context",
+                f"max_context must be above the {around} tokens of this model's question, got "
+                f"{self._encodings.max_tokens}.",
+            )
         return [
             Text([*self._before, *ids[:room], *self._after], truncated=len(ids) > room)
             for ids in self._encodings.plain(asked)

@@ -10,11 +10,12 @@ import asyncio
 import logging
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from elinvar.base.errors import EngineError
+from elinvar.base.errors import EngineError, InputError
 from elinvar.engine.embed import BATCH_BLOCKS
 from elinvar.engine.text_model import Task, TextModel
 from elinvar.ops.api import F32
@@ -35,15 +36,18 @@ class _Job:
         self.rows: list[Any] = [None] * len(task.texts)
 
     def settle(self, answer: F32 | Exception) -> None:
+        """The first answer stands."""
+
         def set_it() -> None:
-            if self.future.cancelled():
+            if self.future.done():
                 return
             if isinstance(answer, Exception):
                 self.future.set_exception(answer)
             else:
                 self.future.set_result(answer)
 
-        self.loop.call_soon_threadsafe(set_it)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self.loop.call_soon_threadsafe(set_it)
 
 
 class AsyncTextModel:
@@ -87,9 +91,12 @@ class AsyncTextModel:
             raise EngineError("The engine is not running; call start() first.")
 
     async def run(self, task: Task) -> F32:
-        """The task's answer. Cancelling drops what is not computed yet."""
+        """The task's answer. Cancelling drops what is not computed yet. Raises InputError for a task
+        without texts."""
         job = _Job(task)
         count = len(task.texts)
+        if not count:
+            raise InputError("input", "There must be at least one text.")
         with self._wake:
             self.check_alive()
             self._jobs.append(job)

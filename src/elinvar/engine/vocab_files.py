@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from elinvar.base.digest import blake2b
 from elinvar.base.errors import ModelError
@@ -35,26 +33,15 @@ _VERSION = 1
 """Of what is built: a kept tokenizer of another version is not used."""
 
 
-class _Model(msgspec.Struct):
-    type: str | None = None
-    continuing_subword_prefix: str | None = None
-    unk_id: int | None = None
-
-
-class _Described(msgspec.Struct):
-    """The parts of a tokenizer.json that the library trusts without looking."""
-
-    model: _Model
-    post_processor: Any = None
-
-
 def from_json(path: Path) -> Backend:
     """tokenizer.json, the library's own format."""
     from tokenizers import Tokenizer as Backend
 
+    from elinvar.engine.tokenizer_json import check
+
     raw = _read(path)
     try:
-        _check(msgspec.json.decode(raw, type=_Described))
+        check(raw)
         backend = Backend.from_str(raw.decode())
     except Exception as error:
         reason = " ".join(str(error).split()).rstrip(".")
@@ -63,26 +50,6 @@ def from_json(path: Path) -> Backend:
     backend.no_truncation()
     backend.no_padding()
     return backend
-
-
-def _check(described: _Described) -> None:
-    """Raises ValueError for what makes the library panic, or end the process."""
-    model = described.model
-    if model.continuing_subword_prefix and model.type != "WordPiece":
-        raise ValueError("its continuing_subword_prefix is only known of WordPiece")
-    if model.type == "Unigram" and model.unk_id is None:
-        raise ValueError("its Unigram model has no unk_id, and some texts would have no tokens")
-    steps = [described.post_processor]
-    while steps:
-        step = steps.pop()
-        if not isinstance(step, dict):
-            continue
-        steps += step.get("processors") or []
-        known = step.get("special_tokens") or {}
-        for entry in (*(step.get("single") or ()), *(step.get("pair") or ())):
-            token = entry.get("SpecialToken", {}).get("id") if isinstance(entry, dict) else None
-            if token is not None and token not in known:
-                raise ValueError(f"its post_processor writes {token!r}, which it does not describe")
 
 
 def from_vocabulary(folder: Path, kind: str, listed: Mapping[int, str], keep: Keep) -> Backend:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -221,6 +220,8 @@ def _deviations(keys: Keys, num_layers: int) -> tuple[float | None, ...]:
     good = isinstance(shares, list) and len(shares) == num_layers
     if not good or not all(isinstance(p, int | float) and 0 <= p < 1 for p in shares):
         raise keys.bad("activation_sparsity_pattern", f"{num_layers} numbers from 0 to below 1")
+    from statistics import NormalDist  # brings OpenSSL: not for every start
+
     return tuple(NormalDist().inv_cdf(p) if p > 0 else None for p in shares)
 
 

@@ -1,4 +1,8 @@
-// Ops of layers with a recurrent state, for bind.cpp: included inside its namespace, after submit.
+// Ops of layers with a recurrent state.
+#include "bind.h"
+
+namespace elinvar {
+namespace {
 
 struct BoundState {  // of one layer: views of a cache in which all layers lie
     using Strided = nb::ndarray<float, nb::device::cpu>;
@@ -16,9 +20,14 @@ StateTables tables_of(const I32In& query_start, const I32In& seq_lens, const I32
 F32Out causal_conv(Session& p, F32In x, F32In w, BoundState& state, I32In query_start,
                    I32In seq_lens, I32In tables) {
     auto out = result<float>(p, {x.shape(0), w.shape(1)});
-    const Convolution a{
-        x.data(),   last_of(x), w.data(),  state.tails.data(), state.tails.stride(0),
-        last_of(w), rows_of(w), out.data()};
+    const Convolution a{.x = x.data(),
+                        .ld = last_of(x),
+                        .w = w.data(),
+                        .tails = state.tails.data(),
+                        .block_step = state.tails.stride(0),
+                        .channels = last_of(w),
+                        .taps = rows_of(w),
+                        .out = out.data()};
     submit(p, [&p, a, t = tables_of(query_start, seq_lens, tables)] { p.causal_conv(a, t); });
     return out;
 }
@@ -27,24 +36,24 @@ F32Out delta_rule(Session& p, F32In qkv, F32In x, F32In a_log, F32In dt_bias, Bo
                   I32In query_start, I32In seq_lens, I32In tables) {
     const auto heads = a_log.size();
     auto out = result<float>(p, {qkv.shape(0), heads * static_cast<std::size_t>(state.value_dim)});
-    const DeltaRule a{qkv.data(),
-                      x.data(),
-                      last_of(x),
-                      a_log.data(),
-                      dt_bias.data(),
-                      state.states.data(),
-                      state.states.stride(0),
-                      state.key_heads,
-                      static_cast<int>(heads),
-                      static_cast<int>(state.states.shape(2)),
-                      state.value_dim,
-                      out.data()};
+    const DeltaRule a{.qkv = qkv.data(),
+                      .x = x.data(),
+                      .ld = last_of(x),
+                      .a_log = a_log.data(),
+                      .dt_bias = dt_bias.data(),
+                      .states = state.states.data(),
+                      .block_step = state.states.stride(0),
+                      .key_heads = state.key_heads,
+                      .heads = static_cast<int>(heads),
+                      .key_dim = static_cast<int>(state.states.shape(2)),
+                      .value_dim = state.value_dim,
+                      .out = out.data()};
     submit(p, [&p, a, t = tables_of(query_start, seq_lens, tables)] { p.delta_rule(a, t); });
     return out;
 }
 
 F32Out gated_rms_norm(Session& p, F32In x, F32In gate, int first, F32In gain, float eps) {
-    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    auto out = like(p, x);
     const int dim = last_of(gain);
     const GatedNorm a{x.data(), gate.data() + first, last_of(gate), gain.data(),
                       eps,      last_of(x) / dim,    dim,           out.data()};
@@ -53,9 +62,22 @@ F32Out gated_rms_norm(Session& p, F32In x, F32In gate, int first, F32In gain, fl
 }
 
 F32Out sigmoid_gate(Session& p, F32In x, F32In gate) {
-    auto out = result<float>(p, {x.shape(0), x.shape(1)});
+    auto out = like(p, x);
     submit(p, [&p, x = x.data(), gate = gate.data(), n = x.size(), o = out.data()] {
         p.sigmoid_gate(x, gate, n, o);
     });
     return out;
 }
+
+}  // namespace
+
+void bind_recurrent(nb::class_<Session>& session, nb::module_& m) {
+    nb::class_<BoundState>(m, "State")
+        .def(nb::init<BoundState::Strided, BoundState::Strided, int, int>());
+    session.def("causal_conv", &causal_conv)
+        .def("delta_rule", &delta_rule)
+        .def("gated_rms_norm", &gated_rms_norm)
+        .def("sigmoid_gate", &sigmoid_gate);
+}
+
+}  // namespace elinvar

@@ -6,7 +6,7 @@
 Each checkpoint has the shape of a Llama, is written tensor by tensor in shards of 1 GB, loaded in a
 process of its own, and removed. Anonymous memory is what counts: pages of the checkpoint and of the
 packed file are the page cache's, which the system takes back when it needs them (cgroups count
-them as inactive_file). docs/design/010-loading.md holds figures.
+them as inactive_file). docs/design/012-loading.md holds figures.
 """
 
 from __future__ import annotations

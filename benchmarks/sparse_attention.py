@@ -1,4 +1,4 @@
-"""What sparse attention saves (docs/design/016): one layer of DeepSeek V3.2's sizes at some context,
+"""What sparse attention saves (docs/design/014): one layer of DeepSeek V3.2's sizes at some context,
 dense, and with an index that chooses 2,048 keys; the index's own cost apart.
 
     python benchmarks/sparse_attention.py [--context 4096 32768] [--queries 1 64] [--threads 1]

@@ -398,3 +398,23 @@ def test_serve_answers_and_stops_on_sigterm(smollm2_gguf: Path) -> None:
         rest = server.stderr.read()
         assert server.wait(timeout=30) == 143
         assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "m", "--prompt", "-"],
+        ["generate", "m", "--prompts-file", "-"],
+        ["embed", "m", "-"],
+        ["embed", "m", "--file", "-"],
+        ["rerank", "m", "--query", "q", "-"],
+    ],
+)
+def test_stdin_that_is_not_text_in_any_locale(arguments: list[str]) -> None:
+    for errors in ("strict", "surrogateescape"):  # those of en_US.UTF-8 and of C
+        environment = {**ENVIRONMENT, "PYTHONIOENCODING": f"utf-8:{errors}"}
+        done = subprocess.run(
+            [ELINVAR, *arguments], input=b"\xff\xfe", capture_output=True, env=environment
+        )
+        assert done.returncode == 1
+        assert done.stderr == b"elinvar: stdin is not UTF-8 text: invalid start byte.\n"

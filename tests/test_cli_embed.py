@@ -73,6 +73,7 @@ def test_ranks(bert: Path, reranker: Path) -> None:
         (["embed", "m", "text", "--file", "x"], ["either texts or --file"]),
         (["embed", "m", "text", "--dimensions", "0"], ["--dimensions"]),
         (["embed", "m", "text", "--output", "/nowhere/x.npy"], ["no folder /nowhere"]),
+        (["embed", "m", "x", "--prompt", "y", "--prompt-name", "z"], ["either --prompt or"]),
         (["rerank", "m", "document"], ["--query"]),
         (["rerank", "m", "--query", "q"], ["DOC"]),
         (["rerank", "m", "--query", "q", "-"], ["no document on stdin"]),

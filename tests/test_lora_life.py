@@ -36,7 +36,7 @@ def test_unloading_waits_for_those_who_run() -> None:
         builder.push(delta)
     engine.unload_adapter("one")
     assert engine.adapters.names == ["two"] and engine.metrics.adapters == 1
-    with pytest.raises(InputError, match="no adapter 'one'; there are two"):
+    with pytest.raises(InputError, match="no adapter 'one'; loaded: two"):
         engine.add(PROMPTS[3], asked)
     # Its name is free, its memory is not: this is another adapter.
     engine.add_adapter("one", random_adapter(tiny_parts(), 9))
@@ -150,7 +150,7 @@ def test_asynchronous(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InputError, match="already"):
             await engine.load_adapter("three", "folder")
         await engine.unload_adapter("one")
-        with pytest.raises(InputError, match="no adapter 'one'; there are two, three"):
+        with pytest.raises(InputError, match="no adapter 'one'; loaded: two, three"):
             engine.generate(PROMPTS[6], asked)
         assert ids + [t async for delta in deltas for t in delta.token_ids] == wanted
         assert core.adapters.num_held == 2

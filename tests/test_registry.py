@@ -84,9 +84,9 @@ def tensor(name: str, values: list[float]) -> HostTensor:
     return HostTensor(name, (len(values),), "F32", data)
 
 
-def test_unknown_architecture_lists_the_known_ones() -> None:
-    for name, known in (("MambaForCausalLM", "LlamaForCausalLM"), ("mamba", "gemma3")):
-        with pytest.raises(ModelError, match=f"{name}.*{known}"):
+def test_an_unknown_architecture_lists_the_known_families() -> None:
+    for name in ("MambaForCausalLM", "mamba"):
+        with pytest.raises(ModelError, match=f"{name}, .* llama, .* gemma3, .*models support'"):
             find_family(checkpoint(name, {}))
 
 

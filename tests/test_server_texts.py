@@ -112,7 +112,9 @@ def test_models_and_health(client: openai.OpenAI, url: str) -> None:
     assert client.models.retrieve("tiny").model_extra == {"max_context": 50}
     assert httpx.get(f"{url}/health").status_code == 200
     assert 'route="embeddings",status="200"' in httpx.get(f"{url}/metrics").text
-    assert post(url, "/v1/chat/completions").json()["error"]["code"] == "unknown_url"
+    unknown = post(url, "/v1/chat/completions").json()["error"]
+    assert unknown["code"] == "unknown_url"
+    assert "this server has /v1/models, /v1/embeddings, /v1/rerank" in unknown["message"]
 
 
 @pytest.mark.parametrize(
@@ -273,3 +275,6 @@ def test_which_models_serve_texts(bert: Path, reranker: Path, tmp_path: Path) ->
     save_recipe(tmp_path, {"pooling_mode": "lasttoken"})
     assert is_text_model(tmp_path)
     assert_fails(run("serve", bert, "--host", "300.0.0.1"), 1, "Cannot listen")
+    for flags in (["--adapter", "x=y"], ["--allow-adapter-loading"]):
+        done = run("serve", bert, "--port", "0", *flags)
+        assert_fails(done, 2, "makes vectors", f"leave {flags[0]} out")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
     from elinvar.engine.chat import ChatOptions
     from elinvar.engine.core import Engine
-    from elinvar.engine.embed import Embedder, Ranked
+    from elinvar.engine.embed import Embedder, Embedding, Ranked
     from elinvar.engine.llm import LLM
     from elinvar.engine.output import Completion, Delta
 
@@ -32,6 +32,7 @@ __all__ = [
     "Delta",
     "ElinvarError",
     "Embedder",
+    "Embedding",
     "Engine",
     "EngineConfig",
     "EngineError",
@@ -50,6 +51,7 @@ _HOMES = {
     "Delta": "engine.output",
     "ElinvarError": "base.errors",
     "Embedder": "engine.embed",
+    "Embedding": "engine.embed",
     "Engine": "engine.core",
     "EngineConfig": "base.config",
     "EngineError": "base.errors",

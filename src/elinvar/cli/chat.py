@@ -180,6 +180,8 @@ def _read_line() -> str | None:
         except KeyboardInterrupt:
             print()
             note("Ctrl-D or /quit leaves.")
+        except UnicodeDecodeError as error:
+            raise InputError("stdin", f"stdin is not UTF-8 text: {error.reason}.") from None
         except EOFError:
             print()
             return None

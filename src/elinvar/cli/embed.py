@@ -14,7 +14,7 @@ import click
 from elinvar.base.errors import InputError
 from elinvar.cli import options as opt
 from elinvar.cli.command import command, option
-from elinvar.cli.terminal import bar, note
+from elinvar.cli.terminal import bar, note, read_text
 
 
 @command
@@ -51,11 +51,11 @@ def embed(
     Results are in the order of the texts."""
     if bool(texts) == (file is not None):
         raise click.BadParameter("give either texts or --file")
+    if None not in (flags["prompt"], flags["prompt_name"]):
+        raise click.BadParameter("give either --prompt or --prompt-name")
     if output is not None and not output.absolute().parent.is_dir():
         raise click.BadParameter(f"there is no folder {output.absolute().parent}")
-    entries = (
-        _read(file) if file else [{"text": sys.stdin.read() if t == "-" else t} for t in texts]
-    )
+    entries = _read(file) if file else [{"text": read_text() if t == "-" else t} for t in texts]
 
     from elinvar.cli.load import load_embedder
 
@@ -93,16 +93,17 @@ def embed(
         print(json.dumps(values))
     seconds = time.perf_counter() - start
     cut = f", {num_cut} cut to {embedder.model.max_tokens} tokens" if num_cut else ""
-    texts_done = "1 text" if len(entries) == 1 else f"{len(entries)} texts"
-    note(f"{texts_done}{cut}, {num_tokens:,} tokens in {seconds:.2f} s")
+    done = f"{_counted(len(entries), 'text')}{cut}, {_counted(num_tokens, 'token')}"
+    note(f"{done} in {seconds:.2f} s")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """Raises InputError naming the first bad line."""
-    try:
-        text = (sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()).decode()
-    except UnicodeDecodeError as error:
-        raise InputError("file", f"{path} is not UTF-8 text: {error.reason}.") from None
+    text = read_text(None if str(path) == "-" else path)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise InputError("file", f"{path} holds no text; write one JSON text or object a line.")

@@ -15,7 +15,7 @@ from elinvar.base.errors import InputError
 from elinvar.cli import options as opt
 from elinvar.cli.command import command, option
 from elinvar.cli.prompts import OrderedLines, Prompt, read_prompts, result, user_message
-from elinvar.cli.terminal import Interrupt, bar, note
+from elinvar.cli.terminal import Interrupt, bar, note, read_text
 
 if TYPE_CHECKING:
     from elinvar.engine.core import Engine
@@ -73,7 +73,7 @@ def generate(
     if prompts_file is not None:
         prompts = read_prompts(prompts_file, params, chat)
     else:
-        text = sys.stdin.read() if prompt == "-" else str(prompt)
+        text = read_text() if prompt == "-" else str(prompt)
         prompts = [Prompt("--prompt", user_message(text) if chat else text, params)]
 
     from elinvar.cli.load import load

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from elinvar.base.errors import InputError
 from elinvar.base.sampling import SamplingParams
+from elinvar.cli.terminal import read_text
 
 if TYPE_CHECKING:
     from elinvar.engine.output import Completion
@@ -38,10 +38,7 @@ def read_prompts(path: Path, defaults: SamplingParams, chat: bool) -> list[Promp
     field of SamplingParams, which goes before `defaults`. With `chat`, a "prompt" is a user's
     message. Raises InputError naming the first bad line.
     """
-    try:
-        text = (sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()).decode()
-    except UnicodeDecodeError as error:
-        raise InputError("prompts_file", f"{path} is not UTF-8 text: {error.reason}.") from None
+    text = read_text(None if str(path) == "-" else path)
     prompts = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():

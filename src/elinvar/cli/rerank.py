@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import click
 
 from elinvar.cli import options as opt
 from elinvar.cli.command import command, option
-from elinvar.cli.terminal import note
+from elinvar.cli.terminal import note, read_text
 
 
 @command
@@ -41,7 +40,7 @@ def rerank(
     Takes rerankers, and embedding models, whose vectors are compared."""
     lines: list[str] = []
     for document in documents:
-        lines += sys.stdin.read().splitlines() if document == "-" else [document]
+        lines += read_text().splitlines() if document == "-" else [document]
     if not lines:
         raise click.BadParameter("there is no document on stdin")
 

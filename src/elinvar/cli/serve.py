@@ -87,7 +87,11 @@ def serve(
         raise ElinvarError(
             f"Cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port."
         ) from None
-    if texts or is_text_model(pulled(model)):
+    of_texts = texts or is_text_model(pulled(model))
+    generating: dict[str, Any] = {"--adapter": adapters, "--chat-template": chat_template}
+    generating |= {"--allow-adapter-loading": allow_adapter_loading}
+    _refuse_idle(of_texts, generating if of_texts else {"--matryoshka": matryoshka})
+    if of_texts:
         text_model = load_embedder(model, config).model
         app = create_text_app(
             AsyncTextModel(text_model), name, max_waiting=max_waiting, matryoshka=matryoshka
@@ -110,3 +114,11 @@ def serve(
                 note(f"Elinvar serves {name} at {address} (Ctrl-C stops it).")
 
     Server(uvicorn_config(app)).run(sockets=[listener])
+
+
+def _refuse_idle(of_texts: bool, flags: dict[str, Any]) -> None:
+    """flags: those that mean nothing for a model of this kind."""
+    for flag, value in flags.items():
+        if value:
+            served = "makes vectors or scores of texts" if of_texts else "generates text"
+            raise click.BadParameter(f"the model {served}; leave {flag} out", param_hint=flag)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
+
+from elinvar.base.errors import InputError
 
 
 def styled(text: str, code: str, stream: TextIO) -> str:
@@ -26,6 +30,17 @@ def fail(sentence: str, code: int = 1) -> int:
     sys.stdout.flush()
     print(styled(f"elinvar: {sentence}", "31", sys.stderr), file=sys.stderr, flush=True)
     return code
+
+
+def read_text(path: Path | None = None) -> str:
+    """What a file holds, or stdin; of the latter, lines end in "\\n". Raises InputError where it is
+    not UTF-8, whatever the locale."""
+    name = "stdin" if path is None else str(path)
+    try:
+        text = (sys.stdin.buffer.read() if path is None else path.read_bytes()).decode()
+    except UnicodeDecodeError as error:
+        raise InputError("file", f"{name} is not UTF-8 text: {error.reason}.") from None
+    return io.StringIO(text, newline=None).read() if path is None else text
 
 
 class Interrupt:

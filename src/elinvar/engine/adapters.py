@@ -110,7 +110,7 @@ class Adapters:
     def find(self, name: str) -> _Slot:
         slot = self._by_name.get(name)
         if slot is None:
-            there = f"there are {', '.join(self._by_name)}" if self._by_name else "none is loaded"
+            there = f"loaded: {', '.join(self._by_name)}" if self._by_name else "none is loaded"
             raise InputError("adapter", f"There is no adapter {name[:MAX_NAME]!r}; {there}.")
         return slot
 

@@ -191,7 +191,7 @@ class TextModel:
         if name is None:
             return ""
         if name not in prompts:
-            known = f"it has {', '.join(prompts)}" if prompts else "it has none"
+            known = f"it has {', '.join(prompts)}" if prompts else "it brings none, give its text"
             raise InputError("prompt_name", f"{self.name} has no prompt {name!r}; {known}.")
         return prompts[name]
 

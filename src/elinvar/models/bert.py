@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from elinvar.base.config import EncoderConfig, ModelConfig, RopeConfig
+from elinvar.base.config import EncoderConfig, ModelConfig
 from elinvar.base.errors import ModelError
 from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.shared import (
     FULL,
     GGUF,
+    NO_ROPE,
     TO,
     activation_from_hf,
     by_layer,
@@ -32,7 +33,6 @@ from elinvar.ops.api import Ops
 from elinvar.weights.rules import Rule
 from elinvar.weights.tensor import HostTensor
 
-NO_ROPE = RopeConfig(1.0, 0)
 _HEADS = {"bert": ("bert.pooler.dense", "classifier")}
 _HEADS["roberta"] = "classifier.dense", "classifier.out_proj"
 """Of classifiers: the layer with a tanh, and the last one."""

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from elinvar.base.config import ModelConfig, MoEConfig
+from elinvar.base.config import ModelConfig
 from elinvar.models import ernie, llama
-from elinvar.models.experts import MAX_EXPERTS, dense_rules, expert_rules
+from elinvar.models.experts import MAX_EXPERTS, dense_rules, expert_rules, mixture
 from elinvar.models.family import Family
 from elinvar.models.keys import MAX_LAYERS, Keys
 from elinvar.models.llama import NORMS
@@ -83,16 +83,9 @@ def _mixture(
     shared: str,
     layers: tuple[int, ...],
 ) -> ModelConfig:
-    num_experts = keys.size(count, largest=MAX_EXPERTS)
-    moe = MoEConfig(
-        num_experts,
-        top_k=keys.size(used, largest=num_experts),
-        ff_dim=ff_dim,
-        layers=layers,
-        renormalise=True,
-        biased=True,
-        shared_ff_dim=keys.count(shared, MAX_EXPERTS) * ff_dim,
-    )
+    shared_ff_dim = keys.count(shared, MAX_EXPERTS) * ff_dim
+    how: dict[str, Any] = {"renormalise": True, "biased": True, "shared_ff_dim": shared_ff_dim}
+    moe = mixture(keys, count, used, ff_dim, layers, **how)
     return replace(config, family="ernie_moe", moe=moe)
 
 

@@ -4,13 +4,14 @@ layer made of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from elinvar.base.config import ModelConfig
+from elinvar.base.config import ModelConfig, MoEConfig
+from elinvar.models.keys import Keys
 from elinvar.models.shared import GGUF, HF, TO, mlp_rules
 from elinvar.nn.decoder import Feeds
 from elinvar.nn.mlp import GatedMLP
@@ -23,6 +24,16 @@ MAX_EXPERTS = 1 << 12
 """No model comes near; the numbers of a corrupt file often go beyond."""
 PARTS = ("gate", "up", "down")
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+
+def mixture(
+    keys: Keys, count: str, used: str, ff_dim: int, layers: Iterable[int], **more: Any
+) -> MoEConfig:
+    """count, used: the keys of how many experts a layer has and how many a token goes to. more: other
+    fields."""
+    num_experts = keys.size(count, largest=MAX_EXPERTS)
+    top_k = keys.size(used, largest=num_experts)
+    return MoEConfig(num_experts, top_k, ff_dim, tuple(layers), **more)
 
 
 def expert_rules(

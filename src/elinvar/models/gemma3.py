@@ -12,6 +12,7 @@ from typing import Any
 from elinvar.base.config import ModelConfig, RopeConfig
 from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked, rope_factor_from_gguf
+from elinvar.models.qwen3 import HEAD_NORMS
 from elinvar.models.shared import (
     attention_rules,
     by_layer,
@@ -51,10 +52,6 @@ NORMS = {
     "attn_post_norm": ("post_attention_layernorm", "post_attention_norm"),
     "mlp_norm": ("pre_feedforward_layernorm", "ffn_norm"),
     "mlp_post_norm": ("post_feedforward_layernorm", "post_ffw_norm"),
-}
-HEAD_NORMS = {
-    "q_norm": ("self_attn.q_norm", "attn_q_norm"),
-    "k_norm": ("self_attn.k_norm", "attn_k_norm"),
 }
 
 

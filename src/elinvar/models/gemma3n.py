@@ -11,8 +11,9 @@ import numpy as np
 from elinvar.base.config import ModelConfig, RopeConfig, StreamsConfig
 from elinvar.base.errors import ModelError
 from elinvar.models.family import Family
-from elinvar.models.gemma3 import FULL_BASE, HEAD_DIM, HEAD_NORMS, NORMS, SLIDING_BASE
+from elinvar.models.gemma3 import FULL_BASE, HEAD_DIM, NORMS, SLIDING_BASE
 from elinvar.models.keys import Keys, checked
+from elinvar.models.qwen3 import HEAD_NORMS
 from elinvar.models.shared import (
     GGUF,
     HF,

@@ -10,6 +10,7 @@ from typing import Any
 from elinvar.base.config import ModelConfig
 from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
+from elinvar.models.llama import NORMS
 from elinvar.models.shared import (
     FULL,
     GGUF,
@@ -34,10 +35,6 @@ from elinvar.weights.fixes import UnpermuteRows
 from elinvar.weights.rules import Part, Rule
 from elinvar.weights.tensor import HostTensor
 
-NORMS = {
-    "attn_norm": ("input_layernorm", "attn_norm"),
-    "mlp_norm": ("post_attention_layernorm", "ffn_norm"),
-}
 POST_NORMS = {
     "attn_post_norm": ("post_self_attn_layernorm", "post_attention_norm"),
     "mlp_post_norm": ("post_mlp_layernorm", "post_ffw_norm"),

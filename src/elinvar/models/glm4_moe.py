@@ -11,7 +11,7 @@ from typing import Any
 from elinvar.base.config import ModelConfig, MoEConfig
 from elinvar.models import llama
 from elinvar.models.deepseek import moe_from_hf
-from elinvar.models.experts import MAX_EXPERTS, dense_rules, expert_rules
+from elinvar.models.experts import MAX_EXPERTS, dense_rules, expert_rules, mixture
 from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.mtp import NEXTN
@@ -93,11 +93,11 @@ def _moe_from_gguf(keys: Keys, num_layers: int) -> MoEConfig:
     """GLM has no groups of experts; files do not speak of them."""
     keys.only("expert_gating_func", _SIGMOID)
     keys.only("expert_group_count", 1)
-    num_experts = keys.size("expert_count", largest=MAX_EXPERTS)
     ff_dim = keys.size("expert_feed_forward_length")
-    return MoEConfig(
-        num_experts,
-        top_k=keys.size("expert_used_count", largest=num_experts),
+    return mixture(
+        keys,
+        "expert_count",
+        "expert_used_count",
         ff_dim=ff_dim,
         layers=tuple(range(keys.count("leading_dense_block_count", num_layers), num_layers)),
         scoring="sigmoid",

@@ -8,19 +8,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elinvar.base.batch import ForwardBatch
-from elinvar.base.config import ModelConfig, RopeConfig
+from elinvar.base.config import ModelConfig
 from elinvar.models import gpt_neox
 from elinvar.models.family import Family
 from elinvar.models.keys import MAX_LAYERS, Keys, checked, head_dim_of
-from elinvar.models.shared import FULL, GGUF, TO, activation_from_hf, sizes_from_gguf, with_bias
+from elinvar.models.shared import (
+    FULL,
+    GGUF,
+    NO_ROPE,
+    TO,
+    activation_from_hf,
+    sizes_from_gguf,
+    with_bias,
+)
 from elinvar.nn.decoder import Decoder, Layer
 from elinvar.nn.norm import Norm
 from elinvar.nn.rope import MAX_POSITIONS
 from elinvar.ops.api import F32, Ops
 from elinvar.weights.rules import Part, Rule
 from elinvar.weights.tensor import HostTensor
-
-NO_ROPE = RopeConfig(1.0, 0)
 
 
 class GPT2(Decoder):

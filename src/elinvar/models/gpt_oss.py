@@ -12,8 +12,9 @@ from typing import Any
 
 from elinvar.base.config import LayerKind, ModelConfig, MoEConfig, RopeConfig
 from elinvar.models import llama
-from elinvar.models.experts import MAX_EXPERTS, stacked_rules
+from elinvar.models.experts import mixture, stacked_rules
 from elinvar.models.family import Family
+from elinvar.models.glm4_moe import NORMS
 from elinvar.models.keys import Keys, checked
 from elinvar.models.shared import (
     GGUF,
@@ -35,10 +36,6 @@ from elinvar.weights.rules import Rule
 from elinvar.weights.tensor import HostTensor
 
 HEAD_DIM, BASE = 64, 150_000.0
-NORMS = {
-    "attn_norm": ("input_layernorm", "attn_norm"),
-    "mlp_norm": ("post_attention_layernorm", "post_attention_norm"),
-}
 
 
 def rules(config: ModelConfig) -> list[Rule]:
@@ -99,14 +96,8 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
 
 def _mixture(keys: Keys, count_key: str, used_key: str, sizes: Mapping[str, Any]) -> MoEConfig:
     """The softmax is over the logits of the chosen alone."""
-    num_experts = keys.size(count_key, largest=MAX_EXPERTS)
-    return MoEConfig(
-        num_experts,
-        top_k=keys.size(used_key, largest=num_experts),
-        ff_dim=sizes["ff_dim"],
-        layers=tuple(range(sizes["num_layers"])),
-        renormalise=True,
-    )
+    layers = range(sizes["num_layers"])
+    return mixture(keys, count_key, used_key, sizes["ff_dim"], layers, renormalise=True)
 
 
 def _config(

@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from elinvar.base.config import DeltaConfig, LayerKind, ModelConfig, MoEConfig
-from elinvar.models.experts import MAX_EXPERTS, dense_rules, expert_rules, feeds
+from elinvar.models.experts import dense_rules, expert_rules, feeds, mixture
 from elinvar.models.keys import MAX_HEAD_DIM, MAX_TAPS, Keys, checked
 from elinvar.models.llama import NORMS
 from elinvar.models.mtp import decoder
@@ -162,10 +162,10 @@ def _moe_from_hf(keys: Keys, num_layers: int) -> MoEConfig | None:
     layers = layers_with_experts(keys, num_layers)
     if not layers or not keys.raw("num_experts"):
         return None
-    num_experts = keys.size("num_experts", largest=MAX_EXPERTS)
-    return MoEConfig(
-        num_experts,
-        top_k=keys.size("num_experts_per_tok", largest=num_experts),
+    return mixture(
+        keys,
+        "num_experts",
+        "num_experts_per_tok",
         ff_dim=keys.size("moe_intermediate_size"),
         layers=layers,
         renormalise=keys.flag("norm_topk_prob", True),

@@ -10,7 +10,7 @@ from typing import Any
 
 from elinvar.base.config import ModelConfig, MoEConfig, RopeConfig
 from elinvar.models import llama
-from elinvar.models.experts import MAX_EXPERTS, expert_rules
+from elinvar.models.experts import expert_rules, mixture
 from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.llama import NORMS
@@ -75,16 +75,8 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
 
 
 def _mixture(keys: Keys, count_key: str, used_key: str, sizes: Mapping[str, Any]) -> MoEConfig:
-    num_experts = keys.size(count_key, largest=MAX_EXPERTS)
-    return MoEConfig(
-        num_experts,
-        top_k=keys.size(used_key, largest=num_experts),
-        ff_dim=sizes["ff_dim"],
-        layers=tuple(range(sizes["num_layers"])),
-        scoring="sigmoid",
-        renormalise=True,
-        biased=True,
-    )
+    how: dict[str, Any] = {"scoring": "sigmoid", "renormalise": True, "biased": True}
+    return mixture(keys, count_key, used_key, sizes["ff_dim"], range(sizes["num_layers"]), **how)
 
 
 def _config(sizes: Mapping[str, Any], rope: RopeConfig, moe: MoEConfig, eps: float) -> ModelConfig:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from elinvar.base.config import ModelConfig, MoEConfig
+from elinvar.base.config import ModelConfig
 from elinvar.models import llama, mistral
-from elinvar.models.experts import MAX_EXPERTS, expert_rules
+from elinvar.models.experts import expert_rules, mixture
 from elinvar.models.family import Family
 from elinvar.models.keys import Keys
 from elinvar.models.llama import NORMS
@@ -46,14 +46,8 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, HostTens
 
 
 def _mixture(config: ModelConfig, keys: Keys, count_key: str, used_key: str) -> ModelConfig:
-    num_experts = keys.size(count_key, largest=MAX_EXPERTS)
-    moe = MoEConfig(
-        num_experts,
-        top_k=keys.size(used_key, largest=num_experts),
-        ff_dim=config.ff_dim,
-        layers=tuple(range(config.num_layers)),
-        renormalise=True,
-    )
+    layers = range(config.num_layers)
+    moe = mixture(keys, count_key, used_key, config.ff_dim, layers, renormalise=True)
     return replace(config, family="mixtral", moe=moe)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from elinvar.base.config import LayerKind, ModelConfig, MoEConfig
 from elinvar.models import llama
-from elinvar.models.experts import MAX_EXPERTS, dense_rules, expert_rules
+from elinvar.models.experts import MAX_EXPERTS, dense_rules, expert_rules, mixture
 from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
 from elinvar.models.llama import NORMS
@@ -66,10 +66,10 @@ def _from_hf(family: str, keys: Keys, shared_ff_dim: int = 0) -> ModelConfig:
     kind: LayerKind = "sliding" if windowed else "full"
     kinds = kinds_from_hf(keys, (kind,) * num_layers)
     count = "num_experts" if keys.has("num_experts") else "num_local_experts"
-    num_experts = keys.size(count, largest=MAX_EXPERTS)
-    moe = MoEConfig(
-        num_experts,
-        top_k=keys.size("num_experts_per_tok", largest=num_experts),
+    moe = mixture(
+        keys,
+        count,
+        "num_experts_per_tok",
         ff_dim=keys.size("moe_intermediate_size"),
         layers=layers_with_experts(keys, num_layers),
         renormalise=keys.flag("norm_topk_prob", False),

@@ -120,8 +120,9 @@ def find_family(checkpoint: Checkpoint) -> Family[Model]:
     if name in known:
         return known[name]
     raise ModelError(
-        f"{checkpoint.path} has the architecture {checkpoint.architecture}, which is not "
-        f"supported; there are {', '.join(known)}, and docs/adding-a-model.md shows how to add one."
+        f"{checkpoint.path} has the architecture {checkpoint.architecture}, which is not supported; "
+        f"there are the families {', '.join(family.name for family in FAMILIES)}; "
+        "'elinvar models support' lists their models, docs/adding-a-model.md shows how to add one."
     )
 
 

@@ -27,6 +27,8 @@ from elinvar.weights.rules import Part, Rule
 from elinvar.weights.tensor import HostTensor
 
 FULL: tuple[LayerKind, ...] = ("full",)
+NO_ROPE = RopeConfig(1.0, 0)
+"""Of models whose positions are learned."""
 _LAYER_TYPES: dict[str, LayerKind] = {"full_attention": "full", "sliding_attention": "sliding"}
 
 HF, GGUF, TO = "model.layers.{i}.", "blk.{i}.", "layers.{i}."

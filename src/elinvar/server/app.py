@@ -104,7 +104,10 @@ def _error_response(error: ApiError) -> Response:
 async def _http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own: unknown path, wrong method."""
     if isinstance(error, HTTPException) and error.status_code == 404:
-        error = HTTPException(404, f"{request.method} {request.url.path[:200]}")
+        known = {route.path: None for route in request.app.routes if isinstance(route, Route)}
+        there = ", ".join(path for path in known if "{" not in path)
+        asked = f"{request.method} {request.url.path[:200]}"
+        error = HTTPException(404, f"{asked}; this server has {there}")
     return _error_response(as_api_error(error) or INTERNAL)
 
 

@@ -3,7 +3,7 @@
 The first load packs row chunk by row chunk and writes one file; later loads map it. Where no cache
 folder can be written the weights are packed in memory. Besides them, memory holds the rows of one
 chunk: of the checkpoint, which is mapped, what was read is given back after each
-(docs/design/014-loading.md).
+(docs/design/012-loading.md).
 """
 
 from __future__ import annotations

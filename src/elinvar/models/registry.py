@@ -107,7 +107,7 @@ ENCODERS: tuple[Family[Encoder], ...] = bert.ENCODERS + nomic_bert.ENCODERS
 
 
 def find_family(checkpoint: Checkpoint) -> Family[Model]:
-    """The family that generates with `checkpoint`. Raises ModelError where there is none."""
+    """The family that generates with `checkpoint`. Raises ModelError listing the known ones."""
     if find_encoder(checkpoint):
         raise ModelError(
             f"{checkpoint.path} is an encoder ({checkpoint.architecture}): it makes vectors or scores "
@@ -121,7 +121,8 @@ def find_family(checkpoint: Checkpoint) -> Family[Model]:
         return known[name]
     raise ModelError(
         f"{checkpoint.path} has the architecture {checkpoint.architecture}, which is not supported; "
-        "'elinvar models support' lists what is, docs/adding-a-model.md shows how to add one."
+        f"there are the families {', '.join(family.name for family in FAMILIES)}; "
+        "'elinvar models support' lists their models, docs/adding-a-model.md shows how to add one."
     )
 
 

@@ -127,6 +127,32 @@ def test_real_templates_equal_transformers(reference: Any) -> None:
         assert rendered >= count
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "'%5d|%-8s|%%|%.2f %s' % (3, 'a', 1.5, none)",
+        "'%(a)s %(a)r' % {'a': [1]}",
+        "'20241231 **%s** (x) *%s*' | format('a', 2)",
+        "'{:>9}|{a!r:<{w}}|{0[0]}'.format('ab', a=1.5, w=6) ~ '{x}'.format_map({'x': 1})",
+        "('{} & {}' | safe).format('<', 1) ~ ('a%s' | safe) % '<'",
+        "'a\\tb'.expandtabs() ~ 'a'.center(5) ~ '7'.zfill(3) ~ 'x'.ljust(3, '.')",
+        "'aXbXc'.replace('X', '--', 1) ~ ('aXb' | replace('X', 1)) ~ 'a'.replace('', '-')",
+        "','.join(messages | map(attribute='role')) ~ (messages | join('; ', attribute='role'))",
+        "messages | map(attribute='role') | reverse | join(d=1)",
+        "'a\\nb' | indent ~ ('a\\nb' | indent('> ', first=true)) ~ ('a' | center(7))",
+        "'some words to wrap' | wordwrap(6, wrapstring='\\n  ')",
+        "[1, 2, 3] | batch(2, 0) | list ~ ([1, 2, 3] | slice(2) | list) ~ [[1], [2]] | sum(start=[])",
+        "([1] + [2]) ~ none ~ true ~ undefined_name ~ 3 * 'a' ~ 2 ** 10 ~ 7 % 4 ~ (1.5 + 2)",
+        "messages | tojson(indent=2) ~ ({'b': 1, 'a': 'é'} | tojson(sort_keys=true))",
+    ],
+)
+def test_what_is_measured_stays_what_it_is(reference: Any, expression: str) -> None:
+    source = "{{ " + expression + " }}{{ messages | length }}"
+    expected = by_transformers(reference, source, [USER, ANSWER], ChatOptions())
+    assert expected is not None
+    assert template(source).render([USER, ANSWER]) == expected
+
+
 def test_smollm2_equals_transformers(smollm2_gguf: Path, reference: Any) -> None:
     tokenizer = load_tokenizer(open_checkpoint(smollm2_gguf))
     own = tokenizer.chat_template
@@ -220,8 +246,84 @@ HARMFUL = [
     ("{{ 'a' * 10 ** 12 }}", "huge"),
     ("{{ 10 ** 12 * [1] }}", "huge"),
     ("{{ 9 ** (9 ** 9) }}", "huge"),
-    ("{{ 'a' | center(10 ** 15) }}", "memory"),
+    ("{{ 'a' | center(10 ** 15) }}", "huge"),
     ("{{ " + "(" * 5000 + ")" * 5000 + " }}", "nested"),
+]
+
+DOUBLE = (
+    "{%% set ns = namespace(x=%s) %%}{%% for i in range(99) %%}{%% set ns.x = %s %%}{%% endfor %%}"
+)
+HUGE = [
+    *(
+        "{{ " + expression + " }}"
+        for expression in (
+            "'%2000000000d' % 1",
+            "'%(a())2000000000d' % {'a()': 1}",
+            "'%.*f' % (2000000000, 1.0)",
+            "'%2000000000d' | format(1)",
+            "'%(a)s' * 10000 % {'a': 'a' * 10000}",
+            "'a' | center(2000000000)",
+            "'a' | center(width=2000000000)",
+            "'a' | indent(2000000000, true)",
+            "('a\\n' * 10000) | indent('a' * 10000)",
+            "('a ' * 10000) | wordwrap(1, wrapstring='a' * 10000)",
+            "'a'.ljust(10 ** 10)",
+            "'a'.rjust(10 ** 10)",
+            "'a'.center(10 ** 10)",
+            "'a'.zfill(10 ** 10)",
+            "'\\t'.expandtabs(2000000000)",
+            "('\\t' * 100000).expandtabs(tabsize=100000)",
+            "('a' * 10000).replace('a', 'b' * 10000)",
+            "('a' * 10000) | replace('a', 'b' * 10000)",
+            "('a' * 10000) | replace(new='b' * 10000, old='a')",
+            "('a' * 10000).join('b' * 10000)",
+            "('b' * 10000) | join('a' * 10000)",
+            "range(10000) | map('string') | join('a' * 10000)",
+            "(['b' * 10000] * 10000) | reverse | join",
+            "['a'] | map('center', 2000000000) | join",
+            "'{:2000000000}'.format('a')",
+            "'{:{}}'.format('a', 2000000000)",
+            "'{:{}{}}'.format('a', 20000, 10000)",
+            "'{a:2000000000}'.format_map({'a': 1})",
+            "[1] | batch(2000000000, 0) | list",
+            "[1] | slice(2000000000) | list",
+            "([[1] * 10000] * 10000) | sum(start=[])",
+            "[1] | tojson(indent=2000000000)",
+            "1 | round(2000000000)",
+            "2 ** 9999999 * 2 ** 9999999",
+        )
+    ),
+    DOUBLE % ("'aa'", "ns.x + ns.x"),
+    DOUBLE % ("'aa'", "ns.x ~ ns.x"),
+    DOUBLE % ("'aa'", "[ns.x, ns.x] | join"),
+    DOUBLE % ("'aa'", "'%s%s' % (ns.x, ns.x)"),
+    DOUBLE % ("'aa'", "'{0}{0}'.format(ns.x)"),
+    DOUBLE % ("[1]", "ns.x + ns.x"),
+    *(
+        DOUBLE % ("[1]", "[ns.x, ns.x]") + end
+        for end in (
+            "{{ ns.x }}",
+            "{{ ns.x ~ 1 }}",
+            "{{ ns.x | string }}",
+            "{{ ns.x | upper }}",
+            "{{ ns.x | tojson }}",
+            "{{ '%s' % ns.x }}",
+            "{{ '{!r}'.format(ns.x) }}",
+            "{{ [ns.x] | join }}",
+        )
+    ),
+]
+MUCH = [
+    "{% set a = 'a' * 10000000 %}{% for i in range(99999) %}{{ a }}{% endfor %}",
+    "{% set a = 'a' * 10000000 %}{% for i in range(99999) %}{% set b = a.strip('b') %}{% endfor %}",
+    "{% for i in range(99999) %}" + "a" * 99999 + "{% endfor %}",
+]
+HARMFUL += [(source, "huge") for source in HUGE] + [(source, "steps") for source in MUCH]
+HARMFUL += [
+    ("{{ 'a'.encode() * 10 ** 10 }}", "unsafe"),
+    ("{{ 'a'.translate({97: 'a' * 10000}) }}", "unsafe"),
+    ("{{ 1 .to_bytes(10 ** 10) }}", "unsafe"),
+    ("{{ 1 | pprint }}", "pprint"),
 ]
 
 

@@ -1,14 +1,15 @@
 """The sandbox that chat templates run in. Owns what a template may call and how much it may do.
 
 Templates are programs that come with models. They see plain JSON values, cannot reach Python's
-internals or other files, and end: loops and calls of macros are counted, and the operators that make
-something huge of something small are limited.
+internals or other files, and end: loops, calls of macros and the text that is made are counted, and
+sandbox_sizes.py refuses what makes something huge of something small.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -18,15 +19,19 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import (
+    ImmutableSandboxedEnvironment,
+    SandboxedEscapeFormatter,
+    SandboxedFormatter,
+)
 from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+from markupsafe import Markup
 
-MAX_STEPS = 300_000
-"""Rounds of loops and calls of macros in one rendering; a long conversation takes thousands."""
-_MAX_SIZE = 1 << 24
-"""Characters or items that `*` may make, and bits of a number that `**` may."""
-_STEPS = "steps!"
-"""Where the count is kept: no name that a template could write."""
+from elinvar.engine import sandbox_sizes as sizes
+
+_NOT_OFFERED = frozenset(("encode", "to_bytes", "translate", "pprint", "urlize"))
+"""Methods and filters that no prompt needs: bytes, tables of characters, layouts of any depth."""
 
 
 class Program:
@@ -47,19 +52,33 @@ class Program:
         repeated: list[nodes.For | nodes.Macro]
         repeated = [*tree.find_all(nodes.For), *tree.find_all(nodes.Macro)]
         for node in repeated:
-            step = nodes.Call(nodes.EnvironmentAttribute("step"), [], [], None, None)
+            text = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+            step = _call("step", [nodes.Const(text)])
             node.body.insert(0, nodes.ExprStmt(step).set_lineno(node.lineno))
-        self._template: Template = environment.from_string(tree)
+        self._template: Template = environment.from_string(_Joins().visit(tree))
 
     def render(self, values: Mapping[str, Any]) -> str:
         """Raises TemplateError, or what Python raises where values are of unexpected types."""
-        return self._template.render({**values, _STEPS: [0]})
+        with sizes.counting():
+            return self._template.render(values)
+
+
+def _call(name: str, args: list[nodes.Expr]) -> nodes.Call:
+    return nodes.Call(nodes.EnvironmentAttribute(name), args, [], None, None)
+
+
+class _Joins(NodeTransformer):
+    """Makes every `~` a call, so that it is counted."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _call("tilde", node.nodes).set_lineno(node.lineno)
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
     """Jinja's sandbox in the environment that Hugging Face promises to templates."""
 
-    intercepted_binops = frozenset(("*", "**"))
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def __init__(self) -> None:
         # Without the optimiser, which would compute what is constant before anything is counted.
@@ -67,9 +86,15 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             optimized=False,
+            finalize=_written,
             extensions=[_Generation, loopcontrols],
         )
         self.filters["tojson"] = _to_json
+        self.filters = {
+            name: _bounded(name, function)
+            for name, function in self.filters.items()
+            if name not in _NOT_OFFERED
+        }
         self.globals = {
             "range": self.globals["range"],
             "dict": lambda *args, **values: dict(*args, **values),
@@ -80,24 +105,82 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "strftime_now": lambda form: datetime.now().strftime(form),
         }
 
+    step = staticmethod(sizes.step)
+    """Every round of a loop and every call of a macro comes through here."""
+
     @staticmethod
-    @pass_context
-    def step(context: Context) -> None:
-        """Every round of a loop and every call of a macro comes through here."""
-        count = context.parent[_STEPS]
-        count[0] += 1
-        if count[0] > MAX_STEPS:
-            raise SecurityError(f"it takes more than {MAX_STEPS} steps")
+    def tilde(*values: Any) -> str:
+        sizes.allow(sizes.weight(values))
+        return "".join(map(str, values))
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return attr not in _NOT_OFFERED and super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        if super().wrap_str_format(value) is None:
+            return None
+        form, formatter = value.__self__, _Formatter(self)
+        if isinstance(form, Markup):
+            formatter = _EscapeFormatter(self, escape=form.escape)
+
+        def write(*args: Any, **values: Any) -> str:
+            if value.__name__ == "format_map":
+                (values,), args = args, ()
+            return type(form)(formatter.vformat(form, args, values))
+
+        return write
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **named: Any) -> Any:  # noqa: N805
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str):
+            if __obj.__name__ == "join" and args and isinstance(args[0], Iterator):
+                args = (list(args[0]), *args[1:])
+            sizes.allow_method(__obj.__name__, owner, args, named)
+        return sizes.made(super().call(__context, __obj, *args, **named))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        for sized, times in ((left, right), (right, left)):
-            many = isinstance(sized, str | list | tuple) and isinstance(times, int)
-            if operator == "*" and many and len(sized) * times > _MAX_SIZE:
-                raise SecurityError("it makes something huge")
-        whole = isinstance(left, int) and isinstance(right, int)
-        if operator == "**" and whole and left.bit_length() * right > _MAX_SIZE:
-            raise SecurityError("it makes a huge number")
-        return super().call_binop(context, operator, left, right)
+        sizes.allow_operator(operator, left, right)
+        return sizes.made(super().call_binop(context, operator, left, right))
+
+
+@pass_context  # else constants would be written when the template is compiled
+def _written(_context: Context, value: Any) -> Any:
+    """What {{ }} writes."""
+    sizes.allow(sizes.weight(value))
+    return sizes.made(value)
+
+
+def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    first = int(hasattr(function, "jinja_pass_arg"))
+
+    @functools.wraps(function)
+    def bounded(*args: Any, **named: Any) -> Any:
+        value = args[first]
+        if name in ("join", "sum") and isinstance(value, Iterator):
+            value = list(value)
+        sizes.allow_filter(name, value, args[first + 1 :], named)
+        return sizes.made(function(*args[:first], value, *args[first + 1 :], **named))
+
+    return bounded
+
+
+class _Formatter(SandboxedFormatter):
+    """str.format, field by field."""
+
+    def get_field(
+        self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, str]:
+        found = super().get_field(field_name, args, kwargs)
+        sizes.allow(sizes.weight(found[0]))
+        return found
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        sizes.allow(sizes.widths(format_spec))
+        return str(sizes.made(super().format_field(value, format_spec)))
+
+
+class _EscapeFormatter(_Formatter, SandboxedEscapeFormatter):
+    """That of a Markup."""
 
 
 class _Namespace(Namespace):
@@ -112,6 +195,9 @@ class _Namespace(Namespace):
     def __setitem__(self, name: str, value: Any) -> None:
         _check_name(name)
         super().__setitem__(name, value)
+
+    def __repr__(self) -> str:
+        return "<Namespace>"  # what is in it may be in it many times
 
 
 def _check_name(name: Any) -> None:
@@ -142,9 +228,11 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """JSON as it is; Jinja's own filter escapes it for HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    # Counted by pieces: what is deep has much indentation.
+    return "".join(map(sizes.made, encoder.iterencode(value)))
 
 
 def _takes_parts(tree: nodes.Template) -> bool:

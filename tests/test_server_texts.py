@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -245,16 +248,27 @@ def test_a_task_without_texts_is_refused() -> None:
     asyncio.run(check())
 
 
-def test_a_client_that_leaves_ends_its_work(bert: Path) -> None:
-    model = AsyncTextModel(TextModel.load(bert))
+def test_a_client_that_leaves_ends_its_work(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text_model, left, computed = TextModel.load(bert), threading.Event(), list[int]()
+    vectors = text_model.vectors
+
+    def once_it_left(texts: Any) -> Any:
+        left.wait(20)
+        computed.append(len(texts))
+        return vectors(texts)
+
+    monkeypatch.setattr(text_model, "vectors", once_it_left)
+    model = AsyncTextModel(text_model)
+    body = json.dumps({"model": "tiny", "input": ["long " * 60] * 500}).encode()
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     with running(create_text_app(model, "tiny")) as (port, _):
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(
-                f"http://127.0.0.1:{port}/v1/embeddings",
-                json={"model": "tiny", "input": ["long " * 60] * 2048},
-                timeout=httpx.Timeout(10, read=0.2),
-            )
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(head.encode() + body)
+            assert eventually(lambda: model.num_live == 500)
         assert eventually(lambda: model.num_live == 0)
+        left.set()
+        assert post(f"http://127.0.0.1:{port}", "/v1/embeddings", input="x").status_code == 200
+    assert len(computed) == 2 and computed[0] < 500
 
 
 def test_too_many_texts_wait(bert: Path) -> None:

@@ -99,7 +99,8 @@ def widths(form: str) -> int:
 
 
 def _largest(values: Any) -> int:
-    return max((value for value in values if isinstance(value, int)), default=0)
+    # A negative width of `%*d` pads on the other side.
+    return max((abs(value) for value in values if isinstance(value, int)), default=0)
 
 
 def allow_operator(operator: str, left: Any, right: Any) -> None:
@@ -147,7 +148,7 @@ def allow_method(name: str, text: str, args: Sequence[Any], named: Mapping[str, 
     if name in ("center", "ljust", "rjust", "zfill"):
         allow(_largest(given))
     elif name == "expandtabs":
-        allow(len(text) + text.count("	") * max(_largest(given), 8))
+        allow(len(text) + text.count("\t") * max(_largest(given), 8))
     elif name == "indent":
         width = max(4, _largest(given), *map(weight, given))
         allow(len(text) + len(text.splitlines()) * width)

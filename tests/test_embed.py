@@ -47,20 +47,15 @@ def normalised(x: np.ndarray) -> np.ndarray:
 
 
 def sentence_transformers_vectors(folder: Path, texts: list[str], **options: Any) -> Any:
-    """None where the package is not installed."""
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        return None
+    from sentence_transformers import SentenceTransformer
+
     texts = [text.encode("utf-8", "replace").decode() for text in texts]
     return SentenceTransformer(str(folder), device="cpu").encode(texts, **options)
 
 
 def cross_encoder_scores(folder: Path, pairs: list[tuple[str, str]]) -> Any:
-    try:
-        from sentence_transformers import CrossEncoder
-    except ImportError:
-        return None
+    from sentence_transformers import CrossEncoder
+
     return CrossEncoder(str(folder), device="cpu").predict(pairs)
 
 
@@ -74,8 +69,7 @@ def test_every_pooling(kind: str, mode: str, tmp_path: Path) -> None:
     found = Embedder(tmp_path).embed(TEXTS)
     close(found, reference_vectors(tmp_path, model, TEXTS, modes, LONGEST))
     theirs = sentence_transformers_vectors(tmp_path, TEXTS)
-    if theirs is not None:
-        close(found, theirs)
+    close(found, theirs)
 
 
 OLD = {f"pooling_mode_{name}": False for name in ("cls_token", "mean_tokens", "lasttoken")}
@@ -99,8 +93,7 @@ def test_what_follows_pooling(more: list[str], tmp_path: Path) -> None:
     close(found, expected)
     assert embedder.model.num_dims == found.shape[1]
     theirs = sentence_transformers_vectors(tmp_path, TEXTS)
-    if theirs is not None:
-        close(found, theirs)
+    close(found, theirs)
 
 
 def test_a_decoder_without_files_says_what_is_assumed(tmp_path: Path) -> None:
@@ -122,8 +115,7 @@ def test_prompts(tmp_path: Path) -> None:
     close(found, expected)
     assert np.array_equal(found, embedder.embed(texts, prompt=prompts["query"]))
     theirs = sentence_transformers_vectors(tmp_path, texts, prompt_name="query")
-    if theirs is not None:
-        close(found, theirs)
+    close(found, theirs)
     with pytest.raises(InputError, match="no prompt 'passage'; it has query, document"):
         embedder.embed(texts, prompt_name="passage")
     change(tmp_path / "config_sentence_transformers.json", default_prompt_name="query")
@@ -245,7 +237,7 @@ def test_rerankers(generation: int, kind: str, activation: str | None, tmp_path:
     assert [r.index for r in ranked if r.truncated] == [3]
     assert embedder.rank(query, DOCUMENTS, top_n=2) == ranked[:2]
     theirs = cross_encoder_scores(tmp_path, [(query, document) for document in DOCUMENTS])
-    if theirs is not None and generation:
+    if generation:
         assert np.abs(scores - theirs).max() <= 1e-5
     alone = [embedder.rank(query, [document])[0].score for document in DOCUMENTS]
     assert alone == scores.tolist()
@@ -381,8 +373,7 @@ def test_the_real_one(minilm: Path) -> None:
     model = transformers.BertModel.from_pretrained(minilm).eval()
     close(found, normalised(reference_vectors(minilm, model, texts, ["mean"], 256)))
     theirs = sentence_transformers_vectors(minilm, texts)
-    if theirs is not None:
-        close(found, theirs)
+    close(found, theirs)
     ranked = embedder.rank("Where do cats sleep?", ["Stocks fell.", "The cat naps on the sofa."])
     assert ranked[0].index == 1 and ranked[0].score > 0.4 > ranked[1].score + 0.2
 

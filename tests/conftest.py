@@ -100,3 +100,24 @@ def wheel_file() -> Callable[[str, str], Path]:
         return target
 
     return fetch
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random embedding model; needs torch."""
+    from text_models import save_model, save_recipe
+
+    folder = tmp_path_factory.mktemp("bert")
+    save_model(folder, "bert", "BertModel")
+    save_recipe(folder, {"pooling_mode": "mean"}, "Normalize", prompts={"query": "find: "})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random cross-encoder; needs torch."""
+    from text_models import save_model
+
+    folder = tmp_path_factory.mktemp("reranker")
+    save_model(folder, "bert", "BertForSequenceClassification", num_labels=1)
+    return folder

@@ -14,23 +14,6 @@ from processes import assert_fails, run
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from text_models import save_model, save_recipe
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bert")
-    save_model(folder, "bert", "BertModel")
-    save_recipe(folder, {"pooling_mode": "mean"}, "Normalize", prompts={"query": "find: "})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reranker")
-    save_model(folder, "bert", "BertForSequenceClassification", num_labels=1)
-    return folder
-
 
 def test_vectors_as_lines(bert: Path) -> None:
     done = run("embed", bert, "one", "-", stdin="many " * 99)

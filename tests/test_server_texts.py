@@ -34,21 +34,6 @@ FINE = [text.encode("utf-8", "replace").decode() for text in TEXTS]
 
 
 @pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bert")
-    save_model(folder, "bert", "BertModel")
-    save_recipe(folder, {"pooling_mode": "mean"}, "Normalize", prompts={"query": "find: "})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reranker")
-    save_model(folder, "bert", "BertForSequenceClassification", num_labels=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def url(bert: Path) -> Iterator[str]:
     model = AsyncTextModel(TextModel.load(bert))
     with running(create_text_app(model, "tiny", matryoshka=True)) as (port, _):

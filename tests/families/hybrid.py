@@ -53,11 +53,8 @@ def _seeing(name: str, settings: dict[str, Any], tied: bool) -> Case:
         "qwen3_5",
         f"{name}ForConditionalGeneration",
         f"{name}Config",
-        {
-            "text_config": SIZES | settings | {"tie_word_embeddings": tied},
-            "vision_config": vision,
-            "tie_word_embeddings": tied,
-        },
+        settings | {"tie_word_embeddings": tied},
+        around={"vision_config": vision, "tie_word_embeddings": tied},
     )
 
 

@@ -21,6 +21,7 @@ from elinvar.nn.mtp import MTPDecoder
 from elinvar.ops.api import Ops
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
+from elinvar.weights.nested import text_name
 from elinvar.weights.push import pushed
 from elinvar.weights.rules import Rule, State, as_published
 
@@ -97,7 +98,7 @@ def reloaded(
 ) -> Loaded:
     """The same model with other weights, by the names of its checkpoints or by canonical ones; all of
     them, of heads that were loaded, too. Raises ModelError as weights.push does."""
-    config = model.config
+    config, arrays = model.config, {text_name(name): array for name, array in arrays.items()}
     family = next(family for family in FAMILIES if family.name == config.family)
     table = family.rules(config)
     if isinstance(model, MTPDecoder) and model.heads:
@@ -128,7 +129,7 @@ def _without_tied_head(
 def load_encoder(
     checkpoint: Checkpoint,
     ops: Ops,
-    weight_format: Literal["auto", "f32"] = "auto",
+    weight_format: WeightFormat = "auto",
     cache_dir: Path | None = None,
     log: Log | None = None,
     progress: Progress | None = None,

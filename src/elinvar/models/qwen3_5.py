@@ -44,10 +44,6 @@ def _separate_rules(config: ModelConfig) -> list[Rule]:
 def config_from_hf(metadata: Mapping[str, Any]) -> ModelConfig:
     """From config.json. Raises ModelError naming the key that is missing, wrong or unsupported."""
     keys = Keys(metadata, "config.json")
-    if keys.has("text_config"):
-        whole, keys = keys, keys.part("text_config")
-        if whole.has("tie_word_embeddings"):  # the head is not the text model's
-            keys = keys.replaced({"tie_word_embeddings": whole.raw("tie_word_embeddings")})
     # A model whose layers all have experts does not say how large its dense ones would be.
     if not keys.has("intermediate_size"):
         keys = keys.replaced({"intermediate_size": keys.raw("moe_intermediate_size")})

@@ -29,7 +29,8 @@ class Split:
 
     axis: Literal[0, 1]
     unit: str = ""
-    """What stays whole: "heads" or "key-value heads", of delta nets "key heads" or "value heads"; "": single rows or columns."""
+    """What stays whole: "heads" or "key-value heads", of delta nets "key heads" or "value heads"; "":
+    single rows or columns."""
     repeated: bool = False
     """With more ranks than units, several ranks hold the same one."""
     even: bool = True
@@ -49,7 +50,6 @@ SPLITS: dict[str, Split | None] = {
     "down": _IN,
     **dict.fromkeys(("o_bias", "down_bias", "positions", "router", "router_bias", "bias"), None),
     **dict.fromkeys(("q_a", "kv_a", "index_q", "index_k", "index_weights", "join"), None),
-    **dict.fromkeys(("q_a", "kv_a"), None),
     **dict.fromkeys(("altup_router", "altup_predict", "altup_correct", "altup_scale"), None),
     **dict.fromkeys(("laurel_left", "laurel_right", "own_gate", "own_out", "spread"), None),
     **dict.fromkeys(("own_embed", "own_project", "gather"), None),

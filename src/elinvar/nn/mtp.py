@@ -8,7 +8,7 @@ tokens up to there alone, as in every other layer, so that blocks may be shared 
 content. Before a head's first slot nothing is written, and nothing read (Step.first).
 
 h_i is taken after the model's last norm, and so is what a head hands on after its own. The report does
-not say; engines that serve these models do so, and find more drafts accepted than before the norm.
+not say; vLLM and SGLang do so. It decides how many drafts are accepted, and no answer.
 
 Legend: T tokens of this step, D model dim.
 """

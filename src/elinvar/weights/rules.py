@@ -7,7 +7,6 @@ Canonical form: rotary pairs half-split as in Hugging Face, RMS gains as they ar
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -206,23 +205,14 @@ def _row_bytes(tensor: HostTensor, shape: tuple[int, ...]) -> int:
 
 def as_published(rules: Sequence[Rule], names: Container[str]) -> list[Rule]:
     """The rules for a checkpoint with tensors of these names. One that was saved from the bare model
-    (GPT-2 is published so) leaves out the first part of every name, and one of a model that also sees
-    may have the text model inside. Of several rules for one weight, which files hold in several ways,
-    the first stays whose tensor is there, or else the first."""
-    rules = _one_a_weight(_inside(rules, names), names)
+    (GPT-2 is published so) leaves out the first part of every name. Of several rules for one weight,
+    which files hold in several ways, the first stays whose tensor is there, or else the first."""
+    rules = _one_a_weight(rules, names)
     embed = next((rule.hf for rule in rules if rule.name == "embed"), None)
     prefix, _, bare = (embed or "").partition(".")
     if embed in names or bare not in names:
         return rules
     return [replace(rule, hf=rule.hf and rule.hf.removeprefix(f"{prefix}.")) for rule in rules]
-
-
-def _inside(rules: Sequence[Rule], names: Container[str]) -> Sequence[Rule]:
-    outer, inner = "model.", "model.language_model."
-    embed = next((rule.hf or "" for rule in rules if rule.name == "embed"), "")
-    if embed in names or inner + embed.removeprefix(outer) not in names:
-        return rules
-    return [replace(rule, hf=rule.hf and re.sub(f"^{outer}", inner, rule.hf)) for rule in rules]
 
 
 def _one_a_weight(rules: Sequence[Rule], names: Container[str]) -> list[Rule]:

@@ -13,7 +13,7 @@ import pytest
 
 from elinvar.base.errors import EngineError, InputError
 from elinvar.base.sampling import SamplingParams
-from elinvar.engine.aio import AsyncEngine
+from elinvar.engine.aio import Ask, AsyncEngine
 from elinvar.engine.output import Delta
 from engines import answers, tiny_engine
 
@@ -238,6 +238,19 @@ def test_idle_engine_sleeps() -> None:
         engine.engine.scheduler.plan = counted  # type: ignore[method-assign]
         await asyncio.sleep(0.05)
         assert plans == 0
+
+    run(test)
+
+
+def test_asked_together_they_come_in_the_order_of_the_steps_however_late_the_reader() -> None:
+    async def test(engine: AsyncEngine) -> None:
+        together = [Ask(PROMPT, params(max_tokens=12, seed=seed)) for seed in (1, 2, 3)]
+        async with aclosing(engine.generate_all(together)) as deltas:
+            order = [(await anext(deltas))[0]]
+            while engine.engine.has_work:
+                time.sleep(0.001)  # this loop sees nothing until all is there
+            order += [index async for index, _ in deltas]
+        assert order == [0, 1, 2] * 12
 
     run(test)
 

@@ -12,6 +12,8 @@ import threading
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
+from contextlib import aclosing
+from dataclasses import dataclass, field
 
 from elinvar.base.errors import EngineError
 from elinvar.base.sampling import SamplingParams
@@ -24,17 +26,29 @@ HUNG_SECONDS = 60.0
 """No step takes longer: what does not end within it at shutdown is given up."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is asked of the engine: one sequence to continue."""
+
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+Arrival = tuple[int, Delta | Exception]
+"""Which of the requests that were asked together got something, and what."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Stream:
-    """One request, the event loop of who waits for it, and what has arrived."""
+    """One request, and where those who wait for it get what arrives."""
 
-    __slots__ = ("loop", "params", "prompt_ids", "queue", "request_id")
-
-    def __init__(self, request_id: str, prompt_ids: list[int], params: SamplingParams) -> None:
-        self.request_id = request_id
-        self.prompt_ids = prompt_ids
-        self.params = params
-        self.loop = asyncio.get_running_loop()
-        self.queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+    ask: Ask
+    index: int
+    """Among those asked together."""
+    inbox: asyncio.Queue[Arrival]
+    """Theirs together, so that they come in the order in which the engine gave them."""
+    loop: asyncio.AbstractEventLoop
 
 
 class AsyncEngine:
@@ -121,30 +135,38 @@ class AsyncEngine:
         blocks are free after the step in progress. Raises InputError at once for a prompt or
         parameters that this engine cannot serve, EngineError when the engine stopped.
         """
-        self.check_alive()
-        self.engine.check(prompt_ids, params)
-        return self._generate(request_id or uuid.uuid4().hex, list(prompt_ids), params)
+        ask = Ask(prompt_ids, params, request_id or uuid.uuid4().hex)
+        return _only(self.generate_all([ask]))
 
-    async def _generate(
-        self, request_id: str, prompt_ids: list[int], params: SamplingParams
-    ) -> AsyncGenerator[Delta, None]:
-        stream = _Stream(request_id, prompt_ids, params)
+    def generate_all(self, asks: Sequence[Ask]) -> AsyncGenerator[tuple[int, Delta], None]:
+        """As `generate`, for several requests that arrive together: (index in `asks`, delta), step
+        after step."""
+        self.check_alive()
+        for ask in asks:
+            self.engine.check(ask.prompt_ids, ask.params)
+        return self._generate(asks)
+
+    async def _generate(self, asks: Sequence[Ask]) -> AsyncGenerator[tuple[int, Delta], None]:
+        inbox: asyncio.Queue[Arrival] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        open_ = {i: _Stream(ask, i, inbox, loop) for i, ask in enumerate(asks)}
         with self._wake:
             self.check_alive()
-            self._arrived.append(stream)
+            self._arrived += open_.values()
             self._wake.notify()
-        finished = False
         try:
-            while not finished:
-                got = await stream.queue.get()
-                finished = isinstance(got, Exception) or got.finish_reason is not None
+            while open_:
+                index, got = await inbox.get()
                 if isinstance(got, Exception):
+                    del open_[index]
                     raise got
-                yield got
+                if got.finish_reason is not None:
+                    del open_[index]
+                yield index, got
         finally:
-            if not finished:
+            if open_:
                 with self._wake:
-                    self._gone.append(stream)
+                    self._gone += open_.values()
                     self._wake.notify()
 
     # What follows runs in the step thread.
@@ -181,17 +203,17 @@ class AsyncEngine:
 
     def _add(self, stream: _Stream) -> None:
         try:
-            self.engine.add(stream.prompt_ids, stream.params, stream.request_id)
+            self.engine.add(stream.ask.prompt_ids, stream.ask.params, stream.ask.request_id)
         except Exception as error:
             self._send(stream.loop, [(stream, error)])
         else:
-            self._streams[stream.request_id] = stream
+            self._streams[stream.ask.request_id] = stream
 
     def _abort(self, stream: _Stream) -> None:
         # A refused request may carry the id of one that lives: the stream tells them apart.
-        if self._streams.get(stream.request_id) is stream:
-            del self._streams[stream.request_id]
-            self.engine.abort(stream.request_id)
+        if self._streams.get(stream.ask.request_id) is stream:
+            del self._streams[stream.ask.request_id]
+            self.engine.abort(stream.ask.request_id)
 
     def _deliver(self, deltas: Sequence[Delta]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Delta | Exception]]] = {}
@@ -243,7 +265,13 @@ def _settle(task: Callable[[], None], future: Future[None]) -> None:
 
 def _put_all(items: Sequence[tuple[_Stream, Delta | Exception]]) -> None:
     for stream, got in items:
-        stream.queue.put_nowait(got)
+        stream.inbox.put_nowait((stream.index, got))
+
+
+async def _only(deltas: AsyncGenerator[tuple[int, Delta], None]) -> AsyncGenerator[Delta, None]:
+    async with aclosing(deltas):
+        async for _, delta in deltas:
+            yield delta
 
 
 def _stopped(cause: Exception) -> EngineError:

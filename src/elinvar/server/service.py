@@ -1,4 +1,4 @@
-"""Running the choices of one HTTP request on the engine: admission, merging, accounting.
+"""Running the choices of one HTTP request on the engine: admission, errors, accounting.
 
 Owns the bound on the waiting queue and the life of the engine's requests: whatever happens to the
 HTTP request, leaving `run` ends them.
@@ -6,13 +6,13 @@ HTTP request, leaving `run` ends them.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from elinvar.base.sampling import SamplingParams
+from elinvar.engine.aio import Ask
 from elinvar.server.errors import ApiError, invalid_value, overloaded, unavailable
 
 if TYPE_CHECKING:
@@ -76,9 +76,10 @@ class Service:
         """
         self._admit(len(choices))
         try:
-            streams = [self._start(f"{response_id}-{c.index}", c) for c in choices]
-            events = streams[0] if len(streams) == 1 else _merge(streams)
-            async with aclosing(events):
+            asks = [Ask(c.prompt_ids, c.params, f"{response_id}-{c.index}") for c in choices]
+            # The engine refuses bad parameters in this call, before anything is sent to the client.
+            deltas = self._engine.generate_all(asks)
+            async with aclosing(_events(choices, deltas)) as events:
                 yield events
         finally:
             self.num_live -= len(choices)
@@ -94,51 +95,17 @@ class Service:
             raise overloaded(self.num_live, "answers")
         self.num_live += count
 
-    def _start(self, request_id: str, choice: Choice) -> AsyncGenerator[Event, None]:
-        # The engine refuses bad parameters in this call, before anything is sent to the client.
-        return _checked(choice, self._engine.generate(choice.prompt_ids, choice.params, request_id))
 
-
-async def _checked(
-    choice: Choice, stream: AsyncGenerator[Delta, None]
+async def _events(
+    choices: Sequence[Choice], deltas: AsyncGenerator[tuple[int, Delta], None]
 ) -> AsyncGenerator[Event, None]:
-    """One choice's deltas; raises where the engine gave it up."""
-    async with aclosing(stream) as deltas:
-        async for delta in deltas:
+    """Raises where the engine gave a choice up."""
+    async with aclosing(deltas):
+        async for index, delta in deltas:
             if delta.finish_reason == "error":
                 raise ApiError(
                     500, f"A step failed: {delta.error}", None, "internal_error", "server_error"
                 )
             if delta.finish_reason == "abort":
                 raise unavailable("The server ended this request before it was finished.")
-            yield choice, delta
-
-
-async def _merge(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:
-    """Events of several choices in the order in which they come."""
-    queue: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
-
-    async def pump(stream: AsyncGenerator[Event, None]) -> None:
-        try:
-            async with aclosing(stream) as events:
-                async for item in events:
-                    queue.put_nowait(item)
-            queue.put_nowait(None)
-        except Exception as error:
-            queue.put_nowait(error)
-
-    tasks = [asyncio.create_task(pump(stream)) for stream in streams]
-    try:
-        running = len(tasks)
-        while running:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                running -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            yield choices[index], delta

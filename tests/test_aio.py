@@ -105,10 +105,15 @@ def test_a_closed_iterator_frees_its_blocks_within_a_step(monkeypatch: pytest.Mo
 def test_a_cancelled_task_frees_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(engine: AsyncEngine) -> None:
         scheduler = engine.engine.scheduler
+        step, permits = engine.engine.step, threading.Semaphore(0)
+        monkeypatch.setattr(engine.engine, "step", lambda: permits.acquire(timeout=10) and step())
         reader = asyncio.create_task(read(engine, PROMPT, params(max_tokens=480)))
         other = asyncio.create_task(read(engine, PROMPT, params(max_tokens=100)))
-        await until(lambda: scheduler.num_running == 2)
+        while scheduler.num_running < 2:
+            permits.release()
+            await asyncio.sleep(0.001)
         reader.cancel()
+        permits.release(500)
         await until(lambda: scheduler.num_running < 2)
         assert sum(len(d.token_ids) for d in await other) == 100
         assert reader.cancelled()

@@ -44,9 +44,33 @@ class PlanItem:
 
 
 @dataclass(slots=True)
+class BlockCopy:
+    """Block `target` begins as `source` is: a sequence goes on amid a block that others hold."""
+
+    group: int
+    source: int
+    target: int
+
+
+@dataclass(slots=True)
+class BlockMove:
+    """Between block `block` and the memory below the provider's, where its content has `key`."""
+
+    group: int
+    block: int
+    key: bytes
+
+
+@dataclass(slots=True)
 class StepPlan:
+    """In this order: released_rows, saves, loads, copies, started, items."""
+
     started: list[RowStart] = field(default_factory=list)
     items: list[PlanItem] = field(default_factory=list)
+    saves: list[BlockMove] = field(default_factory=list)
+    """Contents that may be overwritten from now on."""
+    loads: list[BlockMove] = field(default_factory=list)
+    copies: list[BlockCopy] = field(default_factory=list)
     released_rows: list[int] = field(default_factory=list)
     """Rows of requests that finished, were cancelled or preempted since the last plan."""
 
@@ -71,3 +95,5 @@ class StepOutput:
     sampled: list[list[int]]
     logprobs: list[list[TokenLogprobs]]
     """Empty lists for requests that asked for none."""
+    lost: list[bytes] = field(default_factory=list)
+    """Keys of the plan's loads that were not there any more, or damaged."""

@@ -16,6 +16,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from elinvar.base.errors import EngineError
+from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
 from elinvar.engine.output import Delta
@@ -33,6 +34,7 @@ class Ask:
     prompt_ids: Sequence[int]
     params: SamplingParams
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    handling: Handling = NO_WISHES
 
 
 Arrival = tuple[int, Delta | Exception]
@@ -203,7 +205,8 @@ class AsyncEngine:
 
     def _add(self, stream: _Stream) -> None:
         try:
-            self.engine.add(stream.ask.prompt_ids, stream.ask.params, stream.ask.request_id)
+            ask = stream.ask
+            self.engine.add(ask.prompt_ids, ask.params, ask.request_id, ask.handling)
         except Exception as error:
             self._send(stream.loop, [(stream, error)])
         else:

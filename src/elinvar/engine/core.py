@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from elinvar.base.config import EngineConfig
 from elinvar.base.digest import blake2b
 from elinvar.base.errors import EngineError, InputError, ModelError
+from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.metrics import EngineMetrics
 from elinvar.base.plan import StepPlan, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
@@ -222,14 +223,20 @@ class Engine:
             )
 
     def add(
-        self, prompt_ids: Sequence[int], params: SamplingParams, request_id: str | None = None
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str | None = None,
+        handling: Handling = NO_WISHES,
     ) -> str:
         """Queue a request and return its id. Without a seed in `params` one is drawn. Raises
         InputError as `check` does, and for an id that is in use."""
         self.check(prompt_ids, params)
         if params.seed is None:
             params = replace(params, seed=draw_seed())
-        request = Request(request_id or uuid.uuid4().hex, list(prompt_ids), params)
+        request = Request(
+            request_id or uuid.uuid4().hex, list(prompt_ids), params, handling=handling
+        )
         if params.adapter is not None:
             request.namespace = self.adapters.digest(params.adapter)
         self.scheduler.add(request)

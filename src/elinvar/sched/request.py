@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
+from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.plan import TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.kv.sequence import SequenceKV
@@ -34,7 +35,8 @@ class Request:
     adapter: int = -1
     """Number of the adapter that it runs with; -1: none."""
     namespace: bytes = b""
-    """What its cached blocks depend on besides its tokens: the adapter's content."""
+    """What its cached blocks depend on besides its tokens: the adapter's content, the tenant."""
+    handling: Handling = NO_WISHES
 
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0

@@ -1,0 +1,62 @@
+"""Handling: how a request is treated among others. Nothing here may change its answer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from elinvar.base.errors import InputError
+
+Service = Literal["interactive", "batch"]
+"""Somebody waits for it; or it fills what the others leave, and yields to them at once."""
+
+MAX_NAME = 256
+"""Characters of a tenant's or a session's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handling:
+    """Raises InputError naming the field when a value is out of range."""
+
+    tenant: str = ""
+    """Whose it is: shares, budgets and cached prefixes are a tenant's. "": the one that serves
+    whoever has no name."""
+    service: Service = "interactive"
+    priority: int = 0
+    """Higher goes first, where the policy asks for it."""
+    session: str | None = None
+    """The conversation that it belongs to, whose cached prefix is kept for its next turn."""
+    expect_return_s: float | None = None
+    """Seconds from its end until the session's next turn, as far as the client knows; 0: there
+    will be none."""
+
+    def __post_init__(self) -> None:
+        for name in ("tenant", "session"):
+            value = getattr(self, name)
+            if value is None and name == "session":
+                continue
+            if not isinstance(value, str) or len(value) > MAX_NAME:
+                raise InputError(name, f"{name} must be a name of at most {MAX_NAME} characters.")
+        if self.session == "":
+            raise InputError("session", "session must not be empty.")
+        if self.service not in get_args(Service):
+            known = " or ".join(get_args(Service))
+            raise InputError("service", f"service must be {known}, got {self.service!r}.")
+        priority = self.priority
+        if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > 1000:
+            raise InputError(
+                "priority", f"priority must be an integer from -1000 to 1000, got {priority!r}."
+            )
+        seconds = self.expect_return_s
+        if seconds is not None and (
+            isinstance(seconds, bool)
+            or not isinstance(seconds, int | float)
+            or not (math.isfinite(seconds) and seconds >= 0)
+        ):
+            raise InputError(
+                "expect_return_s", f"expect_return_s must be 0 or more seconds, got {seconds!r}."
+            )
+
+
+NO_WISHES = Handling()

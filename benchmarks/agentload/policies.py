@@ -1,0 +1,318 @@
+"""Which cached blocks yield first: candidates for the rule of leases, compared in simulation only.
+
+A lease is a session's path of blocks between its turns. What no lease holds yields first, least
+recently used; then the lease of the lowest worth gives its blocks from the end, since a beginning
+is of use alone and may be shared. A shared block stays until its last lease gave it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from elinvar.kv.pool import BlockPool
+from elinvar.sched.scheduler import Scheduler
+
+from agentload.load import Session
+from agentload.simulate import Visit, Watcher
+
+INFINITY = math.inf
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    session: Session
+    turn: int = 0
+    since: float = 0.0
+    """When its last turn ended."""
+    back_at: float = INFINITY
+    """When it will really come back: for oracles."""
+    busy: int = 0
+    """Turns of it and its forks that wait or run: it is in use."""
+    keys: list[bytes] = field(default_factory=list)
+    """Of blocks not yet given up."""
+
+    @property
+    def tool(self) -> str:
+        """What it waits for. Its client's request for a tool names it."""
+        turn = min(self.turn + 1, len(self.session.tools) - 1)
+        return self.session.tools[turn]
+
+
+class Order:
+    """A policy. The lease of the lowest worth yields first."""
+
+    uses_leases = True
+
+    def worth(self, lease: Lease, now: float) -> float:
+        raise NotImplementedError
+
+    def paused(self, lease: Lease, now: float) -> None:
+        """A turn has ended."""
+
+    def returned(self, lease: Lease, now: float) -> None:
+        """Its next turn has come."""
+
+
+class Blocks(Order):
+    """What the pool does alone: blocks, least recently used first."""
+
+    uses_leases = False
+
+
+class Recency(Order):
+    """Leases, least recently used first; those that ended with notice before all others."""
+
+    def worth(self, lease: Lease, now: float) -> float:
+        over = lease.session.notice and lease.turn + 1 == len(lease.session.turns)
+        return -INFINITY if over else lease.since
+
+
+class Oracle(Order):
+    """Farthest next use first (Belady, 1966), the future known, ends included."""
+
+    def worth(self, lease: Lease, now: float) -> float:
+        return -lease.back_at
+
+
+class Hinted(Order):
+    """Farthest expected return first, by the client's hints times lognormal noise of `sigma`. Of
+    those who are late the later ones go first, before everybody who is not."""
+
+    def __init__(self, sigma: float = 0.0) -> None:
+        self._sigma, self._rng = sigma, random.Random(7)
+        self._expected: dict[Lease, float] = {}
+
+    def paused(self, lease: Lease, now: float) -> None:
+        """Who ends without notice hints at a pause as his tool's others."""
+        session, next_turn = lease.session, lease.turn + 1
+        if next_turn < len(session.turns):
+            pause = session.pauses[next_turn]
+        else:
+            pause = 0.0 if session.notice else session.pauses[lease.turn] or 1.0
+        noise = self._rng.lognormvariate(0, self._sigma) if self._sigma else 1.0
+        self._expected[lease] = pause * noise
+
+    def worth(self, lease: Lease, now: float) -> float:
+        expected = self._expected[lease]
+        left = lease.since + expected - now
+        if expected == 0.0:
+            return -INFINITY
+        return -left if left >= 0 else -1e6 + left / expected
+
+
+BIN = 2.0 ** 0.5
+FIRST = 0.05
+NUM_BINS = 40
+
+
+def bin_of(seconds: float) -> int:
+    if seconds <= FIRST:
+        return 0
+    return min(NUM_BINS - 1, 1 + int(math.log(seconds / FIRST, BIN)))
+
+
+EDGES = [0.0] + [FIRST * BIN**i for i in range(NUM_BINS)]
+
+
+class Learned(Order):
+    """By the chance to come back a second of waiting, from the history of pauses of a class.
+
+    Per class and bin of age, on a scale of powers of sqrt 2: how many came back, and how many seconds
+    were waited in it, by those who came back and by those who (so far) did not. Their quotient is the hazard
+    (Nelson, 1969; Aalen, 1978), right for histories that are cut off. Worth is the best ratio of chance to
+    come back to expected seconds of waiting over all horizons (Gittins, 1979; the hit density of
+    Beckmann, Chen and Cidon, 2018): for blocks of equal size and price the index of what to keep.
+    """
+
+    def __init__(self, classes: Callable[[Lease], str], prior: float = 1.0) -> None:
+        self._classes, self._prior = classes, prior
+        self._returns: dict[str, list[float]] = {}
+        self._waited: dict[str, list[float]] = {}
+        self._open: dict[Lease, tuple[str, float]] = {}
+        self._index: dict[str, list[float]] = {}
+        self._settled, self._learnt = 0, -1
+
+    def paused(self, lease: Lease, now: float) -> None:
+        self._settle(lease, now, came_back=False)
+        self._open[lease] = self._classes(lease), now
+
+    def returned(self, lease: Lease, now: float) -> None:
+        self._settle(lease, now, came_back=True)
+
+    def _settle(self, lease: Lease, now: float, came_back: bool) -> None:
+        if lease in self._open:
+            kind, since = self._open.pop(lease)
+            self._settled += 1
+            self._book(kind, now - since, self._waited)
+            if came_back:
+                row = self._returns.setdefault(kind, [0.0] * NUM_BINS)
+                row[bin_of(now - since)] += 1
+
+    @staticmethod
+    def _book(kind: str, seconds: float, into: dict[str, list[float]]) -> None:
+        row = into.setdefault(kind, [0.0] * NUM_BINS)
+        for index in range(NUM_BINS):
+            upper = EDGES[index + 1] if index + 1 < len(EDGES) else INFINITY
+            row[index] += min(seconds, upper) - EDGES[index]
+            if seconds <= upper:
+                return
+
+    def worth(self, lease: Lease, now: float) -> float:
+        if self._settled > self._learnt * 1.05 + 20 or self._learnt < 0:
+            self._learn(now)
+        kind, since = self._open[lease]
+        row = self._index.get(kind)
+        age = now - since
+        return row[bin_of(age)] if row is not None else 1.0 / (age + 1.0)
+
+    def _learn(self, now: float) -> None:
+        """The index of every class and age, from what is known now; anew when a twentieth more is."""
+        self._learnt = self._settled
+        waited = {kind: list(row) for kind, row in self._waited.items()}
+        for kind, since in self._open.values():
+            self._book(kind, now - since, waited)
+        everybody = [[0.0] * NUM_BINS, [0.0] * NUM_BINS]
+        for kind, row in waited.items():
+            back = self._returns.get(kind, [0.0] * NUM_BINS)
+            for index in range(NUM_BINS):
+                everybody[0][index] += back[index]
+                everybody[1][index] += row[index]
+        self._index = {
+            kind: self._gittins(self._returns.get(kind, [0.0] * NUM_BINS), row, everybody)
+            for kind, row in waited.items()
+        }
+
+    def _gittins(
+        self, back: list[float], waited: list[float], everybody: Sequence[list[float]]
+    ) -> list[float]:
+        hazard = []
+        for index in range(NUM_BINS):
+            width = EDGES[min(index + 1, NUM_BINS)] - EDGES[index] or EDGES[-1]
+            # Until a class has a history of its own it is as everybody.
+            rate = (everybody[0][index] + 0.1) / (everybody[1][index] + width)
+            weight = self._prior * width
+            hazard.append((back[index] + rate * weight) / (waited[index] + weight))
+        out = []
+        for first in range(NUM_BINS):
+            here, chance, seconds, best = 1.0, 0.0, 0.0, 0.0
+            for index in range(first, NUM_BINS):
+                width = EDGES[min(index + 1, NUM_BINS)] - EDGES[index] or EDGES[-1]
+                gone = -math.expm1(-hazard[index] * width)
+                seconds += here * gone / max(hazard[index], 1e-12)
+                chance += here * gone
+                here *= 1 - gone
+                best = max(best, chance / seconds) if seconds else best
+            out.append(best)
+        return out
+
+
+def by_tool(lease: Lease) -> str:
+    return lease.tool
+
+
+def by_past(lease: Lease) -> str:
+    """The session's pause before this one, within a factor of four."""
+    if lease.turn == 0 and lease.session.conversation.parent is None:
+        return "first"
+    return str(bin_of(lease.session.pauses[lease.turn]) // 4)
+
+
+class LeasedPool(BlockPool):
+    """Asks which block yields instead of taking the one used longest ago."""
+
+    __slots__ = ("choose", "num_evicted", "orphans")
+
+    def _evict(self) -> int:
+        block = self.choose()
+        if block is not None:
+            self._cached.move_to_end(block, last=False)
+        self.num_evicted += 1
+        return super()._evict()
+
+
+class Leases(Watcher):
+    """Keeps leases of a run's sessions and chooses victims by `order`."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._leases: dict[Session, Lease] = {}
+        self._owners: Counter[bytes] = Counter()
+        self._orphans: list[bytes] = []
+        """May be of no lease any more."""
+        self._preemptions = 0
+        self._sorted_at = -1.0
+        self._by_worth: list[Lease] = []
+        """Those that may yield, the first one last; as of `_sorted_at`."""
+
+    def begin(self, scheduler: Scheduler, now: Callable[[], float]) -> None:
+        self._now, self._scheduler = now, scheduler
+        pool = LeasedPool(scheduler.kv.pools[0].num_blocks)
+        pool.num_evicted = 0
+        pool.choose = self._choose if self._order.uses_leases else lambda: None
+        scheduler.kv.pools[0] = self._pool = pool
+        scheduler.kv._full[0] = pool
+
+    @property
+    def evictions(self) -> int:
+        return self._pool.num_evicted
+
+    def arrives(self, visit: Visit) -> None:
+        """While its turn waits or runs, nothing of a session yields."""
+        lease = self._leases.get(visit.session)
+        if lease is None:
+            lease = self._leases[visit.session] = Lease(visit.session)
+        else:
+            self._order.returned(lease, visit.came)
+        lease.busy += 1
+        self._sorted_at = -1.0
+
+    def ends(self, visit: Visit, back_at: float) -> None:
+        lease = self._leases[visit.session]
+        lease.busy -= 1
+        lease.turn, lease.since, lease.back_at = visit.turn, self._now(), back_at
+        self._owners.subtract(lease.keys)
+        self._orphans += lease.keys
+        lease.keys = list(visit.request.kv.keys)
+        self._owners.update(lease.keys)
+        self._order.paused(lease, lease.since)
+        self._sorted_at = -1.0
+
+    def _choose(self) -> int | None:
+        """The block that yields next; it is cached, and nobody uses it."""
+        pool = self._pool
+        if self._scheduler.num_preemptions != self._preemptions:
+            self._preemptions = self._scheduler.num_preemptions
+            self._orphans += [pool._keys[block] for block in pool._cached]
+        while self._orphans:
+            block = self._free_to_yield(self._orphans.pop())
+            if block is not None:
+                return block
+        while leases := self._sorted():
+            lease = leases[-1]
+            while lease.keys:
+                key = lease.keys.pop()
+                self._owners[key] -= 1
+                block = self._free_to_yield(key)
+                if block is not None:
+                    return block
+            leases.pop()
+        return None
+
+    def _free_to_yield(self, key: bytes) -> int | None:
+        block = self._pool.find(key)
+        if block is None or self._owners[key] > 0 or self._pool.ref_count(block):
+            return None
+        return block
+
+    def _sorted(self) -> list[Lease]:
+        now = self._now()
+        if now != self._sorted_at:
+            self._sorted_at = now
+            idle = [one for one in self._leases.values() if one.keys and not one.busy]
+            idle.sort(key=lambda one: -self._order.worth(one, now))
+            self._by_worth = idle
+        return self._by_worth

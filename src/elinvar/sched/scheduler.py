@@ -125,7 +125,9 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         self._running.remove(request)
-        self.kv.free(request.kv)
+        # What a step that was not committed wrote is unknown.
+        computed = 0 if request in self._planned else request.num_computed_tokens
+        self.kv.free(request.kv, request.token_ids, computed)
         self._free_rows.append(request.row)
         self._released.append(request.row)
         request.row = -1
@@ -184,7 +186,7 @@ class Scheduler:
                 if allocation is None:
                     break
                 end = allocation.end
-                new_blocks = self.kv.apply(allocation)
+                new_blocks = self.kv.apply(allocation).blocks
             if known - start > 1:
                 budget -= end - start - 1
             items.append(
@@ -204,7 +206,8 @@ class Scheduler:
         return allocation
 
     def _plan_waiting(self, plan: StepPlan, budget: int) -> None:
-        """Admit in order of arrival while rows, budget and blocks last; nobody overtakes.
+        """Admit in order of arrival while rows, budget and blocks last; nobody overtakes but those
+        who wait a little for what another is computing.
 
         Besides its own tokens' blocks a newcomer must leave those that running requests still
         need for theirs and one block for each of them, or it would soon be preempted again. With
@@ -214,9 +217,14 @@ class Scheduler:
         kv, waiting, chunk = self.kv, self._waiting, self.max_step_tokens
         reserve = self._reserve(self._running)
         now = self._clock()
-        while waiting and budget > 0 and self._free_rows:
-            request = waiting[0]
+        index = 0
+        while index < len(waiting) and budget > 0 and self._free_rows:
+            request = waiting[index]
             prefix = kv.find_prefix(request.kv, request.token_ids)
+            if prefix.coming and request.patience:
+                request.patience -= 1
+                index += 1
+                continue
             if self._running and not kv.can_admit(prefix, request.num_tokens, chunk, reserve):
                 break
             start = prefix.num_tokens
@@ -224,7 +232,7 @@ class Scheduler:
                 request.kv, start, min(request.num_tokens, start + budget), prefix
             )
             assert allocation is not None
-            del waiting[0]
+            del waiting[index]
             self._start(plan, request, allocation, now)
             budget -= allocation.end - start
             reserve = [a + b for a, b in zip(reserve, self._reserve([request]), strict=True)]
@@ -242,7 +250,8 @@ class Scheduler:
         prefix = allocation.prefix
         assert prefix is not None
         start, end, known = prefix.num_tokens, allocation.end, request.num_tokens
-        new_blocks = self.kv.apply(allocation)
+        taken = self.kv.apply(allocation)
+        plan.copies += taken.copies
         request.status = Status.RUNNING
         request.row = self._free_rows.pop()
         request.num_computed_tokens = start
@@ -258,7 +267,7 @@ class Scheduler:
             )
         )
         plan.items.append(
-            PlanItem(request.id, request.row, start, end - start, end == known, new_blocks)
+            PlanItem(request.id, request.row, start, end - start, end == known, taken.blocks)
         )
         self._planned.append(request)
 

@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from elinvar.kv.pool import BlockPool
-from elinvar.sched.scheduler import Scheduler
-
 from agentload.load import Session
 from agentload.simulate import Visit, Watcher
+from elinvar.kv.tree import Node, pack
+from elinvar.sched.request import Request
+from elinvar.sched.scheduler import Scheduler
 
 INFINITY = math.inf
 
@@ -33,8 +33,8 @@ class Lease:
     came: float = 0.0
     busy: bool = False
     """Its turn, which came at `came`, waits or runs."""
-    keys: list[bytes] = field(default_factory=list)
-    """Of blocks not yet given up."""
+    path: list[Node] = field(default_factory=list)
+    """What it has not given up, from the beginning."""
 
     @property
     def tool(self) -> str:
@@ -105,7 +105,7 @@ class Hinted(Order):
         return -left if left >= 0 else -1e6 + left / expected
 
 
-BIN = 2.0 ** 0.5
+BIN = 2.0**0.5
 FIRST = 0.05
 NUM_BINS = 40
 
@@ -211,6 +211,10 @@ class Learned(Order):
         return out
 
 
+def alike(lease: Lease) -> str:
+    return ""
+
+
 def by_tool(lease: Lease) -> str:
     return lease.tool
 
@@ -222,19 +226,6 @@ def by_past(lease: Lease) -> str:
     return str(bin_of(lease.session.pauses[lease.turn]) // 4)
 
 
-class LeasedPool(BlockPool):
-    """Asks which block yields instead of taking the one used longest ago."""
-
-    __slots__ = ("choose", "num_evicted", "orphans")
-
-    def _evict(self) -> int:
-        block = self.choose()
-        if block is not None:
-            self._cached.move_to_end(block, last=False)
-        self.num_evicted += 1
-        return super()._evict()
-
-
 class Leases(Watcher):
     """Keeps leases of a run's sessions and chooses victims by `order`."""
 
@@ -242,7 +233,7 @@ class Leases(Watcher):
         self._order = order
         self._leases: dict[Session, Lease] = {}
         self._owners: Counter[bytes] = Counter()
-        self._orphans: list[bytes] = []
+        self._orphans: list[Node] = []
         """May be of no lease any more."""
         self._preemptions = 0
         self._sorted_at = -1.0
@@ -250,16 +241,8 @@ class Leases(Watcher):
         """Those that may yield, the first one last; as of `_sorted_at`."""
 
     def begin(self, scheduler: Scheduler, now: Callable[[], float]) -> None:
-        self._now, self._scheduler = now, scheduler
-        pool = LeasedPool(scheduler.kv.pools[0].num_blocks)
-        pool.num_evicted = 0
-        pool.choose = self._choose if self._order.uses_leases else lambda: None
-        scheduler.kv.pools[0] = self._pool = pool
-        scheduler.kv._full[0] = pool
-
-    @property
-    def evictions(self) -> int:
-        return self._pool.num_evicted
+        self._now, self._scheduler, self._pool = now, scheduler, scheduler.kv.pools[0]
+        self._pool.choose = self._choose if self._order.uses_leases else None
 
     def arrives(self, visit: Visit) -> None:
         """While its turn waits or runs, nothing of a session yields."""
@@ -275,37 +258,50 @@ class Leases(Watcher):
         lease = self._leases[visit.session]
         lease.busy = False
         lease.turn, lease.since, lease.back_at = visit.turn, self._now(), back_at
-        self._owners.subtract(lease.keys)
-        self._orphans += lease.keys
-        lease.keys = list(visit.request.kv.keys)
-        self._owners.update(lease.keys)
+        self._owners.subtract(node.key for node in lease.path)
+        self._orphans += lease.path
+        lease.path = self._path(visit.request)
+        self._owners.update(node.key for node in lease.path)
         self._order.paused(lease, lease.since)
         self._sorted_at = -1.0
 
-    def _choose(self) -> int | None:
+    def _path(self, request: Request) -> list[Node]:
+        """What is cached of all that it computed."""
+        tree, size = self._scheduler.kv.tree, self._scheduler.kv.block_size
+        node: Node | None = tree.root(request.kv.root)
+        tokens, path = request.token_ids[:-1], []
+        for at in range(0, len(tokens), size):
+            assert node is not None
+            node = tree.child(node, pack(tokens[at : at + size]))
+            if node is None:
+                break
+            path.append(node)
+        return path
+
+    def _choose(self) -> int:
         """The block that yields next; it is cached, and nobody uses it."""
         pool = self._pool
         if self._scheduler.num_preemptions != self._preemptions:
             self._preemptions = self._scheduler.num_preemptions
-            self._orphans += [pool._keys[block] for block in pool._cached]
+            self._orphans += [node for block in pool.cached if (node := pool.node(block))]
         while self._orphans:
             block = self._free_to_yield(self._orphans.pop())
             if block is not None:
                 return block
         while leases := self._sorted():
-            lease = leases[-1]
-            while lease.keys:
-                key = lease.keys.pop()
-                self._owners[key] -= 1
-                block = self._free_to_yield(key)
+            path = leases[-1].path
+            while path:
+                node = path.pop()
+                self._owners[node.key] -= 1
+                block = self._free_to_yield(node)
                 if block is not None:
                     return block
             leases.pop()
-        return None
+        return next(iter(pool.cached))
 
-    def _free_to_yield(self, key: bytes) -> int | None:
-        block = self._pool.find(key)
-        if block is None or self._owners[key] > 0 or self._pool.ref_count(block):
+    def _free_to_yield(self, node: Node) -> int | None:
+        block = node.blocks[0]
+        if block < 0 or self._owners[node.key] > 0 or self._pool.ref_count(block):
             return None
         return block
 
@@ -313,7 +309,7 @@ class Leases(Watcher):
         now = self._now()
         if now != self._sorted_at:
             self._sorted_at = now
-            held = [one for one in self._leases.values() if one.keys]
+            held = [one for one in self._leases.values() if one.path]
             idle = [one for one in held if not one.busy]
             idle.sort(key=lambda one: -self._order.worth(one, now))
             # Who waits comes back at once; if it must be, who came last, since he is served last.

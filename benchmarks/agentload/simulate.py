@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import count
+from typing import Any
 
+from agentload.load import Load, Session, quantiles
 from elinvar.base.config import BLOCK_SIZE, KVSpec
 from elinvar.base.handling import Handling
 from elinvar.base.plan import StepOutput, StepPlan
 from elinvar.base.sampling import SamplingParams
 from elinvar.kv.sequence import SequenceKV
+from elinvar.kv.tree import Node
 from elinvar.sched.request import Request
 from elinvar.sched.scheduler import Scheduler
-
-from agentload.load import Load, Session, quantiles
 
 MAX_ROWS = 32
 MAX_STEP_TOKENS = 512
@@ -42,6 +43,9 @@ class Costs:
     """Of each row that decodes."""
     move: float = 0.0002
     """Of a block that is moved from or to memory below the provider's."""
+
+    def faster(self, times: float) -> Costs:
+        return Costs(*(value / times for value in astuple(self)))
 
     def of(self, plan: StepPlan) -> float:
         seconds = self.step + self.move * (len(plan.saves) + len(plan.loads))
@@ -111,13 +115,14 @@ class Watcher:
     def ends(self, visit: Visit, back_at: float) -> None:
         """back_at: when the session's next turn will come, infinity where none will."""
 
-    @property
-    def evictions(self) -> int:
-        return 0
 
-
+Evicted = Callable[[int, Node], None]
 Hint = Callable[[Session, int], float | None]
-"""What the client of a session says after a turn: seconds until the next, 0 for never."""
+"""What the client of a session says with a turn: seconds from its end until the next, 0 for never."""
+
+
+def no_hint(session: Session, turn: int) -> float | None:
+    return None
 
 
 def exact_hint(session: Session, turn: int) -> float | None:
@@ -134,7 +139,8 @@ def end_hint(session: Session, turn: int) -> float | None:
 
 class Simulation:
     """One run. `hint`: None where requests say nothing of their sessions. cached_first: of those at
-    the door the one with the fewest tokens to compute goes in first, instead of who came first."""
+    the door the one with the fewest tokens to compute goes in first, instead of who came first.
+    scheduler: more arguments for it."""
 
     def __init__(
         self,
@@ -144,6 +150,7 @@ class Simulation:
         hint: Hint | None = None,
         costs: Costs | None = None,
         cached_first: bool = False,
+        scheduler: dict[str, Any] | None = None,
     ) -> None:
         self.now = 0.0
         self._cached_first = cached_first
@@ -158,12 +165,24 @@ class Simulation:
             MAX_CONTEXT,
             frozenset(),
             clock=lambda: self.now,
+            **(scheduler or {}),
         )
         self._watcher = watcher or Watcher()
         self._watcher.begin(self.scheduler, lambda: self.now)
+        self._num_evicted = 0
+        for pool in self.scheduler.kv.pools:
+            pool.evicted = self._counting(pool.evicted)
         self._order = count()
         self._to_come: list[tuple[float, int, Session, int]] = []
         self._visits: dict[str, Visit] = {}
+
+    def _counting(self, told: Evicted | None) -> Evicted:
+        def evicted(block: int, node: Node) -> None:
+            self._num_evicted += 1
+            if told is not None:
+                told(block, node)
+
+        return evicted
 
     def run(self, least: int) -> Result:
         result = Result(0, 0, least)
@@ -181,7 +200,7 @@ class Simulation:
         answers = sum(turn.answer - 1 for one in self._load.sessions for turn in one.turns)
         result.computed = computed - answers
         result.again = result.computed - least
-        result.evictions = self._watcher.evictions
+        result.evictions = self._num_evicted
         result.preemptions = self.scheduler.num_preemptions
         result.seconds = self.now
         return result

@@ -72,6 +72,8 @@ class Scale:
 
     divisor: int = 16
     seed: int = 0
+    highest: int = HIGHEST
+    """Token ids end below it."""
 
     @property
     def block(self) -> int:
@@ -81,14 +83,14 @@ class Scale:
         """The first `count` tokens of a stream."""
         out: list[int] = []
         for one in ids[: -(-count // self.block)]:
-            out += _tokens(self.seed, one, self.block)
+            out += _tokens(self.seed, one, self.block, self.highest)
         return out[:count]
 
 
 @lru_cache(maxsize=1 << 16)
-def _tokens(seed: int, block_id: int, count: int) -> tuple[int, ...]:
+def _tokens(seed: int, block_id: int, count: int, highest: int) -> tuple[int, ...]:
     rng = random.Random(f"{seed} {block_id}")
-    return tuple(rng.choices(range(LOWEST, HIGHEST), k=count))
+    return tuple(rng.choices(range(LOWEST, highest), k=count))
 
 
 def find(path: Path | None = None) -> Path | None:
@@ -96,7 +98,9 @@ def find(path: Path | None = None) -> Path | None:
     checkout; None when it is in none of them. Exits where the user named a file that is not there."""
     if path is not None:
         if not path.is_file():
-            raise SystemExit(f"--trace: {path} is no file; docs/performance.md says where to get it.")
+            raise SystemExit(
+                f"--trace: {path} is no file; docs/performance.md says where to get it."
+            )
         return path
     named = os.environ.get(VARIABLE)
     folders = [Path(named)] if named else []

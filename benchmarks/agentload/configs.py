@@ -1,0 +1,57 @@
+"""What is compared: how an engine keeps what agents come back to. A new row is one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentload import policies
+from agentload.simulate import Hint, Watcher, end_hint, exact_hint, no_hint
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """hint: what a client says of its session after each turn; None: requests name no session.
+    engine: fields of EngineConfig, for a real run. scheduler: arguments of Scheduler, for a simulated one;
+    called for each run, since what it makes may remember."""
+
+    hint: Hint | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    scheduler: Callable[[], dict[str, Any]] = dict
+
+
+CONFIGS = {
+    "lru": Config(),
+    "sessions": Config(hint=no_hint),
+    "sessions, ends told": Config(hint=end_hint),
+    "sessions, returns told": Config(hint=exact_hint),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A rule of which block yields that exists in the simulator only."""
+
+    order: Callable[[], policies.Order]
+    cached_first: bool = False
+
+    def watcher(self) -> Watcher:
+        return policies.Leases(self.order())
+
+
+CANDIDATES = {
+    "blocks, LRU": Candidate(policies.Blocks),
+    "leases, LRU": Candidate(policies.Recency),
+    "learned, all alike": Candidate(lambda: policies.Learned(policies.alike)),
+    "learned by tool": Candidate(lambda: policies.Learned(policies.by_tool)),
+    "learned by past": Candidate(lambda: policies.Learned(policies.by_past)),
+    "hints x 4 or / 4": Candidate(lambda: policies.Hinted(1.4)),
+    "hints x 2 or / 2": Candidate(lambda: policies.Hinted(0.7)),
+    "hints, exact": Candidate(policies.Hinted),
+    "oracle": Candidate(policies.Oracle),
+}
+CANDIDATES |= {
+    f"{name}; cached go first": Candidate(CANDIDATES[name].order, cached_first=True)
+    for name in ("blocks, LRU", "learned by tool", "hints, exact", "oracle")
+}

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from threading import Lock, Thread
 
+from elinvar.kv.tiers.guard import Guarded
 from elinvar.kv.tiers.health import Cost
 from elinvar.kv.tiers.host import Content, HostTier
 from elinvar.kv.tiers.lane import Lane, Want
@@ -48,7 +49,14 @@ class Tiers:
         self._cost = Cost()
         self._hits = self._misses = self._refused = self._bytes_in = self._bytes_out = 0
         self._lanes = [
-            Lane(tier, host, self._settle, self._answered, num_threads, timeout_s, clock)
+            Lane(
+                Guarded(tier, timeout_s, clock),
+                host,
+                self._settle,
+                self._answered,
+                num_threads,
+                clock,
+            )
             for tier in lower
         ]
         for key, num_bytes in host.contents():
@@ -62,7 +70,7 @@ class Tiers:
         writing it there and from asking."""
         levels = [HOST if self._host.holds(key) else NOWHERE for key in keys]
         for level, lane in enumerate(self._lanes, 1):
-            for index, there in enumerate(lane.knows(keys)):
+            for index, there in enumerate(lane.tier.knows(keys)):
                 if there and levels[index] < 0:
                     levels[index] = level
                 elif there is None and levels[index] == NOWHERE:
@@ -75,7 +83,7 @@ class Tiers:
         with self._lock:
             ticket = self._ticket(0, len(self._lanes))
         for lane in self._lanes:
-            unknown = [i for i, there in enumerate(lane.knows(keys)) if there is None]
+            unknown = [i for i, there in enumerate(lane.tier.knows(keys)) if there is None]
             if not unknown or not lane.ask(
                 [keys[i] for i in unknown], [sizes[i] for i in unknown], ticket
             ):
@@ -123,10 +131,10 @@ class Tiers:
 
     def _want(self, key: bytes, num_bytes: int, ticket: Ticket, index: int) -> None:
         want = self._wants.get(key)
-        if want is not None and self._lanes[want.level - 1].is_well:
+        if want is not None and self._lanes[want.level - 1].tier.is_well:
             want.waiters.append((ticket, index))
             return
-        answers = [(level, lane.knows([key])[0]) for level, lane in enumerate(self._lanes, 1)]
+        answers = [(level, lane.tier.knows([key])[0]) for level, lane in enumerate(self._lanes, 1)]
         levels = [level for level, there in answers if there]
         levels += [level for level, there in answers if there is None]
         want = self._wants[key] = Want(key, num_bytes, levels, waiters=[(ticket, index)])
@@ -222,7 +230,7 @@ class Tiers:
             lane.join(until)
         for want in wants:
             self._settle(want, None)
-        closers = [Thread(target=lane.close_tier, daemon=True) for lane in self._lanes]
+        closers = [Thread(target=lane.tier.close, daemon=True) for lane in self._lanes]
         for closer in closers:
             closer.start()
         for closer in closers:

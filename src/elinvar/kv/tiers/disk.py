@@ -161,7 +161,8 @@ class DiskTier:
 
     def _make_folder(self, folder: Path) -> None:
         # What people say to a model is nobody else's to read.
-        folder.mkdir(0o700, parents=True, exist_ok=True)
+        self._folder.mkdir(0o700, parents=True, exist_ok=True)
+        folder.mkdir(0o700, exist_ok=True)
 
     def _remove(self, path: str) -> None:
         with contextlib.suppress(OSError):  # gone already, or not ours to remove

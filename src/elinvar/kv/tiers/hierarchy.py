@@ -14,7 +14,7 @@ from threading import Lock, Thread
 
 from elinvar.kv.tiers.guard import Guarded
 from elinvar.kv.tiers.health import Cost
-from elinvar.kv.tiers.host import Content, HostTier
+from elinvar.kv.tiers.host import HostTier
 from elinvar.kv.tiers.lane import Lane, Want
 from elinvar.kv.tiers.stats import TierStats
 from elinvar.kv.tiers.ticket import Ticket
@@ -154,10 +154,10 @@ class Tiers:
         if self._wants.get(want.key) is want:
             del self._wants[want.key]
 
-    def _settle(self, want: Want, content: Content | None) -> None:
-        """A thread has read it (and pinned it once), or not."""
+    def _settle(self, want: Want) -> None:
+        """A thread has read it, or not."""
         with self._lock:
-            content = content or self._host.pin(want.key)
+            content, want.content = want.content or self._host.pin(want.key), None
             if content is None:
                 self._pass_on(want)
                 return
@@ -229,7 +229,7 @@ class Tiers:
         for lane in self._lanes:
             lane.join(until)
         for want in wants:
-            self._settle(want, None)
+            self._settle(want)
         closers = [Thread(target=lane.tier.close, daemon=True) for lane in self._lanes]
         for closer in closers:
             closer.start()

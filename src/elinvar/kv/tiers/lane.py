@@ -10,8 +10,9 @@ import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread
+from threading import Lock, Thread, get_ident
 
 from elinvar.kv.tiers.guard import Guarded
 from elinvar.kv.tiers.host import Content, HostTier
@@ -33,6 +34,8 @@ class Want:
     """Tiers still to be tried after the present one."""
     level: int = 0
     waiters: list[tuple[Ticket, int]] = field(default_factory=list)
+    content: Content | None = None
+    """What was read, pinned once."""
 
     @property
     def is_wanted(self) -> bool:
@@ -51,15 +54,26 @@ class _Buffer:
         return memoryview(self._room)[:num_bytes]
 
 
+@dataclass(slots=True, eq=False)
+class _Job:
+    work: Callable[[_Buffer], None]
+    end: Callable[[], None]
+    """Called once, however the work ended."""
+
+
+def _nothing() -> None:
+    pass
+
+
 class Lane:
-    """settle: called by a thread with what it read, pinned, or None; answered: with a ticket whose
-    keys were asked for."""
+    """settle: called with a want that was read, or not; answered: with a ticket whose keys were asked
+    for, or not."""
 
     def __init__(
         self,
         tier: Guarded,
         host: HostTier,
-        settle: Callable[[Want, Content | None], None],
+        settle: Callable[[Want], None],
         answered: Callable[[Ticket], None],
         num_threads: int,
         clock: Callable[[], float],
@@ -77,6 +91,8 @@ class Lane:
         self._num_saving = 0
         self._most_saving = max(1, num_threads - 1)
         """One thread keeps away from writing, so that what is wanted never waits for it."""
+        self._in_hand: dict[int, _Job] = {}
+        """By thread."""
         self._closed = False
         # A queue, not a condition: a thread that waits for it holds nothing, however it ends.
         self._bell: SimpleQueue[None] = SimpleQueue()
@@ -150,6 +166,7 @@ class Lane:
         for index, thread in enumerate(self._threads):
             if not thread.is_alive() and not self._closed:
                 self.tier.left(thread.ident or 0)
+                self._end(thread.ident or 0)
                 self._threads[index] = self._start()
         if self._bell.qsize() < 2 * len(self._threads):
             self._bell.put(None)
@@ -159,46 +176,56 @@ class Lane:
         while not self._closed:
             with contextlib.suppress(Empty):
                 self._bell.get(timeout=self.tier.rest(bool(self._unsaved)))
-            while not self._closed and (work := self._next()) is not None:
-                work(buffer)
+            while not self._closed and (job := self._next()) is not None:
+                try:
+                    job.work(buffer)
+                finally:
+                    self._end(get_ident())
 
-    def _next(self) -> Callable[[_Buffer], None] | None:
-        """What is most urgent: what tickets wait for, then trials, then writes."""
+    def _end(self, thread: int) -> None:
+        """What it had in hand is over; if it died of it, this is found when work comes."""
         with self._lock:
-            if self._reads:
-                want = self._reads.popleft()
-                self._queued_bytes -= want.num_bytes
-                return lambda buffer: self._read(want, buffer)
-            if self._asks:
-                keys, sizes, ticket = self._asks.popleft()
-                return lambda _: self._ask(keys, sizes, ticket)
-            if (trial := self.tier.begin_trial()) is not None:
-                return lambda buffer: self._try(*trial, buffer)
-            may_save = self._unsaved and self._num_saving < self._most_saving
-            if may_save and self.tier.may_try_to_write:
-                self._num_saving += 1
-                count = min(_BATCH if self.tier.takes_writes else 1, len(self._unsaved))
-                batch = [self._unsaved.popitem(last=False) for _ in range(count)]
-                return lambda buffer: self._save(batch, buffer)
-            return None
+            job = self._in_hand.pop(thread, None)
+        if job is not None:
+            job.end()
+
+    def _next(self) -> _Job | None:
+        with self._lock:
+            if (job := self._most_urgent()) is not None:
+                self._in_hand[get_ident()] = job
+            return job
+
+    def _most_urgent(self) -> _Job | None:
+        """What tickets wait for, then trials, then writes."""
+        if self._reads:
+            want = self._reads.popleft()
+            self._queued_bytes -= want.num_bytes
+            return _Job(partial(self._read, want), partial(self._settle, want))
+        if self._asks:
+            keys, sizes, ticket = self._asks.popleft()
+            return _Job(partial(self._ask, keys, sizes, ticket), partial(self._answered, ticket))
+        if (trial := self.tier.begin_trial()) is not None:
+            return _Job(partial(self._try, *trial), _nothing)
+        may_save = self._unsaved and self._num_saving < self._most_saving
+        if may_save and self.tier.may_try_to_write:
+            self._num_saving += 1
+            count = min(_BATCH if self.tier.takes_writes else 1, len(self._unsaved))
+            batch = [self._unsaved.popitem(last=False) for _ in range(count)]
+            return _Job(partial(self._save, batch), partial(self._put_back, batch))
+        return None
 
     def _read(self, want: Want, buffer: _Buffer) -> None:
-        content = None
-        try:
-            if want.is_wanted and self.tier.is_well:
-                view, began = buffer.view(want.num_bytes), self._clock()
-                if self.tier.read(want.key, view):
-                    content = self._host.put_pinned(want.key, view)
-                    self.tier.took(want.num_bytes, began)
-        finally:
-            self._settle(want, content)
+        if want.is_wanted and self.tier.is_well:
+            view, began = buffer.view(want.num_bytes), self._clock()
+            if self.tier.read(want.key, view):
+                want.content = self._host.put_pinned(want.key, view)
+                self.tier.took(want.num_bytes, began)
 
-    def _ask(self, keys: Sequence[bytes], sizes: Sequence[int], ticket: Ticket) -> None:
-        try:
-            if not ticket.done and self.tier.is_well:
-                self.tier.has(keys, sizes)
-        finally:
-            self._answered(ticket)
+    def _ask(
+        self, keys: Sequence[bytes], sizes: Sequence[int], ticket: Ticket, buffer: _Buffer
+    ) -> None:
+        if not ticket.done and self.tier.is_well:
+            self.tier.has(keys, sizes)
 
     def _try(self, key: bytes, num_bytes: int, buffer: _Buffer) -> None:
         began = self._clock()
@@ -208,21 +235,22 @@ class Lane:
             self.tier.took(num_bytes, began)
 
     def _save(self, batch: list[tuple[bytes, int]], buffer: _Buffer) -> None:
-        try:
-            keys, sizes = zip(*batch, strict=True)
-            for there in self.tier.has(keys, sizes, to_write=True) or ():
-                # Somebody waits for what is read, nobody for what is written.
-                if self._reads:
-                    break
-                saved = batch.pop(0)
-                if not (there or self._write(*saved, buffer)):
-                    break
-        finally:
-            with self._lock:
-                for key, num_bytes in reversed(batch):
-                    self._unsaved[key] = num_bytes
-                    self._unsaved.move_to_end(key, last=False)
-                self._num_saving -= 1
+        keys, sizes = zip(*batch, strict=True)
+        for there in self.tier.has(keys, sizes, to_write=True) or ():
+            # Somebody waits for what is read, nobody for what is written.
+            if self._reads:
+                break
+            saved = batch.pop(0)
+            if not (there or self._write(*saved, buffer)):
+                break
+
+    def _put_back(self, batch: list[tuple[bytes, int]]) -> None:
+        """What is left of it is the next to be written."""
+        with self._lock:
+            for key, num_bytes in reversed(batch):
+                self._unsaved[key] = num_bytes
+                self._unsaved.move_to_end(key, last=False)
+            self._num_saving -= 1
 
     def _write(self, key: bytes, num_bytes: int, buffer: _Buffer) -> bool:
         """False: the tier failed. Its content is not tried again, it may be what the tier fails of."""

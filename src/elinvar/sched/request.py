@@ -11,6 +11,7 @@ from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.plan import TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.kv.sequence import SequenceKV
+from elinvar.sched.ledger import Ledger
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -56,6 +57,8 @@ class Request:
     order: int = -1
     """Number of arrival: lower ones go first."""
     arrival: float = 0.0
+    """When it was asked for, where the caller knows; 0: when it is added."""
+    ledger: Ledger = field(init=False)
     first_scheduled: float | None = None
     first_token: float | None = None
     finished: float | None = None

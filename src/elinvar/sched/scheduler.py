@@ -18,6 +18,7 @@ from elinvar.base.plan import PlanItem, RowStart, StepOutput, StepPlan
 from elinvar.kv.manager import KVManager
 from elinvar.kv.sequence import Allocation
 from elinvar.sched.door import max_total_tokens
+from elinvar.sched.ledger import Ledger, Waits
 from elinvar.sched.request import FinishReason, Request, RequestUpdate, Status
 
 _by_order = attrgetter("order")
@@ -51,6 +52,7 @@ class Scheduler:
         self.eos_ids = eos_ids
         self.num_preemptions = 0
         self._clock = clock
+        self._waits = Waits(clock())
         self._requests: dict[str, Request] = {}
         # Both in order of arrival, whatever was preempted in between.
         self._running: list[Request] = []
@@ -80,7 +82,9 @@ class Scheduler:
         request.stop_ids = stop_ids if request.params.ignore_eos else stop_ids | self.eos_ids
         request.kv = self.kv.new_sequence(request.namespace)
         request.order = self._num_added
-        request.arrival = self._clock()
+        now = self._clock()
+        request.arrival = request.arrival or now
+        request.ledger = Ledger(self._waits, request.arrival, now)
         self._num_added += 1
         self._requests[request.id] = request
         self._waiting.append(request)
@@ -103,10 +107,11 @@ class Scheduler:
         be computed again. Its tokens stay, so no result changes."""
         request = self._requests.get(request_id)
         if request is not None and request.status is Status.RUNNING:
-            self._preempt(request)
+            self._preempt(request, "asked")
 
-    def _preempt(self, request: Request) -> None:
+    def _preempt(self, request: Request, cause: str) -> None:
         self._release(request)
+        request.ledger.enter("preempted", self._clock(), cause)
         request.status = Status.WAITING
         request.num_computed_tokens = 0
         request.num_preemptions += 1
@@ -121,6 +126,7 @@ class Scheduler:
         request.status = Status.FINISHED
         request.finish_reason = reason
         request.finished = now
+        request.ledger.end(now)
         del self._requests[request.id]
 
     def _release(self, request: Request) -> None:
@@ -145,8 +151,12 @@ class Scheduler:
         budget = self._plan_running(plan)
         # Who was just preempted is at the head of the queue, and its blocks may still be cached:
         # not back in the same step, or the two would take turns.
-        if self._waiting and self._free_rows and num_preemptions == self.num_preemptions:
-            self._plan_waiting(plan, budget)
+        now, cause = self._clock(), "rows" if self._waiting else "step"
+        if self._waiting and self._free_rows:
+            cause = "memory"
+            if num_preemptions == self.num_preemptions:
+                cause = self._plan_waiting(plan, budget, now)
+        self._waits.wait_for(cause, now)
         if plan.items:
             plan.released_rows, self._released = self._released, []
         return plan
@@ -157,7 +167,7 @@ class Scheduler:
         if self._planned:
             for request in self._planned:
                 if request.status is Status.RUNNING:
-                    self._preempt(request)
+                    self._preempt(request, "lost step")
             self._released = list(dict.fromkeys(self._plan.released_rows + self._released))
             self._planned = []
 
@@ -198,13 +208,14 @@ class Scheduler:
         youngest and had to go. The door saw to it that a request alone always has room."""
         while (allocation := self.kv.prepare(request.kv, start, end)) is None:
             victim = self._running[-1]
-            self._preempt(victim)
+            self._preempt(victim, "memory")
             if victim is request:
                 return None
         return allocation
 
-    def _plan_waiting(self, plan: StepPlan, budget: int) -> None:
-        """Admit in order of arrival while rows, budget and blocks last; nobody overtakes.
+    def _plan_waiting(self, plan: StepPlan, budget: int, now: float) -> str:
+        """Admit in order of arrival while rows, budget and blocks last; nobody overtakes. Returns
+        what the rest waits for.
 
         Besides its own tokens' blocks a newcomer must leave those that running requests still
         need for theirs and one block for each of them, or it would soon be preempted again. With
@@ -213,12 +224,11 @@ class Scheduler:
         """
         kv, waiting, chunk = self.kv, self._waiting, self.max_step_tokens
         reserve = self._reserve(self._running)
-        now = self._clock()
         while waiting and budget > 0 and self._free_rows:
             request = waiting[0]
             prefix = kv.find_prefix(request.kv, request.token_ids)
             if self._running and not kv.can_admit(prefix, request.num_tokens, chunk, reserve):
-                break
+                return "memory"
             start = prefix.num_tokens
             allocation = kv.prepare(
                 request.kv, start, min(request.num_tokens, start + budget), prefix
@@ -228,6 +238,9 @@ class Scheduler:
             self._start(plan, request, allocation, now)
             budget -= allocation.end - start
             reserve = [a + b for a, b in zip(reserve, self._reserve([request]), strict=True)]
+        if not waiting:
+            return "step"
+        return "budget" if self._free_rows else "rows"
 
     def _reserve(self, requests: list[Request]) -> list[int]:
         kv = self.kv
@@ -249,6 +262,8 @@ class Scheduler:
         if request.first_scheduled is None:
             request.first_scheduled = now
             request.num_cached_tokens = start
+            request.ledger.found("memory", start)
+        request.ledger.enter("prefill", now)
         insort(self._running, request, key=_by_order)
         # A copy: the plan is plain data, and the request's list grows.
         tokens = list(request.token_ids)
@@ -276,6 +291,7 @@ class Scheduler:
             if request.status is not Status.RUNNING:
                 continue
             computed = item.start + item.num_tokens
+            request.ledger.step(item.num_tokens, len(planned), item.sample, now)
             reason: FinishReason | None = None
             if tokens:
                 if item.num_drafts:

@@ -32,6 +32,7 @@ from elinvar.engine.plan_kv import describe_blocks, plan_kv
 from elinvar.engine.seeds import draw_seed
 from elinvar.engine.text import AnswerText
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
+from elinvar.engine.watch import Record, Watcher, record
 from elinvar.models.family import Model
 from elinvar.models.load import load_parts, reloaded
 from elinvar.ops import Ops, load_provider
@@ -159,6 +160,10 @@ class Engine:
         self.runner = Runner(
             model, ops, specs, kv.num_blocks, config.max_rows, longest, self.adapters.ops
         )
+        self.watchers: list[Watcher] = []
+        self.sharing = frozenset([""])
+        """Tenants that may find each other's cached prefixes, and so may tell by the time of an
+        answer what others asked."""
         self._live: dict[str, _Live] = {}
         self._ready: list[Delta] = []
 
@@ -228,31 +233,48 @@ class Engine:
         params: SamplingParams,
         request_id: str | None = None,
         handling: Handling = NO_WISHES,
+        arrival: float = 0.0,
     ) -> str:
         """Queue a request and return its id. Without a seed in `params` one is drawn. Raises
-        InputError as `check` does, and for an id that is in use."""
+        InputError as `check` does, and for an id that is in use.
+
+        arrival: when it was asked for (time.monotonic), where that was before this call.
+        """
         self.check(prompt_ids, params)
         if params.seed is None:
             params = replace(params, seed=draw_seed())
         request = Request(
-            request_id or uuid.uuid4().hex, list(prompt_ids), params, handling=handling
+            request_id or uuid.uuid4().hex,
+            list(prompt_ids),
+            params,
+            namespace=self._namespace(params.adapter, handling.tenant),
+            handling=handling,
+            arrival=arrival,
         )
-        if params.adapter is not None:
-            request.namespace = self.adapters.digest(params.adapter)
         self.scheduler.add(request)
         if params.adapter is not None:  # after what may raise: it is not forgotten until _forget
             request.adapter = self.adapters.begin(params.adapter)
         self._live[request.id] = _Live(request, AnswerText(self.tokenizer, params.stop))
         return request.id
 
+    def _namespace(self, adapter: str | None, tenant: str) -> bytes:
+        namespace = b"" if adapter is None else self.adapters.digest(adapter)
+        if tenant not in self.sharing:
+            namespace += blake2b(tenant.encode(), digest_size=32, person=b"tenant").digest()
+        return namespace
+
+    def explain(self, request_id: str) -> Record | None:
+        """What is known of a request that has not ended; None when there is none of this id."""
+        live = self._live.get(request_id)
+        return None if live is None else record(live.request)
+
     def abort(self, request_id: str) -> bool:
         """End a request now; its blocks are free at once and its last delta comes with the next
         step. False when there is none of this id."""
         if request_id not in self._live:
             return False
-        live = self._forget(request_id)
         self.scheduler.abort(request_id)
-        self.metrics.finished["abort"] += 1
+        live = self._forget(request_id, "abort")
         self._ready.append(_delta(live.request, finish_reason="abort"))
         return True
 
@@ -338,15 +360,17 @@ class Engine:
             reason = "stop"
         self._time(live, len(ids), now)
         if reason is not None:
-            self._forget(request.id)
-            self.metrics.finished[reason] += 1
+            self._forget(request.id, reason)
             self.metrics.e2e_seconds.observe(now - request.arrival)
         return _delta(request, text, ids, logprobs, reason)
 
-    def _forget(self, request_id: str) -> _Live:
+    def _forget(self, request_id: str, reason: FinishReason) -> _Live:
         live = self._live.pop(request_id)
         if live.request.adapter >= 0:
             self.adapters.end(live.request.adapter)
+        self.metrics.finished[reason] += 1
+        for watcher in self.watchers:
+            watcher.ended(live.request, reason)
         return live
 
     def _time(self, live: _Live, num_tokens: int, now: float) -> None:
@@ -356,6 +380,8 @@ class Engine:
             metrics.ttft_seconds.observe(now - live.request.arrival)
             metrics.prompt_tokens += live.request.num_prompt_tokens
             metrics.cached_tokens += live.request.num_cached_tokens
+            for watcher in self.watchers:
+                watcher.began(live.request)
         else:
             metrics.itl_seconds.observe(now - live.last_token)
         live.last_token = now
@@ -363,9 +389,8 @@ class Engine:
     def _give_up(self, plan: StepPlan, error: Exception) -> list[Delta]:
         deltas = []
         for item in plan.items:
-            live = self._forget(item.request_id)
             self.scheduler.abort(item.request_id)
-            self.metrics.finished["error"] += 1
+            live = self._forget(item.request_id, "error")
             message = f"{type(error).__name__}: {error}"
             deltas.append(_delta(live.request, finish_reason="error", error=message))
         return deltas

@@ -21,6 +21,7 @@ from elinvar.base.config import EngineConfig
 from elinvar.base.digest import blake2b
 from elinvar.base.errors import EngineError, InputError, ModelError
 from elinvar.base.handling import NO_WISHES, Handling
+from elinvar.base.limits import ANY_TENANT
 from elinvar.base.metrics import EngineMetrics
 from elinvar.base.plan import StepPlan, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
@@ -161,9 +162,6 @@ class Engine:
             model, ops, specs, kv.num_blocks, config.max_rows, longest, self.adapters.ops
         )
         self.watchers: list[Watcher] = []
-        self.sharing = frozenset([""])
-        """Tenants that may find each other's cached prefixes, and so may tell by the time of an
-        answer what others asked."""
         self._live: dict[str, _Live] = {}
         self._ready: list[Delta] = []
 
@@ -258,8 +256,12 @@ class Engine:
         return request.id
 
     def _namespace(self, adapter: str | None, tenant: str) -> bytes:
+        """Who has a name finds no prefix of others, unless both share: how long an answer takes would
+        tell what somebody else asked."""
         namespace = b"" if adapter is None else self.adapters.digest(adapter)
-        if tenant not in self.sharing:
+        tenants = self.config.tenants
+        limits = tenants.get(tenant) or tenants.get(ANY_TENANT)
+        if tenant and not (limits and limits.share_prefixes):
             namespace += blake2b(tenant.encode(), digest_size=32, person=b"tenant").digest()
         return namespace
 

@@ -111,19 +111,24 @@ class Ledger:
             self._add(parts, nanoseconds(now))
         return parts
 
+    def parts(self, now: float) -> dict[str, int]:
+        """The same by state alone: each is there."""
+        parts: dict[str, int] = dict.fromkeys(get_args(State), 0)
+        for (state, _), spent in self.causes(now).items():
+            parts[state] += spent
+        return parts
+
     def report(self, now: float) -> dict[str, Any]:
         """All of it, as JSON has it (docs/serving.md)."""
-        parts = dict.fromkeys(get_args(State), 0)
         causes: dict[str, dict[str, int]] = {}
         for (state, cause), spent in self.causes(now).items():
-            parts[state] += spent
             if cause:
                 causes.setdefault(state, {})[cause] = spent
         end = nanoseconds(now) if self.ended is None else self.ended
         return {
             "state": self.state if self.ended is None else "finished",
             "wall_ns": end - self.arrival,
-            "parts_ns": parts,
+            "parts_ns": self.parts(now),
             "causes_ns": causes,
             "cached_tokens": dict(self.cached),
             "prefill": {"chunks": self.num_chunks, "tokens": self.num_prefilled},

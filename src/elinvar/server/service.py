@@ -11,9 +11,11 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from elinvar.base.handling import Handling
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.aio import Ask
 from elinvar.server.errors import ApiError, invalid_value, overloaded, unavailable
+from elinvar.server.explain import Explanations, choice_id
 
 if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
@@ -60,6 +62,7 @@ class Service:
     """The engine as the endpoints see it. Lives in one event loop."""
 
     def __init__(self, engine: AsyncEngine, max_live: int) -> None:
+        self.explanations = Explanations(engine)
         self._engine = engine
         self._max_live = max_live
         self.num_live = 0
@@ -67,22 +70,27 @@ class Service:
 
     @asynccontextmanager
     async def run(
-        self, response_id: str, choices: Sequence[Choice]
-    ) -> AsyncIterator[AsyncIterator[Event]]:
+        self, response_id: str, request_id: str, choices: Sequence[Choice], handling: Handling
+    ) -> AsyncIterator[AsyncGenerator[Event, None]]:
         """The deltas of all choices as they come. Leaving the context aborts what still runs.
 
         Raises ApiError 429 when the waiting queue is full, InputError for what the engine cannot
         serve, EngineError when it stopped.
         """
         self._admit(len(choices))
+        size = len(choices)
         try:
-            asks = [Ask(c.prompt_ids, c.params, f"{response_id}-{c.index}") for c in choices]
+            asks = [
+                Ask(c.prompt_ids, c.params, choice_id(response_id, c.index), handling)
+                for c in choices
+            ]
             # The engine refuses bad parameters in this call, before anything is sent to the client.
             deltas = self._engine.generate_all(asks)
-            async with aclosing(_events(choices, deltas)) as events:
-                yield events
+            with self.explanations.following(response_id, request_id, handling.tenant, size):
+                async with aclosing(_events(choices, deltas)) as events:
+                    yield events
         finally:
-            self.num_live -= len(choices)
+            self.num_live -= size
 
     def check_count(self, count: int, field: str) -> None:
         """Refuses a request that could never be admitted, before it is given memory."""

@@ -232,11 +232,13 @@ class Engine:
         request_id: str | None = None,
         handling: Handling = NO_WISHES,
         arrival: float = 0.0,
+        prefix_of: str | None = None,
     ) -> str:
         """Queue a request and return its id. Without a seed in `params` one is drawn. Raises
         InputError as `check` does, and for an id that is in use.
 
-        arrival: when it was asked for (time.monotonic), where that was before this call.
+        arrival: when it was asked for (time.monotonic), where that was before this call. prefix_of:
+        the tenant whose cached prefixes it finds and adds to, where it is not its own.
         """
         self.check(prompt_ids, params)
         if params.seed is None:
@@ -245,7 +247,9 @@ class Engine:
             request_id or uuid.uuid4().hex,
             list(prompt_ids),
             params,
-            namespace=self._namespace(params.adapter, handling.tenant),
+            namespace=self._namespace(
+                params.adapter, handling.tenant if prefix_of is None else prefix_of
+            ),
             handling=handling,
             arrival=arrival,
         )
@@ -302,6 +306,7 @@ class Engine:
                 now = time.monotonic()
                 deltas += [self._advance(update, now) for update in updates]
                 self.metrics.steps += 1
+                self.metrics.computed_tokens += plan.num_tokens
                 self.metrics.step_seconds.observe(now - began)
         return deltas
 

@@ -194,8 +194,11 @@ class Bench:
         plan = self.scheduler.plan()
         assert plan.num_tokens <= self.scheduler.max_step_tokens
         assert bool(plan.items) == self.scheduler.has_work(), "work, but nothing planned"
-        holding = {r.id for r in self.alive.values() if r.status is Status.RUNNING}
-        assert holding == {item.request_id for item in plan.items}, "holds a row and stands still"
+        holding = {r.id: r for r in self.alive.values() if r.status is Status.RUNNING}
+        moving = {item.request_id for item in plan.items}
+        assert moving <= set(holding)
+        for request in (holding[i] for i in set(holding) - moving):
+            assert request.num_computed_tokens == request.kv.capacity, "has room and stands still"
         if not self.executor.lost_plan:
             assert not held & {start.request_id for start in plan.started}, "out and in again"
         return plan
@@ -336,7 +339,7 @@ def test_an_old_prompt_that_comes_back_does_not_stall_younger_rows() -> None:
     plan = bench.plan()
     assert sorted(item.num_tokens for item in plan.items) == [1, 1, 1, 2]
     bench.commit(plan, bench.executor.execute(plan))
-    assert [item.num_tokens for item in bench.plan().items] == [2, 1, 1, 1]
+    assert sorted(item.num_tokens for item in bench.plan().items) == [1, 1, 1, 2]
 
 
 def test_equal_prompts_share_and_report_it() -> None:
@@ -578,7 +581,7 @@ def test_the_oldest_always_holds_a_row(
 @pytest.mark.parametrize("windows", WINDOWS)
 def test_a_thousand_requests_leak_nothing(windows: tuple[int | None, ...]) -> None:
     rng = random.Random(7)
-    bench = Bench(windows, blocks=24 if None in windows else 12, rows=6, budget=12, context=32)
+    bench = Bench(windows, blocks=24 if None in windows else 9, rows=6, budget=12, context=32)
     while len(bench.requests) < 1000 or bench.alive:
         if len(bench.requests) < 1000 and len(bench.alive) < 12 and rng.random() < 0.7:
             prompt = [*rng.choice(BEGINNINGS)[: rng.randrange(20)], rng.randrange(VOCAB)]

@@ -15,7 +15,7 @@ ANY_TENANT = "*"
 def check_positive(name: str, value: object) -> None:
     """Raises InputError naming the field."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value > 0):  # type: ignore[arg-type]
+    if not (number and math.isfinite(value) and value > 0):  # type: ignore[arg-type,operator]
         raise InputError(name, f"{name} must be a number above 0, got {value!r}.")
 
 

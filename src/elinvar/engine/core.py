@@ -40,6 +40,7 @@ from elinvar.ops import Ops, load_provider
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.run.runner import Runner
 from elinvar.sched.door import max_total_tokens
+from elinvar.sched.policy import make_policy
 from elinvar.sched.request import Request, RequestUpdate
 from elinvar.sched.scheduler import Scheduler
 from elinvar.weights.cache import cache_root
@@ -154,6 +155,10 @@ class Engine:
             self._context,
             tokenizer.eos_ids,
             config.prefix_cache,
+            policy=make_policy(config),
+            tenants=config.tenants,
+            interactive=config.interactive,
+            batch=config.batch,
         )
         self.metrics = EngineMetrics(self.scheduler)
         longest = min(self._context, self.scheduler.kv.max_sequence + 1)

@@ -274,6 +274,23 @@ class KVManager:
             )
         )
 
+    def held(self, seq: SequenceKV) -> list[int]:
+        """Per group: most blocks that freeing the sequence could give back."""
+        reach = len(seq.tables[0])
+        return [reach - first for first in seq.first_held]
+
+    def lost(self, seq: SequenceKV, num_computed: int) -> int:
+        """Tokens that the sequence would compute again if it gave its blocks back and others took
+        them: all but those whose blocks others hold, too."""
+        shared = 0
+        for group, table in enumerate(seq.tables):
+            if self.windows[group] is None:
+                count = self.pools[group].ref_count
+                first = next((i for i, b in enumerate(table) if count(b) < 2), len(table))
+                shared = first * self.block_size
+                break
+        return max(0, num_computed - shared)
+
     @property
     def usage(self) -> float:
         """Share of blocks held by running sequences, of the group that is fullest."""

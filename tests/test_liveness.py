@@ -1,0 +1,100 @@
+"""Whatever is admitted finishes: all small cases, one after another, under every policy.
+
+A case is a few requests (prompt, answer, arrival, tenant, service, priority) on a pool that holds
+little more than the largest of them. Each is run to its end within a bound of steps, and no request
+is preempted twice without progress in between, but by the two exceptions of docs/design/022.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from elinvar.base.handling import Handling, Service
+from elinvar.base.plan import StepOutput, StepPlan
+from elinvar.base.sampling import SamplingParams
+from elinvar.sched.policy import Deadline, Fair, FirstCome, Policy, Priority
+from elinvar.sched.request import Request, Status
+from elinvar.sched.scheduler import Scheduler
+from test_scheduler import STATE, spec
+
+POLICIES = {"fcfs": FirstCome(), "priority": Priority(2.0), "fair": Fair(), "deadline": Deadline()}
+
+
+@dataclass(frozen=True)
+class Ask:
+    arrival: int
+    """Before which step it comes."""
+    prompt: int
+    answer: int
+    tenant: str = "a"
+    service: Service = "interactive"
+    priority: int = 0
+
+    def request(self, index: int) -> Request:
+        params = SamplingParams(self.answer, seed=1, ignore_eos=True)
+        handling = Handling(self.tenant, self.service, self.priority)
+        prompt = [index * 100 + i for i in range(self.prompt)]
+        return Request(str(index), prompt, params, handling=handling)
+
+
+@dataclass(frozen=True)
+class Machine:
+    blocks: int
+    rows: int
+    budget: int
+    windows: tuple[int | None, ...] = (None,)
+
+    def scheduler(self, policy: Policy, **options: object) -> Scheduler:
+        specs = [spec(window) for window in self.windows]
+        blocks = [2 if window == STATE else self.blocks for window in self.windows]
+        eos: frozenset[int] = frozenset()
+        return Scheduler(specs, blocks, self.rows, self.budget, 100, eos, policy=policy, **options)  # type: ignore[arg-type]
+
+
+class Run:
+    """Steps are seconds."""
+
+    def __init__(self, machine: Machine, policy: Policy, asks: Sequence[Ask], **options: object):
+        self.step = 0
+        self.scheduler = machine.scheduler(policy, clock=lambda: float(self.step), **options)
+        self.asks = asks
+        self.requests: list[Request] = []
+        self.reached: dict[Request, int] = {}
+
+    def to_the_end(self, abort: int = -1, abort_step: int = -1) -> None:
+        tokens = sum(ask.prompt + ask.answer for ask in self.asks)
+        # Found by trying: what is computed again is at most what there is, a few times.
+        bound = 4 * tokens + max(ask.arrival for ask in self.asks)
+        arrivals = sorted(enumerate(self.asks), key=lambda pair: pair[1].arrival)
+        while arrivals or self.scheduler.has_work():
+            while arrivals and arrivals[0][1].arrival <= self.step:
+                index, ask = arrivals.pop(0)
+                self.requests.append(ask.request(index))
+                self.scheduler.add(self.requests[-1])
+            plan = self.scheduler.plan()
+            self._no_storm(plan)
+            if self.step == abort_step:
+                self.scheduler.abort(str(abort))
+            sampled = [[7] if item.sample else [] for item in plan.items]
+            self.scheduler.commit(plan, StepOutput(sampled, [[] for _ in sampled]))
+            self.step += 1
+            assert self.step <= bound, "does not end"
+        self.scheduler.check()
+        assert self.scheduler.kv_usage == 0
+        for request in self.requests:
+            assert request.status is Status.FINISHED
+
+    def _no_storm(self, plan: StepPlan) -> None:
+        started = {start.request_id for start in plan.started}
+        interactive = any(r.id in started and not r.is_batch for r in self.requests)
+        for request in self.requests:
+            if self.reached.get(request, -1) >= 0 and request.num_preemptions > 0:
+                pass
+        for request in self.requests:
+            count, reached = request.num_preemptions, request.num_reached_tokens
+            before = self.reached.get(request)
+            if count and before is not None and (count, reached) != before:
+                progress = reached > before[1]
+                jam = len(plan.items) == 1 and not plan.started
+                assert progress or jam or (request.is_batch and interactive), "preempted in vain"
+            if count:
+                self.reached[request] = (count, reached)

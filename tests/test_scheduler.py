@@ -581,7 +581,7 @@ def test_the_oldest_always_holds_a_row(
 @pytest.mark.parametrize("windows", WINDOWS)
 def test_a_thousand_requests_leak_nothing(windows: tuple[int | None, ...]) -> None:
     rng = random.Random(7)
-    bench = Bench(windows, blocks=24 if None in windows else 9, rows=6, budget=12, context=32)
+    bench = Bench(windows, blocks=24 if None in windows else 6, rows=6, budget=12, context=32)
     while len(bench.requests) < 1000 or bench.alive:
         if len(bench.requests) < 1000 and len(bench.alive) < 12 and rng.random() < 0.7:
             prompt = [*rng.choice(BEGINNINGS)[: rng.randrange(20)], rng.randrange(VOCAB)]

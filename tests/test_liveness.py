@@ -5,10 +5,14 @@ little more than the largest of them. Each is run to its end within a bound of s
 is preempted twice without progress in between, but by the two exceptions of docs/design/022.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
+
+import pytest
 
 from elinvar.base.handling import Handling, Service
+from elinvar.base.limits import TenantLimits
 from elinvar.base.plan import StepOutput, StepPlan
 from elinvar.base.sampling import SamplingParams
 from elinvar.sched.policy import Deadline, Fair, FirstCome, Policy, Priority

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 
 from elinvar.base.errors import QueueFullError
@@ -23,6 +24,16 @@ MANY = 1000
 MOMENT = 1e-3
 """Seconds. No wait is shorter, or rounding could make it nothing."""
 LEAST_RETRY, MOST_RETRY = 1.0, 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Of a tenant's limits; None where it has none."""
+
+    requests: int | None
+    tokens: int | None
+    full_s: float
+    """Seconds until it may use as many tokens at once as it ever may."""
 
 
 class Account:
@@ -87,6 +98,19 @@ class Account:
         self._level = min(full, self._level - used + rate * (now - self._since))
         self._since = now
         return self._level
+
+    def left(self, now: float) -> Left:
+        """Changes nothing, unlike `level`."""
+        limits, requests, tokens, full_s = self.limits, None, None, 0.0
+        if limits.max_running is not None and limits.max_waiting is not None:
+            most = limits.max_running + limits.max_waiting
+            requests = max(0, most - self.num_running - len(self.waiting))
+        if (rate := limits.tokens_per_s) is not None:
+            full = rate * limits.burst_s
+            level = self._level - (self.computed - self._seen) + rate * (now - self._since)
+            tokens = max(0, int(min(full, level)))
+            full_s = max(0.0, (full - level) / rate)
+        return Left(requests, tokens, full_s)
 
     def wait_s(self, now: float) -> float:
         """Seconds until its budget lets a request start; infinite: when one of its own ends."""
@@ -203,6 +227,12 @@ class Tenants:
         if not account.waiting:
             account.held_up = False
             del self._queued[request.handling.tenant]
+
+    def left(self, name: str, now: float) -> Left | None:
+        """What a tenant may still ask for; None: it did not ask for anything lately. Another thread
+        may look, and sees what was true a moment ago."""
+        account = self._accounts.get(name)
+        return None if account is None else account.left(now)
 
     def wait_for(self, cause: str, now: float) -> None:
         """From now on, whoever waits waits for this, or for its tenant's budget."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import Receive, Scope, Send
 
+from elinvar.base.errors import QueueFullError
 from elinvar.base.handling import Handling
 from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
 from elinvar.server.service import Choice, Event, Service, Usage
@@ -58,6 +59,15 @@ class Answer:
     with_usage: bool
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._send(scope, receive, send)
+        except QueueFullError as error:
+            refusal = as_api_error(error)
+            assert refusal is not None
+            refusal.headers |= self.service.limits_of(self.handling.tenant)
+            raise refusal from None
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with (
             cancelled_when_client_leaves(receive),
             self.service.run(
@@ -88,7 +98,7 @@ class Answer:
         body = self.wire.response(done, usage.as_json())
         length = (b"content-length", b"%d" % len(body))
         timing = self.service.explanations.timing_of_all(self.wire.id)
-        await _start(send, [*_JSON_HEADERS, length, *timing])
+        await _start(send, [*_JSON_HEADERS, length, *timing, *self._limits()])
         await _last(send, body)
 
     async def _send_stream(self, events: AsyncGenerator[Event, None], send: Send) -> None:
@@ -96,7 +106,7 @@ class Answer:
         # What fails before the first token has a status of its own, and how long that took is known.
         choice, delta = await anext(events)
         timing = self.service.explanations.timing_of_first(wire.id, choice.index)
-        await _start(send, [*_SSE_HEADERS, *timing])
+        await _start(send, [*_SSE_HEADERS, *timing, *self._limits()])
         try:
             usage.push(choice, delta)
             opening = b"".join(wire.opening(choice.index) for choice in self.choices)
@@ -116,6 +126,10 @@ class Answer:
                 answer = INTERNAL
             end = _error_event(answer)
         await _last(send, end)
+
+    def _limits(self) -> list[tuple[bytes, bytes]]:
+        limits = self.service.limits_of(self.handling.tenant)
+        return [(name.encode(), value.encode()) for name, value in limits.items()]
 
     def _chunk(self, choice: Choice, delta: Delta) -> bytes:
         logprobs = self._logprobs(choice, delta)

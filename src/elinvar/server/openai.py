@@ -73,7 +73,7 @@ class OpenAIRoutes:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
         parsed = decode(body, ChatRequest)
         wanted = self._wanted(parsed)
-        handling = prepare.handling(parsed, tenant_of(request.scope))
+        handling = self._handling(parsed, request)
         self._service.check_count(wanted.n, "n")
         messages = prepare.chat_messages(parsed)
         options, size = prepare.chat_options(parsed), prepare.text_length(messages)
@@ -86,7 +86,7 @@ class OpenAIRoutes:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
         parsed = decode(body, CompletionRequest)
         wanted = self._wanted(parsed)
-        handling = prepare.handling(parsed, tenant_of(request.scope))
+        handling = self._handling(parsed, request)
         prompts = prepare.completion_prompts(parsed, self._engine.model_config.vocab_size)
         self._service.check_count(len(prompts) * wanted.n, "n" if len(prompts) == 1 else "prompt")
         size = sum(len(p) for p in prompts if isinstance(p, str))
@@ -98,6 +98,9 @@ class OpenAIRoutes:
         adapter = self._adapter(parsed.model)
         wanted = prepare.wanted(parsed)
         return replace(wanted, params=replace(wanted.params, adapter=adapter))
+
+    def _handling(self, parsed: ChatRequest | CompletionRequest, request: Request) -> Handling:
+        return prepare.handling(parsed, tenant_of(request.scope), self._engine.config.policy)
 
     def _choices(
         self,

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from elinvar.base.config import PolicyName
 from elinvar.base.errors import InputError
 from elinvar.base.handling import Handling
 from elinvar.base.sampling import MAX_LOGPROBS, SamplingParams
@@ -221,8 +222,11 @@ def _or(value: Number | None, default: Number) -> Number:
     return default if value is None else value
 
 
-def handling(request: ChatRequest | CompletionRequest, tenant: str) -> Handling:
+def handling(request: ChatRequest | CompletionRequest, tenant: str, policy: PolicyName) -> Handling:
     """How it is treated among others. Raises ApiError or InputError naming the field."""
+    if request.priority and policy != "priority":
+        message = f"priority changes nothing where the server's policy is {policy}; leave it out."
+        raise invalid_value("priority", message)
     if request.expect_return_s is not None and request.session_id is None:
         message = "expect_return_s says when a session comes back; give its session_id, too."
         raise invalid_value("expect_return_s", message)

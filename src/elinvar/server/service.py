@@ -6,6 +6,8 @@ HTTP request, leaving `run` ends them.
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -67,6 +69,8 @@ class Service:
         self._max_live = max_live
         self.num_live = 0
         """Engine requests that run or wait for this server."""
+        self._ends: deque[float] = deque(maxlen=64)
+        """When the last of them ended."""
 
     @asynccontextmanager
     async def run(
@@ -91,6 +95,25 @@ class Service:
                     yield events
         finally:
             self.num_live -= size
+            self._ends.extend([time.monotonic()] * size)
+
+    def limits_of(self, tenant: str) -> dict[str, str]:
+        """What the tenant may still ask for, in OpenAI's headers. `requests` are those that may run
+        or wait at once, `tokens` those that it may use without a pause."""
+        core = self._engine.engine
+        limits, now = core.config.tenants.get(tenant), time.monotonic()
+        left = None if limits is None else core.scheduler.tenants.left(tenant, now)
+        if limits is None or left is None:
+            return {}
+        headers: dict[str, str] = {}
+        if left.requests is not None:
+            most = (limits.max_running or 0) + (limits.max_waiting or 0)
+            headers |= {"limit-requests": str(most), "remaining-requests": str(left.requests)}
+        if left.tokens is not None:
+            most = int((limits.tokens_per_s or 0) * limits.burst_s)
+            headers |= {"limit-tokens": str(most), "remaining-tokens": str(left.tokens)}
+            headers |= {"reset-tokens": f"{left.full_s:.3f}s"}
+        return {f"x-ratelimit-{name}": value for name, value in headers.items()}
 
     def check_count(self, count: int, field: str) -> None:
         """Refuses a request that could never be admitted, before it is given memory."""
@@ -100,8 +123,15 @@ class Service:
 
     def _admit(self, count: int) -> None:
         if self.num_live + count > self._max_live:
-            raise overloaded(self.num_live, "answers")
+            raise overloaded(self.num_live, "answers", self._room_s(count))
         self.num_live += count
+
+    def _room_s(self, count: int) -> float:
+        """Seconds until so many answers should have ended, at the rate of late; at most an hour."""
+        ends = self._ends
+        if not ends:
+            return 1.0
+        return min(3600.0, count * (time.monotonic() - ends[0]) / len(ends))
 
 
 async def _events(

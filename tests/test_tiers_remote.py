@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ from elinvar.kv.tiers.remote import RemoteTier
 from elinvar.kv.tiers.tier import MAX_KEY_BYTES, TierError
 from elinvar.kv.tiers.wire import Answer, Line, Request
 from kv_servers import SECRET, KVServer, fake_server, kv_server
-from processes import assert_fails, run
+from processes import ENVIRONMENT, assert_fails, run
 from serving import eventually
 
 BLOCK = 100_000
@@ -79,6 +80,30 @@ def test_what_is_written_is_read_until_the_server_is_told_to_stop() -> None:
         assert said[0]["writes"] == len(sizes) + 1 and said[0]["hits"] == len(sizes) + 1
         with pytest.raises(TierError, match=server.address):
             read(tier, keys[0], 5)
+
+
+def test_who_amid_a_transfer_is_served_before_the_server_ends() -> None:
+    with kv_server() as server, raw(server) as busy, raw(server) as idle:
+        head = Request(wire.PUT, 1, 0, BLOCK, 7).pack() + b"k"
+        busy.sendall(head + bytes(BLOCK // 2))
+        assert eventually(lambda: RemoteTier(server.address).stats()["bytes_in_use"] > 0)
+        server.process.send_signal(signal.SIGTERM)
+        assert is_cut_off(idle)
+        busy.sendall(bytes(BLOCK // 2))
+        answer = busy.recv(wire.ANSWER_BYTES, socket.MSG_WAITALL)
+        assert Answer.parse(answer).status == wire.OK
+        assert server.ends()[0] == 0
+
+
+def test_a_running_server_tells_how_it_is() -> None:
+    with kv_server(secret=SECRET) as server:
+        RemoteTier(server.address, secret=SECRET.encode()).write(b"k", content(1))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(ENVIRONMENT, "ELINVAR_KV_SECRET", SECRET)
+            shown = run("kv-server", "--status", server.address)
+            said = run("kv-server", "--status", server.address, "--json")
+    assert shown.returncode == 0 and "bytes in use" in shown.stdout
+    assert json.loads(said.stdout)["contents"] == 1
 
 
 def test_two_clients_share_what_is_kept() -> None:

@@ -3,7 +3,6 @@ deadline for each. docs/design/019-remote-tiers.md describes it."""
 
 from __future__ import annotations
 
-import hmac
 import os
 import socket
 import struct
@@ -137,7 +136,9 @@ def prove(secret: bytes | None, side: bytes, server_nonce: bytes, client_nonce: 
 
 def same(one: bytes, other: bytes) -> bool:
     """In a time that does not depend on where they differ."""
-    return hmac.compare_digest(one, other)
+    from hmac import compare_digest  # which loads OpenSSL: see base/digest.py
+
+    return compare_digest(one, other)
 
 
 def read_secret(path: Path | None = None) -> bytes | None:

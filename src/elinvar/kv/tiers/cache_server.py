@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 from elinvar.base.errors import InputError
 from elinvar.kv.tiers import wire
+from elinvar.kv.tiers.line import Line, WireError
 from elinvar.kv.tiers.pages import PAGE_BYTES, PagedLRU
-from elinvar.kv.tiers.wire import Answer, Line, Request, WireError
+from elinvar.kv.tiers.wire import Answer, Request
 
 log = logging.getLogger(__name__)
 

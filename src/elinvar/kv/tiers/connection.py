@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from elinvar.kv.tiers import wire
+from elinvar.kv.tiers.line import Line, WireError
 from elinvar.kv.tiers.tier import TierError
-from elinvar.kv.tiers.wire import Answer, Line, Request, WireError
+from elinvar.kv.tiers.wire import Answer, Request
 
 
 class Connection:

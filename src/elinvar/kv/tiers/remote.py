@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from elinvar.base.errors import InputError
 from elinvar.kv.tiers import wire
 from elinvar.kv.tiers.connection import Connection
+from elinvar.kv.tiers.line import WireError
 from elinvar.kv.tiers.tier import TierError
-from elinvar.kv.tiers.wire import WireError
 
 T = TypeVar("T")
 

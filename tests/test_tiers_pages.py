@@ -112,8 +112,8 @@ class PagedLRUMachine(RuleBasedStateMachine):
         assert list(self.lru._found) == [one[0] for one in self.model]
 
     def teardown(self) -> None:
-        for one in [*self.readers, *self.writers]:
-            one[0].close()
+        for stack in [one[0] for one in self.readers] + [one[0] for one in self.writers]:
+            stack.close()
         for key in (b"a", b"b", b"c", b"d"):
             self.lru.drop(key)
         assert self.lru.num_free_pages == PAGES and len(self.lru) == 0

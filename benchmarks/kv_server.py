@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -42,11 +43,10 @@ def main() -> None:
                     ("write", lambda i, d=data: tier.write(bytes([i]), d)),
                     ("read", lambda i, buffers=into: tier.read(bytes([i]), buffers[i])),
                 ):
-                    each = measure(call, count, seconds)
-                    gb_s = size / each / 1e9
+                    each, median = measure(call, count, seconds)
                     print(
-                        f"{size:>8} B, {count} at once, {what:>5}: {gb_s:6.2f} GB/s, "
-                        f"{each * 1e6:6.0f} us a block"
+                        f"{size:>8} B, {count} at once, {what:>5}: {size / each / 1e9:6.2f} GB/s, "
+                        f"a call {median * 1e6:6.0f} us"
                     )
     finally:
         tier.close()
@@ -54,23 +54,25 @@ def main() -> None:
         server.wait(10)
 
 
-def measure(call: Callable[[int], object], num_threads: int, seconds: float) -> float:
-    """Seconds a call, of all threads together."""
-    counts = [0] * num_threads
+def measure(call: Callable[[int], object], num_threads: int, seconds: float) -> tuple[float, float]:
+    """Seconds a block, of all threads together; the median of a call's."""
+    took: list[float] = []
     call(0)
     start = time.perf_counter()
 
     def work(i: int) -> None:
-        while time.perf_counter() - start < seconds:
+        now = time.perf_counter()
+        while now - start < seconds:
             call(i)
-            counts[i] += 1
+            before, now = now, time.perf_counter()
+            took.append(now - before)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(num_threads)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return (time.perf_counter() - start) / sum(counts)
+    return (time.perf_counter() - start) / len(took), statistics.median(took)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ class CacheServer:
                 log.warning("A connection cannot be accepted: %s.", error.strerror)
                 time.sleep(0.1)  # no file descriptor is left, say
                 continue
-            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+            self._admit(Line(sock))
 
     def stop(self, grace_seconds: float = 5.0) -> None:
         """Requests in progress have so long to end; idle connections end at once."""
@@ -113,11 +113,27 @@ class CacheServer:
             "uptime_s": round(time.monotonic() - self._started, 3),
         }
 
-    def _serve(self, sock: socket.socket) -> None:
-        line = Line(sock)
+    def _admit(self, line: Line) -> None:
+        if len(self._lines) < self.limits.max_connections:
+            self._lines[line] = False
+            thread = threading.Thread(target=self._serve, args=(line,), daemon=True)
+            with suppress(RuntimeError):  # the system gives no more threads
+                thread.start()
+                return
+            del self._lines[line]
+        self._counts["refused"] += 1
+        with suppress(WireError):
+            # So few bytes fit into the socket's buffer: this does not wait.
+            line.send([self._hello(wire.NO_ROOM).pack()], time.monotonic() + 1)
+        line.close()
+
+    def _hello(self, flags: int) -> wire.Hello:
+        return wire.Hello(flags, self.limits.max_value, os.urandom(wire.NONCE_BYTES))
+
+    def _serve(self, line: Line) -> None:
         try:
-            if self._greet(line):
-                self._answer_all(line)
+            self._greet(line)
+            self._answer_all(line)
         except WireError as error:
             self._counts["refused"] += 1
             log.info("A client is cut off: %s.", error)
@@ -125,20 +141,15 @@ class CacheServer:
             self._counts["refused"] += 1
             log.exception("Unexpected error at a connection, which is closed.")
         finally:
-            self._lines.pop(line, None)
+            del self._lines[line]
             line.close()
 
-    def _greet(self, line: Line) -> bool:
-        """Whether the client may ask. Either side proves that it knows the secret, and none tells
-        it: the proofs hold for this connection's nonces only."""
-        self._lines[line] = False
+    def _greet(self, line: Line) -> None:
+        """Returns when the client may ask. Either side proves that it knows the secret, and none
+        tells it: the proofs hold for this connection's nonces only."""
         deadline = time.monotonic() + self.limits.greeting_seconds
-        room = len(self._lines) <= self.limits.max_connections
-        flags = (self._secret is not None) * wire.WANTS_SECRET | (not room) * wire.NO_ROOM
-        hello = wire.Hello(flags, self.limits.max_value, os.urandom(wire.NONCE_BYTES))
+        hello = self._hello(0 if self._secret is None else wire.WANTS_SECRET)
         line.send([hello.pack()], deadline)
-        if not room:
-            raise WireError("there are too many")
         proof = wire.Proof.parse(bytes(line.receive(wire.PROOF_BYTES, deadline)))
         nonces = hello.nonce, proof.nonce
         if not wire.same(proof.digest, wire.prove(self._secret, b"client", *nonces)):
@@ -146,7 +157,6 @@ class CacheServer:
             raise WireError("it does not know the secret")
         own = wire.prove(self._secret, b"server", *nonces)
         line.send([Answer(wire.OK).pack(), own], deadline)
-        return True
 
     def _answer_all(self, line: Line) -> None:
         header = bytearray(wire.REQUEST_BYTES)

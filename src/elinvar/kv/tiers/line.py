@@ -21,7 +21,8 @@ class Line:
     slowly the other side drips. Raises WireError."""
 
     def __init__(self, sock: socket.socket) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(OSError):  # the other side is gone: the first transfer will say so
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
 
     def receive(self, num_bytes: int, deadline: float) -> bytearray:

@@ -135,6 +135,8 @@ class RemoteTier:
 
     def _failed(self, why: str) -> None:
         with self._lock:
+            if time.monotonic() < self._quiet_until:
+                return  # another call has just found the same
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._failures)
             self._failures = min(self._failures + 1, 10)
             # Not all engines at once at a server that has just come back.

@@ -200,7 +200,7 @@ def test_abort_frees_at_once_and_says_so() -> None:
 
 def test_a_failed_step_fails_its_requests_only(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = tiny_engine(max_rows=2)
-    prompts = [PROMPT * 5, PROMPT * 6, PROMPT * 7]
+    prompts = [[number, *PROMPT * (5 + number)] for number in range(3)]
     wanted = [answers(tiny_engine(), [p], [sampled()])[0] for p in prompts]
     first, second, third = [engine.add(p, sampled()) for p in prompts]
     engine.step()

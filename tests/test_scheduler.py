@@ -198,8 +198,11 @@ class Bench:
         plan = self.scheduler.plan()
         assert plan.num_tokens <= self.scheduler.max_step_tokens
         assert bool(plan.items) == self.scheduler.has_work(), "work, but nothing planned"
-        holding = {r.id for r in self.alive.values() if r.status is Status.RUNNING}
-        assert holding == {item.request_id for item in plan.items}, "holds a row and stands still"
+        holding = {r.id: r for r in self.alive.values() if r.status is Status.RUNNING}
+        moving = {item.request_id for item in plan.items}
+        assert moving <= set(holding)
+        for request in (holding[i] for i in set(holding) - moving):
+            assert request.num_computed_tokens == request.kv.capacity, "has room and stands still"
         if not self.executor.lost_plan:
             assert not held & {start.request_id for start in plan.started}, "out and in again"
         return plan
@@ -340,7 +343,7 @@ def test_an_old_prompt_that_comes_back_does_not_stall_younger_rows() -> None:
     plan = bench.plan()
     assert sorted(item.num_tokens for item in plan.items) == [1, 1, 1, 2]
     bench.commit(plan, bench.executor.execute(plan))
-    assert [item.num_tokens for item in bench.plan().items] == [2, 1, 1, 1]
+    assert sorted(item.num_tokens for item in bench.plan().items) == [1, 1, 1, 2]
 
 
 def test_equal_prompts_share_and_report_it() -> None:
@@ -566,10 +569,11 @@ def test_the_oldest_always_holds_a_row(
     seed: int, windows: tuple[int | None, ...], blocks: int, rows: int, budget: int
 ) -> None:
     """Without preemption by hand requests are served in order: the oldest alive runs, or waits for what
-    another is computing, and not for long."""
+    another is computing, or for a block, and not for long."""
     rng = random.Random(seed)
     bench = Bench(windows, blocks, rows, budget, 32)
     patience: dict[str, int] = {}
+    still = 0
     for _ in range(40):
         if rng.random() < 0.4:
             prompt = [*rng.choice(BEGINNINGS)[: rng.randrange(20)], rng.randrange(VOCAB)]
@@ -578,8 +582,11 @@ def test_the_oldest_always_holds_a_row(
         if bench.alive:
             oldest = next(iter(bench.alive.values()))
             waited = oldest.patience < patience.get(oldest.id, 64)
-            assert waited or oldest.id in {item.request_id for item in plan.items}
             patience[oldest.id] = oldest.patience
+            moves = waited or oldest.id in {item.request_id for item in plan.items}
+            # Those whose blocks it needs may first have to get further than they were.
+            still = 0 if moves else still + 1
+            assert still < 3
         bench.commit(plan, bench.executor.execute(plan))
     bench.finish_all()
 
@@ -587,7 +594,7 @@ def test_the_oldest_always_holds_a_row(
 @pytest.mark.parametrize("windows", WINDOWS)
 def test_a_thousand_requests_leak_nothing(windows: tuple[int | None, ...]) -> None:
     rng = random.Random(7)
-    bench = Bench(windows, blocks=24 if None in windows else 12, rows=6, budget=12, context=32)
+    bench = Bench(windows, blocks=24 if None in windows else 6, rows=6, budget=12, context=32)
     while len(bench.requests) < 1000 or bench.alive:
         if len(bench.requests) < 1000 and len(bench.alive) < 12 and rng.random() < 0.7:
             prompt = [*rng.choice(BEGINNINGS)[: rng.randrange(20)], rng.randrange(VOCAB)]

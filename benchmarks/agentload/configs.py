@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentload import policies
+from agentload.policies import Hints
 from agentload.simulate import Hint, Watcher, end_hint, exact_hint, no_hint
 
 
@@ -46,9 +47,12 @@ CANDIDATES = {
     "learned, all alike": Candidate(lambda: policies.Learned(policies.alike)),
     "learned by tool": Candidate(lambda: policies.Learned(policies.by_tool)),
     "learned by past": Candidate(lambda: policies.Learned(policies.by_past)),
-    "hints x 4 or / 4": Candidate(lambda: policies.Hinted(1.4)),
-    "hints x 2 or / 2": Candidate(lambda: policies.Hinted(0.7)),
-    "hints, exact": Candidate(policies.Hinted),
+    "hints, exact": Candidate(lambda: policies.Trusting(Hints())),
+    "hints x/ 2": Candidate(lambda: policies.Trusting(Hints(0.7))),
+    "hints x/ 4": Candidate(lambda: policies.Trusting(Hints(1.4))),
+    "hints, exact, learned": Candidate(lambda: policies.Learned(policies.alike, Hints())),
+    "hints x/ 2, learned": Candidate(lambda: policies.Learned(policies.alike, Hints(0.7))),
+    "hints x/ 4, learned": Candidate(lambda: policies.Learned(policies.alike, Hints(1.4))),
     "oracle": Candidate(policies.Oracle),
 }
 CANDIDATES |= {

@@ -79,35 +79,44 @@ class Oracle(Order):
         return -lease.back_at
 
 
-class Hinted(Order):
-    """Farthest expected return first, by the client's hints times lognormal noise of `sigma`. Of
-    those who are late the later ones go first, before everybody who is not."""
+class Hints:
+    """What clients expect, times lognormal noise of `sigma`. Who will end without notice says what his
+    last pause was; 0 is an end."""
 
     def __init__(self, sigma: float = 0.0) -> None:
         self._sigma, self._rng = sigma, random.Random(7)
-        self._expected: dict[Lease, float] = {}
 
-    def paused(self, lease: Lease, now: float) -> None:
-        """Who ends without notice hints at a pause as his tool's others."""
+    def of(self, lease: Lease) -> float:
         session, next_turn = lease.session, lease.turn + 1
         if next_turn < len(session.turns):
             pause = session.pauses[next_turn]
         else:
             pause = 0.0 if session.notice else session.pauses[lease.turn] or 1.0
-        noise = self._rng.lognormvariate(0, self._sigma) if self._sigma else 1.0
-        self._expected[lease] = pause * noise
+        return pause * (self._rng.lognormvariate(0, self._sigma) if self._sigma else 1.0)
+
+
+class Trusting(Order):
+    """Farthest expected return first, by hints. Who is late goes before everybody who is not, the
+    latest, measured by his hint, first."""
+
+    def __init__(self, hints: Hints) -> None:
+        self._hints = hints
+        self._expected: dict[Lease, float] = {}
+
+    def paused(self, lease: Lease, now: float) -> None:
+        self._expected[lease] = self._hints.of(lease)
 
     def worth(self, lease: Lease, now: float) -> float:
         expected = self._expected[lease]
-        left = lease.since + expected - now
         if expected == 0.0:
             return -INFINITY
+        left = lease.since + expected - now
         return -left if left >= 0 else -1e6 + left / expected
 
 
-BIN = 2.0**0.5
+BIN = 2.0**0.25
 FIRST = 0.05
-NUM_BINS = 40
+NUM_BINS = 80
 
 
 def bin_of(seconds: float) -> int:
@@ -122,36 +131,43 @@ EDGES = [0.0] + [FIRST * BIN**i for i in range(NUM_BINS)]
 class Learned(Order):
     """By the chance to come back a second of waiting, from the history of pauses of a class.
 
-    Per class and bin of age, on a scale of powers of sqrt 2: how many came back, and how many seconds
+    Per class and bin of age, four to a factor of 2: how many came back, and how many seconds
     were waited in it, by those who came back and by those who (so far) did not. Their quotient is the hazard
     (Nelson, 1969; Aalen, 1978), right for histories that are cut off. Worth is the best ratio of chance to
     come back to expected seconds of waiting over all horizons (Gittins, 1979; the hit density of
     Beckmann, Chen and Cidon, 2018): for blocks of equal size and price the index of what to keep.
+
+    hints: ages are measured by what the client expected, so that what is learned is how right such
+    clients are.
     """
 
-    def __init__(self, classes: Callable[[Lease], str], prior: float = 1.0) -> None:
-        self._classes, self._prior = classes, prior
+    def __init__(
+        self, classes: Callable[[Lease], str], hints: Hints | None = None, prior: float = 1.0
+    ) -> None:
+        self._classes, self._hints, self._prior = classes, hints, prior
         self._returns: dict[str, list[float]] = {}
         self._waited: dict[str, list[float]] = {}
-        self._open: dict[Lease, tuple[str, float]] = {}
+        self._open: dict[Lease, tuple[str, float, float]] = {}
+        """Class, beginning and unit of each pause that has not ended."""
         self._index: dict[str, list[float]] = {}
         self._settled, self._learnt = 0, -1
 
     def paused(self, lease: Lease, now: float) -> None:
         self._settle(lease, now, came_back=False)
-        self._open[lease] = self._classes(lease), now
+        unit = self._hints.of(lease) if self._hints is not None else 1.0
+        self._open[lease] = self._classes(lease), now, unit
 
     def returned(self, lease: Lease, now: float) -> None:
         self._settle(lease, now, came_back=True)
 
     def _settle(self, lease: Lease, now: float, came_back: bool) -> None:
-        if lease in self._open:
-            kind, since = self._open.pop(lease)
+        kind, since, unit = self._open.pop(lease, ("", 0.0, 0.0))
+        if unit:
             self._settled += 1
-            self._book(kind, now - since, self._waited)
+            age = (now - since) / unit
+            self._book(kind, age, self._waited)
             if came_back:
-                row = self._returns.setdefault(kind, [0.0] * NUM_BINS)
-                row[bin_of(now - since)] += 1
+                self._returns.setdefault(kind, [0.0] * NUM_BINS)[bin_of(age)] += 1
 
     @staticmethod
     def _book(kind: str, seconds: float, into: dict[str, list[float]]) -> None:
@@ -165,17 +181,20 @@ class Learned(Order):
     def worth(self, lease: Lease, now: float) -> float:
         if self._settled > self._learnt * 1.05 + 20 or self._learnt < 0:
             self._learn(now)
-        kind, since = self._open[lease]
+        kind, since, unit = self._open[lease]
+        if unit == 0.0:
+            return -INFINITY
         row = self._index.get(kind)
-        age = now - since
-        return row[bin_of(age)] if row is not None else 1.0 / (age + 1.0)
+        age = (now - since) / unit
+        return (row[bin_of(age)] if row is not None else 1.0 / (age + 1.0)) / unit
 
     def _learn(self, now: float) -> None:
         """The index of every class and age, from what is known now; anew when a twentieth more is."""
         self._learnt = self._settled
         waited = {kind: list(row) for kind, row in self._waited.items()}
-        for kind, since in self._open.values():
-            self._book(kind, now - since, waited)
+        for kind, since, unit in self._open.values():
+            if unit:
+                self._book(kind, (now - since) / unit, waited)
         everybody = [[0.0] * NUM_BINS, [0.0] * NUM_BINS]
         for kind, row in waited.items():
             back = self._returns.get(kind, [0.0] * NUM_BINS)
@@ -223,7 +242,7 @@ def by_past(lease: Lease) -> str:
     """The session's pause before this one, within a factor of four."""
     if lease.turn == 0 and lease.session.conversation.parent is None:
         return "first"
-    return str(bin_of(lease.session.pauses[lease.turn]) // 4)
+    return str(bin_of(lease.session.pauses[lease.turn]) // 8)
 
 
 class Leases(Watcher):

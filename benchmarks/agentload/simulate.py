@@ -17,7 +17,6 @@ from elinvar.base.config import BLOCK_SIZE, KVSpec
 from elinvar.base.handling import Handling
 from elinvar.base.plan import StepOutput, StepPlan
 from elinvar.base.sampling import SamplingParams
-from elinvar.kv.sequence import SequenceKV
 from elinvar.kv.tree import Node
 from elinvar.sched.request import Request
 from elinvar.sched.scheduler import Scheduler
@@ -101,8 +100,6 @@ class Visit:
     came: float
     request: Request
     answer: list[int]
-    probe: SequenceKV | None = None
-    """Remembers the keys of its blocks while it stands at the door."""
 
 
 class Watcher:
@@ -139,7 +136,7 @@ def end_hint(session: Session, turn: int) -> float | None:
 
 class Simulation:
     """One run. `hint`: None where requests say nothing of their sessions. cached_first: of those at
-    the door the one with the fewest tokens to compute goes in first, instead of who came first.
+    the door the one with the smallest share to compute goes in first, instead of who came first.
     scheduler: more arguments for it."""
 
     def __init__(
@@ -235,21 +232,21 @@ class Simulation:
                 scheduler.add(visit.request)
             door.clear()
         while door and not scheduler.num_waiting:
-            first = min(door[:DOOR], key=self._to_compute)
+            first = min(door[:DOOR], key=self._share_to_compute)
             door.remove(first)
             scheduler.add(first.request)
 
-    def _to_compute(self, visit: Visit) -> int:
-        if visit.probe is None:
-            visit.probe = self.scheduler.kv.new_sequence()
-        tokens = visit.request.token_ids
-        return len(tokens) - self.scheduler.kv.find_prefix(visit.probe, tokens).num_tokens
+    def _share_to_compute(self, visit: Visit) -> float:
+        kv, tokens = self.scheduler.kv, visit.request.token_ids
+        return 1 - kv.find_prefix(kv.new_sequence(), tokens).num_tokens / len(tokens)
 
     def _step(self, result: Result) -> int:
         """One step; how many tokens it computed."""
         self._let_in()
         plan = self.scheduler.plan()
-        assert plan.items, "somebody waits, and nothing is planned"
+        if not plan.items:  # it waits for what is brought up
+            self.now += max(self.scheduler.idle_s, self._costs.step)
+            return 0
         self.now += self._costs.of(plan)
         output = StepOutput([], [])
         for item in plan.items:

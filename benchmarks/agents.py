@@ -22,7 +22,7 @@ from typing import Any
 
 from agentload import synthetic, trace
 from agentload.configs import CANDIDATES, CONFIGS
-from agentload.load import PAUSES, Load, load, marginals, working_set
+from agentload.load import PAUSES, Load, load, marginals, marginals_of_rows, working_set
 from agentload.oracle import least
 from agentload.simulate import Costs, Simulation
 from agentload.trace import Row, Scale
@@ -168,7 +168,8 @@ def main() -> None:
             lines.append(line)
             if not args.json:
                 print_line(line)
-        reports.append({**about, "marginals": marginals(made, rows), "lines": lines})
+        found = {"load": marginals(made), "source": marginals_of_rows(rows, made.scale)}
+        reports.append({**about, "marginals": found, "lines": lines})
     if args.json:
         settings = {k: v for k, v in vars(args).items() if k not in ("trace", "json")}
         print(json.dumps({"settings": settings, "reports": reports}, indent=1))

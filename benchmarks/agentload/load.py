@@ -10,8 +10,9 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-from agentload.trace import Conversation, Row, Scale, Turn, family
+from agentload.trace import Conversation, Row, Scale, Turn, conversations, family
 
 LONGEST_PAUSE = 3600.0
 
@@ -98,7 +99,7 @@ class Load:
 
 
 def load(
-    conversations: Sequence[Conversation],
+    roots: Sequence[Conversation],
     scale: Scale,
     pauses: str = "tools",
     rate: float = 1.0,
@@ -110,7 +111,7 @@ def load(
     rng = random.Random(f"load {seed}")
     tools, mixed = PAUSES[pauses]
     sessions: list[Session] = []
-    for number, root in enumerate(conversations):
+    for number, root in enumerate(roots):
         made: dict[int, Session] = {}
         tool = _choose(tools, rng)
         for part, one in enumerate(family(root)):
@@ -179,28 +180,34 @@ def quantiles(values: Sequence[float], *shares: float) -> list[float]:
     return [ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in shares]
 
 
-def marginals(load: Load, rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
-    """Of the source and of what was made of it: p10, p50, p90, p99 of each length in tokens (the
-    source's divided as the load's are), of turns a conversation, of pauses in seconds by tool."""
-    shares = (0.1, 0.5, 0.9, 0.99)
-    turns = [turn for one in load.sessions for turn in one.turns]
-    steps = [pair for one in load.sessions for pair in zip(one.turns, one.turns[1:], strict=False)]
-    made = {
-        "prompt": quantiles([turn.prompt for turn in turns], *shares),
-        "answer": quantiles([turn.answer for turn in turns], *shares),
-        "new after the answer": quantiles(
-            [b.prompt - a.prompt - a.answer for a, b in steps] or [0], *shares
-        ),
-        "turns a session": quantiles([len(one.turns) for one in load.sessions], *shares),
-    }
+Marginals = dict[str, list[float]]
+SHARES = (0.1, 0.5, 0.9, 0.99)
+
+
+def marginals(load: Load) -> Marginals:
+    """p10, p50, p90 and p99 of lengths in tokens, of turns a session, of pauses in seconds by tool."""
+    made = _lengths([one.conversation for one in load.sessions])
     drawn: dict[str, list[float]] = {}
     for one in load.sessions:
         for tool, pause in zip(one.tools[1:], one.pauses[1:], strict=True):
             drawn.setdefault(f"pause: {tool}", []).append(pause)
-    made |= {tool: quantiles(values, *shares) for tool, values in sorted(drawn.items())}
-    divisor = load.scale.divisor
-    source = {
-        "prompt": quantiles([row.prompt // divisor for row in rows], *shares),
-        "answer": quantiles([row.answer // divisor for row in rows], *shares),
+    return made | {tool: quantiles(values, *SHARES) for tool, values in sorted(drawn.items())}
+
+
+def marginals_of_rows(rows: Sequence[Row], scale: Scale) -> Marginals:
+    """The same of a whole trace, lengths divided as the load's are. Its gaps are from one arrival to
+    the next, so answering is a part of them."""
+    every = [c for root in conversations(rows, scale) for c in family(root)]
+    gaps = [rows[b.row].at - rows[a.row].at for one in every for a, b in pairwise(one.turns)]
+    return _lengths(every) | {"gap": quantiles(gaps or [0.0], *SHARES)}
+
+
+def _lengths(made: Sequence[Conversation]) -> Marginals:
+    turns = [turn for one in made for turn in one.turns]
+    new = [b.prompt - a.prompt - a.answer for one in made for a, b in pairwise(one.turns)]
+    return {
+        "prompt": quantiles([turn.prompt for turn in turns], *SHARES),
+        "answer": quantiles([turn.answer for turn in turns], *SHARES),
+        "new after the answer": quantiles(new or [0], *SHARES),
+        "turns a session": quantiles([len(one.turns) for one in made], *SHARES),
     }
-    return {"load": made, "source": source}

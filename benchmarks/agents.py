@@ -70,6 +70,7 @@ def pools(args: argparse.Namespace, made: Load) -> list[tuple[float, int]]:
 
 def simulated(args: argparse.Namespace, made: Load) -> Iterator[Line]:
     oracle, costs = least(made), Costs().faster(args.speed)
+    host = int(args.host * working_set(made))
     table = CANDIDATES if args.study else CONFIGS
     for share, tokens in pools(args, made):
         for name in chosen(args, table):
@@ -80,19 +81,26 @@ def simulated(args: argparse.Namespace, made: Load) -> Iterator[Line]:
                 )
             else:
                 config = CONFIGS[name]
-                more = config.scheduler()
-                run = Simulation(made, tokens, hint=config.hint, costs=costs, scheduler=more)
+                run = Simulation(
+                    made,
+                    tokens,
+                    hint=config.hint,
+                    costs=costs,
+                    prepare=config.prepare,
+                    host_tokens=host if config.host else 0,
+                )
             found = run.run(oracle).as_json()
             yield {"config": name, "share": share, "pool_tokens": tokens, **found}
 
 
 def real(args: argparse.Namespace, made: Load) -> Iterator[Line]:
-    from agentload.real import run
+    from agentload.real import Room, run
 
-    oracle = least(made)
+    oracle, host = least(made), int(args.host * working_set(made))
     for share, tokens in pools(args, made):
         for name in chosen(args, CONFIGS):
-            found = run(args.model, made, CONFIGS[name], tokens, args.squeeze, args.threads, oracle)
+            config, room = CONFIGS[name], Room(tokens, host)
+            found = run(args.model, made, config, room, args.squeeze, args.threads, oracle)
             yield {"config": name, "share": share, "pool_tokens": tokens, **found.as_json()}
 
 
@@ -128,6 +136,7 @@ def parse() -> argparse.Namespace:
     add("--pauses", action="append", choices=PAUSES, help="repeatable (default: tools)")
     add("--notice", type=float, default=0.3, help="share of sessions that announce their end")
     add("--pool", type=float, action="append", help="share of the working set; repeatable")
+    add("--host", type=float, default=1.0, help="size of a host tier, as a share (default: 1)")
     add("--config", action="append", metavar="NAME", help="repeatable (default: all)")
     add("--speed", type=float, default=1.0, help="of the simulated machine")
     add("--squeeze", type=float, default=20.0, help="real runs: all waiting is divided by it")

@@ -9,24 +9,28 @@ from typing import Any
 from agentload import policies
 from agentload.policies import Hints
 from agentload.simulate import Hint, Watcher, end_hint, exact_hint, no_hint
+from elinvar.sched.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """hint: what a client says of its session after each turn; None: requests name no session.
-    engine: fields of EngineConfig, for a real run. scheduler: arguments of Scheduler, for a simulated one;
-    called for each run, since what it makes may remember."""
+    """hint: what a client says of its session with each turn; None: requests name no session. host:
+    whether there is a host tier. engine: more fields of EngineConfig, for a real run. prepare: what to
+    switch on in the scheduler of a simulated one."""
 
     hint: Hint | None = None
+    host: bool = False
     engine: Mapping[str, Any] = field(default_factory=dict)
-    scheduler: Callable[[], dict[str, Any]] = dict
+    prepare: Callable[[Scheduler], None] | None = None
 
 
 CONFIGS = {
     "lru": Config(),
+    "host tier": Config(host=True),
     "sessions": Config(hint=no_hint),
     "sessions, ends told": Config(hint=end_hint),
     "sessions, returns told": Config(hint=exact_hint),
+    "sessions + host tier": Config(hint=no_hint, host=True),
 }
 
 

@@ -23,13 +23,24 @@ from elinvar.engine.core import Engine
 
 SPARE_BLOCKS = 2
 """Beyond what the longest conversation needs."""
+HOST_OVERHEAD = 4 << 20
+"""Bytes of a host tier that hold no block, and more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Tokens that memory holds."""
+
+    pool_tokens: int
+    host_tokens: int
+    """In a host tier, where the configuration has one."""
 
 
 def run(
     model: str,
     load: Load,
     config: Config,
-    pool_tokens: int,
+    room: Room,
     squeeze: float,
     threads: int | None,
     least: int,
@@ -38,12 +49,15 @@ def run(
     longest = max(one.conversation.num_tokens for one in load.sessions)
     try:
         size = _block_bytes(model, threads)
-        blocks = -(-max(pool_tokens, longest) // size.tokens) + SPARE_BLOCKS
+        blocks = -(-max(room.pool_tokens, longest) // size.tokens) + SPARE_BLOCKS
+        more = dict(config.engine)
+        if config.host:
+            more["kv_host_memory"] = HOST_OVERHEAD + room.host_tokens // size.tokens * size.bytes
         wanted = EngineConfig(
             num_threads=threads,
             kv_memory=blocks * size.bytes,
             max_context=longest,
-            **config.engine,
+            **more,
         )
         engine = Engine.load(model, wanted)
     except ElinvarError as error:

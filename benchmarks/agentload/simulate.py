@@ -10,13 +10,14 @@ import heapq
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
 from itertools import count
-from typing import Any
 
 from agentload.load import Load, Session, quantiles
 from elinvar.base.config import BLOCK_SIZE, KVSpec
 from elinvar.base.handling import Handling
 from elinvar.base.plan import StepOutput, StepPlan
 from elinvar.base.sampling import SamplingParams
+from elinvar.kv.tiers.hierarchy import Tiers
+from elinvar.kv.tiers.host import HostTier
 from elinvar.kv.tree import Node
 from elinvar.sched.request import Request
 from elinvar.sched.scheduler import Scheduler
@@ -24,6 +25,8 @@ from elinvar.sched.scheduler import Scheduler
 MAX_ROWS = 32
 MAX_STEP_TOKENS = 512
 MAX_CONTEXT = 8192
+HOST_OVERHEAD = 1 << 16
+"""Bytes of a host tier that hold no block, and more."""
 DOOR = 32
 """How many of those who wait are compared."""
 
@@ -137,7 +140,7 @@ def end_hint(session: Session, turn: int) -> float | None:
 class Simulation:
     """One run. `hint`: None where requests say nothing of their sessions. cached_first: of those at
     the door the one with the smallest share to compute goes in first, instead of who came first.
-    scheduler: more arguments for it."""
+    prepare: what is switched on in its scheduler. host_tokens: what a host tier holds; 0: there is none."""
 
     def __init__(
         self,
@@ -147,7 +150,8 @@ class Simulation:
         hint: Hint | None = None,
         costs: Costs | None = None,
         cached_first: bool = False,
-        scheduler: dict[str, Any] | None = None,
+        prepare: Callable[[Scheduler], None] | None = None,
+        host_tokens: int = 0,
     ) -> None:
         self.now = 0.0
         self._cached_first = cached_first
@@ -162,8 +166,16 @@ class Simulation:
             MAX_CONTEXT,
             frozenset(),
             clock=lambda: self.now,
-            **(scheduler or {}),
         )
+        self._tiers: Tiers | None = None
+        self._content = memoryview(bytearray(spec.block_bytes))
+        if host_tokens:
+            num_bytes = HOST_OVERHEAD + -(-host_tokens // BLOCK_SIZE) * (spec.block_bytes + 96)
+            host = HostTier(None, num_bytes, [spec.block_bytes])
+            self._tiers = Tiers(host, clock=lambda: self.now)
+            self.scheduler.use_tiers(self._tiers)
+        if prepare is not None:
+            prepare(self.scheduler)
         self._watcher = watcher or Watcher()
         self._watcher.begin(self.scheduler, lambda: self.now)
         self._num_evicted = 0
@@ -194,6 +206,8 @@ class Simulation:
                 came, _, session, turn = heapq.heappop(self._to_come)
                 self._arrive(came, session, turn)
             computed += self._step(result)
+        if self._tiers is not None:
+            self._tiers.close()
         answers = sum(turn.answer - 1 for one in self._load.sessions for turn in one.turns)
         result.computed = computed - answers
         result.again = result.computed - least
@@ -244,11 +258,11 @@ class Simulation:
         """One step; how many tokens it computed."""
         self._let_in()
         plan = self.scheduler.plan()
-        if not plan.items:  # it waits for what is brought up
+        if plan.is_empty:  # it waits for what is brought up
             self.now += max(self.scheduler.idle_s, self._costs.step)
             return 0
         self.now += self._costs.of(plan)
-        output = StepOutput([], [])
+        output = StepOutput([], [], self._move(plan))
         for item in plan.items:
             visit = self._visits[item.request_id]
             at = item.start + item.num_tokens - visit.request.num_prompt_tokens
@@ -262,6 +276,15 @@ class Simulation:
             if update.finished:
                 self._end(visit)
         return plan.num_tokens
+
+    def _move(self, plan: StepPlan) -> list[bytes]:
+        """Saves and loads, by the real tier: keys that were not to be had."""
+        tiers = self._tiers
+        if tiers is None:
+            return []
+        for move in plan.saves:
+            tiers.put(move.key, self._content)
+        return [move.key for move in plan.loads if not tiers.get(move.key, self._content)]
 
     def _end(self, visit: Visit) -> None:
         del self._visits[visit.request.id]

@@ -77,7 +77,12 @@ def simulated(args: argparse.Namespace, made: Load) -> Iterator[Line]:
             if args.study:
                 one = CANDIDATES[name]
                 run = Simulation(
-                    made, tokens, one.watcher(), costs=costs, cached_first=one.cached_first
+                    made,
+                    tokens,
+                    one.watcher(),
+                    costs=costs,
+                    cached_first=one.cached_first,
+                    host_tokens=host if one.host else 0,
                 )
             else:
                 config = CONFIGS[name]

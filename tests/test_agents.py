@@ -190,7 +190,11 @@ class TestSimulation:
     def test_every_candidate_serves_all(self, name: str) -> None:
         one, candidate = made(2, 40), CANDIDATES[name]
         result = simulated(
-            one, 8192, watcher=candidate.watcher(), cached_first=candidate.cached_first
+            one,
+            8192,
+            watcher=candidate.watcher(),
+            cached_first=candidate.cached_first,
+            host_tokens=8192 if candidate.host else 0,
         )
         assert 1 <= result.ratio <= one.num_prompt_tokens / result.least + 0.2
         assert result.evictions > 0

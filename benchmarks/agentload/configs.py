@@ -40,9 +40,11 @@ class Candidate:
 
     order: Callable[[], policies.Order]
     cached_first: bool = False
+    host: bool = False
+    """Whether there is a host tier, which the rule steers as well."""
 
     def watcher(self) -> Watcher:
-        return policies.Leases(self.order())
+        return policies.Leases(self.order(), self.host)
 
 
 CANDIDATES = {
@@ -62,4 +64,15 @@ CANDIDATES = {
 CANDIDATES |= {
     f"{name}; cached go first": Candidate(CANDIDATES[name].order, cached_first=True)
     for name in ("blocks, LRU", "learned by tool", "hints, exact", "oracle")
+}
+CANDIDATES |= {
+    f"{name}; host tier": Candidate(CANDIDATES[name].order, host=True)
+    for name in (
+        "blocks, LRU",
+        "leases, LRU",
+        "learned by tool",
+        "hints x/ 4, learned",
+        "hints, exact",
+        "oracle",
+    )
 }

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 from agentload.load import Session
 from agentload.simulate import Visit, Watcher
+from elinvar.kv.below import key_of
+from elinvar.kv.tiers.host import HostTier
 from elinvar.kv.tree import Node, pack
 from elinvar.sched.request import Request
 from elinvar.sched.scheduler import Scheduler
@@ -35,6 +37,8 @@ class Lease:
     """Its turn, which came at `came`, waits or runs."""
     path: list[Node] = field(default_factory=list)
     """What it has not given up, from the beginning."""
+    below: list[bytes] = field(default_factory=list)
+    """Keys of all of it in host memory, as far as it is there."""
 
     @property
     def tool(self) -> str:
@@ -245,11 +249,18 @@ def by_past(lease: Lease) -> str:
     return str(bin_of(lease.session.pauses[lease.turn]) // 8)
 
 
-class Leases(Watcher):
-    """Keeps leases of a run's sessions and chooses victims by `order`."""
+HOST_FULL, HOST_LEFT = 0.97, 0.9
+"""Shares of a host tier at which leases give up some of it, and that are kept then."""
 
-    def __init__(self, order: Order) -> None:
-        self._order = order
+
+class Leases(Watcher):
+    """Keeps leases of a run's sessions and chooses victims by `order`. steers_host: in a host tier,
+    too, which else gives up what was not used for longest."""
+
+    def __init__(self, order: Order, steers_host: bool = False) -> None:
+        self._order, self._steers_host = order, steers_host
+        self._host: HostTier | None = None
+        self._owners_below: Counter[bytes] = Counter()
         self._leases: dict[Session, Lease] = {}
         self._owners: Counter[bytes] = Counter()
         self._orphans: list[Node] = []
@@ -259,8 +270,16 @@ class Leases(Watcher):
         self._by_worth: list[Lease] = []
         """Those that may yield, the first one last; as of `_sorted_at`."""
 
-    def begin(self, scheduler: Scheduler, now: Callable[[], float]) -> None:
+    def begin(
+        self,
+        scheduler: Scheduler,
+        now: Callable[[], float],
+        host: HostTier | None,
+        host_bytes: int,
+    ) -> None:
         self._now, self._scheduler, self._pool = now, scheduler, scheduler.kv.pools[0]
+        if self._steers_host and self._order.uses_leases:
+            self._host, self._host_bytes = host, host_bytes
         self._pool.choose = self._choose if self._order.uses_leases else None
 
     def arrives(self, visit: Visit) -> None:
@@ -283,6 +302,27 @@ class Leases(Watcher):
         self._owners.update(node.key for node in lease.path)
         self._order.paused(lease, lease.since)
         self._sorted_at = -1.0
+        self._owners_below.subtract(lease.below)
+        lease.below = [key_of(node, 0) for node in lease.path]
+        self._owners_below.update(lease.below)
+        if self._host is not None and self._host.num_bytes > HOST_FULL * self._host_bytes:
+            self._trim(self._host, int(HOST_LEFT * self._host_bytes))
+
+    def _trim(self, host: HostTier, num_bytes: int) -> None:
+        """Forget in host memory until so many bytes are left: what no lease holds, then leases."""
+        held = {key for key, _ in host.contents()}
+        for key in held:
+            if self._owners_below[key] <= 0:
+                host.forget(key)
+        owners, now = Counter(self._owners_below), self._now()
+        idle = [one for one in self._leases.values() if one.below and not one.busy]
+        for lease in sorted(idle, key=lambda one: self._order.worth(one, now)):
+            for key in reversed(lease.below):
+                owners[key] -= 1
+                if host.num_bytes <= num_bytes:
+                    return
+                if owners[key] <= 0 and key in held:
+                    host.forget(key)
 
     def _path(self, request: Request) -> list[Node]:
         """What is cached of all that it computed."""

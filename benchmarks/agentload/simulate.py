@@ -108,12 +108,19 @@ class Visit:
 class Watcher:
     """What may follow a run, and steer which blocks yield. Does nothing here."""
 
-    def begin(self, scheduler: Scheduler, now: Callable[[], float]) -> None: ...
+    def begin(
+        self,
+        scheduler: Scheduler,
+        now: Callable[[], float],
+        host: HostTier | None,
+        host_bytes: int,
+    ) -> None:
+        """host_bytes: of blocks that `host` holds."""
 
     def arrives(self, visit: Visit) -> None: ...
 
     def ends(self, visit: Visit, back_at: float) -> None:
-        """back_at: when the session's next turn will come, infinity where none will."""
+        """back_at: when its next turn, or a fork of it, will come; infinity where none will."""
 
 
 Evicted = Callable[[int, Node], None]
@@ -168,6 +175,7 @@ class Simulation:
             clock=lambda: self.now,
         )
         self._tiers: Tiers | None = None
+        host: HostTier | None = None
         self._content = memoryview(bytearray(spec.block_bytes))
         if host_tokens:
             num_bytes = HOST_OVERHEAD + -(-host_tokens // BLOCK_SIZE) * (spec.block_bytes + 96)
@@ -177,13 +185,16 @@ class Simulation:
         if prepare is not None:
             prepare(self.scheduler)
         self._watcher = watcher or Watcher()
-        self._watcher.begin(self.scheduler, lambda: self.now)
+        host_bytes = -(-host_tokens // BLOCK_SIZE) * spec.block_bytes
+        self._watcher.begin(self.scheduler, lambda: self.now, host, host_bytes)
         self._num_evicted = 0
         for pool in self.scheduler.kv.pools:
             pool.evicted = self._counting(pool.evicted)
         self._order = count()
         self._to_come: list[tuple[float, int, Session, int]] = []
         self._visits: dict[str, Visit] = {}
+        self._due: dict[Session, list[float]] = {}
+        """When the next turn of a session, and its forks that have not begun, will come."""
 
     def _counting(self, told: Evicted | None) -> Evicted:
         def evicted(block: int, node: Node) -> None:
@@ -288,9 +299,11 @@ class Simulation:
 
     def _end(self, visit: Visit) -> None:
         del self._visits[visit.request.id]
-        back_at = float("inf")
+        due = self._due.setdefault(visit.session, [])
+        due[:] = [at for at in due if at > self.now]
         for session, turn in visit.session.after(visit.turn):
             at = self.now + session.pauses[turn]
-            back_at = min(back_at, at)
+            due.append(at)
             self._expect(at, session, turn)
+        back_at = min(due, default=float("inf"))
         self._watcher.ends(visit, back_at)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentload import policies
+from agentload.leases import Leases
 from agentload.policies import Hints
 from agentload.simulate import Hint, Watcher, end_hint, exact_hint, no_hint
 from elinvar.sched.scheduler import Scheduler
@@ -44,7 +45,7 @@ class Candidate:
     """Whether there is a host tier, which the rule steers as well."""
 
     def watcher(self) -> Watcher:
-        return policies.Leases(self.order(), self.host)
+        return Leases(self.order(), self.host)
 
 
 CANDIDATES = {

@@ -12,6 +12,8 @@ import time
 import pytest
 
 from elinvar.kv.tiers import wire
+from elinvar.kv.tiers.hierarchy import Tiers
+from elinvar.kv.tiers.host import HostTier
 from elinvar.kv.tiers.remote import RemoteTier
 from elinvar.kv.tiers.tier import MAX_KEY_BYTES, TierError
 from elinvar.kv.tiers.wire import Answer, Request
@@ -136,6 +138,44 @@ def test_a_kill_amid_a_transfer_is_an_error_and_a_new_server_is_found() -> None:
         assert tier.has([b"big"]) == [False]
         tier.write(b"k", content(2))
         assert read(tier, b"k") == content(2)
+
+
+def test_below_host_memory_a_server_may_come_and_go(caplog: pytest.LogCaptureFixture) -> None:
+    def save(numbers: range) -> None:
+        for i in numbers:
+            assert tiers.put(bytes([i]) * 32, content(i))
+            assert tiers.flush()
+
+    def fetch(numbers: range) -> list[bool]:
+        """Which are there, each after the other, through host memory that holds three."""
+        there = []
+        for i in numbers:
+            key, into = bytes([i]) * 32, bytearray(BLOCK)
+            ticket = tiers.fetch([key], [BLOCK])
+            assert eventually(lambda ticket=ticket: ticket.done)
+            there.append(tiers.get(key, memoryview(into)))
+            ticket.release()
+            assert into == (content(i) if there[-1] else bytes(BLOCK))
+        return there
+
+    with kv_server() as server:
+        tiers = Tiers(HostTier(None, 3 * BLOCK + 4096, [BLOCK]), [RemoteTier(server.address)])
+        save(range(12))
+        assert all(fetch(range(12)))
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait()
+        assert sum(fetch(range(12))) <= 3
+        assert [r.message for r in caplog.records if server.address in r.message] == [
+            f"{server.address}: reading fails, requests go on without it: "
+            f"{server.address} cannot be used: Connection refused."
+        ]
+    with kv_server(port=server.port):
+        assert eventually(lambda: tiers.ask([b"x"], [BLOCK]).done and "works again" in caplog.text)
+        # What was there is believed to be until it is asked for.
+        assert sum(fetch(range(12))) <= 3
+        save(range(20, 32))
+        assert all(fetch(range(20, 32)))
+        tiers.close()
 
 
 def answers(tier: RemoteTier) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import threading
 import time
@@ -29,6 +30,15 @@ def wait_for(condition: Callable[[], object], limit_s: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < until, "it never happened"
         time.sleep(0.001)
+
+
+def kill_threads() -> None:
+    """Each dies of the next thing that it does."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("elinvar-") and thread.ident:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
+            )
 
 
 class FakeTier:

@@ -164,11 +164,16 @@ class Lane:
         return thread
 
     def _ring(self) -> None:
-        for index, thread in enumerate(self._threads):
-            if not thread.is_alive() and not self._closed:
-                self._threads[index] = self._start(index, thread.ident or 0)
+        if not all(thread.is_alive() for thread in self._threads):
+            self._replace_dead()
         if self._bell.qsize() < 2 * len(self._threads):
             self._bell.put(None)
+
+    def _replace_dead(self) -> None:
+        with self._lock:
+            for index, thread in enumerate(self._threads):
+                if not thread.is_alive() and not self._closed:
+                    self._threads[index] = self._start(index, thread.ident or 0)
 
     def _run(self, index: int, before: int) -> None:
         """before: the thread that had this place and died, perhaps with something in hand."""

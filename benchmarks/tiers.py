@@ -36,18 +36,22 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=256)
     parser.add_argument("--read-only", action="store_true", help="what an earlier run left there")
     args = parser.parse_args()
-    total = args.megabytes << 20
     with tempfile.TemporaryDirectory() as folder:
         for name, num_bytes in SIZES.items():
             print(name)
-            keys = [b"%032d" % n for n in range(total // num_bytes)]
-            data = memoryview(os.urandom(num_bytes))
-            into = memoryview(bytearray(num_bytes))
-            disk = DiskTier((args.folder or Path(folder)) / str(num_bytes), 2 * total)
-            if not args.read_only:
-                measure_host(num_bytes, total, keys, data, into)
-                rate("disk write", num_bytes, keys, lambda key, disk=disk: disk.write(key, data))
-            rate("disk read", num_bytes, keys, lambda key, disk=disk: disk.read(key, into))
+            measure(args, (args.folder or Path(folder)) / str(num_bytes), num_bytes)
+
+
+def measure(args: argparse.Namespace, folder: Path, num_bytes: int) -> None:
+    total = args.megabytes << 20
+    keys = [b"%032d" % n for n in range(total // num_bytes)]
+    data = memoryview(os.urandom(num_bytes))
+    into = memoryview(bytearray(num_bytes))
+    disk = DiskTier(folder, 2 * total)
+    if not args.read_only:
+        measure_host(num_bytes, total, keys, data, into)
+        rate("disk write", num_bytes, keys, lambda key: disk.write(key, data))
+    rate("disk read", num_bytes, keys, lambda key: disk.read(key, into))
 
 
 def measure_host(

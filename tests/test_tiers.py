@@ -220,6 +220,28 @@ def test_trouble_is_logged_once_and_its_end(make: Make, caplog: pytest.LogCaptur
     assert fetched(tiers, 500).num_ready == 1
 
 
+def test_a_full_tier_is_read_and_not_said_to_work(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, far = Clock(), FakeTier()
+    far.contents[key(1)] = content(1)
+    tiers = make(far, clock=clock)
+    far.fail, far.failing = DOWN, {"write"}
+    for n in range(2, 8):
+        calls = len(far.calls)
+        put(tiers, n)
+        wait_for(lambda calls=calls: "write" in far.calls[calls:])
+        clock.ahead += 70
+    assert len([m for m in caplog.messages if "writing" in m]) == 1
+    ticket = fetched(tiers, 1)
+    assert ticket.num_ready == 1
+    ticket.release()
+    far.fail = None
+    put(tiers, 8)
+    wait_for(lambda: "fake: writing works again" in caplog.messages)
+    assert not any("reading" in m for m in caplog.messages)
+
+
 def test_a_tier_that_hangs_holds_up_nobody(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     clock, far, near = Clock(), FakeTier("far"), FakeTier("near")
     for n in (1, 4):

@@ -201,14 +201,14 @@ class Lane:
             return job
 
     def _most_urgent(self) -> _Job | None:
-        """What tickets wait for, then trials, then writes."""
+        """What tickets wait for, the quicker answers first, then trials, then writes."""
+        if self._asks:
+            keys, sizes, ticket = self._asks.popleft()
+            return _Job(partial(self._ask, keys, sizes, ticket), partial(self._answered, ticket))
         if self._reads:
             want = self._reads.popleft()
             self._queued_bytes -= want.num_bytes
             return _Job(partial(self._read, want), partial(self._settle, want))
-        if self._asks:
-            keys, sizes, ticket = self._asks.popleft()
-            return _Job(partial(self._ask, keys, sizes, ticket), partial(self._answered, ticket))
         if (trial := self.tier.begin_trial()) is not None:
             return _Job(partial(self._try, *trial), _nothing)
         may_save = self._unsaved and self._num_saving < self._most_saving

@@ -294,6 +294,7 @@ def test_what_a_thread_dies_of_costs_no_ticket(make: Make, death: BaseException)
     assert fetched(tiers, 1, 2).num_ready == 0
     far.fail = None
     clock.ahead += 1
+    put(tiers, 2)  # any work wakes a thread
     wait_for(lambda: where(tiers, 1) != [NOWHERE])
     assert fetched(tiers, 1).num_ready == 1
 

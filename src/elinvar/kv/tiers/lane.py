@@ -173,7 +173,8 @@ class Lane:
         with self._lock:
             for index, thread in enumerate(self._threads):
                 if not thread.is_alive() and not self._closed:
-                    self._threads[index] = self._start(index, thread.ident or 0)
+                    with contextlib.suppress(RuntimeError):  # no more threads: another time
+                        self._threads[index] = self._start(index, thread.ident or 0)
 
     def _run(self, index: int, before: int) -> None:
         """before: the thread that had this place and died, perhaps with something in hand."""

@@ -24,7 +24,7 @@ from elinvar.cli.terminal import fail
     cls=Group,
     home=__name__,
     lazy=(
-        *("pull", "generate", "chat", "embed", "rerank", "serve"),
+        *("pull", "generate", "chat", "embed", "rerank", "serve", "key"),
         *("profile", "doctor", "models", "bench"),
     ),
     no_args_is_help=False,

@@ -11,11 +11,11 @@ import re
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
-from elinvar.base.config import EngineConfig
+from elinvar.base.config import EngineConfig, PolicyName
 from elinvar.base.errors import InputError
 from elinvar.base.sampling import SamplingParams
 from elinvar.cli.command import option, options
@@ -121,6 +121,25 @@ serving = options(
     ),
 )
 """How a model is run for people: a measurement needs neither a longest sequence nor a template."""
+
+SHARING = "Who goes first"
+scheduling = options(
+    option(
+        "--policy",
+        type=click.Choice(get_args(PolicyName)),
+        default="fcfs",
+        help="In order of arrival; by priority; fair between tenants; or by deadline.",
+        section=SHARING,
+    ),
+    option(
+        "--ageing-s",
+        type=float,
+        metavar="S",
+        default=10.0,
+        help="With --policy priority: seconds of waiting worth one level of priority.",
+        section=SHARING,
+    ),
+)
 
 _ADAPTERS = "LoRA adapters"
 adapters = options(

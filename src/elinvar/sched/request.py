@@ -11,6 +11,7 @@ from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.plan import TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.kv.sequence import SequenceKV
+from elinvar.sched.ledger import Ledger
 
 if TYPE_CHECKING:
     from elinvar.sched.tenants import Account
@@ -46,6 +47,8 @@ class Request:
     """Leading tokens whose K and V are in the cache."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache when the request first got a row."""
+    patience: int = 64
+    """Steps that it will still wait for another to compute what they begin with."""
     max_total_tokens: int = 0
     """The request ends when it has this many tokens."""
     stop_ids: frozenset[int] = frozenset()
@@ -66,6 +69,8 @@ class Request:
     place: float = 0.0
     """Among others of its class: the policy's word (see sched.policy)."""
     arrival: float = 0.0
+    """When it was asked for, where the caller knows; 0: when it is added."""
+    ledger: Ledger = field(init=False)
     first_scheduled: float | None = None
     first_token: float | None = None
     finished: float | None = None

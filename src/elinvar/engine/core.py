@@ -310,6 +310,12 @@ class Engine:
         """Whether a step would bring anything."""
         return bool(self._live or self._ready or self.scheduler.kv.has_unsaved)
 
+    @property
+    def idle_s(self) -> float:
+        """Seconds until one would, where all that is there waits for its tenants' rates."""
+        busy = self._ready or self.scheduler.kv.has_unsaved
+        return 0.0 if busy else self.scheduler.idle_s
+
     def step(self) -> list[Delta]:
         """Plan, execute, commit. When the model's forward fails, the requests of this step end
         with finish_reason `error`; the engine and all other requests go on."""

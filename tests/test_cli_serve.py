@@ -49,7 +49,7 @@ def test_a_warm_start_with_tenants_and_a_trace(tiny_gguf: Path, tmp_path: Path) 
     trace = tmp_path / "trace.jsonl"
     prompts.write_text(
         f"{json.dumps({'prompt': LONG, 'tenant': 'alice'})}\n\n"
-        '{"prompt_ids": [1, 2, 3], "tenant": "bob"}\n'
+        '{"prompt_ids": [7, 8, 9], "tenant": "bob"}\n'
     )
     tenants.write_text(
         f'[tenants.alice]\nkey_sha256 = "{hash_key("sk-a")}"\ntokens_per_s = 1\nmax_waiting = 1\n'

@@ -121,20 +121,32 @@ def test_a_preemption_and_what_was_found_again() -> None:
     assert seconds(report) == {"prefill": 2.0, "decode": 2.0, "preempted": 2.0}
     assert report["preemptions"] == {"asked": 1}
     assert report["causes_ns"]["preempted"] == {"asked": 2_000_000_000}
-    # Known again: 7 tokens, of which a block of 4 was in the cache.
-    assert report["prefill"] == {"chunks": 2, "tokens": 5 + 3}
+    # Known again: 7 tokens, of which only the last was not in the cache.
+    assert report["prefill"] == {"chunks": 2, "tokens": 5 + 1}
     again = bench.add([1, 2, 3, 4, 5], max_tokens=1)
     bench.step()
     assert bench.report(again)["cached_tokens"] == {"memory": 4}
+
+
+def test_who_begins_like_another_waits_for_it() -> None:
+    bench = Bench(budget=8)
+    first, second = (bench.add(list(range(1, 21)), max_tokens=1) for _ in range(2))
+    for _ in range(5):
+        bench.step()
+    assert bench.report(first)["parts_ns"]["queued"] == 0
+    report = bench.report(second)
+    assert report["causes_ns"]["queued"] == {"prefix": report["parts_ns"]["queued"]}
+    assert report["parts_ns"]["queued"] >= 2_000_000_000
+    assert report["cached_tokens"]["memory"] >= 16
 
 
 def test_fetches_and_limits_have_causes_of_their_own() -> None:
     waits = Waits(5.0)
     ledger = Ledger(waits, 4.0, 5.0)
     waits.wait_for("rows", 6.0)
-    ledger.enter("queued", 7.0, "tenant")
+    ledger.wait("tenant", 7.0)
     waits.wait_for("memory", 8.0)
-    ledger.enter("queued", 9.0)
+    ledger.wait("", 9.0)
     ledger.enter("fetching", 11.0, "disk")
     ledger.found("disk", 32)
     ledger.enter("loading", 14.0, "host")

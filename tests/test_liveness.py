@@ -119,8 +119,8 @@ KINDS: list[tuple[str, Service, int]] = [
 
 
 def asks(arrivals: Sequence[int]) -> Iterator[Ask]:
-    for arrival, shape, kind in product(arrivals, SHAPES, KINDS):
-        yield Ask(arrival, *shape, *kind)
+    for arrival, shape, (tenant, service, priority) in product(arrivals, SHAPES, KINDS):
+        yield Ask(arrival, *shape, tenant, service, priority)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -73,8 +73,7 @@ class Ledger:
         self._open("queued", "")
 
     def enter(self, state: State, now: float, cause: str = "") -> None:
-        """From now on the request is in `state`. A wait in the queue without a cause of its own has
-        those that the queue has."""
+        """From now on the request is in `state`."""
         if state == self.state and cause == self.cause:
             return
         at = nanoseconds(now)
@@ -84,6 +83,11 @@ class Ledger:
             self.preemptions[cause] = self.preemptions.get(cause, 0) + 1
         if len(self.events) < MAX_EVENTS:
             self.events.append((at - self.arrival, state, cause))
+
+    def wait(self, cause: str, now: float) -> None:
+        """In the queue, for a cause of its own; "": for what the queue waits for."""
+        if self.state == "queued":
+            self.enter("queued", now, cause)
 
     def found(self, tier: str, num_tokens: int) -> None:
         """So many of its prompt's tokens were in a cache."""

@@ -47,6 +47,8 @@ class Request:
     """Leading tokens whose K and V are in the cache."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache when the request first got a row."""
+    patience: int = 64
+    """Steps that it will still wait for another to compute what they begin with."""
     max_total_tokens: int = 0
     """The request ends when it has this many tokens."""
     stop_ids: frozenset[int] = frozenset()

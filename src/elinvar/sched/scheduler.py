@@ -159,7 +159,9 @@ class Scheduler:
     def _release(self, request: Request) -> None:
         self._running.remove(request)
         request.account.num_running -= 1
-        self.kv.free(request.kv)
+        # What a step that was not committed wrote is unknown.
+        computed = 0 if request in self._planned else request.num_computed_tokens
+        self.kv.free(request.kv, request.token_ids, computed)
         self._free_rows.append(request.row)
         self._released.append(request.row)
         request.row = -1
@@ -220,7 +222,7 @@ class Scheduler:
                 allocation = self._make_room(plan, request, start, known)
                 if allocation is None:
                     continue
-                new_blocks = self.kv.apply(allocation)
+                new_blocks = self.kv.apply(allocation).blocks
             items.append(PlanItem(request.id, request.row, start, 1, True, new_blocks))
             planned.append(request)
         return prompts
@@ -242,8 +244,9 @@ class Scheduler:
             if limit is not None:
                 budget = min(budget, max(0, limit - len(amid)))
         admitting = True
+        put_off: list[Request] = []
         while True:
-            head = self.tenants.head(now) if admitting else None
+            head = self.tenants.head(now, put_off) if admitting else None
             # Whoever was just preempted may be next already, and its blocks still be cached: not
             # back in the same step, or the two would take turns.
             if self._short or head in self._sent_away:
@@ -252,7 +255,11 @@ class Scheduler:
                 request = amid.pop()[1]
                 if request.row >= 0:
                     budget -= self._go_on(plan, request, budget)
+            elif head is not None and self._waits_for_another(head):
+                put_off.append(head)
+                head.ledger.wait("prefix", now)
             elif head is not None:
+                head.ledger.wait("", now)
                 left = self._admit(plan, head, budget, now)
                 admitting = left is not None
                 budget = budget if left is None else left
@@ -269,7 +276,7 @@ class Scheduler:
             if allocation is None:
                 return 0
             end = allocation.end
-            new_blocks = self.kv.apply(allocation)
+            new_blocks = self.kv.apply(allocation).blocks
         plan.items.append(
             PlanItem(request.id, request.row, start, end - start, end == known, new_blocks)
         )
@@ -320,6 +327,15 @@ class Scheduler:
         self._go_on(plan, first, self.max_step_tokens - len(self._running))
 
     # ---- who may start ----------------------------------------------------------------------
+
+    def _waits_for_another(self, request: Request) -> bool:
+        """Whether it is better off when somebody else has computed what they both begin with. Then
+        others may pass it, but not for long."""
+        if not request.patience or not self._running:
+            return False
+        prefix = self.kv.find_prefix(request.kv, request.token_ids)
+        request.patience -= prefix.coming is not None
+        return prefix.coming is not None
 
     def _admit(self, plan: StepPlan, request: Request, budget: int, now: float) -> int | None:
         """Start a request, if need be in the place of some that give way to it. Returns what is left
@@ -387,7 +403,8 @@ class Scheduler:
         prefix = allocation.prefix
         assert prefix is not None
         start, end, known = prefix.num_tokens, allocation.end, request.num_tokens
-        new_blocks = self.kv.apply(allocation)
+        taken = self.kv.apply(allocation)
+        plan.copies += taken.copies
         self.tenants.remove(request)
         request.account.num_running += 1
         request.status = Status.RUNNING
@@ -407,7 +424,7 @@ class Scheduler:
             )
         )
         plan.items.append(
-            PlanItem(request.id, request.row, start, end - start, end == known, new_blocks)
+            PlanItem(request.id, request.row, start, end - start, end == known, taken.blocks)
         )
         self._planned.append(request)
 

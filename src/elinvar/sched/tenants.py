@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -239,8 +239,8 @@ class Tenants:
         for account in self._queued.values():
             account.waits.wait_for("tenant" if account.held_up else cause, now)
 
-    def head(self, now: float) -> Request | None:
-        """Who is next of those whose tenants' budgets allow it."""
+    def head(self, now: float, put_off: Collection[Request] = ()) -> Request | None:
+        """Who is next of those whose tenants' budgets allow it, but those `put_off`."""
         best, rank = None, None
         for account in self._queued.values():
             if account.wait_s(now):
@@ -249,10 +249,9 @@ class Tenants:
                     self.num_held_up += 1
                 continue
             account.held_up = False
-            first = account.waiting[0]
-            its = self.rank(first)
-            if rank is None or its < rank:
-                best, rank = first, its
+            first = next((r for r in account.waiting if r not in put_off), None)
+            if first is not None and (rank is None or self.rank(first) < rank):
+                best, rank = first, self.rank(first)
         return best
 
     def rank(self, request: Request) -> tuple[bool, float, float, int]:

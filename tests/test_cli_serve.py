@@ -116,7 +116,14 @@ def test_mistakes_before_the_model_is_loaded(tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     assert_fails(run("serve", "./none.gguf", "--warm", empty), 1, "empty.jsonl", "no prompt")
-    assert_fails(run("serve", "./none.gguf", "--policy", "random"), 2, "--policy", "fair")
+    for flag, value in (
+        ("--policy", "random"),
+        ("--ageing-s", "0"),
+        ("--ttft-target", "nan"),
+        ("--itl-target", "soon"),
+        ("--itl-target", "-1"),
+    ):
+        assert_fails(run("serve", "./none.gguf", flag, value), 2, flag, value)
 
 
 def test_ctrl_c_ends_the_warming_and_the_server_goes_on(tiny_gguf: Path, tmp_path: Path) -> None:

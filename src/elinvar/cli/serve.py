@@ -106,7 +106,9 @@ def serve(
     from elinvar.server.tenants import NOBODY, read_tenants
 
     known = NOBODY if tenants is None else read_tenants(tenants)
-    config = opt.engine_config(flags, tenants=known.limits)
+    config = opt.engine_config(
+        flags, tenants=known.limits, interactive=opt.interactive_target(flags)
+    )
     warm_prompts = [] if warm is None else read_warm_prompts(warm)
     name = served_model_name or model
     if name in dict(adapters):

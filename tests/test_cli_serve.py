@@ -155,6 +155,22 @@ def test_ctrl_c_ends_the_warming_and_the_server_goes_on(tiny_gguf: Path, tmp_pat
             os.close(master)
 
 
+def test_generate_explains(tiny_gguf: Path, tmp_path: Path) -> None:
+    flags = ("--explain", "--max-tokens", "3", "--kv-memory", "64M")
+    told = run("generate", tiny_gguf, "--prompt", LONG, *flags)
+    assert re.search(
+        r"prefill [\d.]+ ms \(\d+ tokens in 1 chunk\), decode .*ms in all", told.stderr
+    )
+    done = json.loads(run("generate", tiny_gguf, "--prompt", LONG, "--json", *flags).stdout)
+    explained = done["explanation"]
+    assert sum(explained["parts_ns"].values()) == explained["wall_ns"]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt_ids": [5, 6, 7]}\n{"prompt": "x"}\n')
+    lines = run("generate", tiny_gguf, "--prompts-file", file, *flags).stdout.splitlines()
+    assert [json.loads(line)["explanation"]["steps"] for line in lines] == [3, 3]
+    assert "explanation" not in run("generate", tiny_gguf, "--prompts-file", file).stdout
+
+
 def test_key() -> None:
     made = run("key")
     key, line = made.stdout.splitlines()

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from elinvar.base.config import KVSpec
 from elinvar.base.plan import StepOutput, StepPlan
 from elinvar.base.sampling import SamplingParams
+from elinvar.cli.explain import Records
 from elinvar.sched.ledger import MAX_EVENTS, Ledger, Waits, nanoseconds
 from elinvar.sched.request import Request
 from elinvar.sched.scheduler import Scheduler
+from engines import answers, tiny_engine
 
 
 class Clock:
@@ -234,3 +236,21 @@ def assert_exact(bench: Bench) -> None:
         assert sum(report["preemptions"].values()) == request.num_preemptions
         for state, causes in report["causes_ns"].items():
             assert sum(causes.values()) == report["parts_ns"][state]
+
+
+def test_an_engine_short_of_memory() -> None:
+    """Whoever drives it: each request that ended is told of once, with parts that add up."""
+    engine, records = tiny_engine(num_blocks=8, max_rows=4, prefix_cache=False), Records()
+    engine.watchers.append(records)
+    prompts = [[i + 1] * 40 for i in range(6)]
+    params = SamplingParams(max_tokens=100, seed=1, ignore_eos=True)
+    answers(engine, prompts, [params] * 6)
+    gone = engine.add([1, 2, 3], params)
+    assert engine.explain(gone) is not None and engine.abort(gone)
+    assert engine.explain(gone) is None
+    assert [one["finish_reason"] for one in records.values()] == ["length"] * 6 + ["abort"]
+    assert sum(sum(one["preemptions"].values()) for one in records.values()) > 0
+    for one in records.values():
+        assert sum(one["parts_ns"].values()) == one["wall_ns"] > 0
+        again = one["parts_ns"]["preempted"] > 0
+        assert again == (one["prefill"]["tokens"] > one["prompt_tokens"])

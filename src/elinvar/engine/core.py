@@ -50,6 +50,9 @@ from elinvar.weights.sources import resolve
 
 log = logging.getLogger(__name__)
 
+IDLE_S = 0.001
+"""Longest sleep of a step in which nobody may go on."""
+
 LoadProgress = Callable[[str, int, int], None]
 """Called with (what is being loaded, bytes done, bytes in all or 0 where unknown), perhaps from
 another thread."""
@@ -294,6 +297,11 @@ class Engine:
         """Whether a step would bring anything."""
         return bool(self._live or self._ready)
 
+    @property
+    def idle_s(self) -> float:
+        """Seconds until one can, where all that is there waits for its tenants' rates."""
+        return 0.0 if self._ready else self.scheduler.idle_s
+
     def step(self) -> list[Delta]:
         """Plan, execute, commit. When the model's forward fails, the requests of this step end
         with finish_reason `error`; the engine and all other requests go on."""
@@ -313,6 +321,8 @@ class Engine:
                 self.metrics.steps += 1
                 self.metrics.computed_tokens += plan.num_tokens
                 self.metrics.step_seconds.observe(now - began)
+        elif not deltas:
+            time.sleep(min(self.scheduler.idle_s, IDLE_S))
         return deltas
 
     def push_weights(self, arrays: Mapping[str, NDArray[Any]]) -> int:

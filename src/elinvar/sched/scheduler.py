@@ -63,9 +63,9 @@ class Scheduler:
         self.policy = policy or FirstCome()
         self.tenants = Tenants(tenants or {}, self.policy.turn, isinstance(self.policy, Fair))
         self.chunks = Chunks(interactive, batch)
-        self.preemptions = {"memory": 0, "yield": 0, "failure": 0, "asked": 0}
-        """By cause: for blocks that another needed, for one that goes first, because a step was
-        lost, by hand."""
+        self.preemptions = {"memory": 0, "jam": 0, "yield": 0, "failure": 0, "asked": 0}
+        """By cause: for blocks that another needed, that each needed, for one that goes first,
+        because a step was lost, by hand."""
         self._block_size = specs[0].block_size
         self._clock = clock
         self._requests: dict[str, Request] = {}
@@ -323,7 +323,7 @@ class Scheduler:
         start = first.num_computed_tokens
         while self.kv.prepare(first.kv, start, start + 1) is None:
             assert self._running[-1] is not first
-            self._send_away(plan, self._running[-1], "memory")
+            self._send_away(plan, self._running[-1], "jam")
         self._go_on(plan, first, self.max_step_tokens - len(self._running))
 
     # ---- who may start ----------------------------------------------------------------------

@@ -283,14 +283,14 @@ def _adapter(text: str) -> tuple[str, str]:
     return name, path
 
 
-def parse_size(text: str | None) -> int | None:
-    """Bytes of "800M", "2G", "1.5GiB" or "65536" (powers of 1024)."""
+def parse_size(text: str | None, flag: str = "--kv-memory") -> int | None:
+    """Bytes of "800M", "2G", "1.5GiB" or "65536" (powers of 1024); `flag` says so of itself."""
     if text is None:
         return None
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     if found is None or float(found[1]) == 0:
         raise click.BadParameter(
-            f"{text!r} is not a size, write it as 800M or 2G.", param_hint="--kv-memory"
+            f"{text!r} is not a size, write it as 800M or 2G.", param_hint=flag
         )
     power = "KMGT".index(found[2].upper()) + 1 if found[2] else 0
     return int(float(found[1]) * 1024**power)

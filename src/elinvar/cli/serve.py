@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from elinvar.base.config import EngineConfig
 from elinvar.base.errors import ElinvarError
 from elinvar.cli import options as opt
 from elinvar.cli.command import command, option
@@ -133,6 +134,7 @@ def serve(
     generating: dict[str, Any] = {"--adapter": adapters, "--chat-template": chat_template}
     generating |= {"--allow-adapter-loading": allow_adapter_loading, "--warm": warm}
     generating |= {"--tenants": tenants, "--trace-requests": trace_requests}
+    generating |= {"--policy": config.policy != EngineConfig().policy}
     _refuse_idle(of_texts, generating if of_texts else {"--matryoshka": matryoshka})
     if of_texts:
         text_model = load_embedder(model, config).model

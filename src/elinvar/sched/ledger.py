@@ -76,7 +76,8 @@ class Ledger:
         """From now on the request is in `state`."""
         if state == self.state and cause == self.cause:
             return
-        at = nanoseconds(now)
+        # A plan's transitions are told with the time of its beginning, some with that of their own.
+        at = max(nanoseconds(now), self._since)
         self._close(at)
         self._open(state, cause)
         if state == "preempted":
@@ -105,7 +106,7 @@ class Ledger:
                 self.enter("decode", now)
 
     def end(self, now: float) -> None:
-        self.ended = nanoseconds(now)
+        self.ended = max(nanoseconds(now), self._since)
         self._close(self.ended)
 
     def causes(self, now: float) -> dict[tuple[State, str], int]:

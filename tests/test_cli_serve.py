@@ -18,6 +18,7 @@ import pytest
 
 from elinvar.server.tenants import hash_key
 from processes import ELINVAR, ENVIRONMENT, assert_fails, run
+from serving import TEMPLATE
 
 LONG = "The first words of all that is asked here, which are always the same. " * 4
 BODY: dict[str, Any] = {"model": "tiny", "prompt": LONG, "max_tokens": 4, "ignore_eos": True}
@@ -168,6 +169,10 @@ def test_generate_explains(tiny_gguf: Path, tmp_path: Path) -> None:
     file.write_text('{"prompt_ids": [5, 6, 7]}\n{"prompt": "x"}\n')
     lines = run("generate", tiny_gguf, "--prompts-file", file, *flags).stdout.splitlines()
     assert [json.loads(line)["explanation"]["steps"] for line in lines] == [3, 3]
+    template = tmp_path / "template.jinja"
+    template.write_text(TEMPLATE)
+    talk = run("chat", tiny_gguf, *flags, "--chat-template", template, stdin="Hello\nAnd?\n")
+    assert talk.stderr.count("ms in all") == 2 and "found in memory" in talk.stderr
     assert "explanation" not in run("generate", tiny_gguf, "--prompts-file", file).stdout
 
 

@@ -312,7 +312,7 @@ class Engine:
 
     @property
     def idle_s(self) -> float:
-        """Seconds until one would, where all that is there waits for its tenants' rates."""
+        """Seconds until one can, where all that is there waits for a budget or a fetch."""
         busy = self._ready or self.scheduler.kv.has_unsaved
         return 0.0 if busy else self.scheduler.idle_s
 

@@ -277,7 +277,9 @@ class Scheduler:
                     budget -= self._go_on(plan, request, budget)
             elif head is not None and self._waits_for_another(head):
                 put_off.append(head)
+                head.ledger.wait("prefix", now)
             elif head is not None:
+                head.ledger.wait("", now)
                 left = self._admit(plan, head, budget, now)
                 admitting = left is not None
                 budget = budget if left is None else left

@@ -37,7 +37,7 @@ from elinvar.models.load import load_parts, reloaded
 from elinvar.ops import Ops, load_provider
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.run.runner import Runner
-from elinvar.sched.door import max_total_tokens
+from elinvar.sched.door import max_total_tokens, why_no_window
 from elinvar.sched.request import Request, RequestUpdate
 from elinvar.sched.scheduler import Scheduler
 from elinvar.weights.cache import cache_root
@@ -154,7 +154,10 @@ class Engine:
             config.prefix_cache,
         )
         self.metrics = EngineMetrics(self.scheduler)
-        longest = min(self._context, self.scheduler.kv.max_sequence + 1)
+        self._no_window = why_no_window(model.config.layer_kinds)
+        longest = self._context
+        if self._no_window:  # or a sequence may outgrow the cache
+            longest = min(longest, self.scheduler.kv.max_sequence + 1)
         self.adapters = adapters or Adapters()
         self.runner = Runner(
             model, ops, specs, kv.num_blocks, config.max_rows, longest, self.adapters.ops
@@ -206,9 +209,11 @@ class Engine:
         self._check_open()
         if params.adapter is not None:
             self.adapters.find(params.adapter)
-        max_total_tokens(
-            len(prompt_ids), params.max_tokens, self._context, self.scheduler.kv.max_sequence
-        )
+        if params.kept_blocks is not None and self._no_window:
+            message = f"This model {self._no_window}: leave attention_window out."
+            raise InputError("attention_window", message)
+        kv_tokens = self.scheduler.kv.longest(params.kept_blocks)
+        max_total_tokens(len(prompt_ids), params.max_tokens, self._context, kv_tokens)
         for kind in set(map(type, prompt_ids)):
             if not issubclass(kind, Integral):  # a float would be cut, or fail amid a step
                 raise InputError(
@@ -239,6 +244,8 @@ class Engine:
         )
         if params.adapter is not None:
             request.namespace = self.adapters.digest(params.adapter)
+        if params.kept_blocks is not None:
+            request.namespace += b"keeps %d+%d" % params.kept_blocks
         self.scheduler.add(request)
         if params.adapter is not None:  # after what may raise: it is not forgotten until _forget
             request.adapter = self.adapters.begin(params.adapter)
@@ -255,6 +262,12 @@ class Engine:
         self.metrics.finished["abort"] += 1
         self._ready.append(_delta(live.request, finish_reason="abort"))
         return True
+
+    def context_of(self, params: SamplingParams) -> int:
+        """Tokens of the longest sequence, prompt and answer, that such a request may be."""
+        if params.kept_blocks is None:
+            return self.max_context
+        return min(self._context, self.scheduler.kv.longest(params.kept_blocks) + 1)
 
     @property
     def has_work(self) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from elinvar.base.config import KVSpec
 from elinvar.base.digest import blake2b
@@ -42,7 +43,7 @@ class KVManager:
         self.windows = [WINDOW if spec.state else spec.window for spec in specs]
         self._states = States(specs, self.pools, prefix_cache)
         self._paged = [g for g, spec in enumerate(specs) if not spec.state]
-        self._full = [pool for pool, w in zip(self.pools, self.windows, strict=True) if w is None]
+        self._full = [g for g, w in enumerate(self.windows) if w is None]
         self._sliding = [(g, w) for g, w in enumerate(self.windows) if w is not None]
         self.use_namespace(namespace)
         self._pack = struct.Struct(f"<{self.block_size}I").pack
@@ -54,9 +55,12 @@ class KVManager:
         again as they are needed. No sequence may be alive: they remember their keys."""
         self._root = blake2b(namespace.encode(), digest_size=32).digest()
 
-    def new_sequence(self, namespace: bytes = b"") -> SequenceKV:
-        """namespace: what this sequence's contents depend on besides tokens and the manager's own."""
-        seq = SequenceKV([[] for _ in self.pools], [0] * len(self.pools))
+    def new_sequence(
+        self, namespace: bytes = b"", kept: tuple[int, int] | None = None
+    ) -> SequenceKV:
+        """namespace: what this sequence's contents depend on besides tokens and the manager's own.
+        kept: as in SequenceKV."""
+        seq = SequenceKV([[] for _ in self.pools], [0] * len(self.pools), kept=kept)
         seq.root = self._root + namespace
         self._set_next_event(seq)
         return seq
@@ -66,27 +70,28 @@ class KVManager:
     def find_prefix(self, seq: SequenceKV, token_ids: Sequence[int]) -> Prefix:
         """The longest cached prefix of `token_ids` that every group can serve.
 
-        It ends on a block border and leaves at least one token to compute. A full group needs all
-        its blocks, a sliding one those that the first query after the prefix sees. Changes
-        nothing but the memo of keys in `seq`.
+        It ends on a block border and leaves at least one token to compute. Every group needs the
+        blocks that the first query after the prefix sees in it. Changes nothing but the memo of keys
+        in `seq`.
         """
         size = self.block_size
         count = (len(token_ids) - 1) // size if self.prefix_cache else 0
-        for pool in self._full:
-            hits = 0
-            while hits < count and pool.find(self._key(seq, token_ids, hits)) is not None:
+        for group in self._full if seq.kept is None else ():
+            hits, find = 0, self.pools[group].find
+            while hits < count and find(self._key(seq, token_ids, hits)) is not None:
                 hits += 1
             count = hits
-        shared = count * size if self._full else 0
-        if count and self._sliding:
+        shared = count * size if self._full and seq.kept is None else 0
+        with_gaps = [group for group, _ in self._sliding] + (self._full if seq.kept else [])
+        if count and with_gaps:
             self._key(seq, token_ids, count - 1)
             before = -1
             # A prefix shortened for one group may end where another has a gap: until it settles.
             while count != before:
                 before = count
-                for group, window in self._sliding:
-                    count = self._sliding_hits(self.pools[group], window, seq.keys, count)
-        blocks = [self._hit_blocks(group, seq.keys, count) for group in range(len(self.pools))]
+                for group in with_gaps:
+                    count = self._hits(group, seq, count)
+        blocks = [self._hit_blocks(group, seq, count) for group in range(len(self.pools))]
         revived = [
             sum(block >= 0 and pool.ref_count(block) == 0 for block in row)
             for pool, row in zip(self.pools, blocks, strict=True)
@@ -94,25 +99,27 @@ class KVManager:
         marks = self._states.marks(count * size, shared, len(token_ids))
         return Prefix(count * size, blocks, revived, marks)
 
-    def _sliding_hits(self, pool: BlockPool, window: int, keys: list[bytes], count: int) -> int:
+    def _hits(self, group: int, seq: SequenceKV, count: int) -> int:
         # Walks down from the end; a gap at block i means that the prefix can only end at i, so
-        # each block is looked up once.
+        # each block that is not always seen is looked up once.
+        find, keys = self.pools[group].find, seq.keys
         while count:
-            first = self._first_seen(count * self.block_size, window)
-            gap = next(
-                (i for i in range(count - 1, first - 1, -1) if pool.find(keys[i]) is None), -1
-            )
+            hidden = self._hidden(group, seq, count * self.block_size)
+            seen = chain(range(count - 1, hidden.stop - 1, -1), range(hidden.start))
+            gap = next((i for i in seen if find(keys[i]) is None), -1)
             if gap < 0:
                 return count
             count = gap
         return 0
 
-    def _hit_blocks(self, group: int, keys: list[bytes], count: int) -> list[int]:
-        window = self.windows[group]
-        first = 0 if window is None else self._first_seen(count * self.block_size, window)
-        find = self.pools[group].find
-        found = [find(key) for key in keys[first:count]]
-        return [-1] * first + [block for block in found if block is not None]
+    def _hit_blocks(self, group: int, seq: SequenceKV, count: int) -> list[int]:
+        hidden = self._hidden(group, seq, count * self.block_size)
+        find, keys = self.pools[group].find, seq.keys[:count]
+
+        def found(some: list[bytes]) -> list[int]:
+            return [block for key in some if (block := find(key)) is not None]
+
+        return found(keys[: hidden.start]) + [-1] * len(hidden) + found(keys[hidden.stop :])
 
     def _key(self, seq: SequenceKV, token_ids: Sequence[int], index: int) -> bytes:
         """Key of block `index`: 256-bit BLAKE2b over the previous block's key and the tokens, so
@@ -170,9 +177,10 @@ class KVManager:
         seq.marks = prefix.marks
         for group, (pool, blocks) in enumerate(zip(self.pools, prefix.blocks, strict=True)):
             seq.tables[group] = list(blocks)
-            seq.first_held[group] = first = blocks.count(-1)
-            for block in blocks[first:]:
-                pool.share(block)
+            seq.num_hidden[group] = blocks.count(-1)
+            for block in blocks:
+                if block >= 0:
+                    pool.share(block)
         self._set_next_event(seq)
 
     def advance(self, seq: SequenceKV, token_ids: Sequence[int], num_computed: int) -> None:
@@ -189,25 +197,24 @@ class KVManager:
                 seq.num_published = index + 1
             if num_computed % self.block_size == 0:
                 self._states.left(seq, num_computed)
-        for group, window in self._sliding:
-            table, pool = seq.tables[group], self.pools[group]
-            first = min(self._first_seen(num_computed, window), len(table))
-            for index in range(seq.first_held[group], first):
+        for group, (pool, table) in enumerate(zip(self.pools, seq.tables, strict=True)):
+            hidden = self._hidden(group, seq, num_computed)[: len(table)]
+            for index in hidden[seq.num_hidden[group] :]:
                 if table[index] >= 0:
                     pool.free(table[index])
                     table[index] = -1
-            seq.first_held[group] = max(first, seq.first_held[group])
+            seq.num_hidden[group] = max(len(hidden), seq.num_hidden[group])
         self._set_next_event(seq)
 
     def free(self, seq: SequenceKV) -> None:
         """Give everything back. Ends first: they are then evicted first, so that what stays
         cached are the beginnings, which other sequences are likelier to share."""
         for group, pool in enumerate(self.pools):
-            for block in reversed(seq.tables[group][seq.first_held[group] :]):
+            for block in reversed(seq.tables[group]):
                 if block >= 0:
                     pool.free(block)
             seq.tables[group] = []
-            seq.first_held[group] = 0
+            seq.num_hidden[group] = 0
         seq.capacity = seq.num_published = 0
         seq.marks, seq.tail = (), -1
         self._set_next_event(seq)
@@ -217,12 +224,20 @@ class KVManager:
         event = (seq.num_published + 1) * size if self.prefix_cache else NEVER
         for group, window in self._sliding:
             # The first held block is out of sight once the query after it sees only later ones.
-            event = min(event, (seq.first_held[group] + 1) * size + window - 1)
+            event = min(event, (seq.num_hidden[group] + 1) * size + window - 1)
+        if seq.kept is not None:
+            for group in self._full:
+                event = min(event, (seq.num_hidden[group] + sum(seq.kept) + 1) * size)
         seq.next_event = event
 
-    def _first_seen(self, position: int, window: int) -> int:
-        """Index of the first block that a query at `position` sees."""
-        return max(0, position - window + 1) // self.block_size
+    def _hidden(self, group: int, seq: SequenceKV, position: int) -> range:
+        """Indices of the blocks that a query at `position` does not see any more."""
+        if (window := self.windows[group]) is not None:
+            return range(max(0, position - window + 1) // self.block_size)
+        if seq.kept is None:
+            return range(0)
+        num_first, num_last = seq.kept
+        return range(num_first, max(num_first, position // self.block_size - num_last))
 
     # ---- admission --------------------------------------------------------------------------
 
@@ -238,13 +253,31 @@ class KVManager:
             return NEVER
         return num_blocks * self.block_size
 
-    def to_come(self, held: Sequence[int], reach: int, num_tokens: int, chunk: int) -> list[int]:
+    def longest(self, kept: tuple[int, int] | None) -> int:
+        """Most tokens that one sequence, alone, can have in blocks. kept: as in SequenceKV."""
+        if kept is None:
+            return self.max_sequence
+        room = sum(kept) + 1
+        return min(
+            NEVER if w is None and self.pools[group].num_blocks >= room else self._alone(group)
+            for group, w in enumerate(self.windows)
+        )
+
+    def to_come(
+        self,
+        held: Sequence[int],
+        reach: int,
+        num_tokens: int,
+        chunk: int,
+        kept: tuple[int, int] | None = None,
+    ) -> list[int]:
         """Per group: blocks that a sequence will still take until `num_tokens` are computed in
         steps of at most `chunk`, when it holds `held` and its tables have `reach` entries. Of
         states, none but its own: it can give up its snapshots."""
         left = max(0, -(-num_tokens // self.block_size) - reach)
+        most = NEVER if kept is None else sum(kept) + self._span(chunk)
         need = [
-            left if window is None else min(left, max(0, self._span(window - 1 + chunk) - have))
+            min(left, max(0, (most if window is None else self._span(window - 1 + chunk)) - have))
             for window, have in zip(self.windows, held, strict=True)
         ]
         for group in self._states.groups:
@@ -254,17 +287,25 @@ class KVManager:
     def to_come_for(self, seq: SequenceKV, num_tokens: int, chunk: int) -> list[int]:
         """`to_come` of a sequence that has begun."""
         reach = len(seq.tables[0])
-        return self.to_come([reach - first for first in seq.first_held], reach, num_tokens, chunk)
+        held = [reach - hidden for hidden in seq.num_hidden]
+        return self.to_come(held, reach, num_tokens, chunk, seq.kept)
 
     def spare(self, num_sequences: int) -> list[int]:
         """Per group: blocks that so many running sequences should find beyond those `to_come`."""
         return [num_sequences if group in self._paged else 0 for group in range(len(self.pools))]
 
-    def can_admit(self, prefix: Prefix, num_tokens: int, chunk: int, reserve: list[int]) -> bool:
+    def can_admit(
+        self,
+        prefix: Prefix,
+        num_tokens: int,
+        chunk: int,
+        reserve: list[int],
+        kept: tuple[int, int] | None = None,
+    ) -> bool:
         """Whether a sequence that starts with `prefix` can compute all its `num_tokens` and leave
         `reserve` blocks of each group to those already running."""
         held = [len(blocks) - blocks.count(-1) for blocks in prefix.blocks]
-        need = self.to_come(held, len(prefix.blocks[0]), num_tokens, chunk)
+        need = self.to_come(held, len(prefix.blocks[0]), num_tokens, chunk, kept)
         for group in self._states.groups:
             need[group] = 1
         return all(
@@ -286,10 +327,11 @@ class KVManager:
             assert {len(table) * self.block_size for table in seq.tables} == {seq.capacity}
             assert seq.num_published * self.block_size <= seq.capacity
             for group, table in enumerate(seq.tables):
-                first = seq.first_held[group]
-                assert all(block == -1 for block in table[:first]), "holds blocks out of sight"
-                assert self.windows[group] is not None or first == 0, "a full group lost blocks"
-                for block in table[first:]:
+                count, kept = seq.num_hidden[group], seq.kept
+                first = kept[0] if kept is not None and self.windows[group] is None else 0
+                assert all(block == -1 for block in table[first : first + count]), "holds too many"
+                assert self.windows[group] is not None or kept or not count, "lost blocks"
+                for block in table[:first] + table[first + count :]:
                     assert block >= 0 or group in self._states.groups, "a block is missing"
                     if block >= 0:
                         counts[group][block] += 1

@@ -11,8 +11,9 @@ class SequenceKV:
 
     tables: list[list[int]]
     """Per group: block ids from the start of the sequence; -1 where none is held."""
-    first_held: list[int]
-    """Per group: index of the first entry of the table that is not -1."""
+    num_hidden: list[int]
+    """Per group: entries of the table that are -1. They are its first ones; where there is `kept`, in
+    groups without a window, those after the first that are kept."""
     capacity: int = 0
     """Positions that the tables reach."""
     num_published: int = 0
@@ -27,6 +28,9 @@ class SequenceKV:
     """Block of the last snapshot that the next one replaces, if any."""
     root: bytes = b""
     """What stands before the first block's tokens in its key."""
+    kept: tuple[int, int] | None = None
+    """What groups without a window keep of it: so many first blocks, and so many last ones before that
+    of the next token. None: all."""
 
 
 @dataclass(slots=True)
@@ -35,7 +39,7 @@ class Prefix:
 
     num_tokens: int
     blocks: list[list[int]]
-    """Per group, -1 in sliding groups before the window."""
+    """Per group, -1 where the first query after the prefix sees nothing."""
     num_revived: list[int]
     """Per group: how many of the blocks are free now, so that taking them costs a free block."""
     marks: tuple[int, ...] = ()

@@ -95,6 +95,6 @@ class States:
                 pool.forget(block)
             if not pool.is_published(block):
                 table[-1] = -1
-                seq.first_held[group] = len(table) - 1 + num_entries
+                seq.num_hidden[group] = len(table) - 1 + num_entries
                 return [-1] * (num_entries - 1) + [block]
         return [-1] * (num_entries - 1) + pool.allocate(1)

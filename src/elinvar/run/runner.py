@@ -34,7 +34,7 @@ class Runner:
     ) -> None:
         """adapted: see run.graphs."""
         self.ops, self._adapted = ops, adapted
-        self.rows = Rows(max_rows, max_context, len(specs))
+        self.rows = Rows(max_rows, max_context, specs)
         layers: dict[int, LayerCache] = {}
         for spec, count in zip(specs, num_blocks, strict=True):
             layers |= zip(spec.layers, ops.kv_layers(spec, count), strict=True)

@@ -72,13 +72,13 @@ class Scheduler:
             request.num_prompt_tokens,
             request.params.max_tokens,
             self.max_context,
-            self.kv.max_sequence,
+            self.kv.longest(request.params.kept_blocks),
         )
         if request.id in self._requests:
             raise InputError("request_id", f"Request id {request.id!r} is in use: choose another.")
         stop_ids = frozenset(request.params.stop_token_ids)
         request.stop_ids = stop_ids if request.params.ignore_eos else stop_ids | self.eos_ids
-        request.kv = self.kv.new_sequence(request.namespace)
+        request.kv = self.kv.new_sequence(request.namespace, request.params.kept_blocks)
         request.order = self._num_added
         request.arrival = self._clock()
         self._num_added += 1
@@ -217,7 +217,9 @@ class Scheduler:
         while waiting and budget > 0 and self._free_rows:
             request = waiting[0]
             prefix = kv.find_prefix(request.kv, request.token_ids)
-            if self._running and not kv.can_admit(prefix, request.num_tokens, chunk, reserve):
+            if self._running and not kv.can_admit(
+                prefix, request.num_tokens, chunk, reserve, request.kv.kept
+            ):
                 break
             start = prefix.num_tokens
             allocation = kv.prepare(

@@ -10,6 +10,8 @@ from elinvar.base.errors import InputError
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
+SINKS = 4
+"""Tokens that suffice (Xiao et al., 2024)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class SamplingParams:
     """LOSSY: layers of full attention see the last so many tokens and the first `attention_sinks`
     alone (StreamingLLM: Xiao et al., 2024), in whole blocks of 32: at least so many, at most 31 more.
     Memory stays bounded however long the sequence grows. None: they see everything."""
-    attention_sinks: int = 4
+    attention_sinks: int = SINKS
     """First tokens that are always seen where there is an attention_window; rounded up to 32s."""
 
     def __post_init__(self) -> None:
@@ -75,6 +77,8 @@ class SamplingParams:
         _integer("attention_sinks", self.attention_sinks, 1, 2**31 - 1)
         if self.attention_window is not None:
             _integer("attention_window", self.attention_window, 1, 2**31 - 1)
+        elif self.attention_sinks != SINKS:
+            raise InputError("attention_sinks", "attention_sinks needs an attention_window, too.")
         if not isinstance(self.ignore_eos, bool):
             raise InputError(
                 "ignore_eos", f"ignore_eos must be true or false, got {self.ignore_eos!r}."

@@ -38,6 +38,7 @@ HELP = """\
     help="Think before the answer or not, with models that can do both.",
 )
 @opt.sampling
+@opt.memory
 @opt.serving
 @opt.adapters
 @opt.verbose
@@ -90,8 +91,9 @@ class Conversation:
 
     def check(self) -> None:
         """Raises ModelError where the model cannot chat, InputError where it has no switch for
-        thinking, before the person has typed anything."""
-        self.llm.engine.encode_chat([{"role": "user", "content": "Hello"}], self.options)
+        thinking, or cannot do what the parameters ask, before the person has typed anything."""
+        hello = [{"role": "user", "content": "Hello"}]
+        self.llm.engine.check(self.llm.engine.encode_chat(hello, self.options), self.params)
 
     def answer(self, text: str) -> None:
         """Stream the answer to `text`. Ctrl-C ends it; what was said stays in the conversation."""

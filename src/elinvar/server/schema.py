@@ -64,6 +64,9 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     min_p: float | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
+    # Lossy (SamplingParams.attention_window): attend to the first and the last tokens alone.
+    attention_window: int | None = None
+    attention_sinks: int | None = None
     # Not served yet.
     frequency_penalty: float | None = None
     presence_penalty: float | None = None

@@ -8,7 +8,7 @@ in one process do not mix.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -47,8 +47,10 @@ class Histogram:
 class Load(Protocol):
     """What a scheduler says of its state, asked when somebody scrapes."""
 
-    num_preemptions: int
-
+    @property
+    def preemptions(self) -> Mapping[str, int]: ...
+    @property
+    def num_held_up(self) -> int: ...
     @property
     def num_running(self) -> int: ...
     @property
@@ -75,7 +77,7 @@ class EngineMetrics:
 
     @property
     def preemptions(self) -> int:
-        return self.load.num_preemptions
+        return sum(self.load.preemptions.values())
 
     def collect(self) -> Iterator[Metric]:
         """What a scrape reads (the collector protocol of prometheus-client)."""
@@ -93,9 +95,15 @@ class EngineMetrics:
             ("prompt_tokens", self.prompt_tokens, "Prompt tokens of the requests that began."),
             ("cached_tokens", self.cached_tokens, "Prompt tokens found in the prefix cache."),
             ("generated_tokens", self.generated_tokens, "Tokens sampled."),
-            ("preemptions", self.preemptions, "Requests put back to wait for memory."),
+            ("budget_waits", self.load.num_held_up, "Times that a tenant's budget held it up."),
         ):
             yield CounterMetricFamily(f"elinvar_{name}", text, value=count)
+        preemptions = CounterMetricFamily(
+            "elinvar_preemptions", "Requests put back to wait, by cause.", labels=["cause"]
+        )
+        for cause, count in self.load.preemptions.items():
+            preemptions.add_metric([cause], count)
+        yield preemptions
         finished = CounterMetricFamily(
             "elinvar_requests_finished", "Requests by how they ended.", labels=["reason"]
         )

@@ -38,6 +38,7 @@ from elinvar.ops import Ops, load_provider
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.run.runner import Runner
 from elinvar.sched.door import max_total_tokens, why_no_window
+from elinvar.sched.policy import make_policy
 from elinvar.sched.request import Request, RequestUpdate
 from elinvar.sched.scheduler import Scheduler
 from elinvar.weights.cache import cache_root
@@ -152,6 +153,10 @@ class Engine:
             self._context,
             tokenizer.eos_ids,
             config.prefix_cache,
+            policy=make_policy(config),
+            tenants=config.tenants,
+            interactive=config.interactive,
+            batch=config.batch,
         )
         self.metrics = EngineMetrics(self.scheduler)
         self._no_window = why_no_window(model.config.layer_kinds)

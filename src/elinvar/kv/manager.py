@@ -1,24 +1,26 @@
 """KVManager: which blocks every sequence holds, in each layer-kind group.
 
-Owns the pools, the keys of block contents, prefix matching, and the rule by which sliding groups
-give blocks back. It must not know requests, rows or budgets (the scheduler's) nor arrays (the
-runner's). All groups have the same block size, so the tables of a sequence have one length; where a
-group holds nothing its table has -1.
-What is particular to groups of recurrent states is kv/states.py's.
+Owns the pools, the tree of what is cached, and the rule by which sliding groups give blocks back. It
+must not know requests, rows or budgets (the scheduler's) nor arrays (the runner's). All groups have
+the same block size, so the tables of a sequence have one length; where a group holds nothing its
+table has -1.
+How a prefix is found is kv/match.py's; what is particular to groups of recurrent states is
+kv/states.py's.
 """
 
 from __future__ import annotations
 
-import struct
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain
 
 from elinvar.base.config import KVSpec
-from elinvar.base.digest import blake2b
+from elinvar.base.plan import BlockCopy
+from elinvar.kv.match import Match
 from elinvar.kv.pool import BlockPool
-from elinvar.kv.sequence import Allocation, Prefix, SequenceKV
+from elinvar.kv.sequence import Allocation, Kept, Prefix, SequenceKV, Taken
 from elinvar.kv.states import WINDOW, States
+from elinvar.kv.tree import Node, Tree, pack
 
 NEVER = sys.maxsize
 
@@ -39,98 +41,58 @@ class KVManager:
     ) -> None:
         self.block_size = specs[0].block_size
         self.prefix_cache = prefix_cache
-        self.pools = [BlockPool(n) for n in num_blocks]
+        self.tree = Tree(len(specs))
+        self.pools = [BlockPool(count, group, self.tree) for group, count in enumerate(num_blocks)]
         self.windows = [WINDOW if spec.state else spec.window for spec in specs]
         self._states = States(specs, self.pools, prefix_cache)
+        self._match = Match(self.block_size, self.windows, self._states.groups, self.tree)
         self._paged = [g for g, spec in enumerate(specs) if not spec.state]
-        self._full = [g for g, w in enumerate(self.windows) if w is None]
         self._sliding = [(g, w) for g, w in enumerate(self.windows) if w is not None]
+        self._full = [g for g, w in enumerate(self.windows) if w is None]
         self.use_namespace(namespace)
-        self._pack = struct.Struct(f"<{self.block_size}I").pack
         self.max_sequence = min(self._alone(g) for g in range(len(specs)))
         """Most tokens that one sequence, alone, can have in blocks."""
 
     def use_namespace(self, namespace: str) -> None:
         """From now on nothing is found that was cached in another one; its blocks are given out
-        again as they are needed. No sequence may be alive: they remember their keys."""
-        self._root = blake2b(namespace.encode(), digest_size=32).digest()
+        again as they are needed. No sequence may be alive: they remember theirs."""
+        self._namespace = namespace.encode()
 
-    def new_sequence(
-        self, namespace: bytes = b"", kept: tuple[int, int] | None = None
-    ) -> SequenceKV:
+    def new_sequence(self, namespace: bytes = b"", kept: Kept | None = None) -> SequenceKV:
         """namespace: what this sequence's contents depend on besides tokens and the manager's own.
         kept: as in SequenceKV."""
-        seq = SequenceKV([[] for _ in self.pools], [0] * len(self.pools), kept=kept)
-        seq.root = self._root + namespace
+        # The length says where one ends: no pair of namespaces reads as another.
+        root = len(self._namespace).to_bytes(4) + self._namespace + namespace
+        seq = SequenceKV([[] for _ in self.pools], [0] * len(self.pools), root, kept=kept)
         self._set_next_event(seq)
         return seq
 
     # ---- prefix reuse -----------------------------------------------------------------------
 
     def find_prefix(self, seq: SequenceKV, token_ids: Sequence[int]) -> Prefix:
-        """The longest cached prefix of `token_ids` that every group can serve.
+        """The longest cached prefix of `token_ids` that every group can serve, to the token.
 
-        It ends on a block border and leaves at least one token to compute. Every group needs the
-        blocks that the first query after the prefix sees in it. Changes nothing but the memo of keys
-        in `seq`.
+        It leaves at least one token to compute. Each group needs the blocks that the first query
+        after the prefix sees: a full one all of them, but where a sequence forgets. Changes nothing.
         """
-        size = self.block_size
-        count = (len(token_ids) - 1) // size if self.prefix_cache else 0
-        for group in self._full if seq.kept is None else ():
-            hits, find = 0, self.pools[group].find
-            while hits < count and find(self._key(seq, token_ids, hits)) is not None:
-                hits += 1
-            count = hits
-        shared = count * size if self._full and seq.kept is None else 0
-        with_gaps = [group for group, _ in self._sliding] + (self._full if seq.kept else [])
-        if count and with_gaps:
-            self._key(seq, token_ids, count - 1)
-            before = -1
-            # A prefix shortened for one group may end where another has a gap: until it settles.
-            while count != before:
-                before = count
-                for group in with_gaps:
-                    count = self._hits(group, seq, count)
-        blocks = [self._hit_blocks(group, seq, count) for group in range(len(self.pools))]
-        revived = [
+        kept = seq.kept
+        if not self.prefix_cache:
+            counts = [0] * len(self.pools)
+            return Prefix(0, token_ids, [], [[] for _ in self.pools], counts, kept=kept)
+        found = self._match.longest(seq.root, token_ids, kept)
+        path, end = found.path, found.num_tokens
+        blocks = []
+        for group, window in enumerate(self.windows):
+            hidden = self._match.hidden(window, kept, end)
+            row = [node.blocks[group] for node in path]
+            row[hidden.start : hidden.stop] = [-1] * len(hidden[: len(row)])
+            blocks.append(row)
+        taken = [
             sum(block >= 0 and pool.ref_count(block) == 0 for block in row)
             for pool, row in zip(self.pools, blocks, strict=True)
         ]
-        marks = self._states.marks(count * size, shared, len(token_ids))
-        return Prefix(count * size, blocks, revived, marks)
-
-    def _hits(self, group: int, seq: SequenceKV, count: int) -> int:
-        # Walks down from the end; a gap at block i means that the prefix can only end at i, so
-        # each block that is not always seen is looked up once.
-        find, keys = self.pools[group].find, seq.keys
-        while count:
-            hidden = self._hidden(group, seq, count * self.block_size)
-            seen = chain(range(count - 1, hidden.stop - 1, -1), range(hidden.start))
-            gap = next((i for i in seen if find(keys[i]) is None), -1)
-            if gap < 0:
-                return count
-            count = gap
-        return 0
-
-    def _hit_blocks(self, group: int, seq: SequenceKV, count: int) -> list[int]:
-        hidden = self._hidden(group, seq, count * self.block_size)
-        find, keys = self.pools[group].find, seq.keys[:count]
-
-        def found(some: list[bytes]) -> list[int]:
-            return [block for key in some if (block := find(key)) is not None]
-
-        return found(keys[: hidden.start]) + [-1] * len(hidden) + found(keys[hidden.stop :])
-
-    def _key(self, seq: SequenceKV, token_ids: Sequence[int], index: int) -> bytes:
-        """Key of block `index`: 256-bit BLAKE2b over the previous block's key and the tokens, so
-        that equal keys mean equal sequences up to the block's end."""
-        keys, size = seq.keys, self.block_size
-        while len(keys) <= index:
-            at = len(keys) * size
-            parent = keys[-1] if keys else seq.root
-            data = parent + self._pack(*token_ids[at : at + size])
-            keys.append(blake2b(data, digest_size=32).digest())
-        return keys[index]
+        marks = self._states.marks(end, found.num_shared, len(token_ids))
+        return Prefix(end, token_ids, path, blocks, taken, found.tail, marks, found.coming, kept)
 
     # ---- allocation: prepare changes nothing, apply cannot fail -----------------------------
 
@@ -145,8 +107,8 @@ class KVManager:
         free = [pool.num_free for pool in self.pools]
         held, marks = len(seq.tables[0]), seq.marks
         if prefix is not None:
-            held, marks = prefix.num_tokens // self.block_size, prefix.marks
-            free = [a - b for a, b in zip(free, prefix.num_revived, strict=True)]
+            held, marks = len(prefix.path), prefix.marks
+            free = [a - b for a, b in zip(free, prefix.num_taken, strict=True)]
         room = min([free[group] for group in self._paged], default=NEVER)
         end = self._states.cut(marks, start, min(end, (held + room) * self.block_size))
         if end <= start:
@@ -156,32 +118,88 @@ class KVManager:
             return None
         return Allocation(seq, end, num_blocks, prefix)
 
-    def apply(self, allocation: Allocation) -> list[list[int]]:
-        """Take what `prepare` found; returns the new blocks of each group."""
-        seq = allocation.seq
-        if allocation.prefix is not None:
-            self._take_prefix(seq, allocation.prefix)
-        new = []
+    def apply(self, allocation: Allocation) -> Taken:
+        """Take what `prepare` found."""
+        seq, prefix, count = allocation.seq, allocation.prefix, allocation.num_blocks
+        taken = Taken([])
+        if prefix is not None:
+            self._take_prefix(seq, prefix, taken)
+        # Looked up before anything is given out: what is copied may be what is given up for it.
+        tail = prefix.tail.blocks[:] if prefix is not None and prefix.tail else None
         for group, (pool, table) in enumerate(zip(self.pools, seq.tables, strict=True)):
-            if group in self._states.groups:
-                blocks = self._states.go_on(group, seq, allocation.num_blocks)
+            entries = None
+            if group not in self._states.groups:
+                blocks = pool.allocate(count)
+            elif tail is None:
+                blocks = self._states.go_on(group, seq, count)
             else:
-                blocks = pool.allocate(allocation.num_blocks)
-            table += blocks
-            new.append(blocks)
+                blocks = self._states.go_on_from_copy(group, seq, count)
+                entries = [-1] * (count - 1) + blocks[-1:]
+            if tail is not None:
+                taken.copies.append(BlockCopy(group, tail[group], blocks[0]))
+            table += blocks if entries is None else entries
+            taken.blocks.append(blocks)
         seq.capacity = len(seq.tables[0]) * self.block_size
-        return new
+        return taken
 
-    def _take_prefix(self, seq: SequenceKV, prefix: Prefix) -> None:
-        seq.num_published = prefix.num_tokens // self.block_size
+    def _take_prefix(self, seq: SequenceKV, prefix: Prefix, taken: Taken) -> None:
         seq.marks = prefix.marks
-        for group, (pool, blocks) in enumerate(zip(self.pools, prefix.blocks, strict=True)):
-            seq.tables[group] = list(blocks)
-            seq.num_hidden[group] = blocks.count(-1)
-            for block in blocks:
+        seq.num_published = len(prefix.path)
+        seq.tables = [list(blocks) for blocks in prefix.blocks]
+        for group, (pool, table) in enumerate(zip(self.pools, seq.tables, strict=True)):
+            count = table.count(-1)
+            if self.windows[group] is None:
+                seq.num_hidden = count
+            else:
+                seq.first_held[group] = count
+            for block in table:
                 if block >= 0:
                     pool.share(block)
+        if self.prefix_cache:
+            self._announce(seq, prefix)
         self._set_next_event(seq)
+
+    # ---- what others can find ---------------------------------------------------------------
+
+    def _announce(self, seq: SequenceKV, prefix: Prefix) -> None:
+        """Say what this sequence is about to compute, so that others may wait for it."""
+        tokens, size = prefix.token_ids, self.block_size
+        seq.num_first = len(tokens)
+        seq.num_known = len(tokens) // size
+        for node in prefix.path:
+            node.holders += 1
+        seq.nodes = list(prefix.path)
+        for index in range(len(seq.nodes), seq.num_known):
+            self._extend(seq, tokens, index).coming += 1
+        if rest := tokens[seq.num_known * size :]:
+            seq.tail = self._hold(seq, seq.num_known, pack(rest))
+            seq.tail.coming += 1
+
+    def _extend(self, seq: SequenceKV, token_ids: Sequence[int], index: int) -> Node:
+        at = index * self.block_size
+        node = self._hold(seq, index, pack(token_ids[at : at + self.block_size]))
+        seq.nodes.append(node)
+        return node
+
+    def _hold(self, seq: SequenceKV, index: int, tokens: bytes) -> Node:
+        parent = seq.nodes[index - 1] if index else self.tree.root(seq.root)
+        node = self.tree.grow(parent, tokens)
+        node.holders += 1
+        return node
+
+    def _publish(self, seq: SequenceKV, node: Node, index: int) -> None:
+        for pool, table in zip(self.pools, seq.tables, strict=True):
+            if table[index] >= 0:
+                pool.publish(table[index], node)
+        old = self.tree.superseded(node)
+        if old is not None and not self._states.groups:
+            for pool, block in zip(self.pools, node.blocks, strict=True):
+                if block >= 0:
+                    pool.drop(old)
+
+    def _let_go(self, node: Node) -> None:
+        node.holders -= 1
+        self.tree.prune(node)
 
     def advance(self, seq: SequenceKV, token_ids: Sequence[int], num_computed: int) -> None:
         """A step was committed: publish the blocks it filled, free those no query sees any more.
@@ -189,55 +207,88 @@ class KVManager:
         Needed only when num_computed reached seq.next_event.
         """
         if self.prefix_cache:
-            for index in range(seq.num_published, num_computed // self.block_size):
-                key = self._key(seq, token_ids, index)
-                for pool, table in zip(self.pools, seq.tables, strict=True):
-                    if table[index] >= 0:
-                        pool.publish(table[index], key)
-                seq.num_published = index + 1
-            if num_computed % self.block_size == 0:
-                self._states.left(seq, num_computed)
-        for group, (pool, table) in enumerate(zip(self.pools, seq.tables, strict=True)):
-            hidden = self._hidden(group, seq, num_computed)[: len(table)]
-            for index in hidden[seq.num_hidden[group] :]:
+            self._publish_all(seq, token_ids, num_computed)
+        for group, window in self._sliding:
+            table, pool = seq.tables[group], self.pools[group]
+            first = len(self._match.hidden(window, None, num_computed)[: len(table)])
+            for index in range(seq.first_held[group], first):
                 if table[index] >= 0:
                     pool.free(table[index])
                     table[index] = -1
-            seq.num_hidden[group] = max(len(hidden), seq.num_hidden[group])
+            seq.first_held[group] = max(first, seq.first_held[group])
+        if seq.kept is not None:
+            self._forget(seq, num_computed)
         self._set_next_event(seq)
 
-    def free(self, seq: SequenceKV) -> None:
+    def _forget(self, seq: SequenceKV, num_computed: int) -> None:
+        """Give back what lies between the first and the last blocks that it keeps."""
+        hidden = self._match.hidden(None, seq.kept, num_computed)
+        for group in self._full:
+            table = seq.tables[group]
+            for index in hidden[seq.num_hidden :]:
+                self.pools[group].free(table[index])
+                table[index] = -1
+        seq.num_hidden = max(len(hidden), seq.num_hidden)
+
+    def _publish_all(self, seq: SequenceKV, token_ids: Sequence[int], num_computed: int) -> None:
+        for index in range(seq.num_published, num_computed // self.block_size):
+            known = index < len(seq.nodes)
+            node = seq.nodes[index] if known else self._extend(seq, token_ids, index)
+            node.coming -= known
+            self._publish(seq, node, index)
+            seq.num_published = index + 1
+        if seq.tail is not None and num_computed >= seq.num_first:
+            tail, seq.tail = seq.tail, None
+            tail.coming -= 1
+            if seq.num_published == seq.num_known and not self._states.groups:
+                # Others may begin in the middle of a block that this sequence goes on writing.
+                self._publish(seq, tail, seq.num_known)
+            self._let_go(tail)
+        if num_computed % self.block_size == 0:
+            self._states.left(seq, num_computed)
+
+    def free(self, seq: SequenceKV, token_ids: Sequence[int] = (), num_computed: int = 0) -> None:
         """Give everything back. Ends first: they are then evicted first, so that what stays
-        cached are the beginnings, which other sequences are likelier to share."""
+        cached are the beginnings, which other sequences are likelier to share.
+
+        num_computed: of `token_ids`, all that was computed, where that is known for certain: then
+        what lies in the last block can be found, too.
+        """
+        index, rest = divmod(num_computed, self.block_size)
+        if self.prefix_cache and rest and index == seq.num_published:
+            end = self._hold(seq, index, pack(token_ids[num_computed - rest : num_computed]))
+            self._publish(seq, end, index)
+            self._states.replace(seq)
+            self._let_go(end)
         for group, pool in enumerate(self.pools):
-            for block in reversed(seq.tables[group]):
+            for block in reversed(seq.tables[group][seq.first_held[group] :]):
                 if block >= 0:
                     pool.free(block)
             seq.tables[group] = []
-            seq.num_hidden[group] = 0
+            seq.first_held[group] = 0
+        seq.num_hidden = 0
+        if seq.tail is not None:
+            seq.tail.coming -= 1
+            self._let_go(seq.tail)
+        for index in range(len(seq.nodes) - 1, -1, -1):
+            seq.nodes[index].coming -= index >= seq.num_published
+            self._let_go(seq.nodes[index])
+        seq.nodes, seq.tail = [], None
         seq.capacity = seq.num_published = 0
-        seq.marks, seq.tail = (), -1
+        seq.marks, seq.snapshot = (), -1
         self._set_next_event(seq)
 
     def _set_next_event(self, seq: SequenceKV) -> None:
         size = self.block_size
         event = (seq.num_published + 1) * size if self.prefix_cache else NEVER
+        if seq.tail is not None:
+            event = min(event, seq.num_first)
         for group, window in self._sliding:
             # The first held block is out of sight once the query after it sees only later ones.
-            event = min(event, (seq.num_hidden[group] + 1) * size + window - 1)
+            event = min(event, (seq.first_held[group] + 1) * size + window - 1)
         if seq.kept is not None:
-            for group in self._full:
-                event = min(event, (seq.num_hidden[group] + sum(seq.kept) + 1) * size)
+            event = min(event, (sum(seq.kept) + seq.num_hidden + 1) * size)
         seq.next_event = event
-
-    def _hidden(self, group: int, seq: SequenceKV, position: int) -> range:
-        """Indices of the blocks that a query at `position` does not see any more."""
-        if (window := self.windows[group]) is not None:
-            return range(max(0, position - window + 1) // self.block_size)
-        if seq.kept is None:
-            return range(0)
-        num_first, num_last = seq.kept
-        return range(num_first, max(num_first, position // self.block_size - num_last))
 
     # ---- admission --------------------------------------------------------------------------
 
@@ -253,14 +304,15 @@ class KVManager:
             return NEVER
         return num_blocks * self.block_size
 
-    def longest(self, kept: tuple[int, int] | None) -> int:
-        """Most tokens that one sequence, alone, can have in blocks. kept: as in SequenceKV."""
+    def longest(self, kept: Kept | None) -> int:
+        """Most tokens that a sequence which keeps so much, alone, can have."""
         if kept is None:
             return self.max_sequence
-        room = sum(kept) + 1
         return min(
-            NEVER if w is None and self.pools[group].num_blocks >= room else self._alone(group)
-            for group, w in enumerate(self.windows)
+            NEVER
+            if window is None and self.pools[group].num_blocks > sum(kept)
+            else self._alone(group)
+            for group, window in enumerate(self.windows)
         )
 
     def to_come(
@@ -269,7 +321,7 @@ class KVManager:
         reach: int,
         num_tokens: int,
         chunk: int,
-        kept: tuple[int, int] | None = None,
+        kept: Kept | None = None,
     ) -> list[int]:
         """Per group: blocks that a sequence will still take until `num_tokens` are computed in
         steps of at most `chunk`, when it holds `held` and its tables have `reach` entries. Of
@@ -286,34 +338,46 @@ class KVManager:
 
     def to_come_for(self, seq: SequenceKV, num_tokens: int, chunk: int) -> list[int]:
         """`to_come` of a sequence that has begun."""
-        reach = len(seq.tables[0])
-        held = [reach - hidden for hidden in seq.num_hidden]
-        return self.to_come(held, reach, num_tokens, chunk, seq.kept)
+        return self.to_come(self.held(seq), len(seq.tables[0]), num_tokens, chunk, seq.kept)
 
     def spare(self, num_sequences: int) -> list[int]:
         """Per group: blocks that so many running sequences should find beyond those `to_come`."""
         return [num_sequences if group in self._paged else 0 for group in range(len(self.pools))]
 
-    def can_admit(
-        self,
-        prefix: Prefix,
-        num_tokens: int,
-        chunk: int,
-        reserve: list[int],
-        kept: tuple[int, int] | None = None,
-    ) -> bool:
+    def can_admit(self, prefix: Prefix, num_tokens: int, chunk: int, reserve: list[int]) -> bool:
         """Whether a sequence that starts with `prefix` can compute all its `num_tokens` and leave
         `reserve` blocks of each group to those already running."""
         held = [len(blocks) - blocks.count(-1) for blocks in prefix.blocks]
-        need = self.to_come(held, len(prefix.blocks[0]), num_tokens, chunk, kept)
+        need = self.to_come(held, len(prefix.path), num_tokens, chunk, prefix.kept)
         for group in self._states.groups:
             need[group] = 1
         return all(
-            more + revived + kept <= pool.num_free
-            for pool, more, revived, kept in zip(
-                self.pools, need, prefix.num_revived, reserve, strict=True
+            more + taken + kept <= pool.num_free
+            for pool, more, taken, kept in zip(
+                self.pools, need, prefix.num_taken, reserve, strict=True
             )
         )
+
+    def held(self, seq: SequenceKV) -> list[int]:
+        """Per group: most blocks that freeing the sequence could give back."""
+        reach = len(seq.tables[0])
+        held = [reach - first for first in seq.first_held]
+        for group in self._full if seq.kept is not None else ():
+            held[group] -= seq.num_hidden
+        return held
+
+    def lost(self, seq: SequenceKV, num_computed: int) -> int:
+        """Tokens that the sequence would compute again if it gave its blocks back and others took
+        them: all but those whose blocks others hold, too."""
+        shared = 0
+        for group, table in enumerate(seq.tables):
+            if self.windows[group] is None:
+                count = self.pools[group].ref_count
+                mine = (i for i, b in enumerate(table) if b < 0 or count(b) < 2)
+                first = next(mine, len(table))
+                shared = first * self.block_size
+                break
+        return max(0, num_computed - shared)
 
     @property
     def usage(self) -> float:
@@ -322,16 +386,22 @@ class KVManager:
 
     def check(self, sequences: Iterable[SequenceKV]) -> None:
         """Assert all invariants, given every sequence that holds blocks."""
+        sequences = list(sequences)
         counts = [[0] * pool.num_blocks for pool in self.pools]
         for seq in sequences:
             assert {len(table) * self.block_size for table in seq.tables} == {seq.capacity}
             assert seq.num_published * self.block_size <= seq.capacity
             for group, table in enumerate(seq.tables):
-                count, kept = seq.num_hidden[group], seq.kept
-                first = kept[0] if kept is not None and self.windows[group] is None else 0
-                assert all(block == -1 for block in table[first : first + count]), "holds too many"
-                assert self.windows[group] is not None or kept or not count, "lost blocks"
-                for block in table[:first] + table[first + count :]:
+                first = seq.first_held[group]
+                assert all(block == -1 for block in table[:first]), "holds blocks out of sight"
+                assert self.windows[group] is not None or first == 0, "a full group lost blocks"
+                if group in self._full and seq.kept is not None:
+                    first, end = seq.kept[0], seq.kept[0] + seq.num_hidden
+                    assert all(block == -1 for block in table[first:end]), "holds what it forgot"
+                    table = table[:first] + table[end:]
+                    first = 0
+                assert seq.kept is not None or not seq.num_hidden
+                for block in table[first:]:
                     assert block >= 0 or group in self._states.groups, "a block is missing"
                     if block >= 0:
                         counts[group][block] += 1
@@ -339,3 +409,10 @@ class KVManager:
             pool.check()
             actual = [pool.ref_count(block) for block in range(pool.num_blocks)]
             assert actual == expected, "reference counts and tables disagree"
+        self.tree.check()
+        held = Counter(id(node) for seq in sequences for node in seq.nodes)
+        coming = Counter(id(n) for seq in sequences for n in seq.nodes[seq.num_published :])
+        tails = Counter(id(seq.tail) for seq in sequences if seq.tail is not None)
+        for node in self.tree.nodes():
+            assert node.holders == held[id(node)] + tails[id(node)], "somebody holds it, or nobody"
+            assert node.coming == coming[id(node)] + tails[id(node)], "nobody computes what comes"

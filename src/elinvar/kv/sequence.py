@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from elinvar.base.plan import BlockCopy
+from elinvar.kv.tree import Node
+
+Kept = tuple[int, int]
+"""What a sequence that forgets keeps in groups without a window: so many first blocks, and so many last
+ones before that of the next token."""
 
 
 @dataclass(slots=True, eq=False)
@@ -11,38 +19,54 @@ class SequenceKV:
 
     tables: list[list[int]]
     """Per group: block ids from the start of the sequence; -1 where none is held."""
-    num_hidden: list[int]
-    """Per group: entries of the table that are -1. They are its first ones; where there is `kept`, in
-    groups without a window, those after the first that are kept."""
+    first_held: list[int]
+    """Per group: index of the first entry of the table that is not -1."""
+    root: bytes
+    """Namespace of its contents."""
     capacity: int = 0
     """Positions that the tables reach."""
     num_published: int = 0
-    """Leading blocks that are findable by content (or whose twin is)."""
+    """Leading blocks that can be found (or whose twin can)."""
     next_event: int = 0
     """`advance` has something to do once this many tokens are computed."""
-    keys: list[bytes] = field(default_factory=list)
-    """Keys of the leading full blocks; outlive preemption, since the tokens stay the same."""
+    nodes: list[Node] = field(default_factory=list)
+    """Of the leading blocks: those published, and those of the tokens known when it began."""
+    num_known: int = 0
+    """Blocks that it then knew all tokens of."""
+    tail: Node | None = None
+    """Of the tokens behind them that it knew, until they are computed."""
+    num_first: int = 0
+    """Tokens that it knew."""
     marks: tuple[int, ...] = ()
     """Positions at which it leaves a snapshot of its recurrent state."""
-    tail: int = -1
+    snapshot: int = -1
     """Block of the last snapshot that the next one replaces, if any."""
-    root: bytes = b""
-    """What stands before the first block's tokens in its key."""
-    kept: tuple[int, int] | None = None
-    """What groups without a window keep of it: so many first blocks, and so many last ones before that
-    of the next token. None: all."""
+    kept: Kept | None = None
+    """None: everything."""
+    num_hidden: int = 0
+    """Entries of tables behind the first that are kept, which are -1 as it forgot them."""
 
 
 @dataclass(slots=True)
 class Prefix:
-    """Cached blocks that a sequence could start with. Nothing is held yet."""
+    """Cached contents that a sequence could start with. Nothing is held yet."""
 
     num_tokens: int
+    token_ids: Sequence[int]
+    """Of the whole sequence."""
+    path: list[Node]
+    """Its whole blocks of the prefix."""
     blocks: list[list[int]]
-    """Per group, -1 where the first query after the prefix sees nothing."""
-    num_revived: list[int]
-    """Per group: how many of the blocks are free now, so that taking them costs a free block."""
+    """Per group the blocks of `path`, -1 where the first query after it sees nothing."""
+    num_taken: list[int]
+    """Per group: free blocks that taking them costs."""
+    tail: Node | None = None
+    """What begins as the block after those does, to be copied."""
     marks: tuple[int, ...] = ()
+    """As in SequenceKV."""
+    coming: Node | None = None
+    """What would come next, which a living sequence is about to compute."""
+    kept: Kept | None = None
     """As in SequenceKV."""
 
 
@@ -56,3 +80,12 @@ class Allocation:
     num_blocks: int
     """New entries of each table: in groups of states all but the last are empty."""
     prefix: Prefix | None
+
+
+@dataclass(slots=True)
+class Taken:
+    """What `apply` took."""
+
+    blocks: list[list[int]]
+    """Per group: new entries of the runner's table."""
+    copies: list[BlockCopy] = field(default_factory=list)

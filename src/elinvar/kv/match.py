@@ -1,0 +1,128 @@
+"""Match: the longest prefix that every group can serve, to the token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from elinvar.kv.sequence import Kept
+from elinvar.kv.tree import TOKEN_BYTES, Node, Tree, pack
+
+_WORTH = 8
+"""Tokens of a block for which it is better to wait than to compute them again: about a step that
+only waits for the weights."""
+
+
+@dataclass(slots=True)
+class Found:
+    num_tokens: int
+    path: list[Node]
+    """Its whole blocks."""
+    tail: Node | None
+    """What begins as the rest of it does."""
+    num_shared: int
+    """Tokens in the blocks that the groups which keep every block can serve."""
+    coming: Node | None
+    """What would come next, which a living sequence is about to compute."""
+
+
+class Match:
+    """windows: of each group, None where every block is kept. states: groups of recurrent states."""
+
+    def __init__(
+        self, block_size: int, windows: Sequence[int | None], states: Sequence[int], tree: Tree
+    ) -> None:
+        self._size = block_size
+        self._full = [group for group, window in enumerate(windows) if window is None]
+        self._all: list[tuple[int, int | None]] = list(enumerate(windows))
+        self._windowed = [(group, window) for group, window in self._all if window is not None]
+        self._has_states = bool(states)
+        self._tree = tree
+
+    def longest(self, root: bytes, token_ids: Sequence[int], kept: Kept | None = None) -> Found:
+        """Of all `token_ids` but the last. kept: as in SequenceKV."""
+        tokens = pack(token_ids[: len(token_ids) - 1])
+        top = self._tree.root(root)
+        path = self._walk(top, tokens)
+        held = self._num_held(path, kept)
+        coming = self._coming(path, held, len(tokens))
+        del path[held:]
+        shared = held * self._size if self._full else 0
+        block = self._size * TOKEN_BYTES
+        above, rest = path[-1] if path else top, tokens[held * block : (held + 1) * block]
+        for child, count in self._tree.near(above, rest):
+            if self._serves(path, child, count, kept):
+                return Found(held * self._size + count, path, child, shared, coming)
+            if child.coming and count >= _WORTH and not self._has_states:
+                coming = coming or child
+        self._settle(path, kept)
+        return Found(len(path) * self._size, path, None, shared, coming)
+
+    def _walk(self, node: Node, tokens: bytes) -> list[Node]:
+        path: list[Node] = []
+        block = self._size * TOKEN_BYTES
+        for at in range(0, len(tokens) - block + 1, block):
+            child = self._tree.child(node, tokens[at : at + block])
+            if child is None:
+                break
+            path.append(child)
+            node = child
+        return path
+
+    def _num_held(self, path: Sequence[Node], kept: Kept | None) -> int:
+        """Leading blocks that the groups which keep every block can serve; of a sequence that
+        forgets, those that nobody is about to compute."""
+        for index, node in enumerate(path):
+            is_missing = any(node.blocks[group] < 0 for group in self._full)
+            if is_missing and (kept is None or node.coming):
+                return index
+        return len(path)
+
+    def _coming(self, path: Sequence[Node], held: int, num_bytes: int) -> Node | None:
+        """States are left at the last border alone, where only who begins with all of it begins."""
+        if held == len(path):
+            return None
+        ends = len(path) == num_bytes // (self._size * TOKEN_BYTES)
+        node = path[-1] if self._has_states else path[held]
+        return node if node.coming and (ends or not self._has_states) else None
+
+    def _serves(self, path: Sequence[Node], tail: Node, count: int, kept: Kept | None) -> bool:
+        """Whether a sequence can begin after `path` and `count` tokens of `tail`. A state is that
+        after its last token, and no other."""
+        if min(tail.blocks) < 0 or (self._has_states and count != tail.num_tokens):
+            return False
+        end = len(path) * self._size + count
+        return all(
+            self._num_served(path, group, self.hidden(window, kept, end)) == len(path)
+            for group, window in self._partial(kept)
+        )
+
+    def _settle(self, path: list[Node], kept: Kept | None) -> None:
+        """Shorten `path` until all groups can serve it. Where it is shortened for one, another may
+        have a gap."""
+        before = -1
+        while path and len(path) != before:
+            before = len(path)
+            for group, window in self._partial(kept):
+                hidden = self.hidden(window, kept, len(path) * self._size)
+                del path[self._num_served(path, group, hidden) :]
+
+    def _partial(self, kept: Kept | None) -> Sequence[tuple[int, int | None]]:
+        """Groups that do not need every block."""
+        return self._windowed if kept is None else self._all
+
+    def _num_served(self, path: Sequence[Node], group: int, hidden: range) -> int:
+        """Walks down from the end; a gap at block i means that the prefix can only end at i, so each
+        block that is not always seen is looked at once."""
+        seen = chain(range(len(path) - 1, hidden.stop - 1, -1), range(hidden.start))
+        return next((i for i in seen if i < len(path) and path[i].blocks[group] < 0), len(path))
+
+    def hidden(self, window: int | None, kept: Kept | None, position: int) -> range:
+        """Indices of the blocks that a query at `position` does not see any more."""
+        if window is not None:
+            return range(max(0, position - window + 1) // self._size)
+        if kept is None:
+            return range(0)
+        num_first, num_last = kept
+        return range(num_first, max(num_first, position // self._size - num_last))

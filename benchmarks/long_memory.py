@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -134,6 +135,23 @@ def needles(llm: LLM, filler: str, window: int, count: int, num_tokens: int) -> 
         print(f"| {name} |", " | ".join(cells), "|", flush=True)
 
 
+def costs(llm: LLM, ids: Sequence[int], window: int) -> None:
+    """What a token costs behind a prompt of `ids`, alone."""
+    print("| sees | ms a token | blocks held |\n| --- | --- | --- |")
+    base = SamplingParams(temperature=0, max_tokens=65, ignore_eos=True)
+    pool = llm.engine.scheduler.kv.pools[0]
+    for name, params in (
+        ("everything", base),
+        (f"window {window}, 32 sinks", replace(base, attention_window=window)),
+    ):
+        times = []
+        for _ in llm.stream(list(ids), params):
+            times.append(time.perf_counter())
+            held = pool.num_blocks - pool.num_free
+        gaps = np.diff(times)
+        print(f"| {name} | {1e3 * np.median(gaps):.2f} | {held} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("model")
@@ -156,6 +174,7 @@ def main() -> None:
     marks = sorted({32, args.window, 4096, context, *range(context, len(ids), 4096), len(ids) - 1})
     print(json.dumps({"tokens": len(ids), "context": context, "kv": args.kv_dtype}))
     perplexities(Reader(llm.engine, len(ids)), ids, args.window, [m for m in marks if m < len(ids)])
+    costs(llm, (ids * 8)[: context - 70], args.window)
     if args.needles:
         needles(llm, text, args.window, args.needles, args.haystack)
 

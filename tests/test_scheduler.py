@@ -569,10 +569,11 @@ def test_the_oldest_always_holds_a_row(
     seed: int, windows: tuple[int | None, ...], blocks: int, rows: int, budget: int
 ) -> None:
     """Without preemption by hand requests are served in order: the oldest alive runs, or waits for what
-    another is computing, and not for long."""
+    another is computing, or for a block, and not for long."""
     rng = random.Random(seed)
     bench = Bench(windows, blocks, rows, budget, 32)
     patience: dict[str, int] = {}
+    still = 0
     for _ in range(40):
         if rng.random() < 0.4:
             prompt = [*rng.choice(BEGINNINGS)[: rng.randrange(20)], rng.randrange(VOCAB)]
@@ -581,8 +582,11 @@ def test_the_oldest_always_holds_a_row(
         if bench.alive:
             oldest = next(iter(bench.alive.values()))
             waited = oldest.patience < patience.get(oldest.id, 64)
-            assert waited or oldest.id in {item.request_id for item in plan.items}
             patience[oldest.id] = oldest.patience
+            moves = waited or oldest.id in {item.request_id for item in plan.items}
+            # Those whose blocks it needs may first have to get further than they were.
+            still = 0 if moves else still + 1
+            assert still < 3
         bench.commit(plan, bench.executor.execute(plan))
     bench.finish_all()
 

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from elinvar.base.config import KVSpec
-from elinvar.base.plan import BlockCopy
-from elinvar.kv.match import Match
+from elinvar.base.plan import BlockCopy, BlockMove
+from elinvar.kv.below import Below, Lookup, key_of
+from elinvar.kv.match import Kept, Match
 from elinvar.kv.pool import BlockPool
-from elinvar.kv.sequence import Allocation, Kept, Prefix, SequenceKV, Taken
+from elinvar.kv.sequence import LOAD, Allocation, Prefix, SequenceKV, Taken
 from elinvar.kv.states import WINDOW, States
+from elinvar.kv.tiers.hierarchy import Tiers
 from elinvar.kv.tree import Node, Tree, pack
 
 NEVER = sys.maxsize
@@ -49,6 +51,7 @@ class KVManager:
         self._paged = [g for g, spec in enumerate(specs) if not spec.state]
         self._sliding = [(g, w) for g, w in enumerate(self.windows) if w is not None]
         self._full = [g for g, w in enumerate(self.windows) if w is None]
+        self._below: Below | None = None
         self.use_namespace(namespace)
         self.max_sequence = min(self._alone(g) for g in range(len(specs)))
         """Most tokens that one sequence, alone, can have in blocks."""
@@ -75,24 +78,29 @@ class KVManager:
         It leaves at least one token to compute. Each group needs the blocks that the first query
         after the prefix sees: a full one all of them, but where a sequence forgets. Changes nothing.
         """
-        kept = seq.kept
         if not self.prefix_cache:
             counts = [0] * len(self.pools)
-            return Prefix(0, token_ids, [], [[] for _ in self.pools], counts, kept=kept)
-        found = self._match.longest(seq.root, token_ids, kept)
+            return Prefix(0, token_ids, [], [[] for _ in self.pools], counts, kept=seq.kept)
+        found = self._match.longest(seq.root, token_ids, seq.kept)
+        pending = False
+        if self._below is not None:
+            seq.lookup = seq.lookup or Lookup()
+            more = self._below.search(seq.lookup, seq.root, token_ids, found)
+            found, pending = more or found, more is None
         path, end = found.path, found.num_tokens
         blocks = []
-        for group, window in enumerate(self.windows):
-            hidden = self._match.hidden(window, kept, end)
-            row = [node.blocks[group] for node in path]
-            row[hidden.start : hidden.stop] = [-1] * len(hidden[: len(row)])
+        for group in range(len(self.pools)):
+            hidden, held = self._match.unseen(group, found), [node.blocks[group] for node in path]
+            row = [block if block >= 0 else LOAD for block in held]
+            row[hidden.start : hidden.stop] = [-1] * len(hidden)
             blocks.append(row)
         taken = [
-            sum(block >= 0 and pool.ref_count(block) == 0 for block in row)
+            sum(block == LOAD or (block >= 0 and pool.ref_count(block) == 0) for block in row)
             for pool, row in zip(self.pools, blocks, strict=True)
         ]
         marks = self._states.marks(end, found.num_shared, len(token_ids))
-        return Prefix(end, token_ids, path, blocks, taken, found.tail, marks, found.coming, kept)
+        rest = found.tail, marks, found.coming, pending, seq.kept
+        return Prefix(end, token_ids, path, blocks, taken, *rest)
 
     # ---- allocation: prepare changes nothing, apply cannot fail -----------------------------
 
@@ -121,7 +129,7 @@ class KVManager:
     def apply(self, allocation: Allocation) -> Taken:
         """Take what `prepare` found."""
         seq, prefix, count = allocation.seq, allocation.prefix, allocation.num_blocks
-        taken = Taken([])
+        taken = Taken([], [])
         if prefix is not None:
             self._take_prefix(seq, prefix, taken)
         # Looked up before anything is given out: what is copied may be what is given up for it.
@@ -135,8 +143,10 @@ class KVManager:
             else:
                 blocks = self._states.go_on_from_copy(group, seq, count)
                 entries = [-1] * (count - 1) + blocks[-1:]
-            if tail is not None:
+            if tail is not None and tail[group] >= 0:
                 taken.copies.append(BlockCopy(group, tail[group], blocks[0]))
+            elif prefix is not None and prefix.tail is not None:
+                taken.loads.append(BlockMove(group, blocks[0], key_of(prefix.tail, group)))
             table += blocks if entries is None else entries
             taken.blocks.append(blocks)
         seq.capacity = len(seq.tables[0]) * self.block_size
@@ -144,17 +154,24 @@ class KVManager:
 
     def _take_prefix(self, seq: SequenceKV, prefix: Prefix, taken: Taken) -> None:
         seq.marks = prefix.marks
-        seq.num_published = len(prefix.path)
         seq.tables = [list(blocks) for blocks in prefix.blocks]
-        for group, (pool, table) in enumerate(zip(self.pools, seq.tables, strict=True)):
-            count = table.count(-1)
-            if self.windows[group] is None:
-                seq.num_hidden = count
-            else:
-                seq.first_held[group] = count
+        hidden = [blocks.count(-1) for blocks in prefix.blocks]
+        seq.num_hidden = max([hidden[group] for group in self._full], default=0)
+        for group, _ in self._sliding:
+            seq.first_held[group] = hidden[group]
+        for pool, table in zip(self.pools, seq.tables, strict=True):
             for block in table:
                 if block >= 0:
                     pool.share(block)
+        seq.num_published = len(prefix.path)
+        for group, table in enumerate(seq.tables):
+            for index, block in enumerate(table if LOAD in table else ()):
+                if block == LOAD:
+                    [table[index]] = self.pools[group].allocate(1)
+                    key = key_of(prefix.path[index], group)
+                    taken.loads.append(BlockMove(group, table[index], key))
+                    seq.num_published = min(seq.num_published, index)
+        taken.start = [list(table) for table in seq.tables]
         if self.prefix_cache:
             self._announce(seq, prefix)
         self._set_next_event(seq)
@@ -166,11 +183,10 @@ class KVManager:
         tokens, size = prefix.token_ids, self.block_size
         seq.num_first = len(tokens)
         seq.num_known = len(tokens) // size
-        for node in prefix.path:
-            node.holders += 1
-        seq.nodes = list(prefix.path)
-        for index in range(len(seq.nodes), seq.num_known):
-            self._extend(seq, tokens, index).coming += 1
+        seq.nodes = []
+        for index in range(seq.num_known):
+            node = self._extend(seq, tokens, index)
+            node.coming += index >= seq.num_published
         if rest := tokens[seq.num_known * size :]:
             seq.tail = self._hold(seq, seq.num_known, pack(rest))
             seq.tail.coming += 1
@@ -208,9 +224,9 @@ class KVManager:
         """
         if self.prefix_cache:
             self._publish_all(seq, token_ids, num_computed)
-        for group, window in self._sliding:
+        for group, _ in self._sliding:
             table, pool = seq.tables[group], self.pools[group]
-            first = len(self._match.hidden(window, None, num_computed)[: len(table)])
+            first = min(len(self._match.hidden(group, None, num_computed)), len(table))
             for index in range(seq.first_held[group], first):
                 if table[index] >= 0:
                     pool.free(table[index])
@@ -222,13 +238,15 @@ class KVManager:
 
     def _forget(self, seq: SequenceKV, num_computed: int) -> None:
         """Give back what lies between the first and the last blocks that it keeps."""
-        hidden = self._match.hidden(None, seq.kept, num_computed)
+        count = seq.num_hidden
         for group in self._full:
             table = seq.tables[group]
+            hidden = self._match.hidden(group, seq.kept, num_computed)
             for index in hidden[seq.num_hidden :]:
-                self.pools[group].free(table[index])
+                self._free(self.pools[group], table[index])
                 table[index] = -1
-        seq.num_hidden = max(len(hidden), seq.num_hidden)
+            count = max(len(hidden), count)
+        seq.num_hidden = count
 
     def _publish_all(self, seq: SequenceKV, token_ids: Sequence[int], num_computed: int) -> None:
         for index in range(seq.num_published, num_computed // self.block_size):
@@ -263,7 +281,7 @@ class KVManager:
         for group, pool in enumerate(self.pools):
             for block in reversed(seq.tables[group][seq.first_held[group] :]):
                 if block >= 0:
-                    pool.free(block)
+                    self._free(pool, block)
             seq.tables[group] = []
             seq.first_held[group] = 0
         seq.num_hidden = 0
@@ -274,9 +292,45 @@ class KVManager:
             seq.nodes[index].coming -= index >= seq.num_published
             self._let_go(seq.nodes[index])
         seq.nodes, seq.tail = [], None
+        self.end_lookup(seq)
+        seq.lookup = None
         seq.capacity = seq.num_published = 0
         seq.marks, seq.snapshot = (), -1
         self._set_next_event(seq)
+
+    def _free(self, pool: BlockPool, block: int) -> None:
+        pool.free(block)
+        node = pool.node(block)
+        if self._below is not None and node is not None and not pool.ref_count(block):
+            self._below.freed(pool.group, block, node)
+
+    # ---- below the provider's memory --------------------------------------------------------
+
+    def use_tiers(
+        self, tiers: Tiers, block_bytes: Sequence[int], compute_s: Callable[[int, int], float]
+    ) -> None:
+        """Contents are saved to `tiers` before they are given up, and found there. compute_s: seconds
+        that computing the tokens from one position to another takes."""
+        self._below = Below(tiers, self.tree, self._match, self.pools, block_bytes)
+        self._below.compute_s = compute_s
+
+    def saves(self, is_idle: bool) -> list[BlockMove]:
+        """What the step must save before it begins, or may when it has nothing else to do."""
+        if self._below is None:
+            return []
+        if is_idle:
+            self._below.save_some()
+        saves, self._below.saves = self._below.saves, []
+        return saves
+
+    @property
+    def has_unsaved(self) -> bool:
+        return self._below is not None and self._below.has_unsaved
+
+    def end_lookup(self, seq: SequenceKV) -> None:
+        """It has what it looked for, or does not need it any more."""
+        if seq.lookup is not None:
+            seq.lookup.end()
 
     def _set_next_event(self, seq: SequenceKV) -> None:
         size = self.block_size
@@ -362,7 +416,7 @@ class KVManager:
         """Per group: most blocks that freeing the sequence could give back."""
         reach = len(seq.tables[0])
         held = [reach - first for first in seq.first_held]
-        for group in self._full if seq.kept is not None else ():
+        for group in self._full:
             held[group] -= seq.num_hidden
         return held
 
@@ -394,13 +448,11 @@ class KVManager:
             for group, table in enumerate(seq.tables):
                 first = seq.first_held[group]
                 assert all(block == -1 for block in table[:first]), "holds blocks out of sight"
-                assert self.windows[group] is not None or first == 0, "a full group lost blocks"
-                if group in self._full and seq.kept is not None:
-                    first, end = seq.kept[0], seq.kept[0] + seq.num_hidden
-                    assert all(block == -1 for block in table[first:end]), "holds what it forgot"
-                    table = table[:first] + table[end:]
-                    first = 0
-                assert seq.kept is not None or not seq.num_hidden
+                if group in self._full:
+                    assert first == 0 and (seq.kept or not seq.num_hidden), "lost blocks"
+                    gap = self._match.hidden(group, seq.kept, seq.capacity)[: seq.num_hidden]
+                    assert {table[i] for i in gap} <= {-1} and len(gap) == seq.num_hidden
+                    table = [block for i, block in enumerate(table) if i not in gap]
                 for block in table[first:]:
                     assert block >= 0 or group in self._states.groups, "a block is missing"
                     if block >= 0:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from elinvar.base.plan import BlockCopy
+from elinvar.base.plan import BlockCopy, BlockMove
+from elinvar.kv.below import Lookup
+from elinvar.kv.match import Kept
 from elinvar.kv.tree import Node
 
-Kept = tuple[int, int]
-"""What a sequence that forgets keeps in groups without a window: so many first blocks, and so many last
-ones before that of the next token."""
+LOAD = -2
+"""In the place of a block: one is to be taken, and its content loaded."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +40,8 @@ class SequenceKV:
     """Tokens that it knew."""
     marks: tuple[int, ...] = ()
     """Positions at which it leaves a snapshot of its recurrent state."""
+    lookup: Lookup | None = None
+    """Its search below the provider's memory."""
     snapshot: int = -1
     """Block of the last snapshot that the next one replaces, if any."""
     kept: Kept | None = None
@@ -57,7 +60,8 @@ class Prefix:
     path: list[Node]
     """Its whole blocks of the prefix."""
     blocks: list[list[int]]
-    """Per group the blocks of `path`, -1 where the first query after it sees nothing."""
+    """Per group the blocks of `path`: -1 where the first query after it sees nothing, LOAD where the
+    content lies below."""
     num_taken: list[int]
     """Per group: free blocks that taking them costs."""
     tail: Node | None = None
@@ -66,6 +70,8 @@ class Prefix:
     """As in SequenceKV."""
     coming: Node | None = None
     """What would come next, which a living sequence is about to compute."""
+    pending: bool = False
+    """More of it may be found below, which is not known yet, or on its way."""
     kept: Kept | None = None
     """As in SequenceKV."""
 
@@ -88,4 +94,7 @@ class Taken:
 
     blocks: list[list[int]]
     """Per group: new entries of the runner's table."""
+    start: list[list[int]]
+    """Per group: those of the prefix."""
     copies: list[BlockCopy] = field(default_factory=list)
+    loads: list[BlockMove] = field(default_factory=list)

@@ -87,11 +87,15 @@ class Tree:
         at = bisect_left(starts, tokens)
         if at < len(starts) and starts[at] == tokens:
             return node.children[at]
-        key = blake2b(node.key + tokens, digest_size=32).digest()
-        made = Node(node, tokens, key, self._num_groups)
+        made = self.imagine(node, tokens)
         starts.insert(at, tokens)
         node.children.insert(at, made)
         return made
+
+    def imagine(self, node: Node, tokens: bytes) -> Node:
+        """A child of which the tree does not know."""
+        key = blake2b(node.key + tokens, digest_size=32).digest()
+        return Node(node, tokens, key, self._num_groups)
 
     def near(self, node: Node, tokens: bytes) -> Iterator[tuple[Node, int]]:
         """Children that begin as `tokens` do, and with how many: the longest first, few of them."""

@@ -34,6 +34,9 @@ class TenantLimits:
     """Requests of it that compute at once; others wait."""
     max_waiting: int | None = None
     """Requests of it that wait; more are refused with QueueFullError."""
+    share_prefixes: bool = False
+    """Whether its cached prefixes and those of others that share theirs serve each other. Then the
+    time of an answer tells whether somebody else had the same beginning."""
 
     def __post_init__(self) -> None:
         for name in ("weight", "tokens_per_s", "burst_s"):
@@ -48,6 +51,11 @@ class TenantLimits:
                 raise InputError(
                     name, f"{name} must be a whole number of {least} or more, got {value!r}."
                 )
+        if not isinstance(self.share_prefixes, bool):
+            raise InputError(
+                "share_prefixes",
+                f"share_prefixes must be true or false, got {self.share_prefixes!r}.",
+            )
 
 
 @dataclass(frozen=True, slots=True)

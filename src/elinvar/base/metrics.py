@@ -67,6 +67,7 @@ class EngineMetrics:
         self.steps = 0
         self.prompt_tokens = 0
         self.cached_tokens = 0
+        self.computed_tokens = 0
         self.generated_tokens = 0
         self.adapters = 0
         self.finished: dict[str, int] = {"stop": 0, "length": 0, "abort": 0, "error": 0}
@@ -94,6 +95,7 @@ class EngineMetrics:
             ("steps", self.steps, "Steps executed."),
             ("prompt_tokens", self.prompt_tokens, "Prompt tokens of the requests that began."),
             ("cached_tokens", self.cached_tokens, "Prompt tokens found in the prefix cache."),
+            ("computed_tokens", self.computed_tokens, "Tokens computed, prompts' and answers'."),
             ("generated_tokens", self.generated_tokens, "Tokens sampled."),
             ("budget_waits", self.load.num_held_up, "Times that a tenant's budget held it up."),
         ):

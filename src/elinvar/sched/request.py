@@ -11,6 +11,7 @@ from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.plan import TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.kv.sequence import SequenceKV
+from elinvar.sched.ledger import Ledger
 
 if TYPE_CHECKING:
     from elinvar.sched.tenants import Account
@@ -68,6 +69,8 @@ class Request:
     place: float = 0.0
     """Among others of its class: the policy's word (see sched.policy)."""
     arrival: float = 0.0
+    """When it was asked for, where the caller knows; 0: when it is added."""
+    ledger: Ledger = field(init=False)
     first_scheduled: float | None = None
     first_token: float | None = None
     finished: float | None = None

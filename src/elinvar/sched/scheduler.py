@@ -20,6 +20,7 @@ from elinvar.kv.manager import KVManager
 from elinvar.kv.sequence import Allocation, Prefix
 from elinvar.sched.chunks import Chunks
 from elinvar.sched.door import max_total_tokens
+from elinvar.sched.ledger import Ledger
 from elinvar.sched.policy import Fair, FirstCome, Policy
 from elinvar.sched.request import FinishReason, Request, RequestUpdate, Status
 from elinvar.sched.tenants import Tenants, by_key
@@ -83,6 +84,8 @@ class Scheduler:
         # Of the plan that is being made: who was preempted, and whether for want of blocks.
         self._sent_away: list[Request] = []
         self._short = False
+        self._awaited = "step"
+        """And what those wait for who could not start, as their ledgers have it."""
 
     # ---- requests come and go ---------------------------------------------------------------
 
@@ -104,7 +107,8 @@ class Scheduler:
         request.stop_ids = stop_ids if request.params.ignore_eos else stop_ids | self.eos_ids
         request.kv = self.kv.new_sequence(request.namespace, request.params.kept_blocks)
         request.order = self._num_added
-        request.arrival = now
+        request.arrival = request.arrival or now
+        request.ledger = Ledger(request.account.waits, request.arrival, now)
         request.place = self.policy.place(request, self.chunks.prompt_s(request.num_prompt_tokens))
         self._num_added += 1
         self._requests[request.id] = request
@@ -132,6 +136,7 @@ class Scheduler:
 
     def _preempt(self, request: Request, cause: str) -> None:
         self._release(request)
+        request.ledger.enter("preempted", self._clock(), cause)
         request.status = Status.WAITING
         request.num_reached_tokens = max(request.num_reached_tokens, request.num_computed_tokens)
         request.num_computed_tokens = 0
@@ -147,6 +152,7 @@ class Scheduler:
         request.status = Status.FINISHED
         request.finish_reason = reason
         request.finished = now
+        request.ledger.end(now)
         del self._requests[request.id]
         self.tenants.gone(request)
 
@@ -172,11 +178,13 @@ class Scheduler:
         self._drop_uncommitted()
         self._plan = plan = StepPlan()
         self._sent_away, self._short, self._num_decodes = [], False, 0
+        self._awaited = "step"
         self._began = now = self._clock()
         prompts = self._plan_decodes(plan)
         self._num_decodes = len(plan.items)
         if prompts or self.tenants.num_waiting:
             self._plan_prompts(plan, prompts, now)
+            self.tenants.wait_for(self._awaited, now)
         if self._running and not plan.items:
             self._end_jam(plan)
         if plan.items:
@@ -231,6 +239,7 @@ class Scheduler:
             first, last = self._planned[0].is_batch, self._planned[-1].is_batch
             limit = self.chunks.limit(len(self._planned), not first, last, depth)
             if limit == 0:
+                self._awaited = "budget"
                 return
             if limit is not None:
                 budget = min(budget, max(0, limit - len(amid)))
@@ -241,7 +250,7 @@ class Scheduler:
             # Whoever was just preempted may be next already, and its blocks still be cached: not
             # back in the same step, or the two would take turns.
             if self._short or head in self._sent_away:
-                head = None
+                head, self._awaited = None, "memory"
             if amid and (head is None or amid[-1][0] < rank(head)):
                 request = amid.pop()[1]
                 if request.row >= 0:
@@ -336,6 +345,8 @@ class Scheduler:
                     break
             victim = self._who_gives_way(request)
             if victim is None:
+                short = "memory" if budget > 0 else "budget"
+                self._awaited = short if self._free_rows else "rows"
                 return None
             self._send_away(plan, victim, "yield")
             budget += 1
@@ -400,6 +411,8 @@ class Scheduler:
         if request.first_scheduled is None:
             request.first_scheduled = now
             request.num_cached_tokens = start
+            request.ledger.found("memory", start)
+        request.ledger.enter("prefill", now)
         insort(self._running, request, key=by_key)
         # A copy: the plan is plain data, and the request's list grows.
         tokens = list(request.token_ids)
@@ -429,6 +442,7 @@ class Scheduler:
                 continue
             start, account = item.start, request.account
             computed = start + item.num_tokens
+            request.ledger.step(item.num_tokens, len(planned), item.sample, now)
             reason: FinishReason | None = None
             if tokens:
                 if item.num_drafts:

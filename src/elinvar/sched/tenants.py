@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 
 from elinvar.base.errors import QueueFullError
 from elinvar.base.limits import ANY_TENANT, TenantLimits
+from elinvar.sched.ledger import Waits
 from elinvar.sched.request import Request
 
 by_key = attrgetter("key")
@@ -22,6 +24,16 @@ MANY = 1000
 MOMENT = 1e-3
 """Seconds. No wait is shorter, or rounding could make it nothing."""
 LEAST_RETRY, MOST_RETRY = 1.0, 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Of a tenant's limits; None where it has none."""
+
+    requests: int | None
+    tokens: int | None
+    full_s: float
+    """Seconds until it may use as many tokens at once as it ever may."""
 
 
 class Account:
@@ -39,6 +51,7 @@ class Account:
         "queued",
         "sampled",
         "waiting",
+        "waits",
         "weight",
     )
 
@@ -47,6 +60,7 @@ class Account:
         self.weight = limits.weight
         self.waiting: list[Request] = []
         """In the order of their keys."""
+        self.waits = Waits(now)
         self.queued = 0
         """Tokens that those who wait have already."""
         self.num_running = 0
@@ -84,6 +98,19 @@ class Account:
         self._level = min(full, self._level - used + rate * (now - self._since))
         self._since = now
         return self._level
+
+    def left(self, now: float) -> Left:
+        """Changes nothing, unlike `level`."""
+        limits, requests, tokens, full_s = self.limits, None, None, 0.0
+        if limits.max_running is not None and limits.max_waiting is not None:
+            most = limits.max_running + limits.max_waiting
+            requests = max(0, most - self.num_running - len(self.waiting))
+        if (rate := limits.tokens_per_s) is not None:
+            full = rate * limits.burst_s
+            level = self._level - (self.computed - self._seen) + rate * (now - self._since)
+            tokens = max(0, int(min(full, level)))
+            full_s = max(0.0, (full - level) / rate)
+        return Left(requests, tokens, full_s)
 
     def wait_s(self, now: float) -> float:
         """Seconds until its budget lets a request start; infinite: when one of its own ends."""
@@ -130,6 +157,8 @@ class Tenants:
                 self._forget(now)
             limits = self._limits.get(name) or self._limits.get(ANY_TENANT) or TenantLimits()
             account = self._accounts[name] = Account(limits, now)
+        if not account.waiting:
+            account.waits.wait_for("step", now)
         if not account.active:
             others = (a.virtual for a in self._accounts.values() if a.active)
             account.come_back(min(others, default=self._last))
@@ -198,6 +227,17 @@ class Tenants:
         if not account.waiting:
             account.held_up = False
             del self._queued[request.handling.tenant]
+
+    def left(self, name: str, now: float) -> Left | None:
+        """What a tenant may still ask for; None: it did not ask for anything lately. Another thread
+        may look, and sees what was true a moment ago."""
+        account = self._accounts.get(name)
+        return None if account is None else account.left(now)
+
+    def wait_for(self, cause: str, now: float) -> None:
+        """From now on, whoever waits waits for this, or for its tenant's budget."""
+        for account in self._queued.values():
+            account.waits.wait_for("tenant" if account.held_up else cause, now)
 
     def head(self, now: float, put_off: Collection[Request] = ()) -> Request | None:
         """Who is next of those whose tenants' budgets allow it, but those `put_off`."""

@@ -26,6 +26,7 @@ from elinvar.base.metrics import EngineMetrics
 from elinvar.base.plan import StepPlan, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.adapters import Adapters
+from elinvar.engine.below import identity, open_tiers
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.memory import available_memory, give_back
 from elinvar.engine.output import Delta, FinishReason
@@ -49,6 +50,9 @@ from elinvar.weights.peft import Adapter
 from elinvar.weights.sources import resolve
 
 log = logging.getLogger(__name__)
+
+LONGEST_NAP_S = 0.01
+"""Where everybody waits for a budget or for what is being fetched."""
 
 LoadProgress = Callable[[str, int, int], None]
 """Called with (what is being loaded, bytes done, bytes in all or 0 where unknown), perhaps from
@@ -123,10 +127,11 @@ class Engine:
     ) -> None:
         """adapters: without them none can be loaded."""
         specs = model.kv_specs(config.kv_dtype)
+        available = available_memory()
         kv = plan_kv(
             specs,
             model.config.max_context,
-            available_memory(),
+            available,
             kv_memory=config.kv_memory,
             max_context=config.max_context,
             max_rows=config.max_rows,
@@ -160,6 +165,10 @@ class Engine:
             interactive=config.interactive,
             batch=config.batch,
         )
+        self.tiers = open_tiers(config, specs, identity(config, weights_fingerprint), available)
+        if self.tiers is not None:
+            self.scheduler.use_tiers(self.tiers)
+            self.scheduler.kv.use_namespace(identity(config, weights_fingerprint))
         self.metrics = EngineMetrics(self.scheduler)
         self._no_window = why_no_window(model.config.layer_kinds)
         longest = self._context
@@ -167,7 +176,14 @@ class Engine:
             longest = min(longest, self.scheduler.kv.max_sequence + 1)
         self.adapters = adapters or Adapters()
         self.runner = Runner(
-            model, ops, specs, kv.num_blocks, config.max_rows, longest, self.adapters.ops
+            model,
+            ops,
+            specs,
+            kv.num_blocks,
+            config.max_rows,
+            longest,
+            self.adapters.ops,
+            self.tiers,
         )
         self.watchers: list[Watcher] = []
         self._live: dict[str, _Live] = {}
@@ -302,7 +318,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would bring anything."""
-        return bool(self._live or self._ready)
+        return bool(self._live or self._ready or self.scheduler.kv.has_unsaved)
 
     def step(self) -> list[Delta]:
         """Plan, execute, commit. When the model's forward fails, the requests of this step end
@@ -310,7 +326,10 @@ class Engine:
         began = time.monotonic()
         plan = self.scheduler.plan()
         deltas, self._ready = self._ready, []
-        if plan.items:
+        if plan.is_empty:
+            if not deltas and self._live:
+                time.sleep(min(self.scheduler.idle_s, LONGEST_NAP_S))
+        else:
             try:
                 output = self.runner.execute(plan)
             except Exception as error:
@@ -347,7 +366,8 @@ class Engine:
         self.runner.use(loaded.build(self.ops))
         self.adapters.fit(loaded)
         self.weight_version += 1
-        self.scheduler.kv.use_namespace(str(self.weight_version))
+        # Of no other engine's: what was pushed has no fingerprint.
+        self.scheduler.kv.use_namespace(uuid.uuid4().hex)
         self.fingerprint = _fingerprint(self.config, f"{self._weights}+{self.weight_version}")
         give_back()
         return self.weight_version
@@ -358,6 +378,8 @@ class Engine:
             self.abort(request_id)
         self._ready.clear()
         self.adapters.close()
+        if self.tiers is not None:
+            self.tiers.close()
         vars(self).pop("runner", None)
 
     def _check_open(self) -> None:

@@ -52,6 +52,7 @@ class KVManager:
         self._sliding = [(g, w) for g, w in enumerate(self.windows) if w is not None]
         self._full = [g for g, w in enumerate(self.windows) if w is None]
         self._below: Below | None = None
+        self._block_bytes = [spec.block_bytes for spec in specs]
         self.use_namespace(namespace)
         self.max_sequence = min(self._alone(g) for g in range(len(specs)))
         """Most tokens that one sequence, alone, can have in blocks."""
@@ -306,12 +307,10 @@ class KVManager:
 
     # ---- below the provider's memory --------------------------------------------------------
 
-    def use_tiers(
-        self, tiers: Tiers, block_bytes: Sequence[int], compute_s: Callable[[int, int], float]
-    ) -> None:
+    def use_tiers(self, tiers: Tiers, compute_s: Callable[[int, int], float]) -> None:
         """Contents are saved to `tiers` before they are given up, and found there. compute_s: seconds
         that computing the tokens from one position to another takes."""
-        self._below = Below(tiers, self.tree, self._match, self.pools, block_bytes)
+        self._below = Below(tiers, self.tree, self._match, self.pools, self._block_bytes)
         self._below.compute_s = compute_s
 
     def saves(self, is_idle: bool) -> list[BlockMove]:
@@ -326,6 +325,15 @@ class KVManager:
     @property
     def has_unsaved(self) -> bool:
         return self._below is not None and self._below.has_unsaved
+
+    def where_found(self, seq: SequenceKV, num_tokens: int) -> dict[str, int]:
+        """So many tokens of its prefix, by the place where they were found."""
+        below = seq.lookup.from_tiers if seq.lookup else {}
+        return {"memory": num_tokens - sum(below.values()), **below}
+
+    def give_up_lookup(self, seq: SequenceKV) -> None:
+        """It looks for nothing below any more."""
+        seq.lookup = Lookup(over=True)
 
     def end_lookup(self, seq: SequenceKV) -> None:
         """It has what it looked for, or does not need it any more."""

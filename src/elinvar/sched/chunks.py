@@ -53,6 +53,10 @@ class Chunks:
         """Seconds that a prompt should take alone."""
         return num_tokens * self._cost_at(num_tokens / 2)
 
+    def span_s(self, start: int, end: int) -> float:
+        """Seconds that the tokens from one position to another should take."""
+        return (end - start) * self._cost_at((start + end) / 2)
+
     def limit(self, rows: int, interactive: bool, batch: bool, depth: int) -> int | None:
         """Prompt tokens of a step in which so many rows decode, of these classes, and prompts go on
         at `depth`. None: as many as there are; 0: none, so that a quiet step can be measured."""

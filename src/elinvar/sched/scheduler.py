@@ -18,14 +18,20 @@ from elinvar.base.limits import Target, TenantLimits
 from elinvar.base.plan import PlanItem, RowStart, StepOutput, StepPlan
 from elinvar.kv.manager import KVManager
 from elinvar.kv.sequence import Allocation, Prefix
+from elinvar.kv.tiers.hierarchy import Tiers
 from elinvar.sched.chunks import Chunks
 from elinvar.sched.door import max_total_tokens
 from elinvar.sched.ledger import Ledger
+from elinvar.sched.loading import Loading
 from elinvar.sched.policy import Fair, FirstCome, Policy
 from elinvar.sched.request import FinishReason, Request, RequestUpdate, Status
 from elinvar.sched.tenants import Tenants, by_key
 
 UNLIMITED = Target(ttft_s=1.0, itl_s=None)
+
+
+LOOK_AGAIN_S = 0.001
+"""Where all wait for what is being fetched."""
 
 
 class Scheduler:
@@ -77,6 +83,7 @@ class Scheduler:
         # The plan that waits for its commit, and its items' requests. By object, not by id: an id
         # may come back as another request before the commit.
         self._plan = StepPlan()
+        self._loading = Loading(specs)
         self._planned: list[Request] = []
         self._began = 0.0
         self._num_decodes = 0
@@ -86,6 +93,10 @@ class Scheduler:
         self._short = False
         self._awaited = "step"
         """And what those wait for who could not start, as their ledgers have it."""
+
+    def use_tiers(self, tiers: Tiers) -> None:
+        """Cached contents go on below the provider's memory, and come back from there."""
+        self.kv.use_tiers(tiers, self.chunks.span_s)
 
     # ---- requests come and go ---------------------------------------------------------------
 
@@ -149,6 +160,7 @@ class Scheduler:
             self._release(request)
         else:
             self.tenants.remove(request)
+            self.kv.end_lookup(request.kv)
         request.status = Status.FINISHED
         request.finish_reason = reason
         request.finished = now
@@ -160,7 +172,9 @@ class Scheduler:
         self._running.remove(request)
         request.account.num_running -= 1
         # What a step that was not committed wrote is unknown.
-        computed = 0 if request in self._planned else request.num_computed_tokens
+        unknown = request in self._planned or request.is_loading
+        computed = 0 if unknown else request.num_computed_tokens
+        request.loads, request.is_loading = [], False
         self.kv.free(request.kv, request.token_ids, computed)
         self._free_rows.append(request.row)
         self._released.append(request.row)
@@ -178,24 +192,27 @@ class Scheduler:
         self._drop_uncommitted()
         self._plan = plan = StepPlan()
         self._sent_away, self._short, self._num_decodes = [], False, 0
-        self._awaited = "step"
+        self._awaited, self._num_pending = "step", 0
         self._began = now = self._clock()
+        self._loading.begin()
         prompts = self._plan_decodes(plan)
         self._num_decodes = len(plan.items)
         if prompts or self.tenants.num_waiting:
             self._plan_prompts(plan, prompts, now)
             self.tenants.wait_for(self._awaited, now)
-        if self._running and not plan.items:
+        if self._running and plan.is_empty:
             self._end_jam(plan)
-        if plan.items:
+        plan.saves = self.kv.saves(not self._requests)
+        if not plan.is_empty:
             plan.released_rows, self._released = self._released, []
         return plan
 
     def _drop_uncommitted(self) -> None:
         """The last plan was never committed (the runner failed, or Ctrl-C came in between): what
         was written is unknown, so its requests are computed again."""
-        if self._planned:
-            for request in self._planned:
+        lost = self._planned + self._loading.dropped()
+        if lost:
+            for request in lost:
                 if request.status is Status.RUNNING:
                     self._preempt(request, "failure")
             self._released = list(dict.fromkeys(self._plan.released_rows + self._released))
@@ -211,6 +228,8 @@ class Scheduler:
         prompts = []
         for request in self._running.copy():
             if request.row < 0:  # preempted a moment ago
+                continue
+            if request.loads and not self._load(plan, request):
                 continue
             start = request.num_computed_tokens
             known = len(request.token_ids)
@@ -311,6 +330,7 @@ class Scheduler:
             index = self._planned.index(request)
             del self._planned[index], plan.items[index]
             self._num_decodes -= index < self._num_decodes
+        self._loading.send_away(plan, request)
         self._preempt(request, cause)
         self._sent_away.append(request)
 
@@ -327,13 +347,18 @@ class Scheduler:
     # ---- who may start ----------------------------------------------------------------------
 
     def _waits_for_another(self, request: Request) -> bool:
-        """Whether it is better off when somebody else has computed what they both begin with. Then
-        others may pass it, but not for long."""
-        if not request.patience or not self._running:
-            return False
+        """Whether it is better off when somebody else has computed what they both begin with, or
+        when more of it has been found or fetched. Then others may pass it, but not for long."""
         prefix = self.kv.find_prefix(request.kv, request.token_ids)
-        request.patience -= prefix.coming is not None
-        return prefix.coming is not None
+        if prefix.pending:
+            self._num_pending += 1
+            request.ledger.enter("fetching", self._began)
+            return True
+        if request.ledger.state == "fetching":
+            request.ledger.enter("queued", self._began)
+        waits = prefix.coming is not None and request.patience > 0 and bool(self._running)
+        request.patience -= waits
+        return waits
 
     def _admit(self, plan: StepPlan, request: Request, budget: int, now: float) -> int | None:
         """Start a request, if need be in the place of some that give way to it. Returns what is left
@@ -411,20 +436,33 @@ class Scheduler:
         if request.first_scheduled is None:
             request.first_scheduled = now
             request.num_cached_tokens = start
-            request.ledger.found("memory", start)
-        request.ledger.enter("prefill", now)
+            for tier, count in self.kv.where_found(request.kv, start).items():
+                request.ledger.found(tier, count)
         insort(self._running, request, key=by_key)
         # A copy: the plan is plain data, and the request's list grows.
         tokens = list(request.token_ids)
         plan.started.append(
-            RowStart(
-                request.id, request.row, tokens, request.params, prefix.blocks, request.adapter
-            )
+            RowStart(request.id, request.row, tokens, request.params, taken.start, request.adapter)
         )
+        new_blocks = taken.blocks
+        if taken.loads:
+            request.loads, request.is_loading = taken.loads, True
+            if not self._load(plan, request):
+                # The row has its blocks; its items come when its contents have.
+                for table, blocks in zip(taken.start, taken.blocks, strict=True):
+                    table += blocks
+                return
+        request.ledger.enter("prefill", now)
         plan.items.append(
-            PlanItem(request.id, request.row, start, end - start, end == known, taken.blocks)
+            PlanItem(request.id, request.row, start, end - start, end == known, new_blocks)
         )
         self._planned.append(request)
+
+    def _load(self, plan: StepPlan, request: Request) -> bool:
+        """Whether the row can go on in this step."""
+        done = self._loading.go_on(plan, request)
+        request.ledger.enter("prefill" if done else "loading", self._began)
+        return done
 
     # ---- commit -----------------------------------------------------------------------------
 
@@ -432,7 +470,8 @@ class Scheduler:
         """Book the output of the last plan. Requests that left since then are ignored; updates
         come for those that got tokens. Finished ones hold nothing any more."""
         kv, now = self.kv, self._clock()
-        self._measure(plan, now - self._began)
+        self._measure(plan, now - self._began - output.moving_s)
+        self._loaded(output)
         updates = []
         planned, self._planned = self._planned, []
         for request, item, tokens, logprobs in zip(
@@ -467,6 +506,19 @@ class Scheduler:
                 self._finish(request, reason, now)
         return updates
 
+    def _loaded(self, output: StepOutput) -> None:
+        """Contents that have come can be found; where some were lost all are computed again."""
+        arrived, failed = self._loading.committed(output.lost)
+        for request in failed:
+            if request.status is Status.RUNNING:
+                self._preempt(request, "failure")
+                self.kv.give_up_lookup(request.kv)
+        for request in arrived:
+            if request.status is Status.RUNNING:
+                request.is_loading = False
+                self.kv.end_lookup(request.kv)
+                self.kv.advance(request.kv, request.token_ids, request.num_computed_tokens)
+
     def _measure(self, plan: StepPlan, seconds: float) -> None:
         """Learn from the step that was computed how long such steps take."""
         rows = self._num_decodes
@@ -486,6 +538,8 @@ class Scheduler:
         """Seconds until a plan can have something in it, where all wait for their tenants' rates."""
         if self._running or not self.tenants.num_waiting:
             return 0.0
+        if self._num_pending:
+            return LOOK_AGAIN_S
         return self.tenants.idle_s(self._clock())
 
     @property

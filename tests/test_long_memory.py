@@ -4,6 +4,7 @@ refused in one sentence."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elinvar import _cpu
 from elinvar.base.config import BLOCK_SIZE, KVSpec
 from elinvar.base.errors import InputError
-from elinvar.base.plan import PlanItem, RowStart
+from elinvar.base.plan import PlanItem, RowStart, StepPlan
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
 from elinvar.engine.output import CompletionBuilder
@@ -206,6 +208,31 @@ def test_memory_so_short_that_requests_push_each_other_out(family: str) -> None:
     narrow, plain = expected(family)
     engine = tiny_engine(family, num_blocks=9, max_context=240, max_step_tokens=64)
     assert answers(engine, PROMPTS + PROMPTS, PARAMS + PLAIN) == narrow + plain
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_lies_below_the_cache_is_fetched(family: str) -> None:
+    """Also what a request that forgets needs of it, and no more."""
+    narrow, plain = expected(family)
+    engine = tiny_engine(
+        family, num_blocks=9, max_context=240, max_step_tokens=64, kv_host_memory=2**24
+    )
+    below = engine.scheduler.kv._below
+    assert below is not None
+    below.compute_s = lambda start, end: math.inf  # however slow the machine: fetch
+    plans: list[StepPlan] = []
+    execute = engine.runner.execute
+    engine.runner.execute = lambda plan: (plans.append(plan), execute(plan))[1]  # type: ignore[method-assign]
+    for _ in range(2):
+        assert answers(engine, PROMPTS + PROMPTS, PARAMS + PLAIN) == narrow + plain
+    assert sum(len(plan.loads) for plan in plans) > 0
+    engine.close()
+
+
+@pytest.mark.parametrize("level", _cpu.available())
+def test_vector_width(level: str) -> None:
+    engine = tiny_engine("llama", ops=provider("cpu", 1, level), max_step_tokens=50)
+    assert answers(engine, PROMPTS, PARAMS) == expected("llama")[0]
 
 
 # ---- bounded memory -----------------------------------------------------------------------------

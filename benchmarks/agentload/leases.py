@@ -61,10 +61,10 @@ class Leases(Watcher):
         lease.busy, lease.came = True, visit.came
         self._sorted_at = -1.0
 
-    def ends(self, visit: Visit, back_at: float) -> None:
+    def ends(self, visit: Visit, due: tuple[float, ...]) -> None:
         lease = self._leases[visit.session]
         lease.busy = False
-        lease.turn, lease.since, lease.back_at = visit.turn, self._now(), back_at
+        lease.turn, lease.since, lease.due = visit.turn, self._now(), due
         self._owners.subtract(node.key for node in lease.path)
         self._orphans += lease.path
         lease.path = self._path(visit.request)

@@ -19,8 +19,8 @@ class Lease:
     turn: int = 0
     since: float = 0.0
     """When its last turn ended."""
-    back_at: float = INFINITY
-    """When it will really come back: for oracles."""
+    due: tuple[float, ...] = ()
+    """When it, and forks of it, will really come back: for oracles."""
     came: float = 0.0
     busy: bool = False
     """Its turn, which came at `came`, waits or runs."""
@@ -69,7 +69,7 @@ class Oracle(Order):
     """Farthest next use first (Belady, 1966), the future known, ends included."""
 
     def worth(self, lease: Lease, now: float) -> float:
-        return -lease.back_at
+        return -min((at for at in lease.due if at > now), default=INFINITY)
 
 
 class Hints:

@@ -119,8 +119,8 @@ class Watcher:
 
     def arrives(self, visit: Visit) -> None: ...
 
-    def ends(self, visit: Visit, back_at: float) -> None:
-        """back_at: when its next turn, or a fork of it, will come; infinity where none will."""
+    def ends(self, visit: Visit, due: tuple[float, ...]) -> None:
+        """due: when its next turn, and forks of it that have not begun, will come."""
 
 
 Evicted = Callable[[int, Node], None]
@@ -305,5 +305,4 @@ class Simulation:
             at = self.now + session.pauses[turn]
             due.append(at)
             self._expect(at, session, turn)
-        back_at = min(due, default=float("inf"))
-        self._watcher.ends(visit, back_at)
+        self._watcher.ends(visit, tuple(due))

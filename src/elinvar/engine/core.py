@@ -312,8 +312,9 @@ class Engine:
 
     @property
     def idle_s(self) -> float:
-        """Seconds until one can, where all that is there waits for a budget or a fetch."""
-        return 0.0 if self._ready else self.scheduler.idle_s
+        """Seconds until one would, where all that is there waits for its tenants' rates."""
+        busy = self._ready or self.scheduler.kv.has_unsaved
+        return 0.0 if busy else self.scheduler.idle_s
 
     def step(self) -> list[Delta]:
         """Plan, execute, commit. When the model's forward fails, the requests of this step end

@@ -1,8 +1,8 @@
 """Scheduler: plans which tokens each request computes in the next step, and books the result.
 
 Owns the rows and the budget of a step; the queue is sched.tenants', its order the policy's, who must
-go is sched.room's, blocks are the KVManager's. It runs no model and reads no text. Not thread-safe: one thread
-calls it. The rules and their reasons are in docs/design/002-scheduler-and-kv.md and
+go is sched.room's, blocks are the KVManager's. It runs no model and reads no text. Not thread-safe:
+one thread calls it. The rules and their reasons are in docs/design/002-scheduler-and-kv.md and
 docs/design/022-who-goes-first.md.
 """
 

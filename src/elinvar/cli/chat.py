@@ -40,6 +40,7 @@ HELP = """\
 )
 @option("--explain", is_flag=True, help="Say after each answer where its time went.")
 @opt.sampling
+@opt.memory
 @opt.serving
 @opt.adapters
 @opt.verbose
@@ -96,8 +97,9 @@ class Conversation:
 
     def check(self) -> None:
         """Raises ModelError where the model cannot chat, InputError where it has no switch for
-        thinking, before the person has typed anything."""
-        self.llm.engine.encode_chat([{"role": "user", "content": "Hello"}], self.options)
+        thinking, or cannot do what the parameters ask, before the person has typed anything."""
+        hello = [{"role": "user", "content": "Hello"}]
+        self.llm.engine.check(self.llm.engine.encode_chat(hello, self.options), self.params)
 
     def answer(self, text: str) -> None:
         """Stream the answer to `text`. Ctrl-C ends it; what was said stays in the conversation."""

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 )
 @opt.sampling
 @opt.stop
+@opt.memory
 @opt.serving
 @opt.adapters
 @opt.verbose

@@ -240,6 +240,25 @@ stop = option(
     section=_SAMPLING,
 )
 
+_MEMORY = "Long memory, lossy"
+memory = options(
+    option(
+        "--attention-window",
+        type=AT_LEAST_1,
+        metavar="TOKENS",
+        help="See the last TOKENS and the first ones alone, in bounded memory (default: see all).",
+        section=_MEMORY,
+    ),
+    option(
+        "--attention-sinks",
+        type=AT_LEAST_1,
+        metavar="TOKENS",
+        default=DEFAULTS.attention_sinks,
+        help="First tokens that are seen with a window; both count in blocks of 32.",
+        section=_MEMORY,
+    ),
+)
+
 
 def sampling_params(flags: dict[str, Any]) -> SamplingParams:
     """SamplingParams from the flags of a command line; a bad value is a usage error."""

@@ -108,7 +108,7 @@ class Scheduler:
             request.num_prompt_tokens,
             request.params.max_tokens,
             self.max_context,
-            self.kv.max_sequence,
+            self.kv.longest(request.params.kept_blocks),
         )
         if request.id in self._requests:
             raise InputError("request_id", f"Request id {request.id!r} is in use: choose another.")
@@ -117,7 +117,7 @@ class Scheduler:
         self.tenants.check_room(request, self._running, self.chunks.speed, now)
         stop_ids = frozenset(request.params.stop_token_ids)
         request.stop_ids = stop_ids if request.params.ignore_eos else stop_ids | self.eos_ids
-        request.kv = self.kv.new_sequence(request.namespace)
+        request.kv = self.kv.new_sequence(request.namespace, request.params.kept_blocks)
         request.order = self._num_added
         request.arrival = request.arrival or now
         request.ledger = Ledger(request.account.waits, request.arrival, now)

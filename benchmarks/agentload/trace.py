@@ -99,7 +99,7 @@ def find(path: Path | None = None) -> Path | None:
     if path is not None:
         if not path.is_file():
             raise SystemExit(
-                f"--trace: {path} is no file; docs/performance.md says where to get it."
+                f"--trace: {path} is no file."
             )
         return path
     named = os.environ.get(VARIABLE)

@@ -98,9 +98,7 @@ def find(path: Path | None = None) -> Path | None:
     checkout; None when it is in none of them. Exits where the user named a file that is not there."""
     if path is not None:
         if not path.is_file():
-            raise SystemExit(
-                f"--trace: {path} is no file."
-            )
+            raise SystemExit(f"--trace: {path} is no file.")
         return path
     named = os.environ.get(VARIABLE)
     folders = [Path(named)] if named else []

@@ -13,16 +13,19 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from elinvar.base.config import KVSpec
 from elinvar.base.plan import BlockCopy, BlockMove
-from elinvar.kv.below import Below, Lookup, key_of
 from elinvar.kv.match import Kept, Match
 from elinvar.kv.pool import BlockPool
-from elinvar.kv.sequence import LOAD, Allocation, Prefix, SequenceKV, Taken
+from elinvar.kv.sequence import LOAD, Allocation, Lookup, Prefix, SequenceKV, Taken
 from elinvar.kv.states import WINDOW, States
-from elinvar.kv.tiers.hierarchy import Tiers
-from elinvar.kv.tree import Node, Tree, pack
+from elinvar.kv.tree import Node, Tree, key_of, pack
+
+if TYPE_CHECKING:
+    from elinvar.kv.below import Below
+    from elinvar.kv.tiers.hierarchy import Tiers
 
 NEVER = sys.maxsize
 
@@ -310,6 +313,8 @@ class KVManager:
     def use_tiers(self, tiers: Tiers, compute_s: Callable[[int, int], float]) -> None:
         """Contents are saved to `tiers` before they are given up, and found there. compute_s: seconds
         that computing the tokens from one position to another takes."""
+        from elinvar.kv.below import Below
+
         self._below = Below(tiers, self.tree, self._match, self.pools, self._block_bytes)
         self._below.compute_s = compute_s
 

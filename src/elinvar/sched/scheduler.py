@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from elinvar.base.config import KVSpec
 from elinvar.base.errors import InputError
@@ -18,7 +19,6 @@ from elinvar.base.limits import Target, TenantLimits
 from elinvar.base.plan import PlanItem, RowStart, StepOutput, StepPlan
 from elinvar.kv.manager import KVManager
 from elinvar.kv.sequence import Allocation
-from elinvar.kv.tiers.hierarchy import Tiers
 from elinvar.sched.chunks import Chunks
 from elinvar.sched.door import max_total_tokens
 from elinvar.sched.ledger import Ledger
@@ -30,6 +30,9 @@ from elinvar.sched.tenants import Tenants, by_key
 
 UNLIMITED = Target(ttft_s=1.0, itl_s=None)
 
+
+if TYPE_CHECKING:
+    from elinvar.kv.tiers.hierarchy import Tiers
 
 LOOK_AGAIN_S = 0.001
 """Where all wait for what is being fetched."""

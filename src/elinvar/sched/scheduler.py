@@ -34,6 +34,8 @@ UNLIMITED = Target(ttft_s=1.0, itl_s=None)
 if TYPE_CHECKING:
     from elinvar.kv.tiers.hierarchy import Tiers
 
+MOST_PUT_OFF = 32
+"""Requests that may be passed in a step, since each of them is looked at."""
 LOOK_AGAIN_S = 0.001
 """Where all wait for what is being fetched."""
 
@@ -267,7 +269,8 @@ class Scheduler:
             if limit is not None:
                 budget = min(budget, max(0, limit - len(amid)))
         admitting = True
-        put_off: list[Request] = []
+        put_off = self._room.put_off
+        put_off.clear()
         while True:
             head = self.tenants.head(now, put_off) if admitting else None
             # Whoever was just preempted may be next already, and its blocks still be cached: not
@@ -280,6 +283,7 @@ class Scheduler:
                     budget -= self._go_on(plan, request, budget)
             elif head is not None and self._waits_for_another(head):
                 put_off.append(head)
+                admitting = len(put_off) < MOST_PUT_OFF
                 head.ledger.wait("prefix", now)
             elif head is not None:
                 head.ledger.wait("", now)
@@ -361,7 +365,7 @@ class Scheduler:
         """Start a request, if need be in the place of some that give way to it. Returns what is left
         of the budget; None: it must wait."""
         while True:
-            if budget > 0 and self._free_rows:
+            if budget > 0 and len(self._free_rows) > len(self._room.put_off):
                 prefix = self.kv.find_prefix(request.kv, request.token_ids)
                 if not self._running or self._room.fits(request, prefix, self._running):
                     break

@@ -86,8 +86,9 @@ class Chunks:
         if not num_tokens:
             before = self._quiet.get(size, seconds)
             # A hiccup is not the machine, but what is measured rarely must tell.
-            share = 1 / 2 if self._stale.get(size, 0) >= STALE else 1 / 8
-            self._quiet[size] = before + share * (min(seconds, 2 * before) - before)
+            rare = self._stale.get(size, 0) >= STALE
+            share, most = (1 / 2, 1.5) if rare else (1 / 8, 1.25)
+            self._quiet[size] = before + share * (min(seconds, most * before) - before)
             self._stale[size] = 0
             return
         if rows and size not in self._quiet:

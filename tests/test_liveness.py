@@ -33,9 +33,10 @@ class Ask:
     tenant: str = "a"
     service: Service = "interactive"
     priority: int = 0
+    window: int | None = None
 
     def request(self, index: int) -> Request:
-        params = SamplingParams(self.answer, seed=1, ignore_eos=True)
+        params = SamplingParams(self.answer, seed=1, ignore_eos=True, attention_window=self.window)
         handling = Handling(self.tenant, self.service, self.priority)
         prompt = [index * 100 + i for i in range(self.prompt)]
         return Request(str(index), prompt, params, handling=handling)
@@ -153,6 +154,19 @@ def test_other_kinds_of_layers(policy: str, windows: tuple[int | None, ...]) -> 
     machine = Machine(blocks=4, rows=3, budget=5, windows=windows)
     for case in product(asks([0]), asks([0]), asks([2])):
         Run(machine, POLICIES[policy], case).to_the_end()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("windows", [(None,), (None, STATE)])
+def test_requests_that_forget_outgrow_the_pool(
+    policy: str, windows: tuple[int | None, ...]
+) -> None:
+    """They keep two blocks, and the one that they write."""
+    for blocks in (3, 4):
+        machine = Machine(blocks, 3, 5, windows)
+        forgets = [Ask(0, 25, 20, kind, service, priority, 1) for kind, service, priority in KINDS]
+        for case in product(forgets, asks([3]), forgets):
+            Run(machine, POLICIES[policy], case).to_the_end()
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -10,37 +10,13 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-from elinvar.base.plan import BlockMove
+from elinvar.base.plan import MOST_BYTES, BlockMove
 from elinvar.kv.match import Found, Match
 from elinvar.kv.pool import BlockPool
+from elinvar.kv.sequence import Lookup
 from elinvar.kv.tiers.hierarchy import HOST, UNKNOWN, Tiers
-from elinvar.kv.tiers.ticket import Ticket
-from elinvar.kv.tree import Node, Tree
-
-STEP_BYTES = 64 << 20
-"""Most that a step copies into the provider's memory, and out of it where nobody needs the block:
-some 15 ms, so that those who are answered meanwhile hardly notice."""
-
-
-@dataclass(slots=True, eq=False)
-class Lookup:
-    """How far the search of one sequence has come."""
-
-    ticket: Ticket | None = None
-    asked: bool = False
-    fetching: bool = False
-    over: bool = False
-    """Nothing more is to be had."""
-    from_tiers: dict[str, int] = field(default_factory=dict)
-    """Tokens that each tier gave, by the groups that keep every block."""
-
-    def end(self) -> None:
-        self.over = True
-        if self.ticket is not None:
-            self.ticket.release()
-            self.ticket = None
+from elinvar.kv.tree import Node, Tree, key_of
 
 
 class Below:
@@ -102,7 +78,7 @@ class Below:
 
     def save_some(self) -> None:
         """In a step that has nothing else to do: what is lost when the engine ends."""
-        left = STEP_BYTES
+        left = MOST_BYTES
         while self._unsaved and left > 0:
             group, block, node = self._unsaved.popleft()
             if node.blocks[group] == block:
@@ -126,7 +102,7 @@ class Below:
             def has(node: Node, group: int) -> bool:
                 return node.blocks[group] >= 0 or least <= levels.of(node, group) <= most
 
-            return self._match.within(top, list(path), tokens, has)
+            return self._match.within(top, list(path), tokens, has, found.kept)
 
         if lookup.fetching:
             ready = best(HOST, HOST)
@@ -185,7 +161,3 @@ class _Levels:
         if key not in self._levels:
             self._levels[key] = self._tiers.where([key])[0]
         return self._levels[key]
-
-
-def key_of(node: Node, group: int) -> bytes:
-    return node.key + bytes([group])

@@ -4,10 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from elinvar.base.plan import BlockCopy, BlockMove
-from elinvar.kv.below import Lookup
+from elinvar.kv.match import Kept
 from elinvar.kv.tree import Node
+
+if TYPE_CHECKING:
+    from elinvar.kv.tiers.ticket import Ticket
+
+
+@dataclass(slots=True, eq=False)
+class Lookup:
+    """How far the search of one sequence has come."""
+
+    ticket: Ticket | None = None
+    asked: bool = False
+    fetching: bool = False
+    over: bool = False
+    """Nothing more is to be had."""
+    from_tiers: dict[str, int] = field(default_factory=dict)
+    """Tokens that each tier gave, by the groups that keep every block."""
+
+    def end(self) -> None:
+        self.over = True
+        if self.ticket is not None:
+            self.ticket.release()
+            self.ticket = None
+
 
 LOAD = -2
 """In the place of a block: one is to be taken, and its content loaded."""
@@ -43,6 +67,10 @@ class SequenceKV:
     """Its search below the provider's memory."""
     snapshot: int = -1
     """Block of the last snapshot that the next one replaces, if any."""
+    kept: Kept | None = None
+    """None: everything."""
+    num_hidden: int = 0
+    """Entries of tables behind the first that are kept, which are -1 as it forgot them."""
 
 
 @dataclass(slots=True)
@@ -55,8 +83,8 @@ class Prefix:
     path: list[Node]
     """Its whole blocks of the prefix."""
     blocks: list[list[int]]
-    """Per group the blocks of `path`: -1 in sliding groups before the window, LOAD where the content
-    lies below."""
+    """Per group the blocks of `path`: -1 where the first query after it sees nothing, LOAD where the
+    content lies below."""
     num_taken: list[int]
     """Per group: free blocks that taking them costs."""
     tail: Node | None = None
@@ -67,6 +95,8 @@ class Prefix:
     """What would come next, which a living sequence is about to compute."""
     pending: bool = False
     """More of it may be found below, which is not known yet, or on its way."""
+    kept: Kept | None = None
+    """As in SequenceKV."""
 
 
 @dataclass(slots=True)

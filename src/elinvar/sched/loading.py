@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from elinvar.base.config import KVSpec
-from elinvar.base.plan import BlockMove, StepPlan
-from elinvar.kv.below import STEP_BYTES
+from elinvar.base.plan import MOST_BYTES, BlockMove, StepPlan
 from elinvar.sched.request import Request
 
 
@@ -19,7 +18,7 @@ class Loading:
 
     def begin(self) -> None:
         """A plan begins."""
-        self._room = STEP_BYTES
+        self._room = MOST_BYTES
 
     def go_on(self, plan: StepPlan, request: Request) -> bool:
         """Plan what is next to be copied; whether that is the last of it, so that the step can go on

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from elinvar.base.config import KVSpec
 from elinvar.base.errors import InputError
@@ -18,7 +19,6 @@ from elinvar.base.limits import Target, TenantLimits
 from elinvar.base.plan import PlanItem, RowStart, StepOutput, StepPlan
 from elinvar.kv.manager import KVManager
 from elinvar.kv.sequence import Allocation
-from elinvar.kv.tiers.hierarchy import Tiers
 from elinvar.sched.chunks import Chunks
 from elinvar.sched.door import max_total_tokens
 from elinvar.sched.ledger import Ledger
@@ -30,6 +30,9 @@ from elinvar.sched.tenants import Tenants, by_key
 
 UNLIMITED = Target(ttft_s=1.0, itl_s=None)
 
+
+if TYPE_CHECKING:
+    from elinvar.kv.tiers.hierarchy import Tiers
 
 LOOK_AGAIN_S = 0.001
 """Where all wait for what is being fetched."""
@@ -108,7 +111,7 @@ class Scheduler:
             request.num_prompt_tokens,
             request.params.max_tokens,
             self.max_context,
-            self.kv.max_sequence,
+            self.kv.longest(request.params.kept_blocks),
         )
         if request.id in self._requests:
             raise InputError("request_id", f"Request id {request.id!r} is in use: choose another.")
@@ -117,7 +120,7 @@ class Scheduler:
         self.tenants.check_room(request, self._running, self.chunks.speed, now)
         stop_ids = frozenset(request.params.stop_token_ids)
         request.stop_ids = stop_ids if request.params.ignore_eos else stop_ids | self.eos_ids
-        request.kv = self.kv.new_sequence(request.namespace)
+        request.kv = self.kv.new_sequence(request.namespace, request.params.kept_blocks)
         request.order = self._num_added
         request.arrival = request.arrival or now
         request.ledger = Ledger(request.account.waits, request.arrival, now)
@@ -282,7 +285,9 @@ class Scheduler:
                     budget -= self._go_on(plan, request, budget)
             elif head is not None and self._waits_for_another(head):
                 put_off.append(head)
+                head.ledger.wait("prefix", now)
             elif head is not None:
+                head.ledger.wait("", now)
                 left = self._admit(plan, head, budget, now)
                 admitting = left is not None
                 budget = budget if left is None else left

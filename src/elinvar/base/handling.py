@@ -61,3 +61,5 @@ class Handling:
 
 
 NO_WISHES = Handling()
+OFFLINE = Handling(service="batch")
+"""Nobody reads its tokens as they come: what counts is when all are done."""

@@ -268,10 +268,15 @@ class Scheduler:
                 return
             if limit is not None:
                 budget = min(budget, max(0, limit - len(amid)))
-        admitting = True
+        admitting, alone = True, not self._planned
         put_off = self._room.put_off
         put_off.clear()
         while True:
+            if alone and self._planned and plan.items[-1].sample:
+                alone = False
+                depth = amid[-1][1].num_computed_tokens if amid else 0
+                beside = None if self._planned[-1].is_batch else self.chunks.beside_first(depth)
+                budget = budget if beside is None else min(budget, beside)
             head = self.tenants.head(now, put_off) if admitting else None
             # Whoever was just preempted may be next already, and its blocks still be cached: not
             # back in the same step, or the two would take turns.

@@ -35,7 +35,7 @@ def wait_for(condition: Callable[[], object], limit_s: float = 20.0) -> None:
 def kill_threads() -> None:
     """Each dies of the next thing that it does."""
     for thread in threading.enumerate():
-        if thread.name.startswith("elinvar-") and thread.ident:
+        if thread.name.startswith("elinvar-") and thread.is_alive():
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
             )

@@ -40,7 +40,7 @@ from elinvar.models.load import load_parts, reloaded
 from elinvar.ops import Ops, load_provider
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.run.runner import Runner
-from elinvar.sched.door import max_total_tokens
+from elinvar.sched.door import max_total_tokens, why_no_window
 from elinvar.sched.policy import make_policy
 from elinvar.sched.request import Request, RequestUpdate
 from elinvar.sched.scheduler import Scheduler
@@ -170,7 +170,10 @@ class Engine:
             self.scheduler.use_tiers(self.tiers)
             self.scheduler.kv.use_namespace(identity(config, weights_fingerprint))
         self.metrics = EngineMetrics(self.scheduler)
-        longest = min(self._context, self.scheduler.kv.max_sequence + 1)
+        self._no_window = why_no_window(model.config.layer_kinds)
+        longest = self._context
+        if self._no_window:  # or a sequence may outgrow the cache
+            longest = min(longest, self.scheduler.kv.max_sequence + 1)
         self.adapters = adapters or Adapters()
         self.runner = Runner(
             model,
@@ -230,9 +233,11 @@ class Engine:
         self._check_open()
         if params.adapter is not None:
             self.adapters.find(params.adapter)
-        max_total_tokens(
-            len(prompt_ids), params.max_tokens, self._context, self.scheduler.kv.max_sequence
-        )
+        if params.kept_blocks is not None and self._no_window:
+            message = f"This model {self._no_window}: leave attention_window out."
+            raise InputError("attention_window", message)
+        kv_tokens = self.scheduler.kv.longest(params.kept_blocks)
+        max_total_tokens(len(prompt_ids), params.max_tokens, self._context, kv_tokens)
         for kind in set(map(type, prompt_ids)):
             if not issubclass(kind, Integral):  # a float would be cut, or fail amid a step
                 raise InputError(
@@ -268,9 +273,7 @@ class Engine:
             request_id or uuid.uuid4().hex,
             list(prompt_ids),
             params,
-            namespace=self._namespace(
-                params.adapter, handling.tenant if prefix_of is None else prefix_of
-            ),
+            namespace=self._namespace(params, handling.tenant if prefix_of is None else prefix_of),
             handling=handling,
             arrival=arrival,
         )
@@ -280,15 +283,16 @@ class Engine:
         self._live[request.id] = _Live(request, AnswerText(self.tokenizer, params.stop))
         return request.id
 
-    def _namespace(self, adapter: str | None, tenant: str) -> bytes:
+    def _namespace(self, params: SamplingParams, tenant: str) -> bytes:
         """Who has a name finds no prefix of others, unless both share: how long an answer takes would
-        tell what somebody else asked."""
+        tell what somebody else asked. What tokens become depends on what they saw."""
+        adapter, kept = params.adapter, params.kept_blocks
         namespace = b"" if adapter is None else self.adapters.digest(adapter)
         tenants = self.config.tenants
         limits = tenants.get(tenant) or tenants.get(ANY_TENANT)
         if tenant and not (limits and limits.share_prefixes):
             namespace += blake2b(tenant.encode(), digest_size=32, person=b"tenant").digest()
-        return namespace
+        return namespace if kept is None else namespace + b"keeps %d+%d" % kept
 
     def explain(self, request_id: str) -> Record | None:
         """What is known of a request that has not ended; None when there is none of this id."""
@@ -305,10 +309,22 @@ class Engine:
         self._ready.append(_delta(live.request, finish_reason="abort"))
         return True
 
+    def context_of(self, params: SamplingParams) -> int:
+        """Tokens of the longest sequence, prompt and answer, that such a request may be."""
+        if params.kept_blocks is None:
+            return self.max_context
+        return min(self._context, self.scheduler.kv.longest(params.kept_blocks) + 1)
+
     @property
     def has_work(self) -> bool:
         """Whether a step would bring anything."""
         return bool(self._live or self._ready or self.scheduler.kv.has_unsaved)
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds until one can, where all that is there waits for a budget or a fetch."""
+        busy = self._ready or self.scheduler.kv.has_unsaved
+        return 0.0 if busy else self.scheduler.idle_s
 
     def step(self) -> list[Delta]:
         """Plan, execute, commit. When the model's forward fails, the requests of this step end

@@ -126,7 +126,7 @@ class Below:
             def has(node: Node, group: int) -> bool:
                 return node.blocks[group] >= 0 or least <= levels.of(node, group) <= most
 
-            return self._match.within(top, list(path), tokens, has)
+            return self._match.within(top, list(path), tokens, has, found.kept)
 
         if lookup.fetching:
             ready = best(HOST, HOST)

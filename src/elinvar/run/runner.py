@@ -49,7 +49,7 @@ class Runner:
         """adapted: see run.graphs. below: needed where plans save and load."""
         self._below = below
         self.ops, self._adapted = ops, adapted
-        self.rows = Rows(max_rows, max_context, len(specs))
+        self.rows = Rows(max_rows, max_context, specs)
         layers: dict[int, LayerCache] = {}
         self._blocks: list[NDArray[np.uint8]] = []
         """Per group [B, bytes]."""

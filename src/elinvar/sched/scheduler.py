@@ -1,8 +1,8 @@
 """Scheduler: plans which tokens each request computes in the next step, and books the result.
 
-Owns the rows, the budget of a step and who is preempted; the queue is sched.tenants', its order the
-policy's, blocks are the KVManager's. It runs no model and reads no text. Not thread-safe: one thread
-calls it. The rules and their reasons are in docs/design/002-scheduler-and-kv.md and
+Owns the rows and the budget of a step; the queue is sched.tenants', its order the policy's, who must
+go is sched.room's, blocks are the KVManager's. It runs no model and reads no text. Not thread-safe:
+one thread calls it. The rules and their reasons are in docs/design/002-scheduler-and-kv.md and
 docs/design/022-who-goes-first.md.
 """
 
@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from elinvar.base.config import KVSpec
 from elinvar.base.errors import InputError
 from elinvar.base.limits import Target, TenantLimits
 from elinvar.base.plan import PlanItem, RowStart, StepOutput, StepPlan
 from elinvar.kv.manager import KVManager
-from elinvar.kv.sequence import Allocation, Prefix
+from elinvar.kv.sequence import Allocation
 from elinvar.kv.tiers.hierarchy import Tiers
 from elinvar.sched.chunks import Chunks
 from elinvar.sched.door import max_total_tokens
@@ -25,6 +25,7 @@ from elinvar.sched.ledger import Ledger
 from elinvar.sched.loading import Loading
 from elinvar.sched.policy import Fair, FirstCome, Policy
 from elinvar.sched.request import FinishReason, Request, RequestUpdate, Status
+from elinvar.sched.room import Room
 from elinvar.sched.tenants import Tenants, by_key
 
 UNLIMITED = Target(ttft_s=1.0, itl_s=None)
@@ -69,10 +70,10 @@ class Scheduler:
         self.policy = policy or FirstCome()
         self.tenants = Tenants(tenants or {}, self.policy.turn, isinstance(self.policy, Fair))
         self.chunks = Chunks(interactive, batch)
-        self.preemptions = {"memory": 0, "yield": 0, "failure": 0, "asked": 0}
-        """By cause: for blocks that another needed, for one that goes first, because a step was
-        lost, by hand."""
-        self._block_size = specs[0].block_size
+        self.preemptions = {"memory": 0, "jam": 0, "yield": 0, "failure": 0, "asked": 0}
+        """By cause: for blocks that another needed, that each needed, for one that goes first,
+        because a step was lost, by hand."""
+        self._room = Room(self.kv, self.policy, self.tenants, max_step_tokens, specs[0].block_size)
         self._clock = clock
         self._requests: dict[str, Request] = {}
         # In the order of their keys, whatever was preempted in between.
@@ -107,7 +108,7 @@ class Scheduler:
             request.num_prompt_tokens,
             request.params.max_tokens,
             self.max_context,
-            self.kv.max_sequence,
+            self.kv.longest(request.params.kept_blocks),
         )
         if request.id in self._requests:
             raise InputError("request_id", f"Request id {request.id!r} is in use: choose another.")
@@ -116,7 +117,7 @@ class Scheduler:
         self.tenants.check_room(request, self._running, self.chunks.speed, now)
         stop_ids = frozenset(request.params.stop_token_ids)
         request.stop_ids = stop_ids if request.params.ignore_eos else stop_ids | self.eos_ids
-        request.kv = self.kv.new_sequence(request.namespace)
+        request.kv = self.kv.new_sequence(request.namespace, request.params.kept_blocks)
         request.order = self._num_added
         request.arrival = request.arrival or now
         request.ledger = Ledger(request.account.waits, request.arrival, now)
@@ -276,7 +277,9 @@ class Scheduler:
                     budget -= self._go_on(plan, request, budget)
             elif head is not None and self._waits_for_another(head):
                 put_off.append(head)
+                head.ledger.wait("prefix", now)
             elif head is not None:
+                head.ledger.wait("", now)
                 left = self._admit(plan, head, budget, now)
                 admitting = left is not None
                 budget = budget if left is None else left
@@ -308,21 +311,12 @@ class Scheduler:
         """Preempt those who come after `request` until it can go on. None when nobody can be: it
         stands still for a step, and keeps what it has until others need it."""
         while (allocation := self.kv.prepare(request.kv, start, end)) is None:
-            rank = self.tenants.rank(request)
-            after = [r for r in self._running if _may_go(r) and self.tenants.rank(r) > rank]
-            if not after:
+            victim = self._room.goes_for(request, self._running)
+            if victim is None:
                 return None
-            self._send_away(plan, self._cheapest(after), "memory")
+            self._send_away(plan, victim, "memory")
             self._short = True
         return allocation
-
-    def _cheapest(self, requests: Iterable[Request]) -> Request:
-        """Batch requests first, then by what would have to be computed again."""
-        lost = self.kv.lost
-        return min(
-            requests,
-            key=lambda r: (not r.is_batch, lost(r.kv, r.num_computed_tokens), -r.order),
-        )
 
     def _send_away(self, plan: StepPlan, request: Request, cause: str) -> None:
         """Preempt while a plan is made, of which the request may be a part already."""
@@ -341,7 +335,7 @@ class Scheduler:
         start = first.num_computed_tokens
         while self.kv.prepare(first.kv, start, start + 1) is None:
             assert self._running[-1] is not first
-            self._send_away(plan, self._running[-1], "memory")
+            self._send_away(plan, self._running[-1], "jam")
         self._go_on(plan, first, self.max_step_tokens - len(self._running))
 
     # ---- who may start ----------------------------------------------------------------------
@@ -366,9 +360,9 @@ class Scheduler:
         while True:
             if budget > 0 and self._free_rows:
                 prefix = self.kv.find_prefix(request.kv, request.token_ids)
-                if not self._running or self._fits(request, prefix, self._running):
+                if not self._running or self._room.fits(request, prefix, self._running):
                     break
-            victim = self._who_gives_way(request)
+            victim = self._room.gives_way(request, self._running)
             if victim is None:
                 short = "memory" if budget > 0 else "budget"
                 self._awaited = short if self._free_rows else "rows"
@@ -381,46 +375,6 @@ class Scheduler:
         assert allocation is not None
         self._start(plan, request, allocation, now)
         return budget - (allocation.end - start)
-
-    def _who_gives_way(self, request: Request) -> Request | None:
-        """The next to be preempted for a newcomer; None where nobody is, or where it would be in
-        vain. Batch requests go at once, even if they did nothing since they last did: what they
-        waste is what nobody else wanted."""
-        running = self._running
-        leaving = [] if request.is_batch else [r for r in running if r.is_batch]
-        leaving += [
-            r
-            for r in running
-            if r.is_batch == request.is_batch and _may_go(r) and self.policy.gives_way(r, request)
-        ]
-        if not leaving:
-            return None
-        staying = [r for r in running if r not in leaving]
-        prefix = self.kv.find_prefix(request.kv, request.token_ids)
-        if staying and not self._fits(request, prefix, staying, leaving):
-            return None
-        return self._cheapest(leaving)
-
-    def _fits(
-        self,
-        request: Request,
-        prefix: Prefix,
-        running: Sequence[Request],
-        leaving: Sequence[Request] = (),
-    ) -> bool:
-        """Besides its own tokens' blocks a newcomer must leave those that running requests still
-        need for theirs and those that they will fill until its first token, or it would soon be
-        preempted again. leaving: requests that might give theirs back."""
-        kv, chunk = self.kv, self.max_step_tokens
-        steps = (request.num_tokens - prefix.num_tokens) // chunk
-        reserve = kv.spare(len(running) * (1 + steps // self._block_size))
-        for other in running:
-            if other.num_tokens > other.kv.capacity:
-                more = kv.to_come_for(other.kv, other.num_tokens, chunk)
-                reserve = [a + b for a, b in zip(reserve, more, strict=True)]
-        for other in leaving:
-            reserve = [a - b for a, b in zip(reserve, kv.held(other.kv), strict=True)]
-        return kv.can_admit(prefix, request.num_tokens, chunk, reserve)
 
     def _start(self, plan: StepPlan, request: Request, allocation: Allocation, now: float) -> None:
         prefix = allocation.prefix
@@ -582,11 +536,6 @@ class Scheduler:
             assert request.kv.capacity == 0
         self.tenants.check(running)
         self.kv.check(request.kv for request in running)
-
-
-def _may_go(request: Request) -> bool:
-    """Whether a request got further than where it was when it was last preempted."""
-    return request.num_computed_tokens > request.num_reached_tokens
 
 
 def _append(request: Request, tokens: list[int]) -> tuple[int, FinishReason | None]:

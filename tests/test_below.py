@@ -14,7 +14,7 @@ from hypothesis.stateful import initialize, rule
 
 from elinvar.base.handling import Handling
 from elinvar.base.limits import Target
-from elinvar.base.plan import StepOutput, StepPlan
+from elinvar.base.plan import PlanItem, StepOutput, StepPlan
 from elinvar.base.sampling import SamplingParams
 from elinvar.kv.tiers.hierarchy import HOST, NOWHERE, UNKNOWN
 from elinvar.sched.loading import Loading
@@ -45,12 +45,12 @@ class FakeTicket:
         self.patience = tiers.rng.randrange(6)
         self.num_ready = 0
         self.done = not self.keys
-        tiers.tickets.add(self)
+        tiers.tickets[self] = None
 
     def release(self) -> None:
         self.done = True
         self.keys, self.num_ready = [], 0
-        self.tiers.tickets.discard(self)
+        self.tiers.tickets.pop(self, None)
 
 
 class FakeTiers:
@@ -63,7 +63,7 @@ class FakeTiers:
         self.host: dict[bytes, Content] = {}
         self.lower: list[dict[bytes, Content]] = [{}, {}]
         self.asked: set[bytes] = set()
-        self.tickets: set[FakeTicket] = set()
+        self.tickets: dict[FakeTicket, None] = {}
         self.num_given = 0
 
     def bad(self) -> bool:
@@ -160,6 +160,7 @@ class MovingExecutor(FakeExecutor):
     def __init__(self, windows: tuple[int | None, ...], tiers: FakeTiers) -> None:
         super().__init__(windows)
         self.tiers = tiers
+        self.spoilt: set[tuple[int, int]] = set()
 
     def execute(self, plan: StepPlan) -> StepOutput:
         for row in plan.released_rows:
@@ -172,16 +173,46 @@ class MovingExecutor(FakeExecutor):
                 self.slots[copy.group][copy.target, offset] = held
         plan.copies = []
         lost = []
+        self.spoilt = set()
         for move in plan.loads:
             content = self.tiers.get(move.key)
             if content is None:
                 lost.append(move.key)
+                self.spoilt.add((move.group, move.block))
             for offset in range(SIZE):
                 held = content[offset] if content else -1
                 self.slots[move.group][move.block, offset] = held
         output = super().execute(plan)
         output.lost = lost
         return output
+
+    def is_spoilt(self, item: PlanItem) -> bool:
+        """Whether the row begins with what did not come: it computes something that nobody may use."""
+        for group, (window, table) in enumerate(
+            zip(self.windows, self.rows[item.row].tables, strict=True)
+        ):
+            seen = max(0, item.start - (item.start if window is None else window or 2) + 1)
+            attended = table[seen // SIZE : (item.start + item.num_tokens - 1) // SIZE + 1]
+            if any((group, block) in self.spoilt for block in attended):
+                return True
+        return False
+
+    def _read(self, item: PlanItem) -> None:
+        if not self.is_spoilt(item):
+            super()._read(item)
+            return
+        row = self.rows[item.row]
+        for window, slots, table in zip(self.windows, self.slots, row.tables, strict=True):
+            for position in range(item.start, row.computed):
+                if window != STATE:
+                    slots[table[position // SIZE], position % SIZE] = -1
+
+    def _go_on(self, group: int, items: list[PlanItem]) -> None:
+        super()._go_on(group, [item for item in items if not self.is_spoilt(item)])
+        for item in items:
+            if self.is_spoilt(item):
+                row = self.rows[item.row]
+                self.slots[group][row.tables[group][(row.computed - 1) // SIZE], 0] = -1
 
     def content(self, group: int, block: int) -> Content:
         slots = self.slots[group]
@@ -216,7 +247,7 @@ class BelowBench(Bench):
         )
         self.tiers = FakeTiers(random.Random(seed), room, badness)
         self.scheduler.use_tiers(self.tiers)  # type: ignore[arg-type]
-        step_bytes = step_blocks * max(one.block_bytes for one in specs)
+        step_bytes = step_blocks * min(one.block_bytes for one in specs)
         self.scheduler._loading = Loading(specs, step_bytes)
         self.executor: MovingExecutor = MovingExecutor(windows, self.tiers)
 

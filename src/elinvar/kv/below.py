@@ -110,8 +110,9 @@ class Below:
                 return ready
             lookup.end()
             return found
-        if not (lookup.asked or self._ask(lookup, best(UNKNOWN, len(self._tiers.names)), levels)):
-            self._fetch(lookup, best(HOST, len(self._tiers.names)), levels, found.num_tokens)
+        last = len(self._tiers.names) - 1
+        if lookup.asked or not self._ask(lookup, best(UNKNOWN, last), levels):
+            self._fetch(lookup, best(HOST, last), levels, found.num_tokens)
         return self.search(lookup, root, token_ids, found)
 
     def _ask(self, lookup: Lookup, hoped: Found, levels: _Levels) -> bool:

@@ -97,6 +97,8 @@ class Scheduler:
         # Of the plan that is being made: who was preempted, and whether for want of blocks.
         self._sent_away: list[Request] = []
         self._short = False
+        self._num_pending = 0
+        """Of those that wait: for whom more may yet be found or fetched."""
         self._awaited = "step"
         """And what those wait for who could not start, as their ledgers have it."""
 
@@ -344,6 +346,7 @@ class Scheduler:
         """Each needs a block, and those who could be preempted made no progress since they were: the
         first goes on whatever it takes. The door saw to it that one alone always has room."""
         first = self._running[0]
+        assert not first.loads
         start = first.num_computed_tokens
         while self.kv.prepare(first.kv, start, start + 1) is None:
             assert self._running[-1] is not first
@@ -382,13 +385,19 @@ class Scheduler:
             self._send_away(plan, victim, "yield")
             budget += 1
         start = prefix.num_tokens
-        end = min(request.num_tokens, start + budget)
+        # What is loaded takes steps; how much is computed behind it is decided when it is there.
+        most = 1 if prefix.is_below else budget
+        end = min(request.num_tokens, start + most)
         allocation = self.kv.prepare(request.kv, start, end, prefix)
         assert allocation is not None
-        self._start(plan, request, allocation, now)
-        return budget - (allocation.end - start)
+        if self._start(plan, request, allocation, now):
+            return budget - (allocation.end - start)
+        if self._load(plan, request):
+            budget -= self._go_on(plan, request, budget - 1)
+        return budget - 1
 
-    def _start(self, plan: StepPlan, request: Request, allocation: Allocation, now: float) -> None:
+    def _start(self, plan: StepPlan, request: Request, allocation: Allocation, now: float) -> bool:
+        """Whether it begins at once; False: its cached prefix is yet to be loaded."""
         prefix = allocation.prefix
         assert prefix is not None
         start, end, known = prefix.num_tokens, allocation.end, request.num_tokens
@@ -410,19 +419,17 @@ class Scheduler:
         plan.started.append(
             RowStart(request.id, request.row, tokens, request.params, taken.start, request.adapter)
         )
-        new_blocks = taken.blocks
         if taken.loads:
+            for table, blocks in zip(taken.start, taken.blocks, strict=True):
+                table += blocks
             request.loads, request.is_loading = taken.loads, True
-            if not self._load(plan, request):
-                # The row has its blocks; its items come when its contents have.
-                for table, blocks in zip(taken.start, taken.blocks, strict=True):
-                    table += blocks
-                return
+            return False
         request.ledger.enter("prefill", now)
         plan.items.append(
-            PlanItem(request.id, request.row, start, end - start, end == known, new_blocks)
+            PlanItem(request.id, request.row, start, end - start, end == known, taken.blocks)
         )
         self._planned.append(request)
+        return True
 
     def _load(self, plan: StepPlan, request: Request) -> bool:
         """Whether the row can go on in this step."""

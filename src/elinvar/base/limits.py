@@ -38,9 +38,9 @@ class TenantLimits:
     """Whether its cached prefixes and those of others that share theirs serve each other. Then the
     time of an answer tells whether somebody else had the same beginning."""
 
-    lease_share: float = 0.75
-    """Share of the cache, from 0 to 1, that is kept for its sessions' next turns before what others
-    used last. Nobody who runs waits for it."""
+    lease_share: float = 0.5
+    """Share of the cache, from 0 to 1, that its sessions may keep for their next turns before what
+    others used last. Nobody who runs waits for it."""
 
     def __post_init__(self) -> None:
         for name in ("weight", "tokens_per_s", "burst_s"):

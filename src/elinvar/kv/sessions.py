@@ -17,7 +17,7 @@ from itertools import count
 from elinvar.base.errors import InputError
 from elinvar.base.handling import Handling
 from elinvar.base.limits import ANY_TENANT, TenantLimits
-from elinvar.kv.leases import Lease, Leases
+from elinvar.kv.leases import Lease, Leases, Owner
 from elinvar.kv.manager import KVManager
 from elinvar.kv.pauses import Pause, Pauses
 from elinvar.kv.tree import Node
@@ -88,7 +88,7 @@ class Session:
         self.path: list[Node] = []
         """What its last turn left behind, from the beginning."""
         self.num_tokens = 0
-        self.lease = Lease(account.charged)
+        self.lease = Lease(account.owner)
         self.pause: Pause | None = None
         self.event = -1
         """Number of the event that is to come, of all that were noted."""
@@ -97,17 +97,13 @@ class Session:
 class Account:
     """One tenant's sessions."""
 
-    __slots__ = ("charged", "leased", "most", "name", "sessions")
+    __slots__ = ("name", "owner", "sessions")
 
-    def __init__(self, name: str, most: list[int]) -> None:
+    def __init__(self, name: str, most: Sequence[int]) -> None:
         self.name = name
+        self.owner = Owner(most)
         self.sessions: OrderedDict[str, Session] = OrderedDict()
         """Last used last."""
-        self.leased: OrderedDict[Session, None] = OrderedDict()
-        """Those that may have leases, in the same order."""
-        self.charged = [0] * len(most)
-        """Per group: nodes that they have leases on."""
-        self.most = most
 
 
 class Sessions:
@@ -267,7 +263,7 @@ class Sessions:
             assert session.busy or session.event in noted, "a session that never expires"
         for account in self._accounts.values():
             assert account.sessions and len(account.sessions) <= MAX_SESSIONS
-            for charged, most in zip(account.charged, account.most, strict=True):
+            for charged, most in zip(account.owner.charged, account.owner.most, strict=True):
                 assert charged <= most, "a tenant leases more than it may"
 
     # ---- names ------------------------------------------------------------------------------
@@ -302,8 +298,9 @@ class Sessions:
             self._forget(next(iter(account.sessions.values())))
             account = self._accounts.get(tenant)
         if account is None:
-            limits = self._limits.get(tenant) or self._limits.get(ANY_TENANT) or TenantLimits()
-            most = [int(limits.lease_share * pool.num_blocks) for pool in self._kv.pools]
+            limits = self._limits.get(tenant) or self._limits.get(ANY_TENANT)
+            share = limits.lease_share if limits else 1.0
+            most = [int(share * pool.num_blocks) for pool in self._kv.pools]
             account = self._accounts[tenant] = Account(tenant, most)
         session = account.sessions[name] = Session(name, account, now)
         self.num_sessions += 1
@@ -316,17 +313,13 @@ class Sessions:
         session.event = -1
         account = session.account
         del account.sessions[session.name]
-        account.leased.pop(session, None)
         self.num_sessions -= 1
         if not account.sessions:
             del self._accounts[account.name]
 
     def _use(self, session: Session, now: float) -> None:
         session.used = now
-        account = session.account
-        account.sessions.move_to_end(session.name)
-        if session in account.leased:
-            account.leased.move_to_end(session)
+        session.account.sessions.move_to_end(session.name)
 
     # ---- what they keep ---------------------------------------------------------------------
 
@@ -336,20 +329,7 @@ class Sessions:
         session.path = list(path)
         session.num_tokens = sum(node.num_tokens for node in path)
         self._leases.hold(session.lease, self._kv.to_return(path), more)
-        session.account.leased[session] = None
-        session.account.leased.move_to_end(session)
-        self._keep_to_budget(session.account)
-
-    def _keep_to_budget(self, account: Account) -> None:
-        """Whose turn is longest ago loses its lease first, its end before its beginning."""
-        assert self._leases is not None
-        for group, most in enumerate(account.most):
-            while account.charged[group] > most and account.leased:
-                lease = next(iter(account.leased)).lease
-                if not self._leases.shorten(lease, group):
-                    # What other groups have of it is of no use alone.
-                    self._leases.release(lease)
-                    account.leased.popitem(last=False)
+        self._leases.keep_to_budget(session.account.owner)
 
     # ---- when they come back ----------------------------------------------------------------
 
@@ -397,8 +377,6 @@ class Sessions:
         if len(events) > 2 * self.num_sessions + 64:
             events[:] = [one for one in events if one[1] == one[2].event]
             heapify(events)
-        if self._leases is not None:
-            self._leases.tidy(self.num_sessions)
 
     def _info(self, session: Session) -> SessionInfo:
         memory, below = self._kv.places(session.path)

@@ -84,7 +84,10 @@ class Leases:
         self._entries = count()
         # Who pays for a node: the first to lease it, as long as anybody does.
         self._payers: list[dict[Node, Owner]] = [{} for _ in pools]
-        for pool in pools:
+
+    def take_over(self) -> None:
+        """Pools ask here from now on what to give up."""
+        for pool in self._pools:
             pool.choose = self._choose(pool)
 
     def hold(self, lease: Lease, needed: Sequence[Sequence[Node]], more: bool = False) -> None:

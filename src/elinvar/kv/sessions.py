@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from itertools import count
 
 from elinvar.base.errors import InputError
 from elinvar.base.handling import Handling
-from elinvar.base.limits import ANY_TENANT, TenantLimits
+from elinvar.base.limits import ANY_TENANT, TenantLimits, check_positive
 from elinvar.kv.leases import Lease, Leases, Owner
 from elinvar.kv.manager import KVManager
 from elinvar.kv.pauses import Pause, Pauses
@@ -26,6 +26,27 @@ TTL_S = 3600.0
 """After so many seconds without a turn a session is forgotten."""
 MAX_SESSIONS = 4096
 """Of a tenant. One more takes the place of the one not used for longest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What a client knows of a session; None: what it said before. Raises InputError naming the
+    field when a value is out of range."""
+
+    expect_return_s: float | None = None
+    """Seconds from now until it comes back; 0: never."""
+    ttl_s: float | None = None
+    """Seconds without a turn until it is forgotten."""
+    pause_kind: str | None = None
+    """What it waits for: see Handling."""
+
+    def __post_init__(self) -> None:
+        Handling(expect_return_s=self.expect_return_s, pause_kind=self.pause_kind)
+        if self.ttl_s is not None:
+            check_positive("ttl_s", self.ttl_s)
+
+
+NO_HINTS = Hints()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +63,18 @@ class SessionInfo:
     """Requests of it that wait or run."""
     num_tokens: int
     """Of what its last turn left behind."""
-    tokens_in_memory: int
-    """Of these, by the groups that keep every block."""
-    tokens_below: int
-    """Of the others, those known to be in a tier below."""
     leased_tokens: int
     expect_return_s: float | None
     """Seconds from now until it is expected, by its client's word or by what others did; negative:
     it is late; None: it runs, or nobody expects it."""
+    tokens_in_memory: int | None = None
+    """Of what it left behind, by the groups that keep every block; None in a list."""
+    tokens_below: int | None = None
+    """Of the rest, what is known to be in a tier below."""
+
+
+class NoSessionError(InputError):
+    """There is no session of this name."""
 
 
 class Session:
@@ -114,7 +139,7 @@ class Sessions:
     ) -> None:
         self._kv, self._clock, self._limits = kv, clock, limits
         self._pauses = Pauses()
-        self._leases: Leases | None = None
+        self._leases = Leases(kv.pools, self._refresh)
         self._accounts: dict[str, Account] = {}
         # When something changes of those who pause: their worth, or that they are forgotten.
         self._events: list[tuple[float, int, Session]] = []
@@ -142,7 +167,7 @@ class Sessions:
             session.expects_s = None
             # Of those who wait the last one is served last.
             self._num_begun += 1
-            self._place(session, (True, -float(self._num_begun)))
+            self._leases.place(session.lease, (True, -float(self._num_begun)))
         session.busy += 1
         if handling.expect_return_s is not None:
             session.expects_s = handling.expect_return_s
@@ -175,43 +200,39 @@ class Sessions:
     # ---- what others may ask ----------------------------------------------------------------
 
     def of(self, tenant: str = "") -> list[SessionInfo]:
-        """The one not used for longest first."""
+        """All of a tenant, the one used last first."""
         self._refresh()
         account = self._accounts.get(tenant)
-        return [self._info(one) for one in account.sessions.values()] if account else []
+        return [self._info(one) for one in reversed(account.sessions.values())] if account else []
 
     def info(self, name: str, tenant: str = "") -> SessionInfo:
-        """Raises InputError when there is none, as the next do."""
+        """Raises NoSessionError when there is none, as the next do."""
         self._refresh()
-        return self._info(self._find(name, tenant))
+        session = self._find(name, tenant)
+        memory, below = self._kv.places(session.path)
+        return replace(self._info(session), tokens_in_memory=memory, tokens_below=below)
 
-    def create(self, name: str, tenant: str = "") -> SessionInfo:
+    def create(self, name: str, tenant: str = "", hints: Hints = NO_HINTS) -> SessionInfo:
         """Raises InputError where there is one of this name."""
         self._refresh()
-        return self._info(self._make_new("session", name, tenant))
+        self._make_new(name, tenant)
+        return self.hint(name, tenant, hints)
 
     def hint(
         self,
         name: str,
         tenant: str = "",
-        *,
-        expect_return_s: float | None = None,
-        ttl_s: float | None = None,
-        pause_kind: str | None = None,
+        hints: Hints = NO_HINTS,
     ) -> SessionInfo:
-        """What its client knows of it, beside what stays as it is: seconds from now until it comes
-        back, seconds without a turn until it is forgotten, what it waits for."""
+        """What its client knows of it now."""
         self._refresh()
         session, now = self._find(name, tenant), self._clock()
-        Handling(tenant, session=name, expect_return_s=expect_return_s, pause_kind=pause_kind)
-        if expect_return_s is not None:
-            session.expects_s = expect_return_s
-        if ttl_s is not None:
-            if not (isinstance(ttl_s, int | float) and 0 < ttl_s < math.inf):
-                raise InputError("ttl_s", f"ttl_s must be seconds above 0, got {ttl_s!r}.")
-            session.ttl_s = ttl_s
-        if pause_kind is not None:
-            session.kind = pause_kind
+        if hints.expect_return_s is not None:
+            session.expects_s = hints.expect_return_s
+        if hints.ttl_s is not None:
+            session.ttl_s = hints.ttl_s
+        if hints.pause_kind is not None:
+            session.kind = hints.pause_kind
         self._use(session, now)
         if not session.busy:
             # The pause until now tells of a class that it is not of, but it was waited.
@@ -226,11 +247,13 @@ class Sessions:
         source, now, made = self._find(name, tenant), self._clock(), []
         taken = [one for one in new if self._get(one, tenant)]
         if taken or len(set(new)) < len(new):
-            raise _in_use("id", taken[0] if taken else new[0])
+            raise _in_use(taken[0] if taken else new[0])
         for one in new:
-            session = self._make_new("id", one, tenant)
-            session.expects_s, session.kind = source.expects_s, source.kind
-            session.ttl_s = source.ttl_s
+            session = self._make_new(one, tenant)
+            # Whoever forks what was to end will go on with it.
+            session.expects_s = source.expects_s or None
+            session.kind, session.ttl_s = source.kind, source.ttl_s
+            self._leases.place(session.lease, source.lease.rank)
             self._keep(session, source.path, more=False)
             self._begin_pause(session, now)
             made.append(session)
@@ -244,8 +267,7 @@ class Sessions:
         """What was computed until now is of no use any more."""
         for session in self._all():
             session.path, session.num_tokens = [], 0
-            if self._leases is not None:
-                self._leases.release(session.lease)
+            self._leases.release(session.lease)
 
     @property
     def leased_tokens(self) -> int:
@@ -255,8 +277,7 @@ class Sessions:
         """Assert all invariants, for tests and for an idle engine."""
         sessions = list(self._all())
         assert len(sessions) == self.num_sessions
-        if self._leases is not None:
-            self._leases.check([one.lease for one in sessions])
+        self._leases.check([one.lease for one in sessions])
         noted = {number for _, number, _ in self._events}
         for session in sessions:
             assert session.busy >= 0
@@ -279,20 +300,18 @@ class Sessions:
     def _find(self, name: str, tenant: str) -> Session:
         session = self._get(name, tenant)
         if session is None:
-            raise InputError("session", f"There is no session {name[:200]!r}.")
+            raise NoSessionError("session", f"There is no session {name[:200]!r}.")
         return session
 
-    def _make_new(self, field: str, name: str, tenant: str) -> Session:
+    def _make_new(self, name: str, tenant: str) -> Session:
         Handling(tenant, session=name)
         if self._get(name, tenant):
-            raise _in_use(field, name)
-        session = self._make(name, tenant, self._clock())
-        self._await_event(session)
-        return session
+            raise _in_use(name)
+        return self._make(name, tenant, self._clock())
 
     def _make(self, name: str, tenant: str, now: float) -> Session:
-        if self._leases is None:
-            self._leases = Leases(self._kv.pools, self._refresh)
+        if not self.num_sessions:
+            self._leases.take_over()
         account = self._accounts.get(tenant)
         if account is not None and len(account.sessions) >= MAX_SESSIONS:
             self._forget(next(iter(account.sessions.values())))
@@ -308,8 +327,7 @@ class Sessions:
 
     def _forget(self, session: Session) -> None:
         self._end_pause(session, self._clock(), came_back=False)
-        if self._leases is not None:
-            self._leases.release(session.lease)
+        self._leases.release(session.lease)
         session.event = -1
         account = session.account
         del account.sessions[session.name]
@@ -325,7 +343,6 @@ class Sessions:
 
     def _keep(self, session: Session, path: Sequence[Node], more: bool) -> None:
         """more: besides another answer to the same turn."""
-        assert self._leases is not None
         session.path = list(path)
         session.num_tokens = sum(node.num_tokens for node in path)
         self._leases.hold(session.lease, self._kv.to_return(path), more)
@@ -335,23 +352,18 @@ class Sessions:
 
     def _begin_pause(self, session: Session, now: float) -> None:
         if session.expects_s == 0:
-            if self._leases is not None:
-                self._leases.release(session.lease)
-        else:
+            self._leases.release(session.lease)
+        elif session.path:
             session.pause = self._pauses.begin(
                 session.account.name, session.kind, now, session.expects_s
             )
-            self._place(session, (False, self._pauses.worth(session.pause)))
+            self._leases.place(session.lease, (False, self._pauses.worth(session.pause)))
         self._await_event(session)
 
     def _end_pause(self, session: Session, now: float, came_back: bool) -> None:
         if session.pause is not None:
             self._pauses.end(session.pause, now, came_back)
             session.pause = None
-
-    def _place(self, session: Session, rank: tuple[bool, float]) -> None:
-        if self._leases is not None:
-            self._leases.place(session.lease, rank)
 
     def _await_event(self, session: Session) -> None:
         at = session.used + session.ttl_s
@@ -372,14 +384,14 @@ class Sessions:
                 continue
             if session.pause is not None:
                 self._pauses.look(session.pause, now)
-                self._place(session, (False, self._pauses.worth(session.pause)))
+                worth = self._pauses.worth(session.pause)
+                self._leases.place(session.lease, (False, worth))
             self._await_event(session)
         if len(events) > 2 * self.num_sessions + 64:
             events[:] = [one for one in events if one[1] == one[2].event]
             heapify(events)
 
     def _info(self, session: Session) -> SessionInfo:
-        memory, below = self._kv.places(session.path)
         pause, now = session.pause, self._clock()
         left = None
         if pause is not None:
@@ -394,12 +406,10 @@ class Sessions:
             session.turns,
             session.busy,
             session.num_tokens,
-            memory,
-            below,
-            sum(node.num_tokens for node in session.lease.nodes[0]),
+            min(session.num_tokens, len(session.lease.nodes[0]) * self._kv.block_size),
             left,
         )
 
 
-def _in_use(field: str, name: str) -> InputError:
-    return InputError(field, f"There is a session {name[:200]!r} already; choose another name.")
+def _in_use(name: str) -> InputError:
+    return InputError("id", f"There is a session {name[:200]!r} already; choose another name.")

@@ -19,7 +19,7 @@ from elinvar.base.sampling import SamplingParams
 from elinvar.kv.tiers.hierarchy import HOST, NOWHERE, UNKNOWN
 from elinvar.sched.loading import Loading
 from elinvar.sched.policy import Deadline, Fair, FirstCome, Policy, Priority
-from elinvar.sched.request import Request, Status
+from elinvar.sched.request import Request
 from elinvar.sched.scheduler import Scheduler
 from test_scheduler import (
     EOS,

@@ -84,6 +84,11 @@ class Below:
             if node.blocks[group] == block:
                 left -= self._save(group, block, node)
 
+    def num_known(self, nodes: Sequence[Node], group: int) -> int:
+        """Tokens of them that some tier is known to have."""
+        levels = self._tiers.where([key_of(node, group) for node in nodes])
+        return sum(n.num_tokens for n, at in zip(nodes, levels, strict=True) if at >= HOST)
+
     # ---- what comes up ----------------------------------------------------------------------
 
     def search(

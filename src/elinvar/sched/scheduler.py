@@ -19,6 +19,8 @@ from elinvar.base.limits import Target, TenantLimits
 from elinvar.base.plan import PlanItem, RowStart, StepOutput, StepPlan
 from elinvar.kv.manager import KVManager
 from elinvar.kv.sequence import Allocation
+from elinvar.kv.sessions import Sessions
+from elinvar.kv.tree import Node
 from elinvar.sched.chunks import Chunks
 from elinvar.sched.door import max_total_tokens
 from elinvar.sched.ledger import Ledger
@@ -74,6 +76,7 @@ class Scheduler:
         self.eos_ids = eos_ids
         self.policy = policy or FirstCome()
         self.tenants = Tenants(tenants or {}, self.policy.turn, isinstance(self.policy, Fair))
+        self.sessions = Sessions(self.kv, clock, tenants or {})
         self.chunks = Chunks(interactive, batch)
         self.preemptions = {"memory": 0, "jam": 0, "yield": 0, "failure": 0, "asked": 0}
         """By cause: for blocks that another needed, that each needed, for one that goes first,
@@ -132,6 +135,7 @@ class Scheduler:
         self._num_added += 1
         self._requests[request.id] = request
         self.tenants.push(request)
+        request.session = self.sessions.begin(request.handling)
 
     def abort(self, request_id: str) -> bool:
         """Cancel a request at any moment, also between plan and commit; its blocks are free at
@@ -164,11 +168,16 @@ class Scheduler:
         self.tenants.push(request)
 
     def _finish(self, request: Request, reason: FinishReason, now: float) -> None:
+        path: list[Node] = []
         if request.status is Status.RUNNING:
-            self._release(request)
+            path = self._release(request)
         else:
             self.tenants.remove(request)
             self.kv.end_lookup(request.kv)
+        if request.session is not None:
+            ran = request.first_scheduled is not None
+            cached = request.num_cached_tokens if ran else None
+            self.sessions.end(request.session, path, request.num_prompt_tokens, cached)
         request.status = Status.FINISHED
         request.finish_reason = reason
         request.finished = now
@@ -176,17 +185,19 @@ class Scheduler:
         del self._requests[request.id]
         self.tenants.gone(request)
 
-    def _release(self, request: Request) -> None:
+    def _release(self, request: Request) -> list[Node]:
+        """Take its row and its blocks; what can be found of them."""
         self._running.remove(request)
         request.account.num_running -= 1
         # What a step that was not committed wrote is unknown.
         unknown = request in self._planned or request.is_loading
         computed = 0 if unknown else request.num_computed_tokens
         request.loads, request.is_loading = [], False
-        self.kv.free(request.kv, request.token_ids, computed)
+        path = self.kv.free(request.kv, request.token_ids, computed)
         self._free_rows.append(request.row)
         self._released.append(request.row)
         request.row = -1
+        return path
 
     # ---- plan -------------------------------------------------------------------------------
 
@@ -555,6 +566,7 @@ class Scheduler:
             assert request.kv.capacity == 0
         self.tenants.check(running)
         self.kv.check(request.kv for request in running)
+        self.sessions.check()
 
 
 def _append(request: Request, tokens: list[int]) -> tuple[int, FinishReason | None]:

@@ -73,7 +73,7 @@ engine = options(
     threads,
     option(
         "--kv-dtype",
-        type=click.Choice(["f16", "bf16", "f32"]),
+        type=click.Choice(["f16", "bf16", "f32", "int8"]),
         default="f16",
         help="Number format of the KV cache.",
         section=_RUN,

@@ -106,7 +106,7 @@ def test_values_have_scales_of_their_own() -> None:
         assert np.abs(keys[:50] - x).max() <= 0.5001 * np.abs(x).max() / 127
 
 
-BOUNDS = {"f32": 0.0, "f16": 1e-3, "bf16": 5e-3, "int8": 1.5e-2}
+BOUNDS = {"f32": 0.0, "f16": 1e-3, "bf16": 5e-3, "int8": 2.5e-2}
 """Of the median difference: a token that meets another expert has other log-probs."""
 
 

@@ -16,6 +16,7 @@ import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -30,6 +31,7 @@ from elinvar.engine.tokenizer import load_tokenizer
 from elinvar.models.family import Model
 from elinvar.models.load import load_parts
 from elinvar.ops import KVLayer, Ops, load_provider
+from elinvar.ops.ref_attention import to_int8
 from elinvar.weights.cache import cache_root
 from elinvar.weights.checkpoint import open_checkpoint
 
@@ -49,21 +51,47 @@ def text_of(name: str) -> str:
     return Path(name).read_text(encoding="utf-8")
 
 
-def rounded(x_THD: F32, group: int) -> F32:
-    """To 16 levels between the least and the largest of each `group` values of a vector."""
-    groups = x_THD.reshape(*x_THD.shape[:2], -1, group)
+Rounding = Callable[[F32], F32]
+"""Of vectors [T, H, D] to what is kept of them."""
+
+
+def codes_of_8_bits(x_THD: F32) -> F32:
+    codes, scales = to_int8(x_THD)
+    return codes * scales[..., None]
+
+
+def codes_of_4_bits(x_THD: F32, group: int | None = None) -> F32:
+    """16 levels between the least and the largest of each `group` values of a vector, or of all."""
+    groups = x_THD.reshape(*x_THD.shape[:2], -1, group or x_THD.shape[2])
     least = groups.min(-1, keepdims=True)
-    step = ((groups.max(-1, keepdims=True) - least) / 15).astype(np.float16).astype(np.float32)
-    codes = np.rint((groups - least) / np.where(step == 0, 1, step)).clip(0, 15)
+    step = (groups.max(-1, keepdims=True) - least) / 15
+    codes = np.rint((groups - least) / np.where(step == 0, 1, step))
     return (least + codes * step).reshape(x_THD.shape)
 
 
-class Rounding:
-    """Ops whose caches hold what `rounded` leaves of keys and values: groups of `group` dims, or
-    whole vectors."""
+def turned(x_THD: F32, rounding: Rounding) -> F32:
+    """Rounded where Hadamard's matrix takes them, which spreads a large value over all dims."""
+    turn = np.ones((1, 1), np.float32)
+    while len(turn) < x_THD.shape[2]:
+        turn = np.block([[turn, turn], [turn, -turn]]) / np.float32(math.sqrt(2))
+    return rounding(x_THD @ turn) @ turn
 
-    def __init__(self, ops: Ops, group: int | None) -> None:
-        self.ops, self.group = ops, group
+
+groups_of_32 = partial(codes_of_4_bits, group=32)
+SIMULATED: dict[str, tuple[Rounding, Rounding]] = {
+    "int4": (codes_of_4_bits, codes_of_4_bits),
+    "int4-32": (groups_of_32, groups_of_32),
+    "int4-turned": (partial(turned, rounding=groups_of_32),) * 2,
+    "int8-int4": (codes_of_8_bits, groups_of_32),
+}
+"""Of keys and of values."""
+
+
+class RoundingOps:
+    """Ops whose f32 caches hold what is kept of keys and values."""
+
+    def __init__(self, ops: Ops, keys: Rounding, values: Rounding) -> None:
+        self.ops, self.keys, self.values = ops, keys, values
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.ops, name)
@@ -73,13 +101,9 @@ class Rounding:
     ) -> F32:
         q = self.ops.rope_write(qkv, positions, rope, kv, slots, *rest)
         block, offset, dim = slots // BLOCK_SIZE, slots % BLOCK_SIZE, kv.k.shape[2]
-        group = self.group or dim
-        kv.k[block, :, :, offset] = rounded(kv.k[block, :, :, offset], group)
-        kv.v[block, :, offset, :dim] = rounded(kv.v[block, :, offset, :dim], group)
+        kv.k[block, :, :, offset] = self.keys(kv.k[block, :, :, offset])
+        kv.v[block, :, offset, :dim] = self.values(kv.v[block, :, offset, :dim])
         return q
-
-
-SIMULATED: dict[str, int | None] = {"int4": None, "int4-32": 32}
 
 
 def log_probs(model: Model, ops: Ops, ids: Sequence[int], kv_dtype: KVDtype) -> F32:
@@ -155,7 +179,7 @@ def main() -> None:
     for name in ("f32", *(f for f in options.formats if f != "f32")):
         model, dtype = exact, name
         if name in SIMULATED:
-            model, dtype = parts.build(cast(Ops, Rounding(ops, SIMULATED[name]))), "f32"
+            model, dtype = parts.build(cast(Ops, RoundingOps(ops, *SIMULATED[name]))), "f32"
         run[name] = lambda ids, m=model, d=dtype: log_probs(m, ops, ids, d)  # type: ignore[misc]
 
     report: dict[str, Any] = {
@@ -179,7 +203,7 @@ def main() -> None:
             print(f"{name}, {len(pieces)} windows of {len(pieces[0])} tokens")
             for f, r in table.items():
                 print(
-                    f"  {f:8} {r['perplexity']:9.4f} {r['excess']:+8.3f} % +- {r['error']:.3f}"
+                    f"  {f:11} {r['perplexity']:9.4f} {r['excess']:+8.3f} % +- {r['error']:.3f}"
                     f"   log-probs differ by {r['difference']:.5f}",
                     flush=True,
                 )

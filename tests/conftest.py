@@ -1,4 +1,4 @@
-"""Real models for the tests that need one. Owns the fixtures and the `model` marker.
+"""Real models for the tests that need one, and a small disk. Owns the fixtures and the `model` marker.
 
 The models come from a package index, through the package's own cache outside the checkout. Where
 they cannot be had the tests skip with the reason; in CI (CI=true) they fail.
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -121,3 +121,17 @@ def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reranker")
     save_model(folder, "bert", "BertForSequenceClassification", num_labels=1)
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB, where one may be mounted."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs the right to mount")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -249,7 +249,7 @@ def test_idle_engine_sleeps() -> None:
 
 def test_asked_together_they_come_in_the_order_of_the_steps_however_late_the_reader() -> None:
     async def test(engine: AsyncEngine) -> None:
-        together = [Ask(PROMPT, params(max_tokens=12, seed=seed)) for seed in (1, 2, 3)]
+        together = [Ask([n, *PROMPT], params(max_tokens=12)) for n in (1, 2, 3)]
         async with aclosing(engine.generate_all(together)) as deltas:
             order = [(await anext(deltas))[0]]
             while engine.engine.has_work:

@@ -118,6 +118,42 @@ def test_prefix_hit_or_miss(family: str) -> None:
     assert engine.metrics.cached_tokens - before >= 32 * 8, "the second round must hit"
 
 
+@pytest.mark.parametrize("family", [family.name for family in REGISTRY])
+def test_a_hit_amid_a_block(family: str) -> None:
+    """Others go on from the middle of a block: of one that was filled, of one that an answer ended in,
+    of one that is being written."""
+    has_states = tiny_engine(family).model_config.delta is not None
+    one = SamplingParams(max_tokens=9, temperature=0.8, seed=4, logprobs=2, ignore_eos=True)
+    first = prompt(5, 75)
+    engine = tiny_engine(family)
+    [(ids, _, _)] = answers(engine, [first], [one])
+    known = first + ids
+    branches = [known[:cut] + prompt(6, 40) for cut in (45, 70, 83)]
+    wanted = [
+        answers(tiny_engine(family, prefix_cache=False), [branch], [one])[0] for branch in branches
+    ]
+    before = engine.metrics.cached_tokens
+    assert [answers(engine, [branch], [one])[0] for branch in branches] == wanted
+    found = engine.metrics.cached_tokens - before
+    assert found == (64 + 83 if has_states else 45 + 70 + 83)
+
+
+@pytest.mark.parametrize("family", [family.name for family in REGISTRY])
+def test_forks_of_one_prompt(family: str) -> None:
+    """Those that arrive together compute their prompt once."""
+    params = [
+        SamplingParams(max_tokens=9, temperature=0.9, seed=seed, logprobs=1, ignore_eos=True)
+        for seed in range(4)
+    ]
+    first = prompt(7, 75)
+    alone = tiny_engine(family, prefix_cache=False)
+    wanted = [answers(alone, [first], [one])[0] for one in params]
+    engine = tiny_engine(family)
+    assert answers(engine, [first] * 4, params) == wanted
+    found = 64 if engine.model_config.delta else 74
+    assert engine.metrics.cached_tokens == 3 * found
+
+
 @pytest.mark.parametrize("every", [1, 3, 10])
 @pytest.mark.parametrize("prefix_cache", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,6 +14,7 @@ from hypothesis.stateful import (
 from elinvar.base.config import DeltaConfig, KVSpec
 from elinvar.kv.manager import KVManager
 from elinvar.kv.sequence import Prefix, SequenceKV
+from elinvar.kv.tree import Node, pack
 
 SIZE = 4
 STATE = 0
@@ -22,7 +23,7 @@ STATE = 0
 
 def spec(window: int | None = None) -> KVSpec:
     if window == STATE:
-        return KVSpec("linear", (0,), 1, 8, block_size=SIZE, state=DeltaConfig(1, 1, 8, 16, 2))
+        return KVSpec("linear", (0,), 1, 8, block_size=SIZE, state=DeltaConfig(1, 1, 16, 16, 2))
     kind = "full" if window is None else "sliding"
     return KVSpec(kind, (0,), 1, 8, window=window, block_size=SIZE)  # type: ignore[arg-type]
 
@@ -47,16 +48,103 @@ def compute(kv: KVManager, tokens: list[int], step: int = 1000) -> tuple[Sequenc
     return seq, found
 
 
-def test_a_prefix_is_found_whole_blocks_only_and_leaves_a_token() -> None:
+def path(kv: KVManager, tokens: list[int]) -> list[Node]:
+    """The nodes of the whole blocks of `tokens`, as far as there are any."""
+    nodes = [kv.tree.root(kv.new_sequence().root)]
+    for at in range(0, len(tokens) - SIZE + 1, SIZE):
+        child = kv.tree.child(nodes[-1], pack(tokens[at : at + SIZE]))
+        if child is None:
+            break
+        nodes.append(child)
+    return nodes[1:]
+
+
+def hit(kv: KVManager, tokens: list[int]) -> int:
+    return kv.find_prefix(kv.new_sequence(), tokens).num_tokens
+
+
+def test_a_prefix_is_found_to_the_token_and_leaves_one() -> None:
     kv = manager(None)
-    tokens = list(range(12))
+    tokens = list(range(11))
+    seq, _ = compute(kv, tokens)
+    for _ in range(2):
+        assert hit(kv, tokens) == 10
+        assert hit(kv, [*tokens, 99]) == 11
+        assert hit(kv, [*tokens[:7], 99, 98]) == 7
+        assert hit(kv, [*tokens[:10], 99, 98]) == 10
+        assert hit(kv, [99, *tokens[1:]]) == 0
+        assert hit(kv, tokens[:3]) == 2
+        kv.free(seq, tokens, len(tokens))  # and the same when nobody holds it
+
+
+def test_a_tail_is_copied_and_the_source_stays() -> None:
+    kv = manager(None, 5)
+    tokens = list(range(10))
     compute(kv, tokens)
-    hit = lambda ids: kv.find_prefix(kv.new_sequence(), ids).num_tokens  # noqa: E731
-    assert hit(tokens) == 8
-    assert hit([*tokens, 99]) == 12
-    assert hit([*tokens[:7], 99, 98]) == 4
-    assert hit([99, *tokens[1:]]) == 0
-    assert hit(tokens[:3]) == 0
+    other = kv.new_sequence()
+    longer = [*tokens, 20, 21, 22]
+    prefix = kv.find_prefix(other, longer)
+    allocation = kv.prepare(other, prefix.num_tokens, 13, prefix)
+    assert allocation is not None and prefix.num_tokens == 10 and prefix.tail is not None
+    sources = prefix.tail.blocks[:]
+    taken = kv.apply(allocation)
+    assert [(c.group, c.source, c.target) for c in taken.copies] == [
+        (group, sources[group], other.tables[group][2]) for group in (0, 1)
+    ]
+    assert prefix.tail.blocks == sources
+    assert all(table[2] != source for table, source in zip(other.tables, sources, strict=True))
+
+
+def test_a_tail_alone_in_a_full_pool_is_copied_onto_itself() -> None:
+    kv = manager(None, blocks=2)
+    tokens = list(range(6))
+    seq, _ = compute(kv, tokens)
+    kv.free(seq, tokens, 6)
+    seq, found = compute(kv, [*tokens, 8])
+    assert found.num_tokens == 6
+    kv.check([seq])
+
+
+def test_what_is_unknown_is_not_found() -> None:
+    kv = manager(None)
+    tokens = list(range(8))
+    seq, _ = compute(kv, tokens)
+    more = [*tokens, 8, 9]
+    allocation = kv.prepare(seq, 8, 10)
+    assert allocation is not None
+    kv.apply(allocation)
+    kv.free(seq)  # whether its last step ran nobody knows
+    assert hit(kv, [*more, 10]) == 8
+
+
+def test_who_begins_alike_may_wait_for_what_is_coming() -> None:
+    kv = manager(None)
+    tokens = list(range(30))
+    seq = kv.new_sequence()
+    allocation = kv.prepare(seq, 0, 12, kv.find_prefix(seq, tokens))
+    assert allocation is not None
+    kv.apply(allocation)
+    coming = lambda ids: kv.find_prefix(kv.new_sequence(), ids).coming  # noqa: E731
+    assert coming(tokens) is not None and coming([*tokens[:9], 1]) is not None
+    assert coming([7, 8, 9, 10, 11]) is None
+    kv.advance(seq, tokens, 12)
+    assert coming(tokens) is not None and coming([*tokens[:9], 1]) is None
+    kv.check([seq])
+    kv.free(seq)
+    assert coming(tokens) is None
+    kv.check([])
+
+
+def test_a_longer_tail_takes_the_place_of_a_shorter_one() -> None:
+    kv = manager(None)
+    seq, _ = compute(kv, [1, 2])
+    kv.free(seq, [1, 2], 2)
+    assert len(kv.pools[0].cached) == 1
+    seq, _ = compute(kv, [1, 2, 3])
+    kv.free(seq, [1, 2, 3], 3)
+    assert len(kv.pools[0].cached) == 1
+    assert hit(kv, [1, 2, 3, 4]) == 3
+    assert hit(kv, [1, 2, 9, 4]) == 2
 
 
 def test_blocks_are_visible_after_commit_only() -> None:
@@ -83,7 +171,7 @@ def test_namespaces_and_the_switch() -> None:
     keys = []
     for namespace in ("one", "two"):
         seq, _ = compute(manager(None, namespace=namespace), tokens)
-        keys.append(seq.keys)
+        keys.append([node.key for node in seq.nodes])
     assert keys[0] != keys[1]
     kv = manager(None, prefix_cache=False)
     seq, _ = compute(kv, tokens)
@@ -133,7 +221,7 @@ def test_a_hit_needs_only_the_window_of_a_sliding_group() -> None:
     prefix = kv.find_prefix(kv.new_sequence(), [*tokens, 1])
     assert prefix.num_tokens == 32
     assert prefix.blocks[1][:6] == [-1] * 6 and min(prefix.blocks[1][6:]) >= 0
-    assert prefix.num_revived == [8, 2]
+    assert prefix.num_taken == [8, 2]
     # The hit point 8 would need the blocks of 0..7, which are gone; of 16 those of 8..15.
     assert kv.find_prefix(kv.new_sequence(), tokens[:9]).num_tokens == 0
     assert kv.find_prefix(kv.new_sequence(), tokens[:17]).num_tokens == 16
@@ -145,14 +233,11 @@ def test_a_gap_in_one_group_shortens_the_prefix_of_all() -> None:
     seq, _ = compute(kv, tokens)
     pool = kv.pools[2]
     kv.free(seq)
-    lost = pool.find(seq.keys[4])
-    assert lost is not None
-    for key in seq.keys[:4] + seq.keys[5:]:
-        block = pool.find(key)
-        assert block is not None
-        pool.share(block)
+    nodes = path(kv, tokens)
+    for node in nodes[:4] + nodes[5:]:
+        pool.share(node.blocks[2])
     pool.allocate(pool.num_free)
-    assert pool.find(seq.keys[4]) is None
+    assert nodes[4].blocks[2] == -1
     assert kv.find_prefix(kv.new_sequence(), [*tokens, 1]).num_tokens == 16
 
 
@@ -197,8 +282,10 @@ class ManagerMachine(RuleBasedStateMachine):
                 if group in self.states and position < end - 1:
                     continue
                 block = table[index]
-                pool = self.kv.pools[group]
-                assert pool.ref_count(block) == 1 and not pool.is_published(block)
+                node = self.kv.pools[group].node(block)
+                assert self.kv.pools[group].ref_count(block) == 1
+                assert node is None or group not in self.states
+                assert node is None or node.num_tokens <= position % SIZE
                 self.written[group][block] = tuple(tokens[: position + 1])
 
     def read(self, seq: SequenceKV, tokens: list[int], start: int, end: int) -> None:
@@ -217,7 +304,13 @@ class ManagerMachine(RuleBasedStateMachine):
         if allocation is None:
             return done
         before = self.state_blocks(seq, prefix)
-        self.kv.apply(allocation)
+        for copy in self.kv.apply(allocation).copies:
+            content = self.written[copy.group][copy.source]
+            if copy.group in self.states:
+                assert content == tuple(tokens[:done])
+                before[copy.group] = copy.target
+            assert content[:done] == tuple(tokens[:done])
+            self.written[copy.group][copy.target] = content[:done]
         for group, block in before.items():
             assert self.written[group][block] == tuple(tokens[:done]), "goes on from another state"
             assert self.kv.pools[group].ref_count(block) > 0, "may be given to somebody else"
@@ -255,11 +348,12 @@ class ManagerMachine(RuleBasedStateMachine):
         done[0] = self.grow(seq, tokens, done[0], step, None)
 
     @precondition(lambda self: self.live)
-    @rule(data=st.data())
-    def end(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), known=st.booleans())
+    def end(self, data: st.DataObject, known: bool) -> None:
         entry = data.draw(st.sampled_from(self.live))
         self.live.remove(entry)
-        self.kv.free(entry[0])
+        seq, tokens, done = entry
+        self.kv.free(seq, tokens, done[0] if known else 0)
 
     @invariant()
     def consistent(self) -> None:
@@ -287,10 +381,9 @@ def states(blocks: int = 64, states: int = 8) -> KVManager:
 
 
 def snapshots(kv: KVManager, tokens: list[int]) -> list[int]:
-    """Positions of `tokens` at which a state can be found."""
-    seq = kv.new_sequence()
-    kv.find_prefix(seq, tokens)
-    return [(i + 1) * SIZE for i, key in enumerate(seq.keys) if kv.pools[1].find(key) is not None]
+    """Borders in `tokens` at which a state can be found."""
+    nodes = path(kv, tokens)
+    return [(i + 1) * SIZE for i, node in enumerate(nodes) if node.blocks[1] >= 0]
 
 
 def test_a_chunk_ends_where_a_snapshot_is_left() -> None:
@@ -301,7 +394,7 @@ def test_a_chunk_ends_where_a_snapshot_is_left() -> None:
     while done < len(tokens):
         allocation = kv.prepare(seq, done, len(tokens), prefix)
         assert allocation is not None
-        assert sum(block >= 0 for block in kv.apply(allocation)[1]) == 1
+        assert sum(block >= 0 for block in kv.apply(allocation).blocks[1]) == 1
         prefix, done = None, allocation.end
         kv.advance(seq, tokens, done)
         ends.append(done)
@@ -362,7 +455,7 @@ def test_two_that_begin_from_one_state_do_not_write_to_it() -> None:
         prefix = kv.find_prefix(seq, ids)
         allocation = kv.prepare(seq, prefix.num_tokens, len(ids), prefix)
         assert allocation is not None and prefix.num_tokens == 20
-        blocks += [prefix.blocks[1][-1], kv.apply(allocation)[1][-1]]
+        blocks += [prefix.blocks[1][-1], kv.apply(allocation).blocks[1][-1]]
     assert blocks[0] == blocks[2] and len(set(blocks)) == 3
     kv.check([first, *both])
     for seq, ids in zip(both, longer, strict=True):

@@ -5,18 +5,24 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from elinvar.kv.pool import BlockPool
+from elinvar.kv.tree import Tree, pack
 
 NUM_BLOCKS = 6
+NAMES = st.integers(0, 3)
+"""Of contents, which are children of one root."""
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """The model: how often each block is held, and which content each cached key promises."""
+    """The model: how often each block is held, and which content each cached block promises."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = BlockPool(NUM_BLOCKS)
+        self.tree = Tree(1)
+        self.root = self.tree.root(b"")
+        self.root.holders = 1
+        self.pool = BlockPool(NUM_BLOCKS, 0, self.tree)
         self.refs = [0] * NUM_BLOCKS
-        self.content: dict[int, bytes] = {}
+        self.content: dict[int, int] = {}
         self.freed_at: dict[int, int] = {}
         self.time = 0
 
@@ -50,30 +56,49 @@ class PoolMachine(RuleBasedStateMachine):
         self.freed_at[block] = self.time
 
     @precondition(lambda self: self.held())
-    @rule(data=st.data(), key=st.sampled_from([b"a", b"b", b"c", b"d"]))
-    def publish(self, data: st.DataObject, key: bytes) -> None:
+    @rule(data=st.data(), name=NAMES)
+    def publish(self, data: st.DataObject, name: int) -> None:
         block = data.draw(st.sampled_from(self.held()))
-        if block in self.content:
-            return
-        self.pool.publish(block, key)
-        if key not in self.content.values():
-            self.content[block] = key
+        self.pool.publish(block, self.tree.grow(self.root, pack([name])))
+        if name not in self.content.values():
+            self.content[block] = name
 
-    @rule(key=st.sampled_from([b"a", b"b", b"c", b"d"]))
-    def share(self, key: bytes) -> None:
-        block = self.pool.find(key)
-        expected = next((b for b, k in self.content.items() if k == key), None)
-        assert block == expected
-        if block is not None:
-            self.pool.share(block)
-            self.refs[block] += 1
+    @precondition(lambda self: self.held())
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        block = data.draw(st.sampled_from(self.held()))
+        self.pool.forget(block)
+        self.content.pop(block, None)
+
+    @rule(name=NAMES)
+    def drop(self, name: int) -> None:
+        node = self.tree.child(self.root, pack([name]))
+        if node is not None:
+            block = node.blocks[0]
+            self.pool.drop(node)
+            if not self.refs[block]:
+                del self.content[block]
+
+    @rule(name=NAMES)
+    def share(self, name: int) -> None:
+        node = self.tree.child(self.root, pack([name]))
+        expected = next((b for b, n in self.content.items() if n == name), None)
+        assert (node.blocks[0] if node else None) == expected
+        if expected is not None:
+            self.pool.share(expected)
+            self.refs[expected] += 1
 
     @invariant()
     def agrees(self) -> None:
         self.pool.check()
+        self.tree.check()
         assert [self.pool.ref_count(b) for b in range(NUM_BLOCKS)] == self.refs
         assert self.pool.num_free == self.refs.count(0)
-        assert all(self.pool.is_published(b) == (b in self.content) for b in range(NUM_BLOCKS))
+        for block in range(NUM_BLOCKS):
+            node = self.pool.node(block)
+            assert (node.tokens if node else None) == (
+                pack([self.content[block]]) if block in self.content else None
+            )
 
 
 PoolMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
@@ -81,7 +106,7 @@ TestPool = PoolMachine.TestCase
 
 
 def test_a_light_load_touches_little_memory() -> None:
-    pool = BlockPool(1000)
+    pool = BlockPool(1000, 0, Tree(1))
     touched = set()
     for _ in range(50):
         blocks = pool.allocate(3)

@@ -51,6 +51,7 @@ class Row:
     seed: int
     tables: list[list[int]]
     computed: int
+    """-1 until its first item says where the cached prefix ends."""
 
 
 def spec(window: int | None) -> KVSpec:
@@ -71,13 +72,16 @@ class FakeExecutor:
     def execute(self, plan: StepPlan) -> StepOutput:
         for row in plan.released_rows:
             self.release(row)
+        for copy in plan.copies:
+            slots = self.slots[copy.group]
+            for offset in range(SIZE):
+                slots[copy.target, offset] = slots.get((copy.source, offset), 0)
         for start in plan.started:
             assert start.row not in self.rows, "row in use"
             tables = [list(blocks) for blocks in start.blocks]
             assert len({len(table) for table in tables}) == 1
-            computed = len(tables[0]) * SIZE
             self.rows[start.row] = Row(
-                start.request_id, list(start.token_ids), start.params.seed or 0, tables, computed
+                start.request_id, list(start.token_ids), start.params.seed or 0, tables, -1
             )
         assert len({item.row for item in plan.items}) == len(plan.items)
         for item in plan.items:
@@ -102,8 +106,8 @@ class FakeExecutor:
     def _write(self, item: PlanItem) -> None:
         row = self.rows[item.row]
         assert row.request_id == item.request_id
-        assert item.num_tokens > 0 and item.start == row.computed
-        row.computed += item.num_tokens
+        assert item.num_tokens > 0 and row.computed in (-1, item.start)
+        row.computed = item.start + item.num_tokens
         assert row.computed <= len(row.tokens)
         assert item.sample == (row.computed == len(row.tokens))
         for table, blocks in zip(row.tables, item.new_blocks, strict=True):
@@ -194,8 +198,11 @@ class Bench:
         plan = self.scheduler.plan()
         assert plan.num_tokens <= self.scheduler.max_step_tokens
         assert bool(plan.items) == self.scheduler.has_work(), "work, but nothing planned"
-        holding = {r.id for r in self.alive.values() if r.status is Status.RUNNING}
-        assert holding == {item.request_id for item in plan.items}, "holds a row and stands still"
+        holding = {r.id: r for r in self.alive.values() if r.status is Status.RUNNING}
+        moving = {item.request_id for item in plan.items}
+        assert moving <= set(holding)
+        for request in (holding[i] for i in set(holding) - moving):
+            assert request.num_computed_tokens == request.kv.capacity, "has room and stands still"
         if not self.executor.lost_plan:
             assert not held & {start.request_id for start in plan.started}, "out and in again"
         return plan
@@ -312,7 +319,7 @@ def test_the_context_ends_an_answer_but_a_cache_never_does() -> None:
 def test_a_prompt_is_computed_in_chunks_beside_decoding_rows() -> None:
     bench = Bench(budget=8)
     for _ in range(3):
-        bench.add([1, 2], params(50, ignore_eos=True))
+        bench.add([9, 2], params(50, ignore_eos=True))
     bench.step()
     bench.add(list(range(1, 16)), params())
     spans = []
@@ -336,7 +343,7 @@ def test_an_old_prompt_that_comes_back_does_not_stall_younger_rows() -> None:
     plan = bench.plan()
     assert sorted(item.num_tokens for item in plan.items) == [1, 1, 1, 2]
     bench.commit(plan, bench.executor.execute(plan))
-    assert [item.num_tokens for item in bench.plan().items] == [2, 1, 1, 1]
+    assert sorted(item.num_tokens for item in bench.plan().items) == [1, 1, 1, 2]
 
 
 def test_equal_prompts_share_and_report_it() -> None:
@@ -386,7 +393,7 @@ def test_when_blocks_run_out_the_youngest_goes_and_nobody_overtakes() -> None:
 
 def test_abort_and_preempt_between_plan_and_commit() -> None:
     bench = Bench()
-    gone, back, stays = [bench.add([1, 2, 3, 4, 5], params(seed=s)) for s in range(3)]
+    gone, back, stays = [bench.add([s, 2, 3, 4, 5], params(seed=s)) for s in range(3)]
     plan = bench.plan()
     output = bench.executor.execute(plan)
     bench.abort(gone)
@@ -402,7 +409,7 @@ def test_abort_and_preempt_between_plan_and_commit() -> None:
 
 def test_a_lost_plan_is_planned_again() -> None:
     bench = Bench()
-    gone, stays = [bench.add([1, 2, 3, 4, 5], params(seed=s)) for s in range(2)]
+    gone, stays = [bench.add([s, 2, 3, 4, 5], params(seed=s)) for s in range(2)]
     bench.step()
     bench.abort(gone)
     lost = bench.plan()
@@ -561,16 +568,25 @@ TestScheduler = SchedulerMachine.TestCase
 def test_the_oldest_always_holds_a_row(
     seed: int, windows: tuple[int | None, ...], blocks: int, rows: int, budget: int
 ) -> None:
-    """Without preemption by hand requests are served strictly in order: the oldest alive runs."""
+    """Without preemption by hand requests are served in order: the oldest alive runs, or waits for what
+    another is computing, or for a block, and not for long."""
     rng = random.Random(seed)
     bench = Bench(windows, blocks, rows, budget, 32)
+    patience: dict[str, int] = {}
+    still = 0
     for _ in range(40):
         if rng.random() < 0.4:
             prompt = [*rng.choice(BEGINNINGS)[: rng.randrange(20)], rng.randrange(VOCAB)]
             bench.add(prompt, params(rng.randint(1, 20), rng.randint(1, 5)))
         plan = bench.plan()
         if bench.alive:
-            assert next(iter(bench.alive)) in {item.request_id for item in plan.items}
+            oldest = next(iter(bench.alive.values()))
+            waited = oldest.patience < patience.get(oldest.id, 64)
+            patience[oldest.id] = oldest.patience
+            moves = waited or oldest.id in {item.request_id for item in plan.items}
+            # Those whose blocks it needs may first have to get further than they were.
+            still = 0 if moves else still + 1
+            assert still < 3
         bench.commit(plan, bench.executor.execute(plan))
     bench.finish_all()
 
@@ -578,7 +594,7 @@ def test_the_oldest_always_holds_a_row(
 @pytest.mark.parametrize("windows", WINDOWS)
 def test_a_thousand_requests_leak_nothing(windows: tuple[int | None, ...]) -> None:
     rng = random.Random(7)
-    bench = Bench(windows, blocks=24 if None in windows else 12, rows=6, budget=12, context=32)
+    bench = Bench(windows, blocks=24 if None in windows else 6, rows=6, budget=12, context=32)
     while len(bench.requests) < 1000 or bench.alive:
         if len(bench.requests) < 1000 and len(bench.alive) < 12 and rng.random() < 0.7:
             prompt = [*rng.choice(BEGINNINGS)[: rng.randrange(20)], rng.randrange(VOCAB)]

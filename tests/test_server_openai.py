@@ -234,14 +234,14 @@ def test_extensions(client: openai.OpenAI) -> None:
 
 
 def test_cached_tokens(client: openai.OpenAI) -> None:
-    prompt = "a long shared beginning " * 40
+    prompt = "~ a long shared beginning " * 40
     counts = []
     for _ in range(2):
         usage = client.completions.create(model="tiny", prompt=prompt, max_tokens=2).usage
         assert usage is not None and usage.prompt_tokens_details is not None
         counts.append(usage.prompt_tokens_details.cached_tokens)
-    assert counts[0] == 0
-    assert counts[1] is not None and counts[1] >= 32
+    assert counts[0] is not None and counts[0] < 8, "a token or two begin many prompts"
+    assert usage is not None and counts[1] == usage.prompt_tokens - 1
 
 
 def test_chat_goes_on_until_the_context_ends(client: openai.OpenAI, tiny: Serving) -> None:

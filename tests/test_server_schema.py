@@ -147,7 +147,6 @@ def test_null_means_not_given() -> None:
         ("audio", {"voice": "x"}),
         ("modalities", ["text", "audio"]),
         ("store", True),
-        ("service_tier", "priority"),
         ("web_search_options", {}),
         ("prediction", {"type": "content", "content": ""}),
     ],

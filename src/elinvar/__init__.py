@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from elinvar.base.config import EngineConfig
     from elinvar.base.errors import ElinvarError, EngineError, InputError, ModelError
+    from elinvar.base.handling import Handling
     from elinvar.base.sampling import SamplingParams
     from elinvar.engine.aio import AsyncEngine
     from elinvar.engine.chat import ChatOptions
@@ -36,6 +37,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineError",
+    "Handling",
     "InputError",
     "ModelError",
     "Ranked",
@@ -55,6 +57,7 @@ _HOMES = {
     "Engine": "engine.core",
     "EngineConfig": "base.config",
     "EngineError": "base.errors",
+    "Handling": "base.handling",
     "InputError": "base.errors",
     "ModelError": "base.errors",
     "Ranked": "engine.embed",

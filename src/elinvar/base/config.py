@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from elinvar.base.errors import InputError
+from elinvar.base.limits import BATCH, INTERACTIVE, Target, TenantLimits, check_positive
 
 LayerKind = Literal["full", "sliding", "chunked", "linear"]
 """Attention to every key, to a window, to a chunk; linear attention, which keeps a state instead."""
@@ -18,6 +20,8 @@ one; max(x, 0)^2; y sigmoid(1.702 y) with y = min(x, 7), which multiplies 1 + up
 Scoring = Literal["softmax", "sigmoid"]
 """How a mixture of experts turns router logits into scores."""
 WeightFormat = Literal["auto", "f32"]
+PolicyName = Literal["fcfs", "priority", "fair", "deadline"]
+"""Who goes first: see sched.policy."""
 
 BLOCK_SIZE = 32
 """Tokens a KV block. Part of `attention`'s definition: block borders are absolute positions."""
@@ -299,9 +303,20 @@ class EngineConfig:
     prefix_cache: bool = True
     max_adapters: int = 16
     """LoRA adapters in memory at once."""
+    policy: PolicyName = "fcfs"
+    ageing_s: float = 10.0
+    """Where the policy is `priority`: seconds of waiting that are worth one level."""
+    tenants: Mapping[str, TenantLimits] = field(default_factory=dict, hash=False)
+    """By name; `*`: each of those not named. Without either a tenant has no limits."""
+    interactive: Target = INTERACTIVE
+    batch: Target = BATCH
 
     def __post_init__(self) -> None:
-        for name, choices in (("kv_dtype", KVDtype), ("weight_format", WeightFormat)):
+        for name, choices in (
+            ("kv_dtype", KVDtype),
+            ("weight_format", WeightFormat),
+            ("policy", PolicyName),
+        ):
             known = get_args(choices)
             if getattr(self, name) not in known:
                 raise InputError(
@@ -320,3 +335,4 @@ class EngineConfig:
                 "num_threads",
                 f"num_threads must be at most {MAX_THREADS}, got {self.num_threads}.",
             )
+        check_positive("ageing_s", self.ageing_s)

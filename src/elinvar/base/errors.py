@@ -31,3 +31,12 @@ class InputError(ElinvarError):
 class EngineError(ElinvarError):
     """The engine failed in a step or is shut down: not the fault of the request. The cause, where
     there is one, is chained."""
+
+
+class QueueFullError(ElinvarError):
+    """More requests wait than their tenant may have waiting; nothing is wrong with this one."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        """retry_after_s: seconds until the work that waits now should be done."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

@@ -8,7 +8,7 @@ in one process do not mix.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -47,8 +47,10 @@ class Histogram:
 class Load(Protocol):
     """What a scheduler says of its state, asked when somebody scrapes."""
 
-    num_preemptions: int
-
+    @property
+    def preemptions(self) -> Mapping[str, int]: ...
+    @property
+    def num_held_up(self) -> int: ...
     @property
     def num_running(self) -> int: ...
     @property
@@ -65,6 +67,7 @@ class EngineMetrics:
         self.steps = 0
         self.prompt_tokens = 0
         self.cached_tokens = 0
+        self.computed_tokens = 0
         self.generated_tokens = 0
         self.adapters = 0
         self.finished: dict[str, int] = {"stop": 0, "length": 0, "abort": 0, "error": 0}
@@ -75,7 +78,7 @@ class EngineMetrics:
 
     @property
     def preemptions(self) -> int:
-        return self.load.num_preemptions
+        return sum(self.load.preemptions.values())
 
     def collect(self) -> Iterator[Metric]:
         """What a scrape reads (the collector protocol of prometheus-client)."""
@@ -92,10 +95,17 @@ class EngineMetrics:
             ("steps", self.steps, "Steps executed."),
             ("prompt_tokens", self.prompt_tokens, "Prompt tokens of the requests that began."),
             ("cached_tokens", self.cached_tokens, "Prompt tokens found in the prefix cache."),
+            ("computed_tokens", self.computed_tokens, "Tokens computed, prompts' and answers'."),
             ("generated_tokens", self.generated_tokens, "Tokens sampled."),
-            ("preemptions", self.preemptions, "Requests put back to wait for memory."),
+            ("budget_waits", self.load.num_held_up, "Times that a tenant's budget held it up."),
         ):
             yield CounterMetricFamily(f"elinvar_{name}", text, value=count)
+        preemptions = CounterMetricFamily(
+            "elinvar_preemptions", "Requests put back to wait, by cause.", labels=["cause"]
+        )
+        for cause, count in self.load.preemptions.items():
+            preemptions.add_metric([cause], count)
+        yield preemptions
         finished = CounterMetricFamily(
             "elinvar_requests_finished", "Requests by how they ended.", labels=["reason"]
         )

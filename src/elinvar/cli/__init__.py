@@ -24,8 +24,10 @@ from elinvar.cli.terminal import fail
     cls=Group,
     home=__name__,
     lazy=(
-        *("pull", "generate", "chat", "embed", "rerank", "serve"),
+        *("pull", "generate", "chat", "embed", "rerank", "serve", "key"),
         *("profile", "doctor", "models", "bench"),
+        *("pull", "generate", "chat", "embed", "rerank", "serve"),
+        *("profile", "doctor", "models", "bench", "kv-server"),
     ),
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},

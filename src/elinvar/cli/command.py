@@ -54,7 +54,7 @@ def command(function: Callable[..., Any]) -> Command:
 
 
 class Group(click.Group):
-    """`lazy`: names of commands, each in a module of its name in the package `home`."""
+    """`lazy`: names of commands, each in a module of its name (with _ for -) in the package `home`."""
 
     def __init__(self, *args: Any, home: str = "", lazy: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -66,7 +66,8 @@ class Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.lazy:
             return super().get_command(ctx, cmd_name)
-        found: click.Command = getattr(import_module(f"{self.home}.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        found: click.Command = getattr(import_module(f"{self.home}.{name}"), name)
         return found
 
     def resolve_command(

@@ -14,7 +14,7 @@ import click
 from elinvar.base.errors import InputError
 from elinvar.cli import options as opt
 from elinvar.cli.command import command, option
-from elinvar.cli.prompts import OrderedLines, Prompt, read_prompts, result, user_message
+from elinvar.cli.prompts import OrderedLines, Prompt, encode, read_prompts, result, user_message
 from elinvar.cli.terminal import Interrupt, bar, note, read_text
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @option(
     "--prompts-file",
     type=opt.FILE,
-    help='JSONL: a line holds a "prompt" or "messages", and "id" and sampling parameters as '
+    help='JSONL: a line holds a "prompt", "messages" or "prompt_ids", and "id" and sampling parameters as '
     "you like (- reads stdin); the results are JSONL on stdout, in the same order.",
 )
 @option("--chat", is_flag=True, help="The prompt is a user's message: apply the template.")
@@ -88,7 +88,7 @@ def _single(llm: LLM, prompt: Prompt, as_json: bool) -> int:
     """Stream one answer to stdout, or print it as JSON; the exit code."""
     from elinvar.engine.output import CompletionBuilder
 
-    ids = _encode(llm.engine, prompt)
+    ids = encode(llm.engine, prompt)
     builder = CompletionBuilder(ids)
     completion = None
     start = time.perf_counter()
@@ -122,7 +122,7 @@ def _batch(engine: Engine, prompts: list[Prompt]) -> int:
     builders: list[CompletionBuilder] = []
     for index, prompt in enumerate(prompts):
         try:
-            ids = _encode(engine, prompt)
+            ids = encode(engine, prompt)
             indices[engine.add(ids, prompt.params)] = index
         except InputError as error:
             raise InputError(error.field, f"Bad {prompt.where}: {error}") from None
@@ -156,9 +156,3 @@ def _batch(engine: Engine, prompts: list[Prompt]) -> int:
         f"{num_tokens / seconds:,.0f} tokens/s"
     )
     return 130 if interrupt.hit else int(num_failed > 0)
-
-
-def _encode(engine: Engine, prompt: Prompt) -> list[int]:
-    if isinstance(prompt.prompt, str):
-        return engine.tokenizer.encode(prompt.prompt)
-    return engine.encode_chat(prompt.prompt)

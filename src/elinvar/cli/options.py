@@ -11,11 +11,11 @@ import re
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
-from elinvar.base.config import EngineConfig
+from elinvar.base.config import EngineConfig, PolicyName
 from elinvar.base.errors import InputError
 from elinvar.base.sampling import SamplingParams
 from elinvar.cli.command import option, options
@@ -122,6 +122,25 @@ serving = options(
 )
 """How a model is run for people: a measurement needs neither a longest sequence nor a template."""
 
+SHARING = "Who goes first"
+scheduling = options(
+    option(
+        "--policy",
+        type=click.Choice(get_args(PolicyName)),
+        default="fcfs",
+        help="In order of arrival; by priority; fair between tenants; or by deadline.",
+        section=SHARING,
+    ),
+    option(
+        "--ageing-s",
+        type=float,
+        metavar="S",
+        default=10.0,
+        help="With --policy priority: seconds of waiting worth one level of priority.",
+        section=SHARING,
+    ),
+)
+
 _ADAPTERS = "LoRA adapters"
 adapters = options(
     option(
@@ -216,14 +235,14 @@ def _adapter(text: str) -> tuple[str, str]:
     return name, path
 
 
-def parse_size(text: str | None) -> int | None:
-    """Bytes of "800M", "2G", "1.5GiB" or "65536" (powers of 1024)."""
+def parse_size(text: str | None, flag: str = "--kv-memory") -> int | None:
+    """Bytes of "800M", "2G", "1.5GiB" or "65536" (powers of 1024); `flag` says so of itself."""
     if text is None:
         return None
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     if found is None or float(found[1]) == 0:
         raise click.BadParameter(
-            f"{text!r} is not a size, write it as 800M or 2G.", param_hint="--kv-memory"
+            f"{text!r} is not a size, write it as 800M or 2G.", param_hint=flag
         )
     power = "KMGT".index(found[2].upper()) + 1 if found[2] else 0
     return int(float(found[1]) * 1024**power)

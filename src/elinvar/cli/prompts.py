@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from elinvar.base.errors import InputError
 from elinvar.base.sampling import SamplingParams
 from elinvar.cli.terminal import read_text
 
 if TYPE_CHECKING:
+    from elinvar.engine.core import Engine
     from elinvar.engine.output import Completion
     from elinvar.engine.tokenizer import Tokenizer
 
+KINDS = "prompt", "messages", "prompt_ids"
 PARAMS = {f.name for f in fields(SamplingParams)}
 
 
@@ -24,19 +26,23 @@ class Prompt:
 
     where: str
     """What an error message calls it: "line 3 of prompts.jsonl"."""
-    prompt: str | list[dict[str, Any]]
-    """A text to be continued, or the messages of a chat."""
+    prompt: str | list[dict[str, Any]] | list[int]
+    """A text to be continued, the messages of a chat, or token ids."""
     params: SamplingParams
     id: Any = None
     """Whatever JSON value the user gave; repeated in the result."""
+    tenant: str = ""
 
 
-def read_prompts(path: Path, defaults: SamplingParams, chat: bool) -> list[Prompt]:
+def read_prompts(
+    path: Path, defaults: SamplingParams, chat: bool, with_tenant: bool = False
+) -> list[Prompt]:
     """The prompts of a JSONL file, - is stdin; blank lines are skipped.
 
-    A line is an object with "prompt" (a text) or "messages" (a chat), optionally "id" and any
-    field of SamplingParams, which goes before `defaults`. With `chat`, a "prompt" is a user's
-    message. Raises InputError naming the first bad line.
+    A line is an object with "prompt" (a text), "messages" (a chat) or "prompt_ids" (tokens),
+    optionally "id", "tenant" where that means something, and any field of SamplingParams, which goes
+    before `defaults`. With `chat`, a "prompt" is a user's message. Raises InputError naming the first
+    bad line.
     """
     text = read_text(None if str(path) == "-" else path)
     prompts = []
@@ -44,7 +50,7 @@ def read_prompts(path: Path, defaults: SamplingParams, chat: bool) -> list[Promp
         if line.strip():
             where = f"line {number} of {path}"
             try:
-                prompts.append(_parse(line, where, defaults, chat))
+                prompts.append(_parse(line, where, defaults, chat, with_tenant))
             except InputError as error:
                 raise InputError(error.field, f"Bad {where}: {error}") from None
     if not prompts:
@@ -52,7 +58,9 @@ def read_prompts(path: Path, defaults: SamplingParams, chat: bool) -> list[Promp
     return prompts
 
 
-def _parse(line: str, where: str, defaults: SamplingParams, chat: bool) -> Prompt:
+def _parse(
+    line: str, where: str, defaults: SamplingParams, chat: bool, with_tenant: bool
+) -> Prompt:
     try:
         values = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -60,26 +68,39 @@ def _parse(line: str, where: str, defaults: SamplingParams, chat: bool) -> Promp
         raise InputError("prompts_file", f"not JSON ({reason}).") from None
     if not isinstance(values, dict):
         raise InputError("prompts_file", 'must be a JSON object such as {"prompt": "Hello"}.')
-    unknown = values.keys() - PARAMS - {"prompt", "messages", "id"}
+    others = ["id", "tenant"] if with_tenant else ["id"]
+    unknown = values.keys() - PARAMS - {*KINDS, *others}
     if unknown:
-        known = ", ".join(sorted(PARAMS))
+        known = ", ".join([*others, *sorted(PARAMS)])
         raise InputError(
             "prompts_file",
-            f"unknown key {min(unknown)!r}; besides prompt or messages and id it takes {known}.",
+            f"unknown key {min(unknown)!r}; besides {', '.join(KINDS)} it takes {known}.",
         )
-    if ("prompt" in values) == ("messages" in values):
-        raise InputError("prompts_file", 'needs either "prompt" or "messages".')
+    if sum(kind in values for kind in KINDS) != 1:
+        raise InputError("prompts_file", 'needs either "prompt", "messages" or "prompt_ids".')
     given = {name: value for name, value in values.items() if name in PARAMS}
     for name in ("stop", "stop_token_ids"):
         if name in given and not isinstance(given[name], str | list):
             raise InputError(name, f"{name} must be a list, got {json.dumps(given[name])}.")
+    tenant = values.get("tenant", "")
+    if not isinstance(tenant, str):
+        raise InputError("tenant", f'"tenant" must be a name, got {json.dumps(tenant)[:40]}.')
     params = replace(defaults, **given)
+    return Prompt(where, _content(values, chat), params, values.get("id"), tenant)
+
+
+def _content(values: dict[str, Any], chat: bool) -> str | list[dict[str, Any]] | list[int]:
     if "messages" in values:
-        return Prompt(where, _messages(values["messages"]), params, values.get("id"))
+        return _messages(values["messages"])
+    if "prompt_ids" in values:
+        ids = values["prompt_ids"]
+        if not isinstance(ids, list) or any(type(token) is not int for token in ids):
+            raise InputError("prompt_ids", '"prompt_ids" must be a list of token ids.')
+        return ids
     text = values["prompt"]
     if not isinstance(text, str):
         raise InputError("prompt", f'"prompt" must be a text, got {json.dumps(text)[:40]}.')
-    return Prompt(where, user_message(text) if chat else text, params, values.get("id"))
+    return user_message(text) if chat else text
 
 
 def _messages(value: Any) -> list[dict[str, Any]]:
@@ -98,6 +119,14 @@ def _messages(value: Any) -> list[dict[str, Any]]:
             "messages", '"messages" must be a list of objects with the texts "role" and "content".'
         )
     return list(value)
+
+
+def encode(engine: Engine, prompt: Prompt) -> list[int]:
+    if isinstance(prompt.prompt, str):
+        return engine.tokenizer.encode(prompt.prompt)
+    if prompt.prompt and isinstance(prompt.prompt[0], dict):
+        return engine.encode_chat(prompt.prompt)
+    return cast("list[int]", prompt.prompt)
 
 
 def user_message(text: str) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
@@ -20,6 +21,7 @@ from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
 from elinvar.engine.output import Delta
+from elinvar.engine.watch import Record
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class Ask:
     params: SamplingParams
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     handling: Handling = NO_WISHES
+    arrival: float = field(default_factory=time.monotonic)
 
 
 Arrival = tuple[int, Delta | Exception]
@@ -117,6 +120,18 @@ class AsyncEngine:
         """As Engine.unload_adapter."""
         await self._between_steps(lambda: self.engine.unload_adapter(name))
 
+    async def explain(self, request_ids: Sequence[str]) -> dict[str, Record]:
+        """Engine.explain of those that have not ended. It waits for the step in progress."""
+        found: dict[str, Record] = {}
+
+        def look() -> None:
+            for request_id in request_ids:
+                if (one := self.engine.explain(request_id)) is not None:
+                    found[request_id] = one
+
+        await self._between_steps(look)
+        return found
+
     async def _between_steps(self, task: Callable[[], None]) -> None:
         future: Future[None] = Future()
         with self._wake:
@@ -130,6 +145,7 @@ class AsyncEngine:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         request_id: str | None = None,
+        handling: Handling = NO_WISHES,
     ) -> AsyncGenerator[Delta, None]:
         """The deltas of one request; the last has a finish_reason (`error`: its step failed).
 
@@ -137,7 +153,7 @@ class AsyncEngine:
         blocks are free after the step in progress. Raises InputError at once for a prompt or
         parameters that this engine cannot serve, EngineError when the engine stopped.
         """
-        ask = Ask(prompt_ids, params, request_id or uuid.uuid4().hex)
+        ask = Ask(prompt_ids, params, request_id or uuid.uuid4().hex, handling)
         return _only(self.generate_all([ask]))
 
     def generate_all(self, asks: Sequence[Ask]) -> AsyncGenerator[tuple[int, Delta], None]:
@@ -205,8 +221,8 @@ class AsyncEngine:
 
     def _add(self, stream: _Stream) -> None:
         try:
-            ask = stream.ask
-            self.engine.add(ask.prompt_ids, ask.params, ask.request_id, ask.handling)
+            ask, add = stream.ask, self.engine.add
+            add(ask.prompt_ids, ask.params, ask.request_id, ask.handling, ask.arrival)
         except Exception as error:
             self._send(stream.loop, [(stream, error)])
         else:

@@ -21,6 +21,7 @@ from elinvar.base.config import EngineConfig
 from elinvar.base.digest import blake2b
 from elinvar.base.errors import EngineError, InputError, ModelError
 from elinvar.base.handling import NO_WISHES, Handling
+from elinvar.base.limits import ANY_TENANT
 from elinvar.base.metrics import EngineMetrics
 from elinvar.base.plan import StepPlan, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
@@ -32,12 +33,14 @@ from elinvar.engine.plan_kv import describe_blocks, plan_kv
 from elinvar.engine.seeds import draw_seed
 from elinvar.engine.text import AnswerText
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
+from elinvar.engine.watch import Record, Watcher, record
 from elinvar.models.family import Model
 from elinvar.models.load import load_parts, reloaded
 from elinvar.ops import Ops, load_provider
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.run.runner import Runner
 from elinvar.sched.door import max_total_tokens
+from elinvar.sched.policy import make_policy
 from elinvar.sched.request import Request, RequestUpdate
 from elinvar.sched.scheduler import Scheduler
 from elinvar.weights.cache import cache_root
@@ -152,6 +155,10 @@ class Engine:
             self._context,
             tokenizer.eos_ids,
             config.prefix_cache,
+            policy=make_policy(config),
+            tenants=config.tenants,
+            interactive=config.interactive,
+            batch=config.batch,
         )
         self.metrics = EngineMetrics(self.scheduler)
         longest = min(self._context, self.scheduler.kv.max_sequence + 1)
@@ -159,6 +166,7 @@ class Engine:
         self.runner = Runner(
             model, ops, specs, kv.num_blocks, config.max_rows, longest, self.adapters.ops
         )
+        self.watchers: list[Watcher] = []
         self._live: dict[str, _Live] = {}
         self._ready: list[Delta] = []
 
@@ -228,31 +236,56 @@ class Engine:
         params: SamplingParams,
         request_id: str | None = None,
         handling: Handling = NO_WISHES,
+        arrival: float = 0.0,
+        prefix_of: str | None = None,
     ) -> str:
         """Queue a request and return its id. Without a seed in `params` one is drawn. Raises
-        InputError as `check` does, and for an id that is in use."""
+        InputError as `check` does, and for an id that is in use.
+
+        arrival: when it was asked for (time.monotonic), where that was before this call. prefix_of:
+        the tenant whose cached prefixes it finds and adds to, where it is not its own.
+        """
         self.check(prompt_ids, params)
         if params.seed is None:
             params = replace(params, seed=draw_seed())
         request = Request(
-            request_id or uuid.uuid4().hex, list(prompt_ids), params, handling=handling
+            request_id or uuid.uuid4().hex,
+            list(prompt_ids),
+            params,
+            namespace=self._namespace(
+                params.adapter, handling.tenant if prefix_of is None else prefix_of
+            ),
+            handling=handling,
+            arrival=arrival,
         )
-        if params.adapter is not None:
-            request.namespace = self.adapters.digest(params.adapter)
         self.scheduler.add(request)
         if params.adapter is not None:  # after what may raise: it is not forgotten until _forget
             request.adapter = self.adapters.begin(params.adapter)
         self._live[request.id] = _Live(request, AnswerText(self.tokenizer, params.stop))
         return request.id
 
+    def _namespace(self, adapter: str | None, tenant: str) -> bytes:
+        """Who has a name finds no prefix of others, unless both share: how long an answer takes would
+        tell what somebody else asked."""
+        namespace = b"" if adapter is None else self.adapters.digest(adapter)
+        tenants = self.config.tenants
+        limits = tenants.get(tenant) or tenants.get(ANY_TENANT)
+        if tenant and not (limits and limits.share_prefixes):
+            namespace += blake2b(tenant.encode(), digest_size=32, person=b"tenant").digest()
+        return namespace
+
+    def explain(self, request_id: str) -> Record | None:
+        """What is known of a request that has not ended; None when there is none of this id."""
+        live = self._live.get(request_id)
+        return None if live is None else record(live.request)
+
     def abort(self, request_id: str) -> bool:
         """End a request now; its blocks are free at once and its last delta comes with the next
         step. False when there is none of this id."""
         if request_id not in self._live:
             return False
-        live = self._forget(request_id)
         self.scheduler.abort(request_id)
-        self.metrics.finished["abort"] += 1
+        live = self._forget(request_id, "abort")
         self._ready.append(_delta(live.request, finish_reason="abort"))
         return True
 
@@ -278,6 +311,7 @@ class Engine:
                 now = time.monotonic()
                 deltas += [self._advance(update, now) for update in updates]
                 self.metrics.steps += 1
+                self.metrics.computed_tokens += plan.num_tokens
                 self.metrics.step_seconds.observe(now - began)
         return deltas
 
@@ -338,15 +372,17 @@ class Engine:
             reason = "stop"
         self._time(live, len(ids), now)
         if reason is not None:
-            self._forget(request.id)
-            self.metrics.finished[reason] += 1
+            self._forget(request.id, reason)
             self.metrics.e2e_seconds.observe(now - request.arrival)
         return _delta(request, text, ids, logprobs, reason)
 
-    def _forget(self, request_id: str) -> _Live:
+    def _forget(self, request_id: str, reason: FinishReason) -> _Live:
         live = self._live.pop(request_id)
         if live.request.adapter >= 0:
             self.adapters.end(live.request.adapter)
+        self.metrics.finished[reason] += 1
+        for watcher in self.watchers:
+            watcher.ended(live.request, reason)
         return live
 
     def _time(self, live: _Live, num_tokens: int, now: float) -> None:
@@ -356,6 +392,8 @@ class Engine:
             metrics.ttft_seconds.observe(now - live.request.arrival)
             metrics.prompt_tokens += live.request.num_prompt_tokens
             metrics.cached_tokens += live.request.num_cached_tokens
+            for watcher in self.watchers:
+                watcher.began(live.request)
         else:
             metrics.itl_seconds.observe(now - live.last_token)
         live.last_token = now
@@ -363,9 +401,8 @@ class Engine:
     def _give_up(self, plan: StepPlan, error: Exception) -> list[Delta]:
         deltas = []
         for item in plan.items:
-            live = self._forget(item.request_id)
             self.scheduler.abort(item.request_id)
-            self.metrics.finished["error"] += 1
+            live = self._forget(item.request_id, "error")
             message = f"{type(error).__name__}: {error}"
             deltas.append(_delta(live.request, finish_reason="error", error=message))
         return deltas

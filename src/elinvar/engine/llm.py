@@ -17,6 +17,7 @@ from typing import Any, Self, cast
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.errors import EngineError, InputError
+from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.core import Engine, LoadProgress
@@ -59,17 +60,18 @@ class LLM:
         *,
         n: int = 1,
         adapter: str | None = None,
+        handling: Handling = NO_WISHES,
         progress: Progress | None = None,
     ) -> list[Completion]:
         """Answers in the order of the prompts, `n` for each (prompt 0's first).
 
         params: one for all, or one a prompt. Answer k of a prompt has the seed
         choice_seed(params.seed, k). adapter: the loaded adapter that answers, where the params name
-        none. Raises InputError for what cannot be served, EngineError when
-        a step failed; then, and on Ctrl-C, everything that this call started is aborted.
+        none. handling: how all of them are treated among others; it changes no answer. Raises
+        InputError for what cannot be served, EngineError when a step failed; then, and on Ctrl-C, everything that this call started is aborted.
         """
         all_ids = [self._encode(prompt) for prompt in _as_many(prompts)]
-        return self._run(all_ids, _one_each(params, len(all_ids), adapter), n, progress)
+        return self._run(all_ids, _one_each(params, len(all_ids), adapter), n, handling, progress)
 
     def chat(
         self,
@@ -79,6 +81,7 @@ class LLM:
         n: int = 1,
         adapter: str | None = None,
         options: ChatOptions | None = None,
+        handling: Handling = NO_WISHES,
         progress: Progress | None = None,
     ) -> list[Completion]:
         """As `generate`, for one conversation or several. options: tools, thinking and the like.
@@ -86,23 +89,28 @@ class LLM:
         one = len(messages) > 0 and isinstance(messages[0], Mapping)
         many = cast("Sequence[Sequence[Message]]", [messages] if one else messages)
         all_ids = [self.engine.encode_chat(conversation, options) for conversation in many]
-        return self._run(all_ids, _one_each(params, len(all_ids), adapter), n, progress)
+        return self._run(all_ids, _one_each(params, len(all_ids), adapter), n, handling, progress)
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        handling: Handling = NO_WISHES,
     ) -> Generator[Delta, None, None]:
         """The deltas of one answer; closing the iterator aborts it. Several streams may be read in
         turn: they share the batch. Raises as `generate`."""
-        return self._stream(self._encode(prompt), params or SamplingParams())
+        return self._stream(self._encode(prompt), params or SamplingParams(), handling)
 
     def stream_chat(
         self,
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         options: ChatOptions | None = None,
+        handling: Handling = NO_WISHES,
     ) -> Generator[Delta, None, None]:
         """As `stream`, for a conversation."""
-        return self._stream(self.engine.encode_chat(messages, options), params or SamplingParams())
+        ids = self.engine.encode_chat(messages, options)
+        return self._stream(ids, params or SamplingParams(), handling)
 
     def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
         """A LoRA adapter, a folder as PEFT saves it, that requests may ask for by `name`. Raises as
@@ -138,6 +146,7 @@ class LLM:
         all_ids: Sequence[list[int]],
         params: Sequence[SamplingParams],
         n: int,
+        handling: Handling,
         progress: Progress | None,
     ) -> list[Completion]:
         if n < 1:
@@ -152,7 +161,8 @@ class LLM:
             for ids, one in zip(all_ids, params, strict=True):
                 seed = draw_seed() if one.seed is None else one.seed
                 for k in range(n):
-                    request_id = self._add(ids, replace(one, seed=choice_seed(seed, k)), inbox)
+                    choice = replace(one, seed=choice_seed(seed, k))
+                    request_id = self._add(ids, choice, handling, inbox)
                     builders[request_id] = CompletionBuilder(ids)
             while len(done) < len(builders):
                 self._step()
@@ -168,15 +178,19 @@ class LLM:
             self._drop(inbox)
         return [done[request_id] for request_id in builders]
 
-    def _stream(self, ids: list[int], params: SamplingParams) -> Generator[Delta, None, None]:
+    def _stream(
+        self, ids: list[int], params: SamplingParams, handling: Handling
+    ) -> Generator[Delta, None, None]:
         self.engine.check(ids, params)
-        return self._deltas(ids, params)
+        return self._deltas(ids, params, handling)
 
-    def _deltas(self, ids: list[int], params: SamplingParams) -> Generator[Delta, None, None]:
+    def _deltas(
+        self, ids: list[int], params: SamplingParams, handling: Handling
+    ) -> Generator[Delta, None, None]:
         inbox: deque[Delta] = deque()
         finished = False
         try:
-            self._add(ids, params, inbox)
+            self._add(ids, params, handling, inbox)
             while not finished:
                 while not inbox:
                     self._step()
@@ -186,9 +200,11 @@ class LLM:
         finally:
             self._drop(inbox)
 
-    def _add(self, ids: list[int], params: SamplingParams, inbox: deque[Delta]) -> str:
+    def _add(
+        self, ids: list[int], params: SamplingParams, handling: Handling, inbox: deque[Delta]
+    ) -> str:
         with _interrupts_held():
-            request_id = self.engine.add(ids, params)
+            request_id = self.engine.add(ids, params, handling=handling)
             self._inboxes[request_id] = inbox
         return request_id
 

@@ -1,23 +1,28 @@
 """KVManager: which blocks every sequence holds, in each layer-kind group.
 
-Owns the pools, the keys of block contents, prefix matching, and the rule by which sliding groups
-give blocks back. It must not know requests, rows or budgets (the scheduler's) nor arrays (the
-runner's). All groups have the same block size, so the tables of a sequence have one length; where a
-group holds nothing its table has -1.
-What is particular to groups of recurrent states is kv/states.py's.
+Owns the pools, the tree of what is cached, and the rule by which sliding groups give blocks back. It
+must not know requests, rows or budgets (the scheduler's) nor arrays (the runner's). All groups have
+the same block size, so the tables of a sequence have one length; where a group holds nothing its
+table has -1.
+How a prefix is found is kv/match.py's; what is particular to groups of recurrent states is
+kv/states.py's.
 """
 
 from __future__ import annotations
 
-import struct
 import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 from elinvar.base.config import KVSpec
-from elinvar.base.digest import blake2b
+from elinvar.base.plan import BlockCopy, BlockMove
+from elinvar.kv.below import Below, Lookup, key_of
+from elinvar.kv.match import Match
 from elinvar.kv.pool import BlockPool
-from elinvar.kv.sequence import Allocation, Prefix, SequenceKV
+from elinvar.kv.sequence import LOAD, Allocation, Prefix, SequenceKV, Taken
 from elinvar.kv.states import WINDOW, States
+from elinvar.kv.tiers.hierarchy import Tiers
+from elinvar.kv.tree import Node, Tree, pack
 
 NEVER = sys.maxsize
 
@@ -38,92 +43,59 @@ class KVManager:
     ) -> None:
         self.block_size = specs[0].block_size
         self.prefix_cache = prefix_cache
-        self.pools = [BlockPool(n) for n in num_blocks]
+        self.tree = Tree(len(specs))
+        self.pools = [BlockPool(count, group, self.tree) for group, count in enumerate(num_blocks)]
         self.windows = [WINDOW if spec.state else spec.window for spec in specs]
         self._states = States(specs, self.pools, prefix_cache)
+        self._match = Match(self.block_size, self.windows, self._states.groups, self.tree)
         self._paged = [g for g, spec in enumerate(specs) if not spec.state]
-        self._full = [pool for pool, w in zip(self.pools, self.windows, strict=True) if w is None]
         self._sliding = [(g, w) for g, w in enumerate(self.windows) if w is not None]
+        self._below: Below | None = None
         self.use_namespace(namespace)
-        self._pack = struct.Struct(f"<{self.block_size}I").pack
         self.max_sequence = min(self._alone(g) for g in range(len(specs)))
         """Most tokens that one sequence, alone, can have in blocks."""
 
     def use_namespace(self, namespace: str) -> None:
         """From now on nothing is found that was cached in another one; its blocks are given out
-        again as they are needed. No sequence may be alive: they remember their keys."""
-        self._root = blake2b(namespace.encode(), digest_size=32).digest()
+        again as they are needed. No sequence may be alive: they remember theirs."""
+        self._namespace = namespace.encode()
 
     def new_sequence(self, namespace: bytes = b"") -> SequenceKV:
         """namespace: what this sequence's contents depend on besides tokens and the manager's own."""
-        seq = SequenceKV([[] for _ in self.pools], [0] * len(self.pools))
-        seq.root = self._root + namespace
+        # The length says where one ends: no pair of namespaces reads as another.
+        root = len(self._namespace).to_bytes(4) + self._namespace + namespace
+        seq = SequenceKV([[] for _ in self.pools], [0] * len(self.pools), root)
         self._set_next_event(seq)
         return seq
 
     # ---- prefix reuse -----------------------------------------------------------------------
 
     def find_prefix(self, seq: SequenceKV, token_ids: Sequence[int]) -> Prefix:
-        """The longest cached prefix of `token_ids` that every group can serve.
+        """The longest cached prefix of `token_ids` that every group can serve, to the token.
 
-        It ends on a block border and leaves at least one token to compute. A full group needs all
-        its blocks, a sliding one those that the first query after the prefix sees. Changes
-        nothing but the memo of keys in `seq`.
+        It leaves at least one token to compute. A full group needs all its blocks, a sliding one
+        those that the first query after the prefix sees. Changes nothing.
         """
-        size = self.block_size
-        count = (len(token_ids) - 1) // size if self.prefix_cache else 0
-        for pool in self._full:
-            hits = 0
-            while hits < count and pool.find(self._key(seq, token_ids, hits)) is not None:
-                hits += 1
-            count = hits
-        shared = count * size if self._full else 0
-        if count and self._sliding:
-            self._key(seq, token_ids, count - 1)
-            before = -1
-            # A prefix shortened for one group may end where another has a gap: until it settles.
-            while count != before:
-                before = count
-                for group, window in self._sliding:
-                    count = self._sliding_hits(self.pools[group], window, seq.keys, count)
-        blocks = [self._hit_blocks(group, seq.keys, count) for group in range(len(self.pools))]
-        revived = [
-            sum(block >= 0 and pool.ref_count(block) == 0 for block in row)
+        if not self.prefix_cache:
+            return Prefix(0, token_ids, [], [[] for _ in self.pools], [0] * len(self.pools))
+        found = self._match.longest(seq.root, token_ids)
+        pending = False
+        if self._below is not None:
+            seq.lookup = seq.lookup or Lookup()
+            more = self._below.search(seq.lookup, seq.root, token_ids, found)
+            found, pending = more or found, more is None
+        path, end = found.path, found.num_tokens
+        blocks = []
+        for group in range(len(self.pools)):
+            first = self._match.first_needed(group, found)
+            held = [node.blocks[group] for node in path[first:]]
+            blocks.append([-1] * first + [block if block >= 0 else LOAD for block in held])
+        taken = [
+            sum(block == LOAD or (block >= 0 and pool.ref_count(block) == 0) for block in row)
             for pool, row in zip(self.pools, blocks, strict=True)
         ]
-        marks = self._states.marks(count * size, shared, len(token_ids))
-        return Prefix(count * size, blocks, revived, marks)
-
-    def _sliding_hits(self, pool: BlockPool, window: int, keys: list[bytes], count: int) -> int:
-        # Walks down from the end; a gap at block i means that the prefix can only end at i, so
-        # each block is looked up once.
-        while count:
-            first = self._first_seen(count * self.block_size, window)
-            gap = next(
-                (i for i in range(count - 1, first - 1, -1) if pool.find(keys[i]) is None), -1
-            )
-            if gap < 0:
-                return count
-            count = gap
-        return 0
-
-    def _hit_blocks(self, group: int, keys: list[bytes], count: int) -> list[int]:
-        window = self.windows[group]
-        first = 0 if window is None else self._first_seen(count * self.block_size, window)
-        find = self.pools[group].find
-        found = [find(key) for key in keys[first:count]]
-        return [-1] * first + [block for block in found if block is not None]
-
-    def _key(self, seq: SequenceKV, token_ids: Sequence[int], index: int) -> bytes:
-        """Key of block `index`: 256-bit BLAKE2b over the previous block's key and the tokens, so
-        that equal keys mean equal sequences up to the block's end."""
-        keys, size = seq.keys, self.block_size
-        while len(keys) <= index:
-            at = len(keys) * size
-            parent = keys[-1] if keys else seq.root
-            data = parent + self._pack(*token_ids[at : at + size])
-            keys.append(blake2b(data, digest_size=32).digest())
-        return keys[index]
+        marks = self._states.marks(end, found.num_shared, len(token_ids))
+        return Prefix(end, token_ids, path, blocks, taken, found.tail, marks, found.coming, pending)
 
     # ---- allocation: prepare changes nothing, apply cannot fail -----------------------------
 
@@ -138,8 +110,8 @@ class KVManager:
         free = [pool.num_free for pool in self.pools]
         held, marks = len(seq.tables[0]), seq.marks
         if prefix is not None:
-            held, marks = prefix.num_tokens // self.block_size, prefix.marks
-            free = [a - b for a, b in zip(free, prefix.num_revived, strict=True)]
+            held, marks = len(prefix.path), prefix.marks
+            free = [a - b for a, b in zip(free, prefix.num_taken, strict=True)]
         room = min([free[group] for group in self._paged], default=NEVER)
         end = self._states.cut(marks, start, min(end, (held + room) * self.block_size))
         if end <= start:
@@ -149,31 +121,93 @@ class KVManager:
             return None
         return Allocation(seq, end, num_blocks, prefix)
 
-    def apply(self, allocation: Allocation) -> list[list[int]]:
-        """Take what `prepare` found; returns the new blocks of each group."""
-        seq = allocation.seq
-        if allocation.prefix is not None:
-            self._take_prefix(seq, allocation.prefix)
-        new = []
+    def apply(self, allocation: Allocation) -> Taken:
+        """Take what `prepare` found."""
+        seq, prefix, count = allocation.seq, allocation.prefix, allocation.num_blocks
+        taken = Taken([], [])
+        if prefix is not None:
+            self._take_prefix(seq, prefix, taken)
+        # Looked up before anything is given out: what is copied may be what is given up for it.
+        tail = prefix.tail.blocks[:] if prefix is not None and prefix.tail else None
         for group, (pool, table) in enumerate(zip(self.pools, seq.tables, strict=True)):
-            if group in self._states.groups:
-                blocks = self._states.go_on(group, seq, allocation.num_blocks)
+            entries = None
+            if group not in self._states.groups:
+                blocks = pool.allocate(count)
+            elif tail is None:
+                blocks = self._states.go_on(group, seq, count)
             else:
-                blocks = pool.allocate(allocation.num_blocks)
-            table += blocks
-            new.append(blocks)
+                blocks = self._states.go_on_from_copy(group, seq, count)
+                entries = [-1] * (count - 1) + blocks[-1:]
+            if tail is not None and tail[group] >= 0:
+                taken.copies.append(BlockCopy(group, tail[group], blocks[0]))
+            elif prefix is not None and prefix.tail is not None:
+                taken.loads.append(BlockMove(group, blocks[0], key_of(prefix.tail, group)))
+            table += blocks if entries is None else entries
+            taken.blocks.append(blocks)
         seq.capacity = len(seq.tables[0]) * self.block_size
-        return new
+        return taken
 
-    def _take_prefix(self, seq: SequenceKV, prefix: Prefix) -> None:
-        seq.num_published = prefix.num_tokens // self.block_size
+    def _take_prefix(self, seq: SequenceKV, prefix: Prefix, taken: Taken) -> None:
         seq.marks = prefix.marks
-        for group, (pool, blocks) in enumerate(zip(self.pools, prefix.blocks, strict=True)):
-            seq.tables[group] = list(blocks)
-            seq.first_held[group] = first = blocks.count(-1)
-            for block in blocks[first:]:
-                pool.share(block)
+        seq.tables = [list(blocks) for blocks in prefix.blocks]
+        seq.first_held = [blocks.count(-1) for blocks in prefix.blocks]
+        for pool, table, first in zip(self.pools, seq.tables, seq.first_held, strict=True):
+            for block in table[first:]:
+                if block != LOAD:
+                    pool.share(block)
+        seq.num_published = len(prefix.path)
+        for group, table in enumerate(seq.tables):
+            for index, block in enumerate(table if LOAD in table else ()):
+                if block == LOAD:
+                    [table[index]] = self.pools[group].allocate(1)
+                    key = key_of(prefix.path[index], group)
+                    taken.loads.append(BlockMove(group, table[index], key))
+                    seq.num_published = min(seq.num_published, index)
+        taken.start = [list(table) for table in seq.tables]
+        if self.prefix_cache:
+            self._announce(seq, prefix)
         self._set_next_event(seq)
+
+    # ---- what others can find ---------------------------------------------------------------
+
+    def _announce(self, seq: SequenceKV, prefix: Prefix) -> None:
+        """Say what this sequence is about to compute, so that others may wait for it."""
+        tokens, size = prefix.token_ids, self.block_size
+        seq.num_first = len(tokens)
+        seq.num_known = len(tokens) // size
+        seq.nodes = []
+        for index in range(seq.num_known):
+            node = self._extend(seq, tokens, index)
+            node.coming += index >= seq.num_published
+        if rest := tokens[seq.num_known * size :]:
+            seq.tail = self._hold(seq, seq.num_known, pack(rest))
+            seq.tail.coming += 1
+
+    def _extend(self, seq: SequenceKV, token_ids: Sequence[int], index: int) -> Node:
+        at = index * self.block_size
+        node = self._hold(seq, index, pack(token_ids[at : at + self.block_size]))
+        seq.nodes.append(node)
+        return node
+
+    def _hold(self, seq: SequenceKV, index: int, tokens: bytes) -> Node:
+        parent = seq.nodes[index - 1] if index else self.tree.root(seq.root)
+        node = self.tree.grow(parent, tokens)
+        node.holders += 1
+        return node
+
+    def _publish(self, seq: SequenceKV, node: Node, index: int) -> None:
+        for pool, table in zip(self.pools, seq.tables, strict=True):
+            if table[index] >= 0:
+                pool.publish(table[index], node)
+        old = self.tree.superseded(node)
+        if old is not None and not self._states.groups:
+            for pool, block in zip(self.pools, node.blocks, strict=True):
+                if block >= 0:
+                    pool.drop(old)
+
+    def _let_go(self, node: Node) -> None:
+        node.holders -= 1
+        self.tree.prune(node)
 
     def advance(self, seq: SequenceKV, token_ids: Sequence[int], num_computed: int) -> None:
         """A step was committed: publish the blocks it filled, free those no query sees any more.
@@ -181,17 +215,10 @@ class KVManager:
         Needed only when num_computed reached seq.next_event.
         """
         if self.prefix_cache:
-            for index in range(seq.num_published, num_computed // self.block_size):
-                key = self._key(seq, token_ids, index)
-                for pool, table in zip(self.pools, seq.tables, strict=True):
-                    if table[index] >= 0:
-                        pool.publish(table[index], key)
-                seq.num_published = index + 1
-            if num_computed % self.block_size == 0:
-                self._states.left(seq, num_computed)
+            self._publish_all(seq, token_ids, num_computed)
         for group, window in self._sliding:
             table, pool = seq.tables[group], self.pools[group]
-            first = min(self._first_seen(num_computed, window), len(table))
+            first = min(self._match.first_seen(num_computed, window), len(table))
             for index in range(seq.first_held[group], first):
                 if table[index] >= 0:
                     pool.free(table[index])
@@ -199,30 +226,98 @@ class KVManager:
             seq.first_held[group] = max(first, seq.first_held[group])
         self._set_next_event(seq)
 
-    def free(self, seq: SequenceKV) -> None:
+    def _publish_all(self, seq: SequenceKV, token_ids: Sequence[int], num_computed: int) -> None:
+        for index in range(seq.num_published, num_computed // self.block_size):
+            known = index < len(seq.nodes)
+            node = seq.nodes[index] if known else self._extend(seq, token_ids, index)
+            node.coming -= known
+            self._publish(seq, node, index)
+            seq.num_published = index + 1
+        if seq.tail is not None and num_computed >= seq.num_first:
+            tail, seq.tail = seq.tail, None
+            tail.coming -= 1
+            if seq.num_published == seq.num_known and not self._states.groups:
+                # Others may begin in the middle of a block that this sequence goes on writing.
+                self._publish(seq, tail, seq.num_known)
+            self._let_go(tail)
+        if num_computed % self.block_size == 0:
+            self._states.left(seq, num_computed)
+
+    def free(self, seq: SequenceKV, token_ids: Sequence[int] = (), num_computed: int = 0) -> None:
         """Give everything back. Ends first: they are then evicted first, so that what stays
-        cached are the beginnings, which other sequences are likelier to share."""
+        cached are the beginnings, which other sequences are likelier to share.
+
+        num_computed: of `token_ids`, all that was computed, where that is known for certain: then
+        what lies in the last block can be found, too.
+        """
+        index, rest = divmod(num_computed, self.block_size)
+        if self.prefix_cache and rest and index == seq.num_published:
+            end = self._hold(seq, index, pack(token_ids[num_computed - rest : num_computed]))
+            self._publish(seq, end, index)
+            self._states.replace(seq)
+            self._let_go(end)
         for group, pool in enumerate(self.pools):
             for block in reversed(seq.tables[group][seq.first_held[group] :]):
                 if block >= 0:
-                    pool.free(block)
+                    self._free(pool, block)
             seq.tables[group] = []
             seq.first_held[group] = 0
+        if seq.tail is not None:
+            seq.tail.coming -= 1
+            self._let_go(seq.tail)
+        for index in range(len(seq.nodes) - 1, -1, -1):
+            seq.nodes[index].coming -= index >= seq.num_published
+            self._let_go(seq.nodes[index])
+        seq.nodes, seq.tail = [], None
+        self.end_lookup(seq)
+        seq.lookup = None
         seq.capacity = seq.num_published = 0
-        seq.marks, seq.tail = (), -1
+        seq.marks, seq.snapshot = (), -1
         self._set_next_event(seq)
+
+    def _free(self, pool: BlockPool, block: int) -> None:
+        pool.free(block)
+        node = pool.node(block)
+        if self._below is not None and node is not None and not pool.ref_count(block):
+            self._below.freed(pool.group, block, node)
+
+    # ---- below the provider's memory --------------------------------------------------------
+
+    def use_tiers(
+        self, tiers: Tiers, block_bytes: Sequence[int], compute_s: Callable[[int, int], float]
+    ) -> None:
+        """Contents are saved to `tiers` before they are given up, and found there. compute_s: seconds
+        that computing the tokens from one position to another takes."""
+        self._below = Below(tiers, self.tree, self._match, self.pools, block_bytes)
+        self._below.compute_s = compute_s
+
+    def saves(self, is_idle: bool) -> list[BlockMove]:
+        """What the step must save before it begins, or may when it has nothing else to do."""
+        if self._below is None:
+            return []
+        if is_idle:
+            self._below.save_some()
+        saves, self._below.saves = self._below.saves, []
+        return saves
+
+    @property
+    def has_unsaved(self) -> bool:
+        return self._below is not None and self._below.has_unsaved
+
+    def end_lookup(self, seq: SequenceKV) -> None:
+        """It has what it looked for, or does not need it any more."""
+        if seq.lookup is not None:
+            seq.lookup.end()
 
     def _set_next_event(self, seq: SequenceKV) -> None:
         size = self.block_size
         event = (seq.num_published + 1) * size if self.prefix_cache else NEVER
+        if seq.tail is not None:
+            event = min(event, seq.num_first)
         for group, window in self._sliding:
             # The first held block is out of sight once the query after it sees only later ones.
             event = min(event, (seq.first_held[group] + 1) * size + window - 1)
         seq.next_event = event
-
-    def _first_seen(self, position: int, window: int) -> int:
-        """Index of the first block that a query at `position` sees."""
-        return max(0, position - window + 1) // self.block_size
 
     # ---- admission --------------------------------------------------------------------------
 
@@ -264,15 +359,32 @@ class KVManager:
         """Whether a sequence that starts with `prefix` can compute all its `num_tokens` and leave
         `reserve` blocks of each group to those already running."""
         held = [len(blocks) - blocks.count(-1) for blocks in prefix.blocks]
-        need = self.to_come(held, len(prefix.blocks[0]), num_tokens, chunk)
+        need = self.to_come(held, len(prefix.path), num_tokens, chunk)
         for group in self._states.groups:
             need[group] = 1
         return all(
-            more + revived + kept <= pool.num_free
-            for pool, more, revived, kept in zip(
-                self.pools, need, prefix.num_revived, reserve, strict=True
+            more + taken + kept <= pool.num_free
+            for pool, more, taken, kept in zip(
+                self.pools, need, prefix.num_taken, reserve, strict=True
             )
         )
+
+    def held(self, seq: SequenceKV) -> list[int]:
+        """Per group: most blocks that freeing the sequence could give back."""
+        reach = len(seq.tables[0])
+        return [reach - first for first in seq.first_held]
+
+    def lost(self, seq: SequenceKV, num_computed: int) -> int:
+        """Tokens that the sequence would compute again if it gave its blocks back and others took
+        them: all but those whose blocks others hold, too."""
+        shared = 0
+        for group, table in enumerate(seq.tables):
+            if self.windows[group] is None:
+                count = self.pools[group].ref_count
+                first = next((i for i, b in enumerate(table) if count(b) < 2), len(table))
+                shared = first * self.block_size
+                break
+        return max(0, num_computed - shared)
 
     @property
     def usage(self) -> float:
@@ -281,6 +393,7 @@ class KVManager:
 
     def check(self, sequences: Iterable[SequenceKV]) -> None:
         """Assert all invariants, given every sequence that holds blocks."""
+        sequences = list(sequences)
         counts = [[0] * pool.num_blocks for pool in self.pools]
         for seq in sequences:
             assert {len(table) * self.block_size for table in seq.tables} == {seq.capacity}
@@ -297,3 +410,10 @@ class KVManager:
             pool.check()
             actual = [pool.ref_count(block) for block in range(pool.num_blocks)]
             assert actual == expected, "reference counts and tables disagree"
+        self.tree.check()
+        held = Counter(id(node) for seq in sequences for node in seq.nodes)
+        coming = Counter(id(n) for seq in sequences for n in seq.nodes[seq.num_published :])
+        tails = Counter(id(seq.tail) for seq in sequences if seq.tail is not None)
+        for node in self.tree.nodes():
+            assert node.holders == held[id(node)] + tails[id(node)], "somebody holds it, or nobody"
+            assert node.coming == coming[id(node)] + tails[id(node)], "nobody computes what comes"

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from elinvar.base.plan import BlockCopy, BlockMove
+from elinvar.kv.below import Lookup
+from elinvar.kv.tree import Node
+
+LOAD = -2
+"""In the place of a block: one is to be taken, and its content loaded."""
 
 
 @dataclass(slots=True, eq=False)
@@ -13,33 +21,52 @@ class SequenceKV:
     """Per group: block ids from the start of the sequence; -1 where none is held."""
     first_held: list[int]
     """Per group: index of the first entry of the table that is not -1."""
+    root: bytes
+    """Namespace of its contents."""
     capacity: int = 0
     """Positions that the tables reach."""
     num_published: int = 0
-    """Leading blocks that are findable by content (or whose twin is)."""
+    """Leading blocks that can be found (or whose twin can)."""
     next_event: int = 0
     """`advance` has something to do once this many tokens are computed."""
-    keys: list[bytes] = field(default_factory=list)
-    """Keys of the leading full blocks; outlive preemption, since the tokens stay the same."""
+    nodes: list[Node] = field(default_factory=list)
+    """Of the leading blocks: those published, and those of the tokens known when it began."""
+    num_known: int = 0
+    """Blocks that it then knew all tokens of."""
+    tail: Node | None = None
+    """Of the tokens behind them that it knew, until they are computed."""
+    num_first: int = 0
+    """Tokens that it knew."""
     marks: tuple[int, ...] = ()
     """Positions at which it leaves a snapshot of its recurrent state."""
-    tail: int = -1
+    lookup: Lookup | None = None
+    """Its search below the provider's memory."""
+    snapshot: int = -1
     """Block of the last snapshot that the next one replaces, if any."""
-    root: bytes = b""
-    """What stands before the first block's tokens in its key."""
 
 
 @dataclass(slots=True)
 class Prefix:
-    """Cached blocks that a sequence could start with. Nothing is held yet."""
+    """Cached contents that a sequence could start with. Nothing is held yet."""
 
     num_tokens: int
+    token_ids: Sequence[int]
+    """Of the whole sequence."""
+    path: list[Node]
+    """Its whole blocks of the prefix."""
     blocks: list[list[int]]
-    """Per group, -1 in sliding groups before the window."""
-    num_revived: list[int]
-    """Per group: how many of the blocks are free now, so that taking them costs a free block."""
+    """Per group the blocks of `path`: -1 in sliding groups before the window, LOAD where the content
+    lies below."""
+    num_taken: list[int]
+    """Per group: free blocks that taking them costs."""
+    tail: Node | None = None
+    """What begins as the block after those does, to be copied."""
     marks: tuple[int, ...] = ()
     """As in SequenceKV."""
+    coming: Node | None = None
+    """What would come next, which a living sequence is about to compute."""
+    pending: bool = False
+    """More of it may be found below, which is not known yet, or on its way."""
 
 
 @dataclass(slots=True)
@@ -52,3 +79,15 @@ class Allocation:
     num_blocks: int
     """New entries of each table: in groups of states all but the last are empty."""
     prefix: Prefix | None
+
+
+@dataclass(slots=True)
+class Taken:
+    """What `apply` took."""
+
+    blocks: list[list[int]]
+    """Per group: new entries of the runner's table."""
+    start: list[list[int]]
+    """Per group: those of the prefix."""
+    copies: list[BlockCopy] = field(default_factory=list)
+    loads: list[BlockMove] = field(default_factory=list)

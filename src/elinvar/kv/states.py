@@ -63,12 +63,17 @@ class States:
             return
         index = num_computed // self._size - 1
         keeps = num_computed in seq.marks or num_computed % self._every == 0
+        if seq.snapshot < index:
+            self.replace(seq)
         for group in self.groups:
-            pool = self._pools[group]
-            if 0 <= seq.tail < index:
-                pool.drop(seq.keys[seq.tail])
-            keeps = keeps or not pool.is_published(seq.tables[group][index])
-        seq.tail = -1 if keeps else index
+            keeps = keeps or self._pools[group].node(seq.tables[group][index]) is None
+        seq.snapshot = -1 if keeps else index
+
+    def replace(self, seq: SequenceKV) -> None:
+        """Another state stands for the one that was left last."""
+        if seq.snapshot >= 0:
+            for group in self.groups:
+                self._pools[group].drop(seq.nodes[seq.snapshot])
 
     # ---- where sequences go on --------------------------------------------------------------
 
@@ -78,7 +83,7 @@ class States:
 
     def _is_own(self, group: int, seq: SequenceKV, prefix: Prefix | None) -> bool:
         if prefix is not None:
-            return prefix.num_revived[group] == 1
+            return prefix.num_taken[group] == 1 and prefix.tail is None
         table = seq.tables[group]
         return bool(table) and self._pools[group].ref_count(table[-1]) == 1
 
@@ -93,8 +98,15 @@ class States:
         if block >= 0 and pool.ref_count(block) == 1:
             if not pool.num_free:
                 pool.forget(block)
-            if not pool.is_published(block):
+            if pool.node(block) is None:
                 table[-1] = -1
                 seq.first_held[group] = len(table) - 1 + num_entries
                 return [-1] * (num_entries - 1) + [block]
         return [-1] * (num_entries - 1) + pool.allocate(1)
+
+    def go_on_from_copy(self, group: int, seq: SequenceKV, num_entries: int) -> list[int]:
+        """The same from amid a block: a copy of the state stands where the step reads it, and is
+        where it goes."""
+        [block] = self._pools[group].allocate(1)
+        seq.first_held[group] = len(seq.tables[group]) + num_entries - 1
+        return [block] + [-1] * (num_entries - 2) + [block] * (num_entries > 1)

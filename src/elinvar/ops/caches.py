@@ -30,6 +30,8 @@ class KVLayer:
     """[B, H, D, 32]"""
     v: NDArray[Any]
     """[B, H, 32, D padded to a multiple of 16]; of latents a view of the keys, [B, H, 32, dims]"""
+    blocks: NDArray[np.uint8]
+    """[B, bytes] the blocks, each with all the layers of a group."""
     k_scales: F32 | None = None
     """[B, H, 32] of int8: what a key's codes are multiplied by"""
     v_scales: F32 | None = None
@@ -61,6 +63,8 @@ class StateLayer:
     """[B, taps - 1, C] inputs of the convolution before the next one, oldest first."""
     states: F32
     """[B, H, key dim, value dim padded to 16]"""
+    blocks: NDArray[np.uint8]
+    """[B, bytes] the blocks, each with all the layers of a group."""
     handle: Any = field(default=None, init=False, repr=False)
     """How a provider holds it, bound at its first use."""
 
@@ -90,12 +94,14 @@ def new_kv_layers(spec: KVSpec, num_blocks: int) -> list[Any]:
     v = matrices(spec.block_size, spec.padded_dim)
     if spec.latent_dim:
         v = k[..., : spec.latent_dim, :].swapaxes(-1, -2)
+    blocks = cache.reshape(num_blocks, -1)
     scales = cache[..., size:].view(np.float32) if spec.dtype == "int8" else None
     return [
         KVLayer(
             spec.dtype,
             k[:, i, 0],
             v[:, i, -1],
+            blocks,
             *(None if scales is None else scales[:, i, which] for which in (0, -1)),
         )
         for i in range(len(spec.layers))
@@ -108,7 +114,8 @@ def _new_state_layers(c: DeltaConfig, num_layers: int, num_blocks: int) -> list[
     tails = tails.reshape(num_blocks, num_layers, c.taps - 1, c.channels)
     states = cache[..., c.tail_floats :]
     states = states.reshape(num_blocks, num_layers, c.heads, c.key_dim, c.padded_dim)
-    return [StateLayer(c, tails[:, i], states[:, i]) for i in range(num_layers)]
+    blocks = cache.reshape(num_blocks, -1).view(np.uint8)
+    return [StateLayer(c, tails[:, i], states[:, i], blocks) for i in range(num_layers)]
 
 
 def _mapped(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from elinvar.base.config import KVSpec
 from elinvar.base.plan import StepOutput, StepPlan, TokenLogprobs
 from elinvar.models.family import Model
@@ -36,8 +39,12 @@ class Runner:
         self.ops, self._adapted = ops, adapted
         self.rows = Rows(max_rows, max_context, len(specs))
         layers: dict[int, LayerCache] = {}
+        self._blocks: list[NDArray[np.uint8]] = []
+        """Per group [B, bytes]."""
         for spec, count in zip(specs, num_blocks, strict=True):
-            layers |= zip(spec.layers, ops.kv_layers(spec, count), strict=True)
+            caches = ops.kv_layers(spec, count)
+            self._blocks.append(caches[0].blocks)
+            layers |= zip(spec.layers, caches, strict=True)
         self.kv: list[LayerCache] = [layers[i] for i in range(len(layers))]
         self.use(model)
 
@@ -52,6 +59,9 @@ class Runner:
         Sampled ids are also written back to their rows, where the next step finds them.
         """
         rows, items = self.rows, plan.items
+        for copy in plan.copies:
+            blocks = self._blocks[copy.group]
+            blocks[copy.target] = blocks[copy.source]
         for started in plan.started:
             rows.start(started)
         sampled: list[list[int]] = [[] for _ in items]

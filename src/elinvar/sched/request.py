@@ -5,12 +5,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.plan import TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.kv.sequence import SequenceKV
+from elinvar.sched.ledger import Ledger
+
+if TYPE_CHECKING:
+    from elinvar.sched.tenants import Account
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -25,7 +29,7 @@ class Status(Enum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One sequence to continue. The caller gives the first five fields; the scheduler writes
+    """One sequence to continue. The caller gives the fields up to `handling`; the scheduler writes
     the rest. Times are seconds of the scheduler's clock."""
 
     id: str
@@ -43,6 +47,8 @@ class Request:
     """Leading tokens whose K and V are in the cache."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache when the request first got a row."""
+    patience: int = 64
+    """Steps that it will still wait for another to compute what they begin with."""
     max_total_tokens: int = 0
     """The request ends when it has this many tokens."""
     stop_ids: frozenset[int] = frozenset()
@@ -52,16 +58,31 @@ class Request:
     kv: SequenceKV = field(init=False)
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0
+    num_reached_tokens: int = -1
+    """Most that were computed when it was preempted: until there are more it is not again."""
 
     order: int = -1
-    """Number of arrival: lower ones go first."""
+    """Number of arrival."""
+    account: Account = field(init=False)
+    """Its tenant's."""
+    is_batch: bool = field(init=False)
+    place: float = 0.0
+    """Among others of its class: the policy's word (see sched.policy)."""
     arrival: float = 0.0
+    """When it was asked for, where the caller knows; 0: when it is added."""
+    ledger: Ledger = field(init=False)
     first_scheduled: float | None = None
     first_token: float | None = None
     finished: float | None = None
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
+        self.is_batch = self.handling.service == "batch"
+
+    @property
+    def key(self) -> tuple[bool, float, int]:
+        """The order that never changes."""
+        return self.is_batch, self.place, self.order
 
     @property
     def num_tokens(self) -> int:

@@ -1,26 +1,31 @@
 """Scheduler: plans which tokens each request computes in the next step, and books the result.
 
-Owns the queues, the rows and the token budget; blocks are the KVManager's. It runs no model and
-reads no text. Not thread-safe: one thread calls it. The rules and their reasons are in
-docs/design/002-scheduler-and-kv.md.
+Owns the rows, the budget of a step and who is preempted; the queue is sched.tenants', its order the
+policy's, blocks are the KVManager's. It runs no model and reads no text. Not thread-safe: one thread
+calls it. The rules and their reasons are in docs/design/002-scheduler-and-kv.md and
+docs/design/022-who-goes-first.md.
 """
 
 from __future__ import annotations
 
 import time
 from bisect import insort
-from collections.abc import Callable, Sequence
-from operator import attrgetter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from elinvar.base.config import KVSpec
 from elinvar.base.errors import InputError
+from elinvar.base.limits import Target, TenantLimits
 from elinvar.base.plan import PlanItem, RowStart, StepOutput, StepPlan
 from elinvar.kv.manager import KVManager
-from elinvar.kv.sequence import Allocation
+from elinvar.kv.sequence import Allocation, Prefix
+from elinvar.sched.chunks import Chunks
 from elinvar.sched.door import max_total_tokens
+from elinvar.sched.ledger import Ledger
+from elinvar.sched.policy import Fair, FirstCome, Policy
 from elinvar.sched.request import FinishReason, Request, RequestUpdate, Status
+from elinvar.sched.tenants import Tenants, by_key
 
-_by_order = attrgetter("order")
+UNLIMITED = Target(ttft_s=1.0, itl_s=None)
 
 
 class Scheduler:
@@ -30,6 +35,8 @@ class Scheduler:
     max_rows: requests running at once. max_step_tokens: token budget of a step.
     max_context: longest sequence, prompt and answer. eos_ids: the model's end tokens.
     namespace: what cached blocks depend on besides tokens (the weights' version).
+    policy: who goes first. tenants: limits by name, as EngineConfig.tenants.
+    interactive, batch: how long steps may take while requests of that class are answered.
     """
 
     def __init__(
@@ -43,18 +50,27 @@ class Scheduler:
         prefix_cache: bool = True,
         clock: Callable[[], float] = time.monotonic,
         namespace: str = "",
+        policy: Policy | None = None,
+        tenants: Mapping[str, TenantLimits] | None = None,
+        interactive: Target = UNLIMITED,
+        batch: Target = UNLIMITED,
     ) -> None:
         self.kv = KVManager(specs, num_blocks, prefix_cache, namespace)
         self.max_rows = max_rows
         self.max_step_tokens = max_step_tokens
         self.max_context = max_context
         self.eos_ids = eos_ids
-        self.num_preemptions = 0
+        self.policy = policy or FirstCome()
+        self.tenants = Tenants(tenants or {}, self.policy.turn, isinstance(self.policy, Fair))
+        self.chunks = Chunks(interactive, batch)
+        self.preemptions = {"memory": 0, "yield": 0, "failure": 0, "asked": 0}
+        """By cause: for blocks that another needed, for one that goes first, because a step was
+        lost, by hand."""
+        self._block_size = specs[0].block_size
         self._clock = clock
         self._requests: dict[str, Request] = {}
-        # Both in order of arrival, whatever was preempted in between.
+        # In the order of their keys, whatever was preempted in between.
         self._running: list[Request] = []
-        self._waiting: list[Request] = []
         self._num_added = 0
         self._free_rows = list(range(max_rows - 1, -1, -1))
         self._released: list[int] = []
@@ -62,12 +78,20 @@ class Scheduler:
         # may come back as another request before the commit.
         self._plan = StepPlan()
         self._planned: list[Request] = []
+        self._began = 0.0
+        self._num_decodes = 0
         self._no_blocks: list[list[int]] = [[] for _ in specs]
+        # Of the plan that is being made: who was preempted, and whether for want of blocks.
+        self._sent_away: list[Request] = []
+        self._short = False
+        self._awaited = "step"
+        """And what those wait for who could not start, as their ledgers have it."""
 
     # ---- requests come and go ---------------------------------------------------------------
 
     def add(self, request: Request) -> None:
-        """Queue a request. InputError when it could never run, even alone on an idle engine."""
+        """Queue a request. InputError when it could never run, even alone on an idle engine;
+        QueueFullError when its tenant has as many waiting as it may."""
         request.max_total_tokens = max_total_tokens(
             request.num_prompt_tokens,
             request.params.max_tokens,
@@ -76,14 +100,19 @@ class Scheduler:
         )
         if request.id in self._requests:
             raise InputError("request_id", f"Request id {request.id!r} is in use: choose another.")
+        now = self._clock()
+        self.tenants.open(request, now)
+        self.tenants.check_room(request, self._running, self.chunks.speed, now)
         stop_ids = frozenset(request.params.stop_token_ids)
         request.stop_ids = stop_ids if request.params.ignore_eos else stop_ids | self.eos_ids
         request.kv = self.kv.new_sequence(request.namespace)
         request.order = self._num_added
-        request.arrival = self._clock()
+        request.arrival = request.arrival or now
+        request.ledger = Ledger(request.account.waits, request.arrival, now)
+        request.place = self.policy.place(request, self.chunks.prompt_s(request.num_prompt_tokens))
         self._num_added += 1
         self._requests[request.id] = request
-        self._waiting.append(request)
+        self.tenants.push(request)
 
     def abort(self, request_id: str) -> bool:
         """Cancel a request at any moment, also between plan and commit; its blocks are free at
@@ -99,33 +128,40 @@ class Scheduler:
         return True
 
     def preempt(self, request_id: str) -> None:
-        """Take row and blocks from a running request; it waits, in its old place by arrival, to
-        be computed again. Its tokens stay, so no result changes."""
+        """Take row and blocks from a running request; it waits, in its old place, to be computed
+        again. Its tokens stay, so no result changes."""
         request = self._requests.get(request_id)
         if request is not None and request.status is Status.RUNNING:
-            self._preempt(request)
+            self._preempt(request, "asked")
 
-    def _preempt(self, request: Request) -> None:
+    def _preempt(self, request: Request, cause: str) -> None:
         self._release(request)
+        request.ledger.enter("preempted", self._clock(), cause)
         request.status = Status.WAITING
+        request.num_reached_tokens = max(request.num_reached_tokens, request.num_computed_tokens)
         request.num_computed_tokens = 0
         request.num_preemptions += 1
-        self.num_preemptions += 1
-        insort(self._waiting, request, key=_by_order)
+        self.preemptions[cause] += 1
+        self.tenants.push(request)
 
     def _finish(self, request: Request, reason: FinishReason, now: float) -> None:
         if request.status is Status.RUNNING:
             self._release(request)
         else:
-            self._waiting.remove(request)
+            self.tenants.remove(request)
         request.status = Status.FINISHED
         request.finish_reason = reason
         request.finished = now
+        request.ledger.end(now)
         del self._requests[request.id]
+        self.tenants.gone(request)
 
     def _release(self, request: Request) -> None:
         self._running.remove(request)
-        self.kv.free(request.kv)
+        request.account.num_running -= 1
+        # What a step that was not committed wrote is unknown.
+        computed = 0 if request in self._planned else request.num_computed_tokens
+        self.kv.free(request.kv, request.token_ids, computed)
         self._free_rows.append(request.row)
         self._released.append(request.row)
         request.row = -1
@@ -137,16 +173,20 @@ class Scheduler:
         be released and started in one plan. After a plan that was never committed a row may be
         released twice, or without having been started.
 
-        When nobody has work the plan is empty, and needs neither execute nor commit.
+        When nobody can go on the plan is empty, and needs neither execute nor commit: see idle_s.
         """
         self._drop_uncommitted()
         self._plan = plan = StepPlan()
-        num_preemptions = self.num_preemptions
-        budget = self._plan_running(plan)
-        # Who was just preempted is at the head of the queue, and its blocks may still be cached:
-        # not back in the same step, or the two would take turns.
-        if self._waiting and self._free_rows and num_preemptions == self.num_preemptions:
-            self._plan_waiting(plan, budget)
+        self._sent_away, self._short, self._num_decodes = [], False, 0
+        self._awaited = "step"
+        self._began = now = self._clock()
+        prompts = self._plan_decodes(plan)
+        self._num_decodes = len(plan.items)
+        if prompts or self.tenants.num_waiting:
+            self._plan_prompts(plan, prompts, now)
+            self.tenants.wait_for(self._awaited, now)
+        if self._running and not plan.items:
+            self._end_jam(plan)
         if plan.items:
             plan.released_rows, self._released = self._released, []
         return plan
@@ -157,99 +197,223 @@ class Scheduler:
         if self._planned:
             for request in self._planned:
                 if request.status is Status.RUNNING:
-                    self._preempt(request)
+                    self._preempt(request, "failure")
             self._released = list(dict.fromkeys(self._plan.released_rows + self._released))
             self._planned = []
 
-    def _plan_running(self, plan: StepPlan) -> int:
-        """Plan all that hold a row, oldest first; returns what is left of the budget.
+    def _plan_decodes(self, plan: StepPlan) -> list[Request]:
+        """Plan all that have one token to compute; returns those amid their prompts.
 
-        Each gets a token, and rows amid their prompts what is left, in their order. Nobody goes
-        away empty-handed: rows are admitted only while budget is left, so there are never more of
-        them than tokens. A victim of preemption is not in the plan yet, since it is the youngest.
+        Nobody goes away empty-handed but for want of a block: rows are admitted only while budget is
+        left, so there are never more of them than tokens.
         """
-        running, items, planned = self._running, plan.items, self._planned
-        budget = self.max_step_tokens - len(running)
-        index = 0
-        while index < len(running):
-            request = running[index]
-            index += 1
+        items, planned, no_blocks = plan.items, self._planned, self._no_blocks
+        prompts = []
+        for request in self._running.copy():
+            if request.row < 0:  # preempted a moment ago
+                continue
             start = request.num_computed_tokens
-            end = known = len(request.token_ids)
+            known = len(request.token_ids)
             if known - start > 1:
-                end = min(known, start + 1 + budget)
-            new_blocks = self._no_blocks
-            if end > request.kv.capacity:
-                allocation = self._make_room(request, start, end)
+                prompts.append(request)
+                continue
+            new_blocks = no_blocks
+            if known > request.kv.capacity:
+                allocation = self._make_room(plan, request, start, known)
                 if allocation is None:
-                    break
-                end = allocation.end
-                new_blocks = self.kv.apply(allocation)
-            if known - start > 1:
-                budget -= end - start - 1
-            items.append(
-                PlanItem(request.id, request.row, start, end - start, end == known, new_blocks)
-            )
+                    continue
+                new_blocks = self.kv.apply(allocation).blocks
+            items.append(PlanItem(request.id, request.row, start, 1, True, new_blocks))
             planned.append(request)
-        return budget
+        return prompts
 
-    def _make_room(self, request: Request, start: int, end: int) -> Allocation | None:
-        """Preempt from the youngest until `request` can go on; None when it was itself the
-        youngest and had to go. The door saw to it that a request alone always has room."""
+    def _plan_prompts(self, plan: StepPlan, prompts: list[Request], now: float) -> None:
+        """Give what is left of the budget to those amid their prompts, who are sure of a token
+        each, and to those who wait, all in the policy's order. No newcomer overtakes another."""
+        rank = self.tenants.rank
+        budget = self.max_step_tokens - len(self._running)
+        amid = sorted(((rank(request), request) for request in prompts), reverse=True)
+        if self._planned:
+            # Interactive ones stand before batch ones among the running.
+            depth = amid[-1][1].num_computed_tokens if amid else 0
+            first, last = self._planned[0].is_batch, self._planned[-1].is_batch
+            limit = self.chunks.limit(len(self._planned), not first, last, depth)
+            if limit == 0:
+                self._awaited = "budget"
+                return
+            if limit is not None:
+                budget = min(budget, max(0, limit - len(amid)))
+        admitting = True
+        put_off: list[Request] = []
+        while True:
+            head = self.tenants.head(now, put_off) if admitting else None
+            # Whoever was just preempted may be next already, and its blocks still be cached: not
+            # back in the same step, or the two would take turns.
+            if self._short or head in self._sent_away:
+                head, self._awaited = None, "memory"
+            if amid and (head is None or amid[-1][0] < rank(head)):
+                request = amid.pop()[1]
+                if request.row >= 0:
+                    budget -= self._go_on(plan, request, budget)
+            elif head is not None and self._waits_for_another(head):
+                put_off.append(head)
+            elif head is not None:
+                left = self._admit(plan, head, budget, now)
+                admitting = left is not None
+                budget = budget if left is None else left
+            else:
+                return
+
+    def _go_on(self, plan: StepPlan, request: Request, budget: int) -> int:
+        """Plan the next chunk of a prompt; returns how much of the budget it took."""
+        start, known = request.num_computed_tokens, request.num_tokens
+        end = min(known, start + 1 + budget)
+        new_blocks = self._no_blocks
+        if end > request.kv.capacity:
+            allocation = self._make_room(plan, request, start, end)
+            if allocation is None:
+                return 0
+            end = allocation.end
+            new_blocks = self.kv.apply(allocation).blocks
+        plan.items.append(
+            PlanItem(request.id, request.row, start, end - start, end == known, new_blocks)
+        )
+        self._planned.append(request)
+        return end - start - 1
+
+    # ---- who must go ------------------------------------------------------------------------
+
+    def _make_room(
+        self, plan: StepPlan, request: Request, start: int, end: int
+    ) -> Allocation | None:
+        """Preempt those who come after `request` until it can go on. None when nobody can be: it
+        stands still for a step, and keeps what it has until others need it."""
         while (allocation := self.kv.prepare(request.kv, start, end)) is None:
-            victim = self._running[-1]
-            self._preempt(victim)
-            if victim is request:
+            rank = self.tenants.rank(request)
+            after = [r for r in self._running if _may_go(r) and self.tenants.rank(r) > rank]
+            if not after:
                 return None
+            self._send_away(plan, self._cheapest(after), "memory")
+            self._short = True
         return allocation
 
-    def _plan_waiting(self, plan: StepPlan, budget: int) -> None:
-        """Admit in order of arrival while rows, budget and blocks last; nobody overtakes.
+    def _cheapest(self, requests: Iterable[Request]) -> Request:
+        """Batch requests first, then by what would have to be computed again."""
+        lost = self.kv.lost
+        return min(
+            requests,
+            key=lambda r: (not r.is_batch, lost(r.kv, r.num_computed_tokens), -r.order),
+        )
 
-        Besides its own tokens' blocks a newcomer must leave those that running requests still
-        need for theirs and one block for each of them, or it would soon be preempted again. With
-        nobody running it is admitted in any case: all blocks are free, and the door saw that it
-        fits.
-        """
-        kv, waiting, chunk = self.kv, self._waiting, self.max_step_tokens
-        reserve = self._reserve(self._running)
-        now = self._clock()
-        while waiting and budget > 0 and self._free_rows:
-            request = waiting[0]
-            prefix = kv.find_prefix(request.kv, request.token_ids)
-            if self._running and not kv.can_admit(prefix, request.num_tokens, chunk, reserve):
-                break
-            start = prefix.num_tokens
-            allocation = kv.prepare(
-                request.kv, start, min(request.num_tokens, start + budget), prefix
-            )
-            assert allocation is not None
-            del waiting[0]
-            self._start(plan, request, allocation, now)
-            budget -= allocation.end - start
-            reserve = [a + b for a, b in zip(reserve, self._reserve([request]), strict=True)]
+    def _send_away(self, plan: StepPlan, request: Request, cause: str) -> None:
+        """Preempt while a plan is made, of which the request may be a part already."""
+        if request in self._planned:
+            index = self._planned.index(request)
+            del self._planned[index], plan.items[index]
+            self._num_decodes -= index < self._num_decodes
+        self._preempt(request, cause)
+        self._sent_away.append(request)
 
-    def _reserve(self, requests: list[Request]) -> list[int]:
-        kv = self.kv
-        reserve = kv.spare(len(requests))
-        for request in requests:
-            if request.num_tokens > request.kv.capacity:
-                more = kv.to_come_for(request.kv, request.num_tokens, self.max_step_tokens)
+    def _end_jam(self, plan: StepPlan) -> None:
+        """Each needs a block, and those who could be preempted made no progress since they were: the
+        first goes on whatever it takes. The door saw to it that one alone always has room."""
+        first = self._running[0]
+        start = first.num_computed_tokens
+        while self.kv.prepare(first.kv, start, start + 1) is None:
+            assert self._running[-1] is not first
+            self._send_away(plan, self._running[-1], "memory")
+        self._go_on(plan, first, self.max_step_tokens - len(self._running))
+
+    # ---- who may start ----------------------------------------------------------------------
+
+    def _waits_for_another(self, request: Request) -> bool:
+        """Whether it is better off when somebody else has computed what they both begin with. Then
+        others may pass it, but not for long."""
+        if not request.patience or not self._running:
+            return False
+        prefix = self.kv.find_prefix(request.kv, request.token_ids)
+        request.patience -= prefix.coming is not None
+        return prefix.coming is not None
+
+    def _admit(self, plan: StepPlan, request: Request, budget: int, now: float) -> int | None:
+        """Start a request, if need be in the place of some that give way to it. Returns what is left
+        of the budget; None: it must wait."""
+        while True:
+            if budget > 0 and self._free_rows:
+                prefix = self.kv.find_prefix(request.kv, request.token_ids)
+                if not self._running or self._fits(request, prefix, self._running):
+                    break
+            victim = self._who_gives_way(request)
+            if victim is None:
+                short = "memory" if budget > 0 else "budget"
+                self._awaited = short if self._free_rows else "rows"
+                return None
+            self._send_away(plan, victim, "yield")
+            budget += 1
+        start = prefix.num_tokens
+        end = min(request.num_tokens, start + budget)
+        allocation = self.kv.prepare(request.kv, start, end, prefix)
+        assert allocation is not None
+        self._start(plan, request, allocation, now)
+        return budget - (allocation.end - start)
+
+    def _who_gives_way(self, request: Request) -> Request | None:
+        """The next to be preempted for a newcomer; None where nobody is, or where it would be in
+        vain. Batch requests go at once, even if they did nothing since they last did: what they
+        waste is what nobody else wanted."""
+        running = self._running
+        leaving = [] if request.is_batch else [r for r in running if r.is_batch]
+        leaving += [
+            r
+            for r in running
+            if r.is_batch == request.is_batch and _may_go(r) and self.policy.gives_way(r, request)
+        ]
+        if not leaving:
+            return None
+        staying = [r for r in running if r not in leaving]
+        prefix = self.kv.find_prefix(request.kv, request.token_ids)
+        if staying and not self._fits(request, prefix, staying, leaving):
+            return None
+        return self._cheapest(leaving)
+
+    def _fits(
+        self,
+        request: Request,
+        prefix: Prefix,
+        running: Sequence[Request],
+        leaving: Sequence[Request] = (),
+    ) -> bool:
+        """Besides its own tokens' blocks a newcomer must leave those that running requests still
+        need for theirs and those that they will fill until its first token, or it would soon be
+        preempted again. leaving: requests that might give theirs back."""
+        kv, chunk = self.kv, self.max_step_tokens
+        steps = (request.num_tokens - prefix.num_tokens) // chunk
+        reserve = kv.spare(len(running) * (1 + steps // self._block_size))
+        for other in running:
+            if other.num_tokens > other.kv.capacity:
+                more = kv.to_come_for(other.kv, other.num_tokens, chunk)
                 reserve = [a + b for a, b in zip(reserve, more, strict=True)]
-        return reserve
+        for other in leaving:
+            reserve = [a - b for a, b in zip(reserve, kv.held(other.kv), strict=True)]
+        return kv.can_admit(prefix, request.num_tokens, chunk, reserve)
 
     def _start(self, plan: StepPlan, request: Request, allocation: Allocation, now: float) -> None:
         prefix = allocation.prefix
         assert prefix is not None
         start, end, known = prefix.num_tokens, allocation.end, request.num_tokens
-        new_blocks = self.kv.apply(allocation)
+        taken = self.kv.apply(allocation)
+        plan.copies += taken.copies
+        self.tenants.remove(request)
+        request.account.num_running += 1
         request.status = Status.RUNNING
         request.row = self._free_rows.pop()
         request.num_computed_tokens = start
         if request.first_scheduled is None:
             request.first_scheduled = now
             request.num_cached_tokens = start
-        insort(self._running, request, key=_by_order)
+            request.ledger.found("memory", start)
+        request.ledger.enter("prefill", now)
+        insort(self._running, request, key=by_key)
         # A copy: the plan is plain data, and the request's list grows.
         tokens = list(request.token_ids)
         plan.started.append(
@@ -258,7 +422,7 @@ class Scheduler:
             )
         )
         plan.items.append(
-            PlanItem(request.id, request.row, start, end - start, end == known, new_blocks)
+            PlanItem(request.id, request.row, start, end - start, end == known, taken.blocks)
         )
         self._planned.append(request)
 
@@ -268,6 +432,7 @@ class Scheduler:
         """Book the output of the last plan. Requests that left since then are ignored; updates
         come for those that got tokens. Finished ones hold nothing any more."""
         kv, now = self.kv, self._clock()
+        self._measure(plan, now - self._began)
         updates = []
         planned, self._planned = self._planned, []
         for request, item, tokens, logprobs in zip(
@@ -275,7 +440,9 @@ class Scheduler:
         ):
             if request.status is not Status.RUNNING:
                 continue
-            computed = item.start + item.num_tokens
+            start, account = item.start, request.account
+            computed = start + item.num_tokens
+            request.ledger.step(item.num_tokens, len(planned), item.sample, now)
             reason: FinishReason | None = None
             if tokens:
                 if item.num_drafts:
@@ -287,7 +454,12 @@ class Scheduler:
                     computed = min(computed, request.num_tokens)
                 if request.first_token is None:
                     request.first_token = now
+                account.sampled += count
                 updates.append(RequestUpdate(request, tokens, logprobs, reason is not None))
+            # What preemption made it compute again is nobody's debt.
+            if request.num_reached_tokens > start:
+                start = min(computed, request.num_reached_tokens)
+            account.computed += computed - start
             request.num_computed_tokens = computed
             if computed >= request.kv.next_event:
                 kv.advance(request.kv, request.token_ids, computed)
@@ -295,10 +467,26 @@ class Scheduler:
                 self._finish(request, reason, now)
         return updates
 
+    def _measure(self, plan: StepPlan, seconds: float) -> None:
+        """Learn from the step that was computed how long such steps take."""
+        rows = self._num_decodes
+        tokens = products = 0
+        for item in plan.items[rows:]:
+            tokens += item.num_tokens
+            products += item.num_tokens * (2 * item.start + item.num_tokens)
+        self.chunks.book(rows, tokens, products / (2 * tokens) if tokens else 0.0, seconds)
+
     # ---- what others may ask ----------------------------------------------------------------
 
     def has_work(self) -> bool:
         return bool(self._requests)
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds until a plan can have something in it, where all wait for their tenants' rates."""
+        if self._running or not self.tenants.num_waiting:
+            return 0.0
+        return self.tenants.idle_s(self._clock())
 
     @property
     def num_running(self) -> int:
@@ -306,7 +494,16 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return self.tenants.num_waiting
+
+    @property
+    def num_preemptions(self) -> int:
+        return sum(self.preemptions.values())
+
+    @property
+    def num_held_up(self) -> int:
+        """How often a tenant's requests began to wait for its budget."""
+        return self.tenants.num_held_up
 
     @property
     def kv_usage(self) -> float:
@@ -315,11 +512,10 @@ class Scheduler:
 
     def check(self) -> None:
         """Assert all invariants, for tests and for an idle engine."""
-        running, waiting = self._running, self._waiting
-        assert running == sorted(running, key=_by_order)
-        assert waiting == sorted(waiting, key=_by_order)
+        running, waiting = self._running, list(self.tenants)
+        assert running == sorted(running, key=by_key)
         assert {r.id for r in running + waiting} == set(self._requests)
-        assert len(running) + len(waiting) == len(self._requests)
+        assert len(running) + len(waiting) == len(self._requests) == len(running) + self.num_waiting
         rows = [r.row for r in running] + self._free_rows
         assert sorted(rows) == list(range(self.max_rows)), "a row is lost or used twice"
         for request in running:
@@ -330,7 +526,13 @@ class Scheduler:
             assert request.status is Status.WAITING
             assert request.row == -1 and request.num_computed_tokens == 0
             assert request.kv.capacity == 0
+        self.tenants.check(running)
         self.kv.check(request.kv for request in running)
+
+
+def _may_go(request: Request) -> bool:
+    """Whether a request got further than where it was when it was last preempted."""
+    return request.num_computed_tokens > request.num_reached_tokens
 
 
 def _append(request: Request, tokens: list[int]) -> tuple[int, FinishReason | None]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import Receive, Scope, Send
 
+from elinvar.base.errors import QueueFullError
+from elinvar.base.handling import Handling
 from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
 from elinvar.server.service import Choice, Event, Service, Usage
 from elinvar.server.wire import DONE, Wire
@@ -50,22 +52,34 @@ class Answer:
     service: Service
     wire: Wire
     choices: Sequence[Choice]
+    handling: Handling
     end_ids: frozenset[int]
     """The model's end tokens: they have no text and get no log-probs."""
     stream: bool
     with_usage: bool
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._send(scope, receive, send)
+        except QueueFullError as error:
+            refusal = as_api_error(error)
+            assert refusal is not None
+            refusal.headers |= self.service.limits_of(self.handling.tenant)
+            raise refusal from None
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with (
             cancelled_when_client_leaves(receive),
-            self.service.run(self.wire.id, self.choices) as events,
+            self.service.run(
+                self.wire.id, scope["elinvar.request_id"], self.choices, self.handling
+            ) as events,
         ):
             if self.stream:
                 await self._send_stream(events, send)
             else:
                 await self._send_whole(events, send)
 
-    async def _send_whole(self, events: AsyncIterator[Event], send: Send) -> None:
+    async def _send_whole(self, events: AsyncGenerator[Event, None], send: Send) -> None:
         usage = Usage()
         collected = {choice.index: _Collected() for choice in self.choices}
         async for choice, delta in events:
@@ -83,14 +97,20 @@ class Answer:
             done.append({"index": choice.index, **content, **part.end})
         body = self.wire.response(done, usage.as_json())
         length = (b"content-length", b"%d" % len(body))
-        await _start(send, [*_JSON_HEADERS, length])
+        timing = self.service.explanations.timing_of_all(self.wire.id)
+        await _start(send, [*_JSON_HEADERS, length, *timing, *self._limits()])
         await _last(send, body)
 
-    async def _send_stream(self, events: AsyncIterator[Event], send: Send) -> None:
+    async def _send_stream(self, events: AsyncGenerator[Event, None], send: Send) -> None:
         wire, usage = self.wire, Usage()
-        await _start(send, _SSE_HEADERS)
+        # What fails before the first token has a status of its own, and how long that took is known.
+        choice, delta = await anext(events)
+        timing = self.service.explanations.timing_of_first(wire.id, choice.index)
+        await _start(send, [*_SSE_HEADERS, *timing, *self._limits()])
         try:
-            await _more(send, b"".join(wire.opening(choice.index) for choice in self.choices))
+            usage.push(choice, delta)
+            opening = b"".join(wire.opening(choice.index) for choice in self.choices)
+            await _more(send, opening + self._chunk(choice, delta))
             async for choice, delta in events:
                 usage.push(choice, delta)
                 await _more(send, self._chunk(choice, delta))
@@ -106,6 +126,10 @@ class Answer:
                 answer = INTERNAL
             end = _error_event(answer)
         await _last(send, end)
+
+    def _limits(self) -> list[tuple[bytes, bytes]]:
+        limits = self.service.limits_of(self.handling.tenant)
+        return [(name.encode(), value.encode()) for name, value in limits.items()]
 
     def _chunk(self, choice: Choice, delta: Delta) -> bytes:
         logprobs = self._logprobs(choice, delta)

@@ -30,7 +30,9 @@ from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_er
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
 from elinvar.server.openai import OpenAIRoutes
 from elinvar.server.service import Service
+from elinvar.server.tenants import NOBODY, Keys, Tenants
 from elinvar.server.texts import TextRoutes
+from elinvar.server.trace import TraceFile
 
 if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
@@ -58,6 +60,7 @@ class Door:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
+        scope["elinvar.request_id"] = request_id.decode()
         status = 499  # until something is sent: the client left first (nginx's number)
 
         async def send_with_id(message: Message) -> None:
@@ -119,9 +122,13 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     grace_seconds: float = GRACE_SECONDS,
     allow_adapter_loading: bool = False,
+    tenants: Tenants = NOBODY,
+    trace: TraceFile | None = None,
 ) -> Starlette:
     """The application that serves `engine` under the name `model_name`, and its adapters under their
-    own. allow_adapter_loading: clients may load them from folders here, and unload them.
+    own. allow_adapter_loading: clients may load them from folders here, and unload them. tenants: those
+    whose keys are asked for; their limits are the engine's (EngineConfig.tenants). trace: told of every
+    request that ends, and closed at the end.
 
     Its lifespan starts the engine's thread and, at the end, lets what runs finish for
     `grace_seconds`. Beyond the rows that run, `max_waiting` answers may wait; more get a 429.
@@ -132,7 +139,10 @@ def create_app(
     routes = OpenAIRoutes(core, service, model_name, max_body_bytes).routes()
     if allow_adapter_loading:
         routes += AdapterRoutes(engine, model_name, max_body_bytes).routes()
-    return _application(engine, routes, metrics, core.metrics.expose, grace_seconds)
+    routes += service.explanations.routes()
+    if trace is not None:
+        core.watchers.append(trace)
+    return _application(engine, routes, metrics, core.metrics.expose, grace_seconds, tenants, trace)
 
 
 def create_text_app(
@@ -168,6 +178,8 @@ def _application(
     metrics: HTTPMetrics,
     more_metrics: Callable[[], bytes],
     grace_seconds: float,
+    tenants: Tenants = NOBODY,
+    trace: TraceFile | None = None,
 ) -> Starlette:
     ready = False
 
@@ -193,6 +205,8 @@ def _application(
         finally:
             ready = False
             await engine.shutdown(grace_seconds)
+            if trace is not None:
+                trace.close()
 
     app = Starlette(
         routes=[
@@ -200,7 +214,7 @@ def _application(
             Route("/health", health, methods=["GET"]),
             Route("/metrics", show_metrics, methods=["GET"]),
         ],
-        middleware=[Middleware(Door, metrics=metrics)],
+        middleware=[Middleware(Door, metrics=metrics), Middleware(Keys, tenants=tenants)],
         exception_handlers={HTTPException: _http_exception},
         lifespan=lifespan,
     )

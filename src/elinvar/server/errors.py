@@ -5,13 +5,14 @@ Owns the mapping from exceptions to (HTTP status, body). Nothing here knows the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 from starlette.exceptions import HTTPException
 
-from elinvar.base.errors import EngineError, InputError, ModelError
+from elinvar.base.errors import EngineError, InputError, ModelError, QueueFullError
 
 
 @dataclass(eq=False)
@@ -85,15 +86,15 @@ def unknown_model(name: str, served: Sequence[str]) -> ApiError:
     )
 
 
-def overloaded(count: int, what: str) -> ApiError:
-    return ApiError(
-        429,
-        f"The server is overloaded: {count} {what} are running or waiting. Try again in a second.",
-        None,
-        "rate_limit_exceeded",
-        "rate_limit_error",
-        {"Retry-After": "1"},
-    )
+def overloaded(count: int, what: str, retry_after_s: float = 1.0) -> ApiError:
+    message = f"The server is overloaded: {count} {what} are running or waiting; try again later."
+    return too_many(message, retry_after_s)
+
+
+def too_many(message: str, retry_after_s: float) -> ApiError:
+    """retry_after_s: when it is worth while to ask again."""
+    headers = {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
+    return ApiError(429, message, None, "rate_limit_exceeded", "rate_limit_error", headers)
 
 
 def unavailable(message: str) -> ApiError:
@@ -107,6 +108,8 @@ def as_api_error(error: Exception) -> ApiError | None:
             return error
         case InputError():
             return invalid_value(error.field, str(error))
+        case QueueFullError():
+            return too_many(str(error), error.retry_after_s)
         case EngineError():
             return unavailable(str(error))
         case ModelError():

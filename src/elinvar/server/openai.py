@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from elinvar.base.handling import Handling
 from elinvar.engine.seeds import choice_seed
 from elinvar.server import prepare
 from elinvar.server.answer import Answer
@@ -24,6 +25,7 @@ from elinvar.server.body import read_body
 from elinvar.server.errors import invalid_value, unknown_model
 from elinvar.server.schema import ChatRequest, CompletionRequest, decode
 from elinvar.server.service import Choice, Service
+from elinvar.server.tenants import tenant_of
 from elinvar.server.tokens import TokenNames
 from elinvar.server.wire import ChatWire, CompletionWire, Wire, encode
 
@@ -71,29 +73,34 @@ class OpenAIRoutes:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
         parsed = decode(body, ChatRequest)
         wanted = self._wanted(parsed)
+        handling = self._handling(parsed, request)
         self._service.check_count(wanted.n, "n")
         messages = prepare.chat_messages(parsed)
         options, size = prepare.chat_options(parsed), prepare.text_length(messages)
         encode = partial(self._engine.encode_chat, options=options)
         prompt = await _run(size, encode, messages)
         choices = self._choices(wanted, [prompt], None, "messages")
-        return self._answer(parsed, ChatWire, wanted, choices)
+        return self._answer(parsed, ChatWire, wanted, choices, handling)
 
     async def completions(self, request: Request) -> Any:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
         parsed = decode(body, CompletionRequest)
         wanted = self._wanted(parsed)
+        handling = self._handling(parsed, request)
         prompts = prepare.completion_prompts(parsed, self._engine.model_config.vocab_size)
         self._service.check_count(len(prompts) * wanted.n, "n" if len(prompts) == 1 else "prompt")
         size = sum(len(p) for p in prompts if isinstance(p, str))
         ids = await _run(size, self._encode_all, prompts)
         choices = self._choices(wanted, ids, prepare.DEFAULT_COMPLETION_TOKENS, "prompt")
-        return self._answer(parsed, CompletionWire, wanted, choices)
+        return self._answer(parsed, CompletionWire, wanted, choices, handling)
 
     def _wanted(self, parsed: ChatRequest | CompletionRequest) -> prepare.Wanted:
         adapter = self._adapter(parsed.model)
         wanted = prepare.wanted(parsed)
         return replace(wanted, params=replace(wanted.params, adapter=adapter))
+
+    def _handling(self, parsed: ChatRequest | CompletionRequest, request: Request) -> Handling:
+        return prepare.handling(parsed, tenant_of(request.scope), self._engine.config.policy)
 
     def _choices(
         self,
@@ -125,12 +132,15 @@ class OpenAIRoutes:
         kind: type[Wire],
         wanted: prepare.Wanted,
         choices: Sequence[Choice],
+        handling: Handling,
     ) -> Answer:
         fingerprint = self._engine.fingerprint_of(wanted.params.adapter)
+        tier = prepare.tier_used(parsed)
         return Answer(
             service=self._service,
-            wire=kind(parsed.model, fingerprint, self._names, wanted.stream_usage),
+            wire=kind(parsed.model, fingerprint, self._names, wanted.stream_usage, tier),
             choices=choices,
+            handling=handling,
             end_ids=self._engine.tokenizer.eos_ids,
             stream=bool(parsed.stream),
             with_usage=wanted.stream_usage,

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from elinvar.base.config import PolicyName
+from elinvar.base.errors import InputError
+from elinvar.base.handling import Handling
 from elinvar.base.sampling import MAX_LOGPROBS, SamplingParams
 from elinvar.engine.chat import ChatOptions
 from elinvar.server.errors import bad_request, invalid_value, not_supported, too_long
@@ -19,6 +22,9 @@ MAX_CHOICES = 128
 """OpenAI's own limit of `n`."""
 DEFAULT_COMPLETION_TOKENS = 16
 """What /v1/completions generates when max_tokens is not given."""
+
+SERVICE_TIERS = "auto", "default", "priority", "flex"
+"""Of OpenAI's words those that mean something here; `flex` is slower where others wait."""
 
 Prompt = str | list[int]
 Number = TypeVar("Number", int, float)
@@ -214,6 +220,41 @@ def sampling_params(
 
 def _or(value: Number | None, default: Number) -> Number:
     return default if value is None else value
+
+
+def handling(request: ChatRequest | CompletionRequest, tenant: str, policy: PolicyName) -> Handling:
+    """How it is treated among others. Raises ApiError or InputError naming the field."""
+    if request.priority and policy != "priority":
+        message = f"priority changes nothing where the server's policy is {policy}; leave it out."
+        raise invalid_value("priority", message)
+    if request.expect_return_s is not None and request.session_id is None:
+        message = "expect_return_s says when a session comes back; give its session_id, too."
+        raise invalid_value("expect_return_s", message)
+    tier = request.service_tier
+    if tier is not None and tier not in SERVICE_TIERS:
+        known = ", ".join(SERVICE_TIERS)
+        message = f"service_tier must be one of {known}, got {tier[:100]!r}."
+        raise invalid_value("service_tier", message)
+    try:
+        return Handling(
+            tenant=tenant,
+            service="batch" if tier == "flex" else "interactive",
+            priority=_or(request.priority, 0),
+            session=request.session_id,
+            expect_return_s=request.expect_return_s,
+        )
+    except InputError as error:
+        if error.field != "session":
+            raise
+        raise invalid_value("session_id", f"session_id{str(error)[len('session') :]}") from None
+
+
+def tier_used(request: ChatRequest | CompletionRequest) -> str | None:
+    """What the answer says of service_tier, as OpenAI's does: what it was served as, if anything was
+    asked for. Nobody is served better than by default."""
+    if request.service_tier is None:
+        return None
+    return "flex" if request.service_tier == "flex" else "default"
 
 
 def stream_usage(request: ChatRequest | CompletionRequest) -> bool:

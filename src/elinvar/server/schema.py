@@ -64,6 +64,10 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     min_p: float | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
+    priority: int | None = None
+    session_id: str | None = None
+    expect_return_s: float | None = None
+    service_tier: str | None = None
     # Not served yet.
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
@@ -93,7 +97,6 @@ class ChatRequest(Common, kw_only=True):
     prompt_cache_options: Any = None
     prompt_cache_retention: str | None = None
     response_format: Any = None
-    service_tier: str | None = None
     store: bool | None = None
     tool_choice: Any = None
     tools: list[Any] | None = None
@@ -139,7 +142,6 @@ DEFAULTS: dict[str, tuple[object, ...]] = {
     "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory",),
     "response_format": ({"type": "text"},),
-    "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),

@@ -6,14 +6,18 @@ HTTP request, leaving `run` ends them.
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from elinvar.base.handling import Handling
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.aio import Ask
 from elinvar.server.errors import ApiError, invalid_value, overloaded, unavailable
+from elinvar.server.explain import Explanations, choice_id
 
 if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
@@ -60,29 +64,56 @@ class Service:
     """The engine as the endpoints see it. Lives in one event loop."""
 
     def __init__(self, engine: AsyncEngine, max_live: int) -> None:
+        self.explanations = Explanations(engine)
         self._engine = engine
         self._max_live = max_live
         self.num_live = 0
         """Engine requests that run or wait for this server."""
+        self._ends: deque[float] = deque(maxlen=64)
+        """When the last of them ended."""
 
     @asynccontextmanager
     async def run(
-        self, response_id: str, choices: Sequence[Choice]
-    ) -> AsyncIterator[AsyncIterator[Event]]:
+        self, response_id: str, request_id: str, choices: Sequence[Choice], handling: Handling
+    ) -> AsyncIterator[AsyncGenerator[Event, None]]:
         """The deltas of all choices as they come. Leaving the context aborts what still runs.
 
         Raises ApiError 429 when the waiting queue is full, InputError for what the engine cannot
         serve, EngineError when it stopped.
         """
         self._admit(len(choices))
+        size = len(choices)
         try:
-            asks = [Ask(c.prompt_ids, c.params, f"{response_id}-{c.index}") for c in choices]
+            asks = [
+                Ask(c.prompt_ids, c.params, choice_id(response_id, c.index), handling)
+                for c in choices
+            ]
             # The engine refuses bad parameters in this call, before anything is sent to the client.
             deltas = self._engine.generate_all(asks)
-            async with aclosing(_events(choices, deltas)) as events:
-                yield events
+            with self.explanations.following(response_id, request_id, handling.tenant, size):
+                async with aclosing(_events(choices, deltas)) as events:
+                    yield events
         finally:
-            self.num_live -= len(choices)
+            self.num_live -= size
+            self._ends.extend([time.monotonic()] * size)
+
+    def limits_of(self, tenant: str) -> dict[str, str]:
+        """What the tenant may still ask for, in OpenAI's headers. `requests` are those that may run
+        or wait at once, `tokens` those that it may use without a pause."""
+        core = self._engine.engine
+        limits, now = core.config.tenants.get(tenant), time.monotonic()
+        left = None if limits is None else core.scheduler.tenants.left(tenant, now)
+        if limits is None or left is None:
+            return {}
+        headers: dict[str, str] = {}
+        if left.requests is not None:
+            most = (limits.max_running or 0) + (limits.max_waiting or 0)
+            headers |= {"limit-requests": str(most), "remaining-requests": str(left.requests)}
+        if left.tokens is not None:
+            most = int((limits.tokens_per_s or 0) * limits.burst_s)
+            headers |= {"limit-tokens": str(most), "remaining-tokens": str(left.tokens)}
+            headers |= {"reset-tokens": f"{left.full_s:.3f}s"}
+        return {f"x-ratelimit-{name}": value for name, value in headers.items()}
 
     def check_count(self, count: int, field: str) -> None:
         """Refuses a request that could never be admitted, before it is given memory."""
@@ -92,8 +123,15 @@ class Service:
 
     def _admit(self, count: int) -> None:
         if self.num_live + count > self._max_live:
-            raise overloaded(self.num_live, "answers")
+            raise overloaded(self.num_live, "answers", self._room_s(count))
         self.num_live += count
+
+    def _room_s(self, count: int) -> float:
+        """Seconds until so many answers should have ended, at the rate of late; at most an hour."""
+        ends = self._ends
+        if not ends:
+            return 1.0
+        return min(3600.0, count * (time.monotonic() - ends[0]) / len(ends))
 
 
 async def _events(

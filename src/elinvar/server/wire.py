@@ -33,11 +33,20 @@ class Wire(ABC):
     whole: str
     part: str
 
-    def __init__(self, model: str, fingerprint: str, names: TokenNames, with_usage: bool) -> None:
+    def __init__(
+        self,
+        model: str,
+        fingerprint: str,
+        names: TokenNames,
+        with_usage: bool,
+        service_tier: str | None = None,
+    ) -> None:
         self.id = f"{self.id_prefix}{uuid.uuid4().hex}"
         self.names = names
         self._fields = {"created": int(time.time()), "model": model}
         self._fingerprint = {"system_fingerprint": fingerprint}
+        if service_tier is not None:
+            self._fingerprint["service_tier"] = service_tier
         head = {"id": self.id, "object": self.part, **self._fields, **self._fingerprint}
         self._head = b"data: " + encode(head)[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if with_usage else b"]}\n\n"
@@ -120,8 +129,8 @@ class CompletionWire(Wire):
     whole = "text_completion"
     part = "text_completion"
 
-    def __init__(self, model: str, fingerprint: str, names: TokenNames, with_usage: bool) -> None:
-        super().__init__(model, fingerprint, names, with_usage)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._offsets: dict[int, _Offsets] = {}
 
     def opening(self, index: int) -> bytes:

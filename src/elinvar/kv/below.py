@@ -1,0 +1,188 @@
+"""Below: contents of blocks in the tiers below the provider's memory, as sequences look for them.
+
+Owns what is saved and which nodes are remembered for it. A search takes several steps: tiers are asked
+what they have, then to bring it into host memory; meanwhile its sequence waits, and everything else
+goes on. What does not come is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from elinvar.base.plan import BlockMove
+from elinvar.kv.match import Found, Match
+from elinvar.kv.pool import BlockPool
+from elinvar.kv.tiers.hierarchy import HOST, UNKNOWN, Tiers
+from elinvar.kv.tiers.ticket import Ticket
+from elinvar.kv.tree import Node, Tree
+
+STEP_BYTES = 64 << 20
+"""Most that a step copies into the provider's memory, and out of it where nobody needs the block:
+some 15 ms, so that those who are answered meanwhile hardly notice."""
+
+
+@dataclass(slots=True, eq=False)
+class Lookup:
+    """How far the search of one sequence has come."""
+
+    ticket: Ticket | None = None
+    asked: bool = False
+    fetching: bool = False
+    over: bool = False
+    """Nothing more is to be had."""
+    from_tiers: dict[str, int] = field(default_factory=dict)
+    """Tokens that each tier gave, by the groups that keep every block."""
+
+    def end(self) -> None:
+        self.over = True
+        if self.ticket is not None:
+            self.ticket.release()
+            self.ticket = None
+
+
+class Below:
+    """block_bytes: of each group."""
+
+    def __init__(
+        self,
+        tiers: Tiers,
+        tree: Tree,
+        match: Match,
+        pools: Sequence[BlockPool],
+        block_bytes: Sequence[int],
+    ) -> None:
+        self._tiers, self._tree, self._match, self._pools = tiers, tree, match, pools
+        self._bytes = block_bytes
+        self.saves: list[BlockMove] = []
+        """Of the plan that is being made."""
+        self.compute_s: Callable[[int, int], float] = lambda start, end: math.inf
+        """Seconds that computing the tokens from one position to another takes."""
+        # Free blocks that were not saved, for when nobody has work; the last freed first to go.
+        self._unsaved: deque[tuple[int, int, Node]] = deque(
+            maxlen=sum(pool.num_blocks for pool in pools)
+        )
+        # Nodes whose content is nowhere but below, the one longest so first.
+        self._ghosts: OrderedDict[int, Node] = OrderedDict()
+        self._max_ghosts = 1024 + 8 * sum(pool.num_blocks for pool in pools)
+        for pool in pools:
+            pool.evicted = self._evicted(pool.group)
+
+    # ---- what goes down ---------------------------------------------------------------------
+
+    def _evicted(self, group: int) -> Callable[[int, Node], None]:
+        def save(block: int, node: Node) -> None:
+            self._save(group, block, node)
+            self._ghosts[id(node)] = node
+            self._ghosts.move_to_end(id(node))
+            if len(self._ghosts) > self._max_ghosts:
+                _, oldest = self._ghosts.popitem(last=False)
+                oldest.saved = False
+                self._tree.prune(oldest)
+
+        return save
+
+    def _save(self, group: int, block: int, node: Node) -> int:
+        node.saved = True
+        key = key_of(node, group)
+        if self._tiers.where([key])[0] == HOST:
+            return 0
+        self.saves.append(BlockMove(group, block, key))
+        return self._bytes[group]
+
+    def freed(self, group: int, block: int, node: Node) -> None:
+        """Nobody holds this block any more."""
+        self._unsaved.append((group, block, node))
+
+    @property
+    def has_unsaved(self) -> bool:
+        return bool(self._unsaved)
+
+    def save_some(self) -> None:
+        """In a step that has nothing else to do: what is lost when the engine ends."""
+        left = STEP_BYTES
+        while self._unsaved and left > 0:
+            group, block, node = self._unsaved.popleft()
+            if node.blocks[group] == block:
+                left -= self._save(group, block, node)
+
+    # ---- what comes up ----------------------------------------------------------------------
+
+    def search(
+        self, lookup: Lookup, root: bytes, token_ids: Sequence[int], found: Found
+    ) -> Found | None:
+        """What `found` becomes when contents in host memory count, too, where they stay until the
+        lookup has ended; None: not known yet."""
+        if lookup.over:
+            return found
+        if lookup.ticket is not None and not lookup.ticket.done:
+            return None
+        top, path, tokens = self._match.chain(root, token_ids)
+        levels = _Levels(self._tiers, path, len(self._bytes))
+
+        def best(least: int, most: int) -> Found:
+            def has(node: Node, group: int) -> bool:
+                return node.blocks[group] >= 0 or least <= levels.of(node, group) <= most
+
+            return self._match.within(top, list(path), tokens, has)
+
+        if lookup.fetching:
+            ready = best(HOST, HOST)
+            if ready.num_tokens > found.num_tokens:
+                return ready
+            lookup.end()
+            return found
+        if not (lookup.asked or self._ask(lookup, best(UNKNOWN, len(self._tiers.names)), levels)):
+            self._fetch(lookup, best(HOST, len(self._tiers.names)), levels, found.num_tokens)
+        return self.search(lookup, root, token_ids, found)
+
+    def _ask(self, lookup: Lookup, hoped: Found, levels: _Levels) -> bool:
+        """Ask the tiers for what nobody knows of; whether there is something to ask."""
+        lookup.asked = True
+        unknown = [n for n in self._match.needed(hoped) if levels.of(*n) == UNKNOWN]
+        if unknown:
+            lookup.ticket = self._tiers.ask(*self._keys(unknown))
+        return bool(unknown)
+
+    def _fetch(self, lookup: Lookup, there: Found, levels: _Levels, known: int) -> None:
+        """Have it brought up where that is quicker than to compute it."""
+        if there.num_tokens <= known:
+            lookup.end()
+            return
+        needed = list(self._match.needed(there))
+        keys, sizes = self._keys(needed)
+        seconds = self._tiers.predict([levels.of(*n) for n in needed], sizes)
+        if seconds > self.compute_s(known, there.num_tokens):
+            lookup.end()
+            return
+        for node, group in needed:
+            if group == needed[0][1]:
+                name = self._tiers.names[levels.of(node, group)]
+                lookup.from_tiers[name] = lookup.from_tiers.get(name, 0) + node.num_tokens
+        lookup.fetching = True
+        lookup.ticket = self._tiers.fetch(keys, sizes)
+
+    def _keys(self, needed: Sequence[tuple[Node, int]]) -> tuple[list[bytes], list[int]]:
+        return [key_of(*n) for n in needed], [self._bytes[group] for _, group in needed]
+
+
+class _Levels:
+    """Where the contents of nodes are, each looked up once."""
+
+    def __init__(self, tiers: Tiers, path: Sequence[Node], num_groups: int) -> None:
+        self._tiers = tiers
+        missing = [(n, g) for n in path for g in range(num_groups) if n.blocks[g] < 0]
+        keys = [key_of(*one) for one in missing]
+        self._levels = dict(zip(keys, tiers.where(keys), strict=True))
+
+    def of(self, node: Node, group: int) -> int:
+        key = key_of(node, group)
+        if key not in self._levels:
+            self._levels[key] = self._tiers.where([key])[0]
+        return self._levels[key]
+
+
+def key_of(node: Node, group: int) -> bytes:
+    return node.key + bytes([group])

@@ -1,0 +1,164 @@
+"""Explaining requests: GET /v1/requests/{id}/explain, and the header Server-Timing.
+
+Owns what is kept of answers that run or ended lately. The thread that steps writes into it, the
+event loop reads; each entry is of one HTTP request and has a record a choice.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from elinvar.engine.watch import Record, record
+from elinvar.server.errors import ApiError
+from elinvar.server.tenants import tenant_of
+from elinvar.server.wire import encode
+
+if TYPE_CHECKING:
+    from elinvar.engine.aio import AsyncEngine
+    from elinvar.engine.output import FinishReason
+    from elinvar.sched.request import Request as EngineRequest
+
+MAX_RECORDS = 1000
+"""Records of choices that ended; older ones are forgotten."""
+_HEADER_NAMES = {"queued": "queue"}
+_ALWAYS = "queued", "prefill", "decode"
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    response_id: str
+    request_id: str
+    tenant: str
+    size: int
+    """Choices that were asked for."""
+    before_first: dict[int, dict[str, int]] = field(default_factory=dict)
+    """Nanoseconds in each state until a choice's first token."""
+    ended: dict[int, Record] = field(default_factory=dict)
+
+
+def choice_id(response_id: str, index: int) -> str:
+    """What the engine calls one choice of an answer."""
+    return f"{response_id}-{index}"
+
+
+class Explanations:
+    """A Watcher of the engine."""
+
+    def __init__(self, engine: AsyncEngine, max_records: int = MAX_RECORDS) -> None:
+        self._engine = engine
+        self._max_records = max_records
+        self._entries: dict[str, _Entry] = {}
+        self._by_request: dict[tuple[str, str], _Entry] = {}
+        self._closed: deque[_Entry] = deque()
+        self._num_closed = 0
+        engine.engine.watchers.append(self)
+
+    @contextmanager
+    def following(
+        self, response_id: str, request_id: str, tenant: str, size: int
+    ) -> Iterator[None]:
+        """While an answer of `size` choices runs."""
+        entry = _Entry(response_id, request_id, tenant, size)
+        self._entries[response_id] = self._by_request[tenant, request_id] = entry
+        try:
+            yield
+        finally:
+            self._close(entry)
+
+    def _close(self, entry: _Entry) -> None:
+        self._closed.append(entry)
+        self._num_closed += entry.size
+        while self._num_closed > self._max_records and len(self._closed) > 1:
+            old = self._closed.popleft()
+            self._num_closed -= old.size
+            del self._entries[old.response_id]
+            key = old.tenant, old.request_id
+            if self._by_request.get(key) is old:
+                del self._by_request[key]
+
+    def began(self, request: EngineRequest) -> None:
+        entry, index = self._of(request)
+        if entry is not None:
+            entry.before_first[index] = request.ledger.parts(request.first_token or 0.0)
+
+    def ended(self, request: EngineRequest, reason: FinishReason) -> None:
+        entry, index = self._of(request)
+        if entry is not None:
+            entry.ended[index] = record(request, reason)
+
+    def _of(self, request: EngineRequest) -> tuple[_Entry | None, int]:
+        response_id, _, index = request.id.rpartition("-")
+        entry = self._entries.get(response_id)
+        return entry, 0 if entry is None else int(index)
+
+    # ---- the header -------------------------------------------------------------------------
+
+    def timing_of_all(self, response_id: str) -> list[tuple[bytes, bytes]]:
+        """Server-Timing of a whole answer: of the choice that ended last."""
+        entry = self._entries.get(response_id)
+        if entry is None or not entry.ended:
+            return []
+        last = max(entry.ended.values(), key=lambda one: one["arrived"] + one["wall_ns"] / 1e9)
+        parts = dict(last["parts_ns"])
+        return _server_timing({**parts, "total": last["wall_ns"]}, (*_ALWAYS, "total"))
+
+    def timing_of_first(self, response_id: str, index: int) -> list[tuple[bytes, bytes]]:
+        """What is known when the first byte of a stream is sent."""
+        entry = self._entries.get(response_id)
+        if entry is None or index not in entry.before_first:
+            return []
+        return _server_timing(entry.before_first[index], ("queued", "prefill"))
+
+    # ---- the endpoint -----------------------------------------------------------------------
+
+    def routes(self) -> list[Route]:
+        return [Route("/v1/requests/{id:path}/explain", self.explain, methods=["GET"])]
+
+    async def explain(self, request: Request) -> Response:
+        wanted, tenant = request.path_params["id"], tenant_of(request.scope)
+        entry = self._entries.get(wanted)
+        if entry is None or entry.tenant != tenant:
+            entry = self._by_request.get((tenant, wanted))
+        choices = [] if entry is None else await self._records(entry)
+        if entry is None or not choices:
+            raise ApiError(
+                404,
+                f"No request '{wanted[:200]}' runs or ended lately; give the id of an answer, or "
+                "its x-request-id.",
+                "id",
+                "request_not_found",
+            )
+        body = {
+            "id": entry.response_id,
+            "object": "request.explanation",
+            "request_id": entry.request_id,
+            "choices": choices,
+        }
+        return Response(encode(body), media_type="application/json")
+
+    async def _records(self, entry: _Entry) -> list[Record]:
+        indices = range(entry.size)
+        open_ = [choice_id(entry.response_id, i) for i in indices if i not in entry.ended]
+        running = await self._engine.explain(open_) if open_ else {}
+        found = ((i, running.get(choice_id(entry.response_id, i))) for i in indices)
+        # What ended while we asked is no longer among those that run.
+        records = ((i, entry.ended.get(i, one)) for i, one in found)
+        return [{**one, "id": entry.response_id, "index": i} for i, one in records if one]
+
+
+def _server_timing(parts: Mapping[str, int], always: Iterable[str]) -> list[tuple[bytes, bytes]]:
+    """In milliseconds, as W3C's Server Timing has it; of the parts that took no time, `always`."""
+    text = ", ".join(
+        f"{_HEADER_NAMES.get(state, state)};dur={ns / 1e6:.3f}"
+        for state, ns in parts.items()
+        if ns or state in always
+    )
+    return [(b"server-timing", text.encode())]

@@ -1,0 +1,167 @@
+"""Tenants: whose API key a request has, read from a file, and the layer that asks for it.
+
+Owns keys; what a tenant may take is base.limits', and who keeps to it is the scheduler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from elinvar.base.errors import InputError
+from elinvar.base.handling import MAX_NAME
+from elinvar.base.limits import ANY_TENANT, TenantLimits
+from elinvar.server.errors import ApiError
+
+DEFAULT = "default"
+"""The tenant of everybody without a known key, where the file has one of this name."""
+_LIMITS = tuple(one.name for one in fields(TenantLimits))
+_KEYS = "key", "key_sha256"
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tenants:
+    """Who is who. Without any, everybody is the tenant ""."""
+
+    limits: Mapping[str, TenantLimits] = field(default_factory=dict)
+    """By name; see EngineConfig.tenants."""
+    keys: tuple[tuple[bytes, str], ...] = ()
+    """(SHA-256 of a key, name)."""
+
+    def of(self, key: str | None) -> str | None:
+        """The name; None: nobody's key. The time it takes says nothing about the keys there are."""
+        if not self.limits:
+            return ""
+        found = DEFAULT if DEFAULT in self.limits else None
+        if key is not None:
+            given = hashlib.sha256(key.encode()).digest()
+            for known, name in self.keys:
+                if hmac.compare_digest(given, known):
+                    found = name
+        return found
+
+
+NOBODY = Tenants()
+
+
+def hash_key(key: str) -> str:
+    """What a file may have in the place of a key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def read_tenants(path: Path) -> Tenants:
+    """The tenants of a TOML or JSON file (docs/serving.md). Raises InputError naming the file and
+    what is wrong in it."""
+    tables = _parse(path)
+    limits: dict[str, TenantLimits] = {}
+    keys: dict[bytes, str] = {}
+    for name, table in tables.items():
+        try:
+            limits[name], digests = _tenant(name, table)
+            for digest in digests:
+                if digest in keys:
+                    raise InputError("key", f"it has the key of {keys[digest]!r}; give it another.")
+                keys[digest] = name
+        except InputError as error:
+            raise InputError("tenants", f"Bad tenant {name!r} in {path}: {error}") from None
+    return Tenants(limits, tuple(keys.items()))
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes().decode()
+        is_json = path.suffix == ".json"
+        found = json.loads(text) if is_json else tomllib.loads(text)
+    except UnicodeDecodeError:
+        raise InputError("tenants", f"{path} is not UTF-8 text.") from None
+    except (ValueError, RecursionError) as error:
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise InputError("tenants", f"{path} is not {kind}: {error}.") from None
+    tables = found.get("tenants") if isinstance(found, dict) else None
+    if not isinstance(tables, dict) or not tables or found.keys() != {"tenants"}:
+        raise InputError(
+            "tenants", f"{path} must hold tables of tenants such as [tenants.alice], nothing else."
+        )
+    return tables
+
+
+def _tenant(name: str, table: Any) -> tuple[TenantLimits, list[bytes]]:
+    if not name or name == ANY_TENANT or len(name) > MAX_NAME:
+        raise InputError("name", f"a name has 1 to {MAX_NAME} characters and is not {ANY_TENANT}.")
+    if not isinstance(table, dict):
+        raise InputError("tenants", "it must be a table of settings.")
+    unknown = table.keys() - {*_LIMITS, *_KEYS}
+    if unknown:
+        known = ", ".join((*_KEYS, *_LIMITS))
+        raise InputError("tenants", f"unknown setting {min(unknown)!r}; there are {known}.")
+    digests = [hashlib.sha256(key.encode()).digest() for key in _texts(table, "key")]
+    for text in _texts(table, "key_sha256"):
+        if not _SHA256.fullmatch(text):
+            raise InputError(
+                "key_sha256",
+                "key_sha256 must be the 64 hexadecimal digits that 'elinvar key' prints.",
+            )
+        digests.append(bytes.fromhex(text))
+    if not digests and name != DEFAULT:
+        raise InputError("key", f"give it a key or a key_sha256; only {DEFAULT!r} needs none.")
+    return TenantLimits(**{n: table[n] for n in _LIMITS if n in table}), digests
+
+
+def _texts(table: Mapping[str, Any], name: str) -> list[str]:
+    """One text or several: while a key is replaced by another, both are good."""
+    value = table.get(name, [])
+    many = [value] if isinstance(value, str) else value
+    if not isinstance(many, list) or not all(isinstance(one, str) and one for one in many):
+        raise InputError(name, f"{name} must be a text that is not empty, or a list of such.")
+    return many
+
+
+class Keys:
+    """The layer that finds out whose request it is, for what is under /v1/."""
+
+    def __init__(self, app: ASGIApp, tenants: Tenants) -> None:
+        self._app = app
+        self._tenants = tenants
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
+            tenant = self._tenants.of(_bearer(scope))
+            if tenant is None:
+                raise _unknown_key()
+            scope["elinvar.tenant"] = tenant
+        await self._app(scope, receive, send)
+
+
+def tenant_of(scope: Scope) -> str:
+    """Whose request it is; "" where keys mean nothing."""
+    return str(scope.get("elinvar.tenant", ""))
+
+
+def _bearer(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            kind, _, key = value.decode("latin-1").partition(" ")
+            if kind.lower() == "bearer":
+                return str(key).strip()
+    return None
+
+
+def _unknown_key() -> ApiError:
+    # Not a word of the key that was given: answers end up in logs.
+    return ApiError(
+        401,
+        "Incorrect API key provided; send one that this server knows as 'Authorization: Bearer KEY'.",
+        None,
+        "invalid_api_key",
+        headers={"WWW-Authenticate": "Bearer"},
+    )

@@ -1,0 +1,72 @@
+"""Contents that follow from their keys, a tier in a dict that fails when told, and waiting."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from elinvar.kv.tiers.tier import TierError
+
+SIZES = (3_000, 20_000, 70_000)
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(4, "little") * 8
+
+
+def size(number: int) -> int:
+    return SIZES[number % len(SIZES)]
+
+
+def content(number: int) -> bytes:
+    return random.Random(number).randbytes(size(number))
+
+
+def wait_for(condition: Callable[[], object], limit_s: float = 20.0) -> None:
+    until = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.001)
+
+
+class FakeTier:
+    """A dict. `fail` raises before the next calls do anything; `gate` holds them until it is set."""
+
+    def __init__(self, name: str = "fake") -> None:
+        self.name = name
+        self.contents: dict[bytes, bytes] = {}
+        self.fail: BaseException | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+        self.calls: list[str] = []
+        self.is_closed = False
+
+    def _enter(self, call: str) -> None:
+        self.calls.append(call)
+        self.gate.wait()
+        if self.fail is not None:
+            raise self.fail
+
+    def has(self, keys: Sequence[bytes]) -> list[bool]:
+        self._enter("has")
+        return [key in self.contents for key in keys]
+
+    def read(self, key: bytes, into: memoryview) -> bool:
+        self._enter("read")
+        data = self.contents.get(key)
+        if data is None or len(data) != len(into):
+            return False
+        into[:] = data
+        return True
+
+    def write(self, key: bytes, data: memoryview) -> None:
+        self._enter("write")
+        self.contents[key] = bytes(data)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+DOWN = TierError("it is down")

@@ -37,7 +37,7 @@ from elinvar.weights.checkpoint import open_checkpoint
 
 F32 = NDArray[np.float32]
 PROSE = Path(__file__).parents[1] / "tests/data/prose.txt"
-STEP = 512
+STEP = 256
 """Tokens computed at once; what is found does not depend on it."""
 
 
@@ -128,10 +128,10 @@ def log_probs(model: Model, ops: Ops, ids: Sequence[int], kv_dtype: KVDtype) -> 
             logit_rows=np.arange(len(positions), dtype=np.int32),
         )
         logits = model.forward(batch, kv)
-        largest = logits.max(-1)
-        sums = np.exp(logits - largest[:, None]).sum(-1, dtype=np.float64)
-        targets = np.array(ids, np.int32)[positions + 1]
-        found.append(logits[np.arange(len(targets)), targets] - largest - np.log(sums))
+        logits -= logits.max(-1, keepdims=True)
+        chosen = logits[np.arange(len(positions)), np.array(ids, np.int32)[positions + 1]]
+        sums = np.exp(logits, out=logits).sum(-1, dtype=np.float64)
+        found.append(chosen - np.log(sums))
     return np.concatenate(found)
 
 

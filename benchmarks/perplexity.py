@@ -5,8 +5,8 @@ in windows of some lengths, every token of a window predicted from those before 
 
 `prose` is tests/data/prose.txt: the project's own, so no model was trained on it. `python` is the
 language reference that the standard library carries (pydoc_data, licence of Python), for contexts longer
-than the prose; its words differ between versions, so the result says which. int4 and int4-32 are not
-formats of the cache: an f32 cache is rounded to them as it is written.
+than the prose; its words differ between versions, so the result says which. Those with a
+hyphen and int4 are no formats of the cache: one of f32 is rounded to them as it is written.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ Rounding = Callable[[F32], F32]
 """Of vectors [T, H, D] to what is kept of them."""
 
 
-def codes_of_8_bits(x_THD: F32) -> F32:
-    codes, scales = to_int8(x_THD)
-    return codes * scales[..., None]
+def codes_of_8_bits(x_THD: F32, group: int | None = None) -> F32:
+    """As the cache's, with a scale for each `group` values of a vector, or for all."""
+    codes, scales = to_int8(x_THD.reshape(*x_THD.shape[:2], -1, group or x_THD.shape[2]))
+    return (codes * scales[..., None]).reshape(x_THD.shape)
 
 
 def codes_of_4_bits(x_THD: F32, group: int | None = None) -> F32:
@@ -79,6 +80,9 @@ def turned(x_THD: F32, rounding: Rounding) -> F32:
 
 groups_of_32 = partial(codes_of_4_bits, group=32)
 SIMULATED: dict[str, tuple[Rounding, Rounding]] = {
+    "int8-64": (partial(codes_of_8_bits, group=64),) * 2,
+    "int8-turned": (partial(turned, rounding=codes_of_8_bits),) * 2,
+    "int8-f32": (codes_of_8_bits, lambda x_THD: x_THD),
     "int4": (codes_of_4_bits, codes_of_4_bits),
     "int4-32": (groups_of_32, groups_of_32),
     "int4-turned": (partial(turned, rounding=groups_of_32),) * 2,

@@ -220,6 +220,7 @@ def test_online_against_a_server(tiny_gguf: Path, tmp_path: Path) -> None:
         assert found["completed"] == found["requests"] == 8 and found["trace"] == "trace.jsonl"
         assert found["url"] == f"{server.url}/v1"
         assert found["output_tokens_per_s"] == pytest.approx(8 * 5 / found["seconds"], rel=0.01)
+        assert_fails(run(*ask, "--priority", 5), 1, "400", "the server's policy is fcfs")
         ask[2] = "other"
         assert_fails(run(*ask), 1, "404", "other")
         assert server.idle()

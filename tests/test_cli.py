@@ -205,6 +205,17 @@ def test_prompts_file_keeps_order_and_equals_single_runs(
     assert piped.stdout == done.stdout
 
 
+def test_a_window_changes_the_answer_where_the_past_is_long(smollm2_gguf: Path) -> None:
+    text = "The colour of the house is blue. " + "It rained. " * 60 + "The colour of the house is"
+    command = ["generate", smollm2_gguf, "--prompt", "-", "--temperature", 0, "--max-tokens", 12]
+    everything = run(*command, stdin=text).stdout
+    wide = [*command, "--attention-window", 1000]
+    assert run(*wide, stdin=text).stdout == everything
+    narrow = [*command, "--attention-window", 64]
+    assert run(*narrow, "--attention-sinks", 64, stdin=text).returncode == 0
+    assert_fails(run(*command, "--attention-sinks", 64, stdin=text), 2, "attention_window")
+
+
 def test_ctrl_c_keeps_the_finished_lines(smollm2_gguf: Path, tmp_path: Path) -> None:
     """The second prompt goes on for long; those behind it are done when Ctrl-C comes."""
     file = tmp_path / "prompts.jsonl"

@@ -18,6 +18,7 @@ import pytest
 
 from elinvar.server.tenants import hash_key
 from processes import ELINVAR, ENVIRONMENT, assert_fails, run
+from serving import TEMPLATE
 
 LONG = "The first words of all that is asked here, which are always the same. " * 4
 BODY: dict[str, Any] = {"model": "tiny", "prompt": LONG, "max_tokens": 4, "ignore_eos": True}
@@ -49,7 +50,7 @@ def test_a_warm_start_with_tenants_and_a_trace(tiny_gguf: Path, tmp_path: Path) 
     trace = tmp_path / "trace.jsonl"
     prompts.write_text(
         f"{json.dumps({'prompt': LONG, 'tenant': 'alice'})}\n\n"
-        '{"prompt_ids": [1, 2, 3], "tenant": "bob"}\n'
+        '{"prompt_ids": [7, 8, 9], "tenant": "bob"}\n'
     )
     tenants.write_text(
         f'[tenants.alice]\nkey_sha256 = "{hash_key("sk-a")}"\ntokens_per_s = 1\nmax_waiting = 1\n'
@@ -116,7 +117,14 @@ def test_mistakes_before_the_model_is_loaded(tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     assert_fails(run("serve", "./none.gguf", "--warm", empty), 1, "empty.jsonl", "no prompt")
-    assert_fails(run("serve", "./none.gguf", "--policy", "random"), 2, "--policy", "fair")
+    for flag, value in (
+        ("--policy", "random"),
+        ("--ageing-s", "0"),
+        ("--ttft-target", "nan"),
+        ("--itl-target", "soon"),
+        ("--itl-target", "-1"),
+    ):
+        assert_fails(run("serve", "./none.gguf", flag, value), 2, flag, value)
 
 
 def test_ctrl_c_ends_the_warming_and_the_server_goes_on(tiny_gguf: Path, tmp_path: Path) -> None:
@@ -146,6 +154,26 @@ def test_ctrl_c_ends_the_warming_and_the_server_goes_on(tiny_gguf: Path, tmp_pat
             server.terminate()
             server.wait(timeout=30)
             os.close(master)
+
+
+def test_generate_explains(tiny_gguf: Path, tmp_path: Path) -> None:
+    flags = ("--explain", "--max-tokens", "3", "--kv-memory", "64M")
+    told = run("generate", tiny_gguf, "--prompt", LONG, *flags)
+    assert re.search(
+        r"prefill [\d.]+ ms \(\d+ tokens in 1 chunk\), decode .*ms in all", told.stderr
+    )
+    done = json.loads(run("generate", tiny_gguf, "--prompt", LONG, "--json", *flags).stdout)
+    explained = done["explanation"]
+    assert sum(explained["parts_ns"].values()) == explained["wall_ns"]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt_ids": [5, 6, 7]}\n{"prompt": "x"}\n')
+    lines = run("generate", tiny_gguf, "--prompts-file", file, *flags).stdout.splitlines()
+    assert [json.loads(line)["explanation"]["steps"] for line in lines] == [3, 3]
+    template = tmp_path / "template.jinja"
+    template.write_text(TEMPLATE)
+    talk = run("chat", tiny_gguf, *flags, "--chat-template", template, stdin="Hello\nAnd?\n")
+    assert talk.stderr.count("ms in all") == 2 and "found in memory" in talk.stderr
+    assert "explanation" not in run("generate", tiny_gguf, "--prompts-file", file).stdout
 
 
 def test_key() -> None:

@@ -14,7 +14,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from elinvar.base.config import EngineConfig
-from elinvar.base.errors import EngineError, InputError, ModelError
+from elinvar.base.errors import EngineError, InputError, ModelError, QueueFullError
+from elinvar.base.handling import Handling
+from elinvar.base.limits import TenantLimits
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
 from elinvar.engine.llm import LLM
@@ -438,3 +440,34 @@ def test_a_closed_engine_says_so() -> None:
 def test_a_model_may_be_a_path(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no\.gguf"):
         LLM(tmp_path / "no.gguf")
+
+
+def test_requests_over_their_tenants_rate_wait_and_are_answered() -> None:
+    engine = tiny_engine(tenants={"slow": TenantLimits(tokens_per_s=500.0, burst_s=0.01)})
+    params, slow = SamplingParams(8, seed=1, ignore_eos=True), Handling(tenant="slow")
+    first = engine.add([1, 2, 3], params, handling=slow)
+    while engine.has_work:
+        engine.step()
+    assert engine.idle_s == 0
+    second = engine.add([1, 2, 3], params, handling=slow)
+    other = engine.add([1, 2, 3], params)
+    waits, ends = [engine.idle_s], []
+    while engine.has_work:
+        ends += [delta.request_id for delta in engine.step() if delta.finish_reason]
+        waits.append(engine.idle_s)
+    assert first not in ends and ends == [other, second]
+    assert engine.scheduler.num_held_up == 1
+    assert all(0 <= wait < 0.1 for wait in waits)
+
+
+def test_who_has_enough_waiting_is_told_when_to_come_back() -> None:
+    engine = tiny_engine(tenants={"*": TenantLimits(max_waiting=1)})
+    engine.add([1, 2, 3], SamplingParams(8))
+    with pytest.raises(QueueFullError, match="1 requests wait already") as error:
+        engine.add([1, 2, 3], SamplingParams(8))
+    assert error.value.retry_after_s == 1
+    engine.add([1, 2, 3], SamplingParams(8), handling=Handling(tenant="b"))
+    engine.step()
+    engine.add([1, 2, 3], SamplingParams(8))
+    while engine.has_work:
+        engine.step()

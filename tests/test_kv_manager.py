@@ -1,5 +1,7 @@
 """KVManager: prefix matching, sliding windows, eviction; and a state machine over sequences."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from hypothesis.stateful import (
 
 from elinvar.base.config import DeltaConfig, KVSpec
 from elinvar.kv.manager import KVManager
-from elinvar.kv.sequence import Prefix, SequenceKV
+from elinvar.kv.sequence import Kept, Prefix, SequenceKV
 from elinvar.kv.tree import Node, pack
 
 SIZE = 4
@@ -253,11 +255,17 @@ def test_prepare_changes_nothing_and_gives_what_there_is() -> None:
     assert [pool.num_free for pool in kv.pools] == [1, 0]
 
 
+def computed(seq: SequenceKV, tokens: Sequence[int]) -> tuple[int, ...]:
+    """What keys and values of these tokens depend on."""
+    return tuple(token + 10 * sum(seq.kept or ()) for token in tokens)
+
+
 class ManagerMachine(RuleBasedStateMachine):
     """Sequences of a two-token alphabet come, share, grow, end and push each other out.
 
     `content` says for every published block which token prefix its key promised; a hit must give
-    blocks that hold exactly the sequence's own prefix.
+    blocks that hold exactly the sequence's own prefix. What sequences that forget compute is told
+    apart by what they keep.
     """
 
     @initialize(
@@ -286,15 +294,19 @@ class ManagerMachine(RuleBasedStateMachine):
                 assert self.kv.pools[group].ref_count(block) == 1
                 assert node is None or group not in self.states
                 assert node is None or node.num_tokens <= position % SIZE
-                self.written[group][block] = tuple(tokens[: position + 1])
+                self.written[group][block] = computed(seq, tokens[: position + 1])
 
     def read(self, seq: SequenceKV, tokens: list[int], start: int, end: int) -> None:
         for group, (table, window) in enumerate(zip(seq.tables, self.kv.windows, strict=True)):
             if group in self.states:
                 continue
-            first = 0 if window is None else max(0, start - window + 1)
-            for index in range(first // SIZE, (end - 1) // SIZE + 1):
-                content = tuple(tokens[: min(end, (index + 1) * SIZE)])
+            first = 0 if window is None else max(0, start - window + 1) // SIZE
+            always = range(0)
+            if window is None and seq.kept is not None:
+                first = max(0, start // SIZE - seq.kept[1])
+                always = range(min(seq.kept[0], first))
+            for index in [*always, *range(first, (end - 1) // SIZE + 1)]:
+                content = computed(seq, tokens[: min(end, (index + 1) * SIZE)])
                 assert self.written[group][table[index]] == content
 
     def grow(
@@ -307,16 +319,21 @@ class ManagerMachine(RuleBasedStateMachine):
         for copy in self.kv.apply(allocation).copies:
             content = self.written[copy.group][copy.source]
             if copy.group in self.states:
-                assert content == tuple(tokens[:done])
+                assert content == computed(seq, tokens[:done])
                 before[copy.group] = copy.target
-            assert content[:done] == tuple(tokens[:done])
+            assert content[:done] == computed(seq, tokens[:done])
             self.written[copy.group][copy.target] = content[:done]
         for group, block in before.items():
-            assert self.written[group][block] == tuple(tokens[:done]), "goes on from another state"
+            assert self.written[group][block] == computed(seq, tokens[:done]), "another's state"
             assert self.kv.pools[group].ref_count(block) > 0, "may be given to somebody else"
         self.write(seq, tokens, done, allocation.end)
         self.read(seq, tokens, done, allocation.end)
         self.kv.advance(seq, tokens, allocation.end)
+        if seq.kept is not None:
+            for table, window in zip(seq.tables, self.kv.windows, strict=True):
+                seen = allocation.end // SIZE - seq.kept[1]
+                held = len(table) - table.count(-1)
+                assert window is not None or held == len(table) - max(0, seen - seq.kept[0])
         return allocation.end
 
     def state_blocks(self, seq: SequenceKV, prefix: Prefix | None) -> dict[int, int]:
@@ -324,9 +341,13 @@ class ManagerMachine(RuleBasedStateMachine):
         tables = seq.tables if prefix is None else prefix.blocks
         return {group: tables[group][-1] for group in self.states if tables[group]}
 
-    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=30), step=st.integers(1, 30))
-    def arrive(self, tokens: list[int], step: int) -> None:
-        seq = self.kv.new_sequence()
+    @rule(
+        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=30),
+        step=st.integers(1, 30),
+        kept=st.sampled_from([None, (1, 1), (1, 2)]),
+    )
+    def arrive(self, tokens: list[int], step: int, kept: Kept | None) -> None:
+        seq = self.kv.new_sequence(str(kept).encode(), kept)
         prefix = self.kv.find_prefix(seq, tokens)
         assert prefix.num_tokens < len(tokens)
         done = self.grow(seq, tokens, prefix.num_tokens, step, prefix)
@@ -336,9 +357,9 @@ class ManagerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def arrive_again(self, data: st.DataObject) -> None:
         if self.live:
-            _, tokens, _ = data.draw(st.sampled_from(self.live))
+            seq, tokens, _ = data.draw(st.sampled_from(self.live))
             more = data.draw(st.lists(st.integers(0, 1), max_size=6))
-            self.arrive([*tokens, *more], data.draw(st.integers(1, 30)))
+            self.arrive([*tokens, *more], data.draw(st.integers(1, 30)), seq.kept)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), step=st.integers(1, 9), token=st.integers(0, 1))
@@ -370,6 +391,34 @@ class ManagerMachine(RuleBasedStateMachine):
 
 ManagerMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 TestManager = ManagerMachine.TestCase
+
+
+# ---- sequences that forget ------------------------------------------------------------------------
+
+
+def test_a_sequence_that_forgets_needs_what_it_keeps_and_goes_on_from_it() -> None:
+    kv, tokens, kept = manager(None, blocks=4), list(range(41)), (1, 2)
+    assert kv.longest(kept) > 10**9 and kv.longest((1, 3)) == kv.longest(None) == 4 * SIZE
+    seq, done = kv.new_sequence(b"", kept), 0
+    prefix: Prefix | None = kv.find_prefix(seq, tokens)
+    while done < len(tokens):
+        allocation = kv.prepare(seq, done, len(tokens), prefix)
+        assert allocation is not None
+        kv.apply(allocation)
+        prefix, done = None, allocation.end
+        kv.advance(seq, tokens, done)
+        assert done < seq.next_event
+        kv.check([seq])
+    assert [block >= 0 for block in seq.tables[0]] == [True] + [False] * 7 + [True] * 3
+    kv.free(seq, tokens, done)
+    again = kv.find_prefix(kv.new_sequence(b"", kept), [*tokens, 1])
+    assert again.num_tokens == 41 and again.blocks[0].count(-1) == 7
+    # Without its last blocks it can end where those before are: nowhere.
+    other = kv.new_sequence(b"other")
+    allocation = kv.prepare(other, 0, 8, kv.find_prefix(other, tokens))
+    assert allocation is not None
+    kv.apply(allocation)
+    assert kv.find_prefix(kv.new_sequence(b"", kept), [*tokens, 1]).num_tokens <= SIZE
 
 
 # ---- recurrent states -------------------------------------------------------------------------

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from elinvar.base.config import KVSpec
 from elinvar.base.plan import StepOutput, StepPlan
 from elinvar.base.sampling import SamplingParams
+from elinvar.cli.explain import Records
 from elinvar.sched.ledger import MAX_EVENTS, Ledger, Waits, nanoseconds
 from elinvar.sched.request import Request
 from elinvar.sched.scheduler import Scheduler
+from engines import answers, tiny_engine
 
 
 class Clock:
@@ -121,20 +123,32 @@ def test_a_preemption_and_what_was_found_again() -> None:
     assert seconds(report) == {"prefill": 2.0, "decode": 2.0, "preempted": 2.0}
     assert report["preemptions"] == {"asked": 1}
     assert report["causes_ns"]["preempted"] == {"asked": 2_000_000_000}
-    # Known again: 7 tokens, of which 6 had been computed.
+    # Known again: 7 tokens, of which only the last was not in the cache.
     assert report["prefill"] == {"chunks": 2, "tokens": 5 + 1}
     again = bench.add([1, 2, 3, 4, 5], max_tokens=1)
     bench.step()
     assert bench.report(again)["cached_tokens"] == {"memory": 4}
 
 
+def test_who_begins_like_another_waits_for_it() -> None:
+    bench = Bench(budget=8)
+    first, second = (bench.add(list(range(1, 21)), max_tokens=1) for _ in range(2))
+    for _ in range(5):
+        bench.step()
+    assert bench.report(first)["parts_ns"]["queued"] == 0
+    report = bench.report(second)
+    assert report["causes_ns"]["queued"] == {"prefix": report["parts_ns"]["queued"]}
+    assert report["parts_ns"]["queued"] >= 2_000_000_000
+    assert report["cached_tokens"]["memory"] >= 16
+
+
 def test_fetches_and_limits_have_causes_of_their_own() -> None:
     waits = Waits(5.0)
     ledger = Ledger(waits, 4.0, 5.0)
     waits.wait_for("rows", 6.0)
-    ledger.enter("queued", 7.0, "tenant")
+    ledger.wait("tenant", 7.0)
     waits.wait_for("memory", 8.0)
-    ledger.enter("queued", 9.0)
+    ledger.wait("", 9.0)
     ledger.enter("fetching", 11.0, "disk")
     ledger.found("disk", 32)
     ledger.enter("loading", 14.0, "host")
@@ -222,3 +236,21 @@ def assert_exact(bench: Bench) -> None:
         assert sum(report["preemptions"].values()) == request.num_preemptions
         for state, causes in report["causes_ns"].items():
             assert sum(causes.values()) == report["parts_ns"][state]
+
+
+def test_an_engine_short_of_memory() -> None:
+    """Whoever drives it: each request that ended is told of once, with parts that add up."""
+    engine, records = tiny_engine(num_blocks=8, max_rows=4, prefix_cache=False), Records()
+    engine.watchers.append(records)
+    prompts = [[i + 1] * 40 for i in range(6)]
+    params = SamplingParams(max_tokens=100, seed=1, ignore_eos=True)
+    answers(engine, prompts, [params] * 6)
+    gone = engine.add([1, 2, 3], params)
+    assert engine.explain(gone) is not None and engine.abort(gone)
+    assert engine.explain(gone) is None
+    assert [one["finish_reason"] for one in records.values()] == ["length"] * 6 + ["abort"]
+    assert sum(sum(one["preemptions"].values()) for one in records.values()) > 0
+    for one in records.values():
+        assert sum(one["parts_ns"].values()) == one["wall_ns"] > 0
+        again = one["parts_ns"]["preempted"] > 0
+        assert again == (one["prefill"]["tokens"] > one["prompt_tokens"])

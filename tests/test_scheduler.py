@@ -15,8 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from elinvar.base.config import DeltaConfig, KVSpec
 from elinvar.base.errors import InputError
+from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.plan import PlanItem, StepOutput, StepPlan, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
+from elinvar.sched.policy import Deadline, Fair, FirstCome, Policy, Priority
 from elinvar.sched.request import Request, RequestUpdate, Status
 from elinvar.sched.scheduler import Scheduler
 
@@ -171,6 +173,7 @@ class Bench:
         budget: int = 64,
         context: int = 100,
         prefix_cache: bool = True,
+        policy: Policy | None = None,
     ) -> None:
         self.context = context
         self.scheduler = Scheduler(
@@ -181,14 +184,17 @@ class Bench:
             context,
             frozenset({EOS}),
             prefix_cache,
+            policy=policy,
         )
         self.executor = FakeExecutor(windows)
         self.requests: dict[str, Request] = {}
         self.alive: dict[str, Request] = {}
         self.num_steps = 0
 
-    def add(self, prompt: list[int], params: SamplingParams) -> Request:
-        request = Request(str(len(self.requests)), list(prompt), params)
+    def add(
+        self, prompt: list[int], params: SamplingParams, handling: Handling = NO_WISHES
+    ) -> Request:
+        request = Request(str(len(self.requests)), list(prompt), params, handling=handling)
         self.scheduler.add(request)
         self.requests[request.id] = self.alive[request.id] = request
         return request
@@ -239,8 +245,9 @@ class Bench:
         return self.commit(plan, self.executor.execute(plan))
 
     def finish_all(self) -> None:
-        # Each step brings the oldest one token further, in the worst case nobody else.
-        bound = sum(len(r.token_ids) + r.params.max_tokens for r in self.alive.values())
+        # Each step brings the oldest one token further, in the worst case nobody else; under other
+        # policies the first does not stay the first (see test_liveness).
+        bound = 2 * sum(len(r.token_ids) + r.params.max_tokens for r in self.alive.values())
         for _ in range(bound):
             if not self.scheduler.has_work():
                 break
@@ -483,8 +490,19 @@ sampling = st.builds(
 )
 
 
+POLICIES: list[Policy] = [FirstCome(), Priority(0.001), Fair(), Deadline()]
+
+handlings = st.builds(
+    Handling,
+    tenant=st.sampled_from("ab"),
+    service=st.sampled_from(["interactive", "batch"]),
+    priority=st.integers(0, 2),
+)
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
+        policy=st.sampled_from(POLICIES),
         windows=st.sampled_from(WINDOWS),
         blocks=st.integers(9, 30),
         rows=st.integers(1, 6),
@@ -493,17 +511,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def start(
         self,
+        policy: Policy,
         windows: tuple[int | None, ...],
         blocks: int,
         rows: int,
         budget: int,
         prefix_cache: bool,
     ) -> None:
-        self.bench = Bench(windows, blocks, rows, budget, 32, prefix_cache)
+        self.bench = Bench(windows, blocks, rows, budget, 32, prefix_cache, policy)
 
-    @rule(prompt=prompts, sampling=sampling)
-    def add(self, prompt: list[int], sampling: SamplingParams) -> None:
-        self.bench.add(prompt, sampling)
+    @rule(prompt=prompts, sampling=sampling, handling=handlings)
+    def add(self, prompt: list[int], sampling: SamplingParams, handling: Handling) -> None:
+        self.bench.add(prompt, sampling, handling)
 
     @rule()
     def step(self) -> None:

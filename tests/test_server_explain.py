@@ -185,11 +185,11 @@ def test_a_full_disk_costs_lines_and_is_told_once(
 
 
 def test_a_torn_line_stays_alone(
-    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A disk that takes half a line, then nothing, then has room again."""
     path, trace = tmp_path / "trace.jsonl", TraceFile(tmp_path / "trace.jsonl")
-    write, left = os.write, [10, None]
+    write, left = os.write, [10, None, None]
 
     def torn(file: int, data: bytes) -> int:
         if left:
@@ -200,10 +200,14 @@ def test_a_torn_line_stays_alone(
         return write(file, data)
 
     monkeypatch.setattr("elinvar.server.trace.os.write", torn)
-    trace._write([b'{"id": "first"}'])
-    trace._write([b'{"id": "second"}'])
+    for name in ("first", "second", "third"):
+        trace._write([b'{"id": "%b"}' % name.encode()])
     trace.close()
-    assert path.read_text() == '{"id": "fi\n{"id": "second"}\n'
+    assert path.read_text() == '{"id": "fi\n{"id": "third"}\n'
+    assert [r.message.partition(": ")[2] for r in caplog.records if r.levelname == "ERROR"] == [
+        "No space left on device."
+    ]
+    assert caplog.records[-1].message.endswith("goes on; 2 lines were lost.")
 
 
 def test_a_trace_that_cannot_be_opened(tmp_path: Path) -> None:

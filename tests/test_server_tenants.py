@@ -31,7 +31,7 @@ tokens_per_s = 1e6
 key_sha256 = ["{hash_key("sk-bob")}", "{hash_key("sk-bob-new")}"]
 
 [tenants.carol]
-key = "sk-carol"
+key = ["sk-carol", "sk-çarol"]
 share_prefixes = true
 
 [tenants.erin]
@@ -75,13 +75,13 @@ def cached(answer: Any) -> int:
 def test_the_file_in_both_formats(tmp_path: Path) -> None:
     tenants = read(tmp_path)
     assert tenants.limits["alice"] == TenantLimits(2, 1e6, max_running=1, max_waiting=1)
-    assert [tenants.of(f"sk-{name}") for name in ("alice", "bob", "bob-new", "eve")] == [
+    assert [tenants.of(b"sk-" + name) for name in (b"alice", b"bob", b"bob-new", b"eve")] == [
         *("alice", "bob", "bob"),
         None,
     ]
-    assert tenants.of(None) is None and Tenants().of("anything") == ""
+    assert tenants.of(None) is None and Tenants().of(b"anything") == ""
     other = read(tmp_path, '{"tenants": {"default": {}, "a": {"key": "k"}}}', "tenants.json")
-    assert [other.of(key) for key in (None, "x", "k")] == ["default", "default", "a"]
+    assert [other.of(key) for key in (None, b"x", b"k")] == ["default", "default", "a"]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,9 @@ def test_the_file_in_both_formats(tmp_path: Path) -> None:
         ('[tenants.a]\nkey_sha256 = "abc"', ["'a'", "64 hexadecimal digits"]),
         ('[tenants.a]\nkey = "k"\nwieght = 2', ["'a'", "wieght", "weight"]),
         ('[tenants.a]\nkey = "k"\nweight = -1', ["'a'", "weight", "-1"]),
+        (f'[tenants.a]\nkey = "k"\nweight = 1{"0" * 300}', ["'a'", "weight", "1e+12"]),
+        ('[tenants.a]\nkey = "k"\ntokens_per_s = inf', ["'a'", "tokens_per_s", "inf"]),
+        ('[tenants.a]\nkey = "k"\nmax_running = 0', ["'a'", "max_running", "0"]),
         ('[tenants.a]\nkey = "k"\nshare_prefixes = "yes"', ["share_prefixes", "'yes'"]),
         ('[tenants.a]\nkey = "k"\n[tenants.b]\nkey = "k"', ["'b'", "'a'"]),
         ('[tenants."*"]\nkey = "k"', ["'*'", "name"]),
@@ -129,6 +132,8 @@ def test_keys(tiny: Serving) -> None:
     assert client(tiny, "sk-bob-new").models.list().data[0].id == "tiny"
     lower = httpx.get(f"{tiny.url}/v1/models", headers={"authorization": "bearer sk-bob"})
     assert lower.status_code == 200
+    name = {"authorization": "Bearer sk-çarol".encode()}
+    assert httpx.get(f"{tiny.url}/v1/models", headers=name).status_code == 200  # type: ignore[arg-type]
     for path in ("/health", "/metrics"):
         assert httpx.get(tiny.url + path).status_code == 200
 

@@ -274,6 +274,16 @@ def test_which_models_serve_texts(bert: Path, reranker: Path, tmp_path: Path) ->
     save_recipe(tmp_path, {"pooling_mode": "lasttoken"})
     assert is_text_model(tmp_path)
     assert_fails(run("serve", bert, "--host", "300.0.0.1"), 1, "Cannot listen")
-    for flags in (["--adapter", "x=y"], ["--allow-adapter-loading"]):
+    lines, keys = tmp_path / "warm.jsonl", tmp_path / "tenants.toml"
+    lines.write_text('{"prompt": "x"}\n')
+    keys.write_text("[tenants.default]\n")
+    for flags in (
+        ["--adapter", "x=y"],
+        ["--allow-adapter-loading"],
+        ["--warm", lines],
+        ["--tenants", keys],
+        ["--trace-requests", tmp_path / "trace.jsonl"],
+        ["--policy", "fair"],
+    ):
         done = run("serve", bert, "--port", "0", *flags)
         assert_fails(done, 2, "makes vectors", f"leave {flags[0]} out")

@@ -1,6 +1,5 @@
 """Tiers over tiers that fail, lie, hang and die: callers never wait, nothing is lost track of."""
 
-import ctypes
 import logging
 import os
 import threading
@@ -14,7 +13,7 @@ from elinvar.kv.tiers.disk import DiskTier
 from elinvar.kv.tiers.hierarchy import HOST, NOWHERE, UNKNOWN, Tiers
 from elinvar.kv.tiers.host import HostTier
 from elinvar.kv.tiers.ticket import Ticket
-from tiers import DOWN, SIZES, FakeTier, content, key, size, wait_for
+from tiers import DOWN, SIZES, FakeTier, content, key, kill_threads, size, wait_for
 
 MB = 1 << 20
 SMALL = 400_000
@@ -221,6 +220,28 @@ def test_trouble_is_logged_once_and_its_end(make: Make, caplog: pytest.LogCaptur
     assert fetched(tiers, 500).num_ready == 1
 
 
+def test_a_full_tier_is_read_and_not_said_to_work(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, far = Clock(), FakeTier()
+    far.contents[key(1)] = content(1)
+    tiers = make(far, clock=clock)
+    far.fail, far.failing = DOWN, {"write"}
+    for n in range(2, 8):
+        calls = len(far.calls)
+        put(tiers, n)
+        wait_for(lambda calls=calls: "write" in far.calls[calls:])
+        clock.ahead += 70
+    assert len([m for m in caplog.messages if "writing" in m]) == 1
+    ticket = fetched(tiers, 1)
+    assert ticket.num_ready == 1
+    ticket.release()
+    far.fail = None
+    put(tiers, 8)
+    wait_for(lambda: "fake: writing works again" in caplog.messages)
+    assert not any("reading" in m for m in caplog.messages)
+
+
 def test_a_tier_that_hangs_holds_up_nobody(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     clock, far, near = Clock(), FakeTier("far"), FakeTier("near")
     for n in (1, 4):
@@ -273,12 +294,13 @@ def test_what_a_thread_dies_of_costs_no_ticket(make: Make, death: BaseException)
     assert fetched(tiers, 1, 2).num_ready == 0
     far.fail = None
     clock.ahead += 1
+    put(tiers, 2)  # any work wakes a thread
     wait_for(lambda: where(tiers, 1) != [NOWHERE])
     assert fetched(tiers, 1).num_ready == 1
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_dead_threads_are_replaced(make: Make) -> None:
+def test_dead_threads_are_replaced(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
     far = FakeTier()
     far.contents[key(1)] = content(1)
     tiers = make(far)
@@ -289,15 +311,6 @@ def test_dead_threads_are_replaced(make: Make) -> None:
     assert tiers.flush()
     assert fetched(tiers, 1).num_ready == 1
     assert len([t for t in threading.enumerate() if t.name == "elinvar-fake"]) == 3
-
-
-def kill_threads() -> None:
-    """Each dies of the next thing that it does."""
-    for thread in threading.enumerate():
-        if thread.name.startswith("elinvar-") and thread.ident:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
-            )
 
 
 def test_host_memory_full_of_pins_ends_tickets_early(make: Make) -> None:

@@ -26,7 +26,7 @@ from kv_servers import (
     in_thread,
     read,
 )
-from serving import eventually
+from tiers import wait_for
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_a_connection_that_the_server_closed_is_replaced_without_a_word(
         tier.write(b"k", content(i))
         for line in list(server._lines):
             line.shut()
-        assert eventually(lambda: not server._lines)
+        wait_for(lambda: not server._lines)
 
 
 def test_what_is_too_large_is_said_and_the_server_stays_in_use(tier: RemoteTier) -> None:

@@ -19,8 +19,7 @@ from elinvar.kv.tiers.disk import DiskTier
 from elinvar.kv.tiers.hierarchy import HOST, Tiers
 from elinvar.kv.tiers.host import HostTier
 from elinvar.kv.tiers.ticket import Ticket
-from test_tiers import kill_threads
-from tiers import DOWN, SIZES, FakeTier, content, key, size, wait_for
+from tiers import DOWN, SIZES, FakeTier, content, key, kill_threads, size, wait_for
 
 NUMBERS = st.integers(0, 19)
 HOST_BYTES = 400_000
@@ -192,9 +191,13 @@ class TiersMachine(RuleBasedStateMachine):
         self.segment.unlink()
 
 
-TestTiers = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")(
-    TiersMachine.TestCase
-)
+@pytest.fixture(autouse=True)
+def deaths_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own hook says nothing of a SystemExit, pytest's does."""
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+
+
+TestTiers = TiersMachine.TestCase
 TestTiers.settings = settings(
     max_examples=25,
     stateful_step_count=40,

@@ -132,7 +132,12 @@ def test_over_a_server_and_over_objects(tmp_path: Path) -> None:
         assert plain.stats()["bytes_in_use"] < 0.8 * len(content)
 
 
-def test_places_and_what_they_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_and_what_they_mean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for folder in (f"{tmp_path}/plain", f"disk:{tmp_path}/named"):
+        tier = open_tier(folder, 1 << 20)
+        tier.write(b"k", memoryview(b"content"))
+        assert tier.has([b"k"]) == [True]
+    assert {path.name for path in tmp_path.iterdir()} == {"plain", "named"}
     monkeypatch.setenv("ELINVAR_KV_SECRET", "s" * 32)
     assert isinstance(open_tier("tcp://127.0.0.1:1"), RemoteTier)
     assert isinstance(open_tier("memory://x/y"), ObjectTier)

@@ -12,6 +12,8 @@ import time
 import pytest
 
 from elinvar.kv.tiers import wire
+from elinvar.kv.tiers.hierarchy import Tiers
+from elinvar.kv.tiers.host import HostTier
 from elinvar.kv.tiers.remote import RemoteTier
 from elinvar.kv.tiers.tier import MAX_KEY_BYTES, TierError
 from elinvar.kv.tiers.wire import Answer, Request
@@ -25,7 +27,7 @@ from kv_servers import (
     read,
 )
 from processes import ENVIRONMENT, assert_fails, run
-from serving import eventually
+from tiers import wait_for
 
 
 def test_what_is_written_is_read_until_the_server_is_told_to_stop() -> None:
@@ -54,7 +56,7 @@ def test_who_amid_a_transfer_is_served_before_the_server_ends() -> None:
     with kv_server() as server, raw(server) as busy, raw(server) as idle:
         head = Request(wire.PUT, 1, 0, BLOCK, 7).pack() + b"k"
         busy.sendall(head + bytes(BLOCK // 2))
-        assert eventually(lambda: RemoteTier(server.address).stats()["bytes_in_use"] > 0)
+        wait_for(lambda: RemoteTier(server.address).stats()["bytes_in_use"] > 0)
         server.process.send_signal(signal.SIGTERM)
         assert is_cut_off(idle)
         busy.sendall(bytes(BLOCK // 2))
@@ -132,10 +134,49 @@ def test_a_kill_amid_a_transfer_is_an_error_and_a_new_server_is_found() -> None:
         assert not writer.is_alive() and len(failed) == 1
         port = server.port
     with kv_server(port=port):
-        assert eventually(lambda: answers(tier))
+        wait_for(lambda: answers(tier))
         assert tier.has([b"big"]) == [False]
         tier.write(b"k", content(2))
         assert read(tier, b"k") == content(2)
+
+
+def test_below_host_memory_a_server_may_come_and_go(caplog: pytest.LogCaptureFixture) -> None:
+    def save(numbers: range) -> None:
+        for i in numbers:
+            assert tiers.put(bytes([i]) * 32, content(i))
+            assert tiers.flush()
+
+    def fetch(numbers: range) -> list[bool]:
+        """Which are there, each after the other, through host memory that holds three."""
+        there = []
+        for i in numbers:
+            key, into = bytes([i]) * 32, bytearray(BLOCK)
+            ticket = tiers.fetch([key], [BLOCK])
+            while not ticket.done:
+                time.sleep(0.001)
+            there.append(tiers.get(key, memoryview(into)))
+            ticket.release()
+            assert into == (content(i) if there[-1] else bytes(BLOCK))
+        return there
+
+    with kv_server() as server:
+        tiers = Tiers(HostTier(None, 3 * BLOCK + 4096, [BLOCK]), [RemoteTier(server.address)])
+        save(range(12))
+        assert all(fetch(range(12)))
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait()
+        assert sum(fetch(range(12))) <= 3
+        assert [r.message for r in caplog.records if server.address in r.message] == [
+            f"{server.address}: reading fails, requests go on without it: "
+            f"{server.address} cannot be used: Connection refused."
+        ]
+    with kv_server(port=server.port):
+        wait_for(lambda: tiers.ask([b"x"], [BLOCK]).done and "works again" in caplog.text)
+        # What was there is believed to be until it is asked for.
+        assert sum(fetch(range(12))) <= 3
+        save(range(20, 32))
+        assert all(fetch(range(20, 32)))
+        tiers.close()
 
 
 def answers(tier: RemoteTier) -> bool:

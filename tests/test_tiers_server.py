@@ -17,7 +17,7 @@ from elinvar.kv.tiers.remote import RemoteTier
 from elinvar.kv.tiers.tier import TierError
 from elinvar.kv.tiers.wire import Request
 from kv_servers import content, in_thread, is_cut_off, raw, read
-from serving import eventually
+from tiers import wait_for
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_hostile_bytes_leave_the_server_as_it_was(parts: list[bytes], greeted: b
                 sock.sendall(part)
             sock.shutdown(socket.SHUT_WR)
         assert is_cut_off(sock)
-    assert eventually(lambda: not server._lines)
+    wait_for(lambda: not server._lines)
     kept = server._kept
     held = sum(len(c.pages) for c in kept._found.values())
     assert held + kept.num_free_pages == kept.num_pages
@@ -101,7 +101,7 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(
     with raw(server) as sock:
         for _ in range(40):
             sock.sendall(Request(wire.GET, 1, 0, 1 << 19).pack() + b"k")
-        assert eventually(lambda: not server._lines)
+        wait_for(lambda: not server._lines)
 
 
 def test_what_others_write_at_this_moment_is_never_given_up_for_more(
@@ -110,10 +110,10 @@ def test_what_others_write_at_this_moment_is_never_given_up_for_more(
     with raw(server) as one, raw(server) as two:
         for sock in (one, two):
             sock.sendall(Request(wire.PUT, 1, 0, 1 << 19, 7).pack() + b"k")
-        assert eventually(lambda: server._kept.num_free_pages == 0)
+        wait_for(lambda: server._kept.num_free_pages == 0)
         with pytest.raises(TierError, match="at this moment"):
             tier.write(b"x", content(1))
-    assert eventually(lambda: server._kept.num_free_pages == server._kept.num_pages)
+    wait_for(lambda: server._kept.num_free_pages == server._kept.num_pages)
     tier.write(b"x", content(1))
     assert read(tier, b"x") == content(1)
 
@@ -122,5 +122,5 @@ def test_more_connections_than_allowed_are_told_so() -> None:
     with in_thread(max_connections=2) as server:
         with raw(server), raw(server), pytest.raises(TierError, match="--max-connections"):
             RemoteTier(server.address).has([b"k"])
-        assert eventually(lambda: not server._lines)
+        wait_for(lambda: not server._lines)
         assert RemoteTier(server.address).has([b"k"]) == [False]

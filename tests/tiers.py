@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import threading
 import time
@@ -31,13 +32,24 @@ def wait_for(condition: Callable[[], object], limit_s: float = 20.0) -> None:
         time.sleep(0.001)
 
 
+def kill_threads() -> None:
+    """Each dies of the next thing that it does."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("elinvar-") and thread.is_alive():
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
+            )
+
+
 class FakeTier:
-    """A dict. `fail` raises before the next calls do anything; `gate` holds them until it is set."""
+    """A dict. `fail` is raised by the next calls, or by those of `failing` alone; `gate` holds them
+    until it is set."""
 
     def __init__(self, name: str = "fake") -> None:
         self.name = name
         self.contents: dict[bytes, bytes] = {}
         self.fail: BaseException | None = None
+        self.failing = {"has", "read", "write"}
         self.gate = threading.Event()
         self.gate.set()
         self.calls: list[str] = []
@@ -46,7 +58,7 @@ class FakeTier:
     def _enter(self, call: str) -> None:
         self.calls.append(call)
         self.gate.wait()
-        if self.fail is not None:
+        if self.fail is not None and call in self.failing:
             raise self.fail
 
     def has(self, keys: Sequence[bytes]) -> list[bool]:

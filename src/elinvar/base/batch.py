@@ -17,6 +17,33 @@ I32 = NDArray[np.int32]
 
 
 @dataclass(slots=True, eq=False)
+class Sight:
+    """What full attention sees, where sequences see a part of their past alone: the blocks of that
+    part side by side, as if they were all. What is seen changes amid a span, so there may be more
+    sequences here than in the batch; their tokens are the batch's, in its order."""
+
+    query_start_loc: I32
+    seq_lens: I32
+    block_tables: tuple[I32, ...]
+    """Of groups without full attention those of the batch: nobody looks."""
+    positions: I32
+    """[T] places of the tokens among what they see."""
+
+    @property
+    def width(self) -> int:
+        """Columns of the block tables."""
+        return max(table.shape[1] for table in self.block_tables)
+
+    @property
+    def arrays(self) -> tuple[I32, ...]:
+        return self.query_start_loc, self.seq_lens, self.positions, *self.block_tables
+
+    def copy(self) -> Sight:
+        starts, lens, positions, *tables = (array.copy() for array in self.arrays)
+        return Sight(starts, lens, tuple(tables), positions)
+
+
+@dataclass(slots=True, eq=False)
 class ForwardBatch:
     input_ids: I32
     """[T] token ids, sequence after sequence."""
@@ -36,6 +63,8 @@ class ForwardBatch:
     """[T] for encoders: which of the texts of a pair a token is of."""
     adapters: I32 | None = None
     """[T] number of the adapter of each token's request, -1: none; None: nobody has one."""
+    sight: Sight | None = None
+    """None: everybody sees everything."""
 
     @property
     def num_positions(self) -> int:
@@ -61,6 +90,7 @@ class DecodeBatch:
     block_tables: tuple[I32, ...]
     """As in ForwardBatch."""
     adapters: I32 | None = None
+    sight: Sight | None = None
 
     def flat(self) -> ForwardBatch:
         """The batch for a model, of views of `numbers`."""
@@ -76,4 +106,5 @@ class DecodeBatch:
             tuple(slots),
             logit_rows=starts[:-1],
             adapters=self.adapters,
+            sight=self.sight,
         )

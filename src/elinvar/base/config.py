@@ -301,6 +301,15 @@ class EngineConfig:
     max_step_tokens: int = 512
     """Token budget of one step: decode rows first, the rest goes to prompts."""
     prefix_cache: bool = True
+    kv_host_memory: int | None = None
+    """Bytes of host memory for contents of blocks that the KV cache has no room for; None: none, or
+    what the places of `kv_tiers` need."""
+    kv_host_path: str | None = None
+    """File, best in /dev/shm, that keeps them when the engine ends, however it ends."""
+    kv_tiers: tuple[str, ...] = ()
+    """Places below host memory, the nearest first: see kv.tiers.places."""
+    kv_disk_size: int | None = None
+    """Bytes of a folder among them."""
     max_adapters: int = 16
     """LoRA adapters in memory at once."""
     policy: PolicyName = "fcfs"
@@ -322,7 +331,7 @@ class EngineConfig:
                 raise InputError(
                     name, f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}."
                 )
-        optional_sizes = "num_threads", "kv_memory", "max_context"
+        optional_sizes = "num_threads", "kv_memory", "max_context", "kv_host_memory", "kv_disk_size"
         for name in (*optional_sizes, "max_rows", "max_step_tokens", "max_adapters"):
             value = getattr(self, name)
             optional = name in optional_sizes
@@ -336,3 +345,8 @@ class EngineConfig:
                 f"num_threads must be at most {MAX_THREADS}, got {self.num_threads}.",
             )
         check_positive("ageing_s", self.ageing_s)
+        if not self.prefix_cache and (self.kv_host_memory or self.kv_host_path or self.kv_tiers):
+            raise InputError(
+                "kv_host_memory",
+                "Contents of blocks are kept to be found again, and prefix_cache is off.",
+            )

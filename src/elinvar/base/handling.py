@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,6 +12,7 @@ Service = Literal["interactive", "batch"]
 
 MAX_NAME = 256
 """Characters of a tenant's or a session's name."""
+MAX_SECONDS = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,11 @@ class Handling:
         if seconds is not None and (
             isinstance(seconds, bool)
             or not isinstance(seconds, int | float)
-            or not (math.isfinite(seconds) and seconds >= 0)
+            or not 0 <= seconds <= MAX_SECONDS
         ):
             raise InputError(
-                "expect_return_s", f"expect_return_s must be 0 or more seconds, got {seconds!r}."
+                "expect_return_s",
+                f"expect_return_s must be from 0 to {MAX_SECONDS:g} seconds, got {seconds!r}.",
             )
 
 

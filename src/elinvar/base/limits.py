@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,11 +11,15 @@ ANY_TENANT = "*"
 """In a table of tenants: those that it does not name, each for itself."""
 
 
+MOST = 1e12
+"""Of anything here: sums and products of such numbers are finite."""
+
+
 def check_positive(name: str, value: object) -> None:
     """Raises InputError naming the field."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value > 0):  # type: ignore[arg-type,operator]
-        raise InputError(name, f"{name} must be a number above 0, got {value!r}.")
+    if not (number and 0 < value <= MOST):  # type: ignore[operator]
+        raise InputError(name, f"{name} must be a number above 0, up to {MOST:g}, got {value!r}.")
 
 
 @dataclass(frozen=True, slots=True)

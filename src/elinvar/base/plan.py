@@ -63,7 +63,7 @@ class BlockMove:
 
 @dataclass(slots=True)
 class StepPlan:
-    """In this order: released_rows, saves, loads, copies, started, items."""
+    """In this order: released_rows, saves, copies, loads, started, items."""
 
     started: list[RowStart] = field(default_factory=list)
     items: list[PlanItem] = field(default_factory=list)
@@ -73,6 +73,11 @@ class StepPlan:
     copies: list[BlockCopy] = field(default_factory=list)
     released_rows: list[int] = field(default_factory=list)
     """Rows of requests that finished, were cancelled or preempted since the last plan."""
+
+    @property
+    def is_empty(self) -> bool:
+        """There is nothing to execute."""
+        return not (self.items or self.loads or self.saves)
 
     @property
     def num_tokens(self) -> int:
@@ -97,3 +102,5 @@ class StepOutput:
     """Empty lists for requests that asked for none."""
     lost: list[bytes] = field(default_factory=list)
     """Keys of the plan's loads that were not there any more, or damaged."""
+    moving_s: float = 0.0
+    """Seconds that saves and loads took."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
+from elinvar.base.config import BLOCK_SIZE
 from elinvar.base.errors import InputError
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
+SINKS = 4
+"""Tokens that suffice (Xiao et al., 2024)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,12 @@ class SamplingParams:
     """None: none; k: the sampled token's log-prob and those of the k likeliest tokens."""
     adapter: str | None = None
     """Name of the loaded LoRA adapter that answers; None: the model as it is."""
+    attention_window: int | None = None
+    """LOSSY: layers of full attention see the last so many tokens and the first `attention_sinks`
+    alone (StreamingLLM: Xiao et al., 2024), in whole blocks of 32: at least so many, at most 31 more.
+    Memory stays bounded however long the sequence grows. None: they see everything."""
+    attention_sinks: int = SINKS
+    """First tokens that are always seen where there is an attention_window; rounded up to 32s."""
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -65,10 +74,23 @@ class SamplingParams:
             _integer("stop_token_ids", t, 0, 2**31 - 1)
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise InputError("adapter", f"adapter must be a name, got {self.adapter!r}.")
+        _integer("attention_sinks", self.attention_sinks, 1, 2**31 - 1)
+        if self.attention_window is not None:
+            _integer("attention_window", self.attention_window, 1, 2**31 - 1)
+        elif self.attention_sinks != SINKS:
+            raise InputError("attention_sinks", "attention_sinks needs an attention_window, too.")
         if not isinstance(self.ignore_eos, bool):
             raise InputError(
                 "ignore_eos", f"ignore_eos must be true or false, got {self.ignore_eos!r}."
             )
+
+    @property
+    def kept_blocks(self) -> tuple[int, int] | None:
+        """Blocks that are seen of a long sequence: the first ones, and the last ones before that of
+        the token that looks, which it sees, too. None: all."""
+        if self.attention_window is None:
+            return None
+        return -(-self.attention_sinks // BLOCK_SIZE), -(-self.attention_window // BLOCK_SIZE)
 
 
 def _tuple(name: str, value: object) -> tuple[object, ...]:

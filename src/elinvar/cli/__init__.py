@@ -25,8 +25,6 @@ from elinvar.cli.terminal import fail
     home=__name__,
     lazy=(
         *("pull", "generate", "chat", "embed", "rerank", "serve", "key"),
-        *("profile", "doctor", "models", "bench"),
-        *("pull", "generate", "chat", "embed", "rerank", "serve"),
         *("profile", "doctor", "models", "bench", "kv-server"),
     ),
     no_args_is_help=False,

@@ -13,6 +13,7 @@ from elinvar.base.errors import InputError
 from elinvar.base.sampling import SamplingParams
 from elinvar.cli import options as opt
 from elinvar.cli.command import command, option
+from elinvar.cli.explain import Records, sentence
 from elinvar.cli.terminal import Interrupt, fail, note, styled
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ HELP = """\
     default=None,
     help="Think before the answer or not, with models that can do both.",
 )
+@option("--explain", is_flag=True, help="Say after each answer where its time went.")
 @opt.sampling
+@opt.memory
 @opt.serving
 @opt.adapters
 @opt.verbose
@@ -45,6 +48,7 @@ def chat(
     model: str,
     system: str | None,
     thinking: bool | None,
+    explain: bool,
     chat_template: Path | None,
     adapters: list[tuple[str, str]],
     **flags: Any,
@@ -60,6 +64,8 @@ def chat(
     with load(model, config, chat_template, adapters=adapters) as llm:
         conversation = Conversation(llm, params, system, ChatOptions(thinking=thinking))
         conversation.check()
+        if explain:
+            llm.engine.watchers.append(conversation.records)
         if sys.stdin.isatty():
             _prepare_terminal()
             note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.")
@@ -81,6 +87,7 @@ class Conversation:
         self.params = params
         self.system = system
         self.options = options
+        self.records = Records()
         self.turns: list[dict[str, str]] = []
 
     @property
@@ -90,8 +97,9 @@ class Conversation:
 
     def check(self) -> None:
         """Raises ModelError where the model cannot chat, InputError where it has no switch for
-        thinking, before the person has typed anything."""
-        self.llm.engine.encode_chat([{"role": "user", "content": "Hello"}], self.options)
+        thinking, or cannot do what the parameters ask, before the person has typed anything."""
+        hello = [{"role": "user", "content": "Hello"}]
+        self.llm.engine.check(self.llm.engine.encode_chat(hello, self.options), self.params)
 
     def answer(self, text: str) -> None:
         """Stream the answer to `text`. Ctrl-C ends it; what was said stays in the conversation."""
@@ -113,6 +121,9 @@ class Conversation:
                 return
         self.turns.append({"role": "assistant", "content": "".join(said)})
         print(styled(" [stopped]", "2", sys.stdout) if interrupt.hit else "", flush=True)
+        for one in self.records.values():
+            note(sentence(one))
+        self.records.clear()
 
     def command(self, line: str) -> bool:
         """Do what a line with a slash says; False: leave."""

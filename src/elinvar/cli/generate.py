@@ -14,6 +14,7 @@ import click
 from elinvar.base.errors import InputError
 from elinvar.cli import options as opt
 from elinvar.cli.command import command, option
+from elinvar.cli.explain import Records, sentence
 from elinvar.cli.prompts import OrderedLines, Prompt, encode, read_prompts, result, user_message
 from elinvar.cli.terminal import Interrupt, bar, note, read_text
 
@@ -42,8 +43,14 @@ if TYPE_CHECKING:
     metavar="K",
     help="Log-probs of each token and its K likeliest rivals (needs JSON output).",
 )
+@option(
+    "--explain",
+    is_flag=True,
+    help="Say where the time went: on stderr, and in JSON as `explanation`.",
+)
 @opt.sampling
 @opt.stop
+@opt.memory
 @opt.serving
 @opt.adapters
 @opt.verbose
@@ -53,6 +60,7 @@ def generate(
     prompts_file: Path | None,
     chat: bool,
     as_json: bool,
+    explain: bool,
     chat_template: Path | None,
     adapters: list[tuple[str, str]],
     **flags: Any,
@@ -79,12 +87,15 @@ def generate(
     from elinvar.cli.load import load
 
     with load(model, config, chat_template, adapters=adapters) as llm:
+        records = Records()
+        if explain:
+            llm.engine.watchers.append(records)
         if prompts_file is not None:
-            return _batch(llm.engine, prompts)
-        return _single(llm, prompts[0], as_json)
+            return _batch(llm.engine, prompts, records)
+        return _single(llm, prompts[0], as_json, records)
 
 
-def _single(llm: LLM, prompt: Prompt, as_json: bool) -> int:
+def _single(llm: LLM, prompt: Prompt, as_json: bool, records: Records) -> int:
     """Stream one answer to stdout, or print it as JSON; the exit code."""
     from elinvar.engine.output import CompletionBuilder
 
@@ -103,9 +114,12 @@ def _single(llm: LLM, prompt: Prompt, as_json: bool) -> int:
     if not as_json:
         print()
     elif completion is not None:
-        print(json.dumps(result(prompt, completion, llm.engine.tokenizer), ensure_ascii=False))
+        values = result(prompt, completion, llm.engine.tokenizer, *records.values())
+        print(json.dumps(values, ensure_ascii=False))
     if completion is None:
         return 130
+    for one in records.values():
+        note(sentence(one))
     if sys.stderr.isatty() and not as_json:
         seconds = time.perf_counter() - start
         count = len(completion.token_ids)
@@ -114,7 +128,7 @@ def _single(llm: LLM, prompt: Prompt, as_json: bool) -> int:
     return 0
 
 
-def _batch(engine: Engine, prompts: list[Prompt]) -> int:
+def _batch(engine: Engine, prompts: list[Prompt], records: Records) -> int:
     """All prompts at once; what is finished is written even if Ctrl-C ends the run."""
     from elinvar.engine.output import CompletionBuilder
 
@@ -140,7 +154,8 @@ def _batch(engine: Engine, prompts: list[Prompt]) -> int:
                     completion = builders[index].push(delta)
                     if completion is not None:
                         num_done += 1
-                        values = result(prompts[index], completion, engine.tokenizer)
+                        known = records.pop(delta.request_id, None)
+                        values = result(prompts[index], completion, engine.tokenizer, known)
                         if delta.error is not None:
                             num_failed += 1
                             values["error"] = delta.error

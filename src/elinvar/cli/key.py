@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 
 import click
@@ -18,6 +17,8 @@ def key(of_stdin: bool) -> None:
     """Make an API key, and the line of a tenants file that knows it.
 
     The file has the key's SHA-256 only: who reads it cannot use the key."""
+    import secrets
+
     from elinvar.server.tenants import hash_key
 
     if not of_stdin:

@@ -7,16 +7,18 @@ pick theirs.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import click
 
 from elinvar.base.config import EngineConfig, PolicyName
 from elinvar.base.errors import InputError
+from elinvar.base.limits import INTERACTIVE, Target
 from elinvar.base.sampling import SamplingParams
 from elinvar.cli.command import option, options
 
@@ -24,6 +26,18 @@ from elinvar.cli.command import option, options
 class Whole(click.IntRange):
     name = "whole number"
     """As in "'x' is not a valid whole number"; click says "integer range" there."""
+
+
+class Positive(click.ParamType):
+    name = "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = click.FLOAT.convert(value, param, ctx)
+        if not (math.isfinite(number) and number > 0):
+            self.fail(f"{value!r} is not a number above 0", param, ctx)
+        return number
 
 
 DEFAULTS = SamplingParams()
@@ -133,13 +147,31 @@ scheduling = options(
     ),
     option(
         "--ageing-s",
-        type=float,
+        type=Positive(),
         metavar="S",
         default=10.0,
         help="With --policy priority: seconds of waiting worth one level of priority.",
         section=SHARING,
     ),
+    option(
+        "--ttft-target",
+        type=Positive(),
+        metavar="MS",
+        default=INTERACTIVE.ttft_s * 1000,
+        help="To an interactive request's first token: what --policy deadline orders by.",
+        section=SHARING,
+    ),
+    option(
+        "--itl-target",
+        metavar="MS",
+        default="auto",
+        callback=lambda ctx, param, text: _itl(text),
+        help="Between an interactive answer's tokens: prompts of others are cut to keep it; auto: "
+        "twice what it takes without them, none: no limit.",
+        section=SHARING,
+    ),
 )
+"""Who goes first at a server."""
 
 _ADAPTERS = "LoRA adapters"
 adapters = options(
@@ -208,6 +240,25 @@ stop = option(
     section=_SAMPLING,
 )
 
+_MEMORY = "Long memory, lossy"
+memory = options(
+    option(
+        "--attention-window",
+        type=AT_LEAST_1,
+        metavar="TOKENS",
+        help="See the last TOKENS and the first ones alone, in bounded memory (default: see all).",
+        section=_MEMORY,
+    ),
+    option(
+        "--attention-sinks",
+        type=AT_LEAST_1,
+        metavar="TOKENS",
+        default=DEFAULTS.attention_sinks,
+        help="First tokens that are seen with a window; both count in blocks of 32.",
+        section=_MEMORY,
+    ),
+)
+
 
 def sampling_params(flags: dict[str, Any]) -> SamplingParams:
     """SamplingParams from the flags of a command line; a bad value is a usage error."""
@@ -226,6 +277,22 @@ def engine_config(flags: dict[str, Any], **more: Any) -> EngineConfig:
 
 def _of(kind: Any, flags: dict[str, Any]) -> dict[str, Any]:
     return {field.name: flags[field.name] for field in fields(kind) if field.name in flags}
+
+
+def interactive_target(flags: dict[str, Any]) -> Target:
+    """What the options of `scheduling` promise interactive requests."""
+    return Target(flags["ttft_target"] / 1000, flags["itl_target"])
+
+
+def _itl(text: str) -> float | Literal["auto"] | None:
+    if text == "auto":
+        return "auto"
+    if text == "none":
+        return None
+    try:
+        return float(Positive().convert(text, None, None)) / 1000
+    except click.BadParameter:
+        raise click.BadParameter(f"{text!r} is not auto, none or a number above 0.") from None
 
 
 def _adapter(text: str) -> tuple[str, str]:

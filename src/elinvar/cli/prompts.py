@@ -133,7 +133,12 @@ def user_message(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}]
 
 
-def result(prompt: Prompt, completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
+def result(
+    prompt: Prompt,
+    completion: Completion,
+    tokenizer: Tokenizer,
+    explanation: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """A finished answer as JSON. The seed is there so that the answer can be had again."""
     values: dict[str, Any] = {} if prompt.id is None else {"id": prompt.id}
     values |= {
@@ -147,6 +152,8 @@ def result(prompt: Prompt, completion: Completion, tokenizer: Tokenizer) -> dict
             "completion_tokens": len(completion.token_ids),
         },
     }
+    if explanation is not None:
+        values["explanation"] = explanation
     if completion.logprobs:
         values["logprobs"] = [
             {

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from elinvar.base.config import EngineConfig
 from elinvar.base.errors import ElinvarError
 from elinvar.cli import options as opt
 from elinvar.cli.command import command, option
@@ -106,7 +107,9 @@ def serve(
     from elinvar.server.tenants import NOBODY, read_tenants
 
     known = NOBODY if tenants is None else read_tenants(tenants)
-    config = opt.engine_config(flags, tenants=known.limits)
+    config = opt.engine_config(
+        flags, tenants=known.limits, interactive=opt.interactive_target(flags)
+    )
     warm_prompts = [] if warm is None else read_warm_prompts(warm)
     name = served_model_name or model
     if name in dict(adapters):
@@ -131,6 +134,7 @@ def serve(
     generating: dict[str, Any] = {"--adapter": adapters, "--chat-template": chat_template}
     generating |= {"--allow-adapter-loading": allow_adapter_loading, "--warm": warm}
     generating |= {"--tenants": tenants, "--trace-requests": trace_requests}
+    generating |= {"--policy": config.policy != EngineConfig().policy}
     _refuse_idle(of_texts, generating if of_texts else {"--matryoshka": matryoshka})
     if of_texts:
         text_model = load_embedder(model, config).model

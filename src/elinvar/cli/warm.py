@@ -34,7 +34,8 @@ def warm(engine: Engine, prompts: Sequence[Prompt]) -> None:
     """
     places, total = _add_all(engine, prompts)
     metrics, begin, num_done = engine.metrics, time.perf_counter(), 0
-    before = metrics.computed_tokens + metrics.cached_tokens
+    computed_before = metrics.computed_tokens
+    before = computed_before + metrics.cached_tokens
     with Interrupt() as interrupt, bar("Warming", total) as update:
         while engine.has_work and not interrupt.hit:
             for delta in engine.step():
@@ -53,6 +54,9 @@ def warm(engine: Engine, prompts: Sequence[Prompt]) -> None:
     else:
         seconds = time.perf_counter() - begin
         note(f"Warmed {len(places)} prompts of {total:,} tokens in {seconds:.1f} s.")
+    room = engine.scheduler.kv.max_sequence
+    if metrics.computed_tokens - computed_before > room:
+        note(f"The cache holds {room:,} tokens: what was computed first may not be found any more.")
 
 
 def _add_all(engine: Engine, prompts: Sequence[Prompt]) -> tuple[dict[str, str], int]:

@@ -204,6 +204,9 @@ class AsyncEngine:
                 if self._stopping:
                     return False
                 self._wake.wait()
+            # Those that are there may all wait for their tenants' rates.
+            if not (self._arrived or self._gone or self._tasks) and (idle := self.engine.idle_s):
+                self._wake.wait(idle)
             arrived, self._arrived = self._arrived, []
             gone, self._gone = self._gone, []
             tasks, self._tasks = self._tasks, []

@@ -26,6 +26,7 @@ from elinvar.base.metrics import EngineMetrics
 from elinvar.base.plan import StepPlan, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.adapters import Adapters
+from elinvar.engine.below import identity, open_tiers
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.memory import available_memory, give_back
 from elinvar.engine.output import Delta, FinishReason
@@ -39,7 +40,7 @@ from elinvar.models.load import load_parts, reloaded
 from elinvar.ops import Ops, load_provider
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.run.runner import Runner
-from elinvar.sched.door import max_total_tokens
+from elinvar.sched.door import max_total_tokens, why_no_window
 from elinvar.sched.policy import make_policy
 from elinvar.sched.request import Request, RequestUpdate
 from elinvar.sched.scheduler import Scheduler
@@ -49,6 +50,9 @@ from elinvar.weights.peft import Adapter
 from elinvar.weights.sources import resolve
 
 log = logging.getLogger(__name__)
+
+LONGEST_NAP_S = 0.01
+"""Where everybody waits for a budget or for what is being fetched."""
 
 LoadProgress = Callable[[str, int, int], None]
 """Called with (what is being loaded, bytes done, bytes in all or 0 where unknown), perhaps from
@@ -123,10 +127,11 @@ class Engine:
     ) -> None:
         """adapters: without them none can be loaded."""
         specs = model.kv_specs(config.kv_dtype)
+        available = available_memory()
         kv = plan_kv(
             specs,
             model.config.max_context,
-            available_memory(),
+            available,
             kv_memory=config.kv_memory,
             max_context=config.max_context,
             max_rows=config.max_rows,
@@ -160,11 +165,25 @@ class Engine:
             interactive=config.interactive,
             batch=config.batch,
         )
+        self.tiers = open_tiers(config, specs, identity(config, weights_fingerprint), available)
+        if self.tiers is not None:
+            self.scheduler.use_tiers(self.tiers)
+            self.scheduler.kv.use_namespace(identity(config, weights_fingerprint))
         self.metrics = EngineMetrics(self.scheduler)
-        longest = min(self._context, self.scheduler.kv.max_sequence + 1)
+        self._no_window = why_no_window(model.config.layer_kinds)
+        longest = self._context
+        if self._no_window:  # or a sequence may outgrow the cache
+            longest = min(longest, self.scheduler.kv.max_sequence + 1)
         self.adapters = adapters or Adapters()
         self.runner = Runner(
-            model, ops, specs, kv.num_blocks, config.max_rows, longest, self.adapters.ops
+            model,
+            ops,
+            specs,
+            kv.num_blocks,
+            config.max_rows,
+            longest,
+            self.adapters.ops,
+            self.tiers,
         )
         self.watchers: list[Watcher] = []
         self._live: dict[str, _Live] = {}
@@ -214,9 +233,11 @@ class Engine:
         self._check_open()
         if params.adapter is not None:
             self.adapters.find(params.adapter)
-        max_total_tokens(
-            len(prompt_ids), params.max_tokens, self._context, self.scheduler.kv.max_sequence
-        )
+        if params.kept_blocks is not None and self._no_window:
+            message = f"This model {self._no_window}: leave attention_window out."
+            raise InputError("attention_window", message)
+        kv_tokens = self.scheduler.kv.longest(params.kept_blocks)
+        max_total_tokens(len(prompt_ids), params.max_tokens, self._context, kv_tokens)
         for kind in set(map(type, prompt_ids)):
             if not issubclass(kind, Integral):  # a float would be cut, or fail amid a step
                 raise InputError(
@@ -252,9 +273,7 @@ class Engine:
             request_id or uuid.uuid4().hex,
             list(prompt_ids),
             params,
-            namespace=self._namespace(
-                params.adapter, handling.tenant if prefix_of is None else prefix_of
-            ),
+            namespace=self._namespace(params, handling.tenant if prefix_of is None else prefix_of),
             handling=handling,
             arrival=arrival,
         )
@@ -264,15 +283,16 @@ class Engine:
         self._live[request.id] = _Live(request, AnswerText(self.tokenizer, params.stop))
         return request.id
 
-    def _namespace(self, adapter: str | None, tenant: str) -> bytes:
+    def _namespace(self, params: SamplingParams, tenant: str) -> bytes:
         """Who has a name finds no prefix of others, unless both share: how long an answer takes would
-        tell what somebody else asked."""
+        tell what somebody else asked. What tokens become depends on what they saw."""
+        adapter, kept = params.adapter, params.kept_blocks
         namespace = b"" if adapter is None else self.adapters.digest(adapter)
         tenants = self.config.tenants
         limits = tenants.get(tenant) or tenants.get(ANY_TENANT)
         if tenant and not (limits and limits.share_prefixes):
             namespace += blake2b(tenant.encode(), digest_size=32, person=b"tenant").digest()
-        return namespace
+        return namespace if kept is None else namespace + b"keeps %d+%d" % kept
 
     def explain(self, request_id: str) -> Record | None:
         """What is known of a request that has not ended; None when there is none of this id."""
@@ -289,10 +309,22 @@ class Engine:
         self._ready.append(_delta(live.request, finish_reason="abort"))
         return True
 
+    def context_of(self, params: SamplingParams) -> int:
+        """Tokens of the longest sequence, prompt and answer, that such a request may be."""
+        if params.kept_blocks is None:
+            return self.max_context
+        return min(self._context, self.scheduler.kv.longest(params.kept_blocks) + 1)
+
     @property
     def has_work(self) -> bool:
         """Whether a step would bring anything."""
-        return bool(self._live or self._ready)
+        return bool(self._live or self._ready or self.scheduler.kv.has_unsaved)
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds until one can, where all that is there waits for a budget or a fetch."""
+        busy = self._ready or self.scheduler.kv.has_unsaved
+        return 0.0 if busy else self.scheduler.idle_s
 
     def step(self) -> list[Delta]:
         """Plan, execute, commit. When the model's forward fails, the requests of this step end
@@ -300,7 +332,10 @@ class Engine:
         began = time.monotonic()
         plan = self.scheduler.plan()
         deltas, self._ready = self._ready, []
-        if plan.items:
+        if plan.is_empty:
+            if not deltas and self._live:
+                time.sleep(min(self.scheduler.idle_s, LONGEST_NAP_S))
+        else:
             try:
                 output = self.runner.execute(plan)
             except Exception as error:
@@ -337,7 +372,8 @@ class Engine:
         self.runner.use(loaded.build(self.ops))
         self.adapters.fit(loaded)
         self.weight_version += 1
-        self.scheduler.kv.use_namespace(str(self.weight_version))
+        # Of no other engine's: what was pushed has no fingerprint.
+        self.scheduler.kv.use_namespace(uuid.uuid4().hex)
         self.fingerprint = _fingerprint(self.config, f"{self._weights}+{self.weight_version}")
         give_back()
         return self.weight_version
@@ -348,6 +384,8 @@ class Engine:
             self.abort(request_id)
         self._ready.clear()
         self.adapters.close()
+        if self.tiers is not None:
+            self.tiers.close()
         vars(self).pop("runner", None)
 
     def _check_open(self) -> None:

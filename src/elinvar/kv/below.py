@@ -126,7 +126,7 @@ class Below:
             def has(node: Node, group: int) -> bool:
                 return node.blocks[group] >= 0 or least <= levels.of(node, group) <= most
 
-            return self._match.within(top, list(path), tokens, has)
+            return self._match.within(top, list(path), tokens, has, found.kept)
 
         if lookup.fetching:
             ready = best(HOST, HOST)
@@ -154,7 +154,10 @@ class Below:
         needed = list(self._match.needed(there))
         keys, sizes = self._keys(needed)
         seconds = self._tiers.predict([levels.of(*n) for n in needed], sizes)
-        if seconds > self.compute_s(known, there.num_tokens):
+        # A tier that was never read is tried once; nor is it known what computing takes at first.
+        if math.isfinite(seconds) and seconds > (
+            self.compute_s(known, there.num_tokens) or math.inf
+        ):
             lookup.end()
             return
         for node, group in needed:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from elinvar.base.config import KVSpec
 from elinvar.base.plan import BlockCopy, BlockMove
 from elinvar.kv.below import Below, Lookup, key_of
-from elinvar.kv.match import Match
+from elinvar.kv.match import Kept, Match
 from elinvar.kv.pool import BlockPool
 from elinvar.kv.sequence import LOAD, Allocation, Prefix, SequenceKV, Taken
 from elinvar.kv.states import WINDOW, States
@@ -50,7 +50,9 @@ class KVManager:
         self._match = Match(self.block_size, self.windows, self._states.groups, self.tree)
         self._paged = [g for g, spec in enumerate(specs) if not spec.state]
         self._sliding = [(g, w) for g, w in enumerate(self.windows) if w is not None]
+        self._full = [g for g, w in enumerate(self.windows) if w is None]
         self._below: Below | None = None
+        self._block_bytes = [spec.block_bytes for spec in specs]
         self.use_namespace(namespace)
         self.max_sequence = min(self._alone(g) for g in range(len(specs)))
         """Most tokens that one sequence, alone, can have in blocks."""
@@ -60,11 +62,12 @@ class KVManager:
         again as they are needed. No sequence may be alive: they remember theirs."""
         self._namespace = namespace.encode()
 
-    def new_sequence(self, namespace: bytes = b"") -> SequenceKV:
-        """namespace: what this sequence's contents depend on besides tokens and the manager's own."""
+    def new_sequence(self, namespace: bytes = b"", kept: Kept | None = None) -> SequenceKV:
+        """namespace: what this sequence's contents depend on besides tokens and the manager's own.
+        kept: as in SequenceKV."""
         # The length says where one ends: no pair of namespaces reads as another.
         root = len(self._namespace).to_bytes(4) + self._namespace + namespace
-        seq = SequenceKV([[] for _ in self.pools], [0] * len(self.pools), root)
+        seq = SequenceKV([[] for _ in self.pools], [0] * len(self.pools), root, kept=kept)
         self._set_next_event(seq)
         return seq
 
@@ -73,12 +76,13 @@ class KVManager:
     def find_prefix(self, seq: SequenceKV, token_ids: Sequence[int]) -> Prefix:
         """The longest cached prefix of `token_ids` that every group can serve, to the token.
 
-        It leaves at least one token to compute. A full group needs all its blocks, a sliding one
-        those that the first query after the prefix sees. Changes nothing.
+        It leaves at least one token to compute. Each group needs the blocks that the first query
+        after the prefix sees: a full one all of them, but where a sequence forgets. Changes nothing.
         """
         if not self.prefix_cache:
-            return Prefix(0, token_ids, [], [[] for _ in self.pools], [0] * len(self.pools))
-        found = self._match.longest(seq.root, token_ids)
+            counts = [0] * len(self.pools)
+            return Prefix(0, token_ids, [], [[] for _ in self.pools], counts, kept=seq.kept)
+        found = self._match.longest(seq.root, token_ids, seq.kept)
         pending = False
         if self._below is not None:
             seq.lookup = seq.lookup or Lookup()
@@ -87,15 +91,17 @@ class KVManager:
         path, end = found.path, found.num_tokens
         blocks = []
         for group in range(len(self.pools)):
-            first = self._match.first_needed(group, found)
-            held = [node.blocks[group] for node in path[first:]]
-            blocks.append([-1] * first + [block if block >= 0 else LOAD for block in held])
+            hidden, held = self._match.unseen(group, found), [node.blocks[group] for node in path]
+            row = [block if block >= 0 else LOAD for block in held]
+            row[hidden.start : hidden.stop] = [-1] * len(hidden)
+            blocks.append(row)
         taken = [
             sum(block == LOAD or (block >= 0 and pool.ref_count(block) == 0) for block in row)
             for pool, row in zip(self.pools, blocks, strict=True)
         ]
         marks = self._states.marks(end, found.num_shared, len(token_ids))
-        return Prefix(end, token_ids, path, blocks, taken, found.tail, marks, found.coming, pending)
+        rest = found.tail, marks, found.coming, pending, seq.kept
+        return Prefix(end, token_ids, path, blocks, taken, *rest)
 
     # ---- allocation: prepare changes nothing, apply cannot fail -----------------------------
 
@@ -150,10 +156,13 @@ class KVManager:
     def _take_prefix(self, seq: SequenceKV, prefix: Prefix, taken: Taken) -> None:
         seq.marks = prefix.marks
         seq.tables = [list(blocks) for blocks in prefix.blocks]
-        seq.first_held = [blocks.count(-1) for blocks in prefix.blocks]
-        for pool, table, first in zip(self.pools, seq.tables, seq.first_held, strict=True):
-            for block in table[first:]:
-                if block != LOAD:
+        hidden = [blocks.count(-1) for blocks in prefix.blocks]
+        seq.num_hidden = max([hidden[group] for group in self._full], default=0)
+        for group, _ in self._sliding:
+            seq.first_held[group] = hidden[group]
+        for pool, table in zip(self.pools, seq.tables, strict=True):
+            for block in table:
+                if block >= 0:
                     pool.share(block)
         seq.num_published = len(prefix.path)
         for group, table in enumerate(seq.tables):
@@ -216,15 +225,29 @@ class KVManager:
         """
         if self.prefix_cache:
             self._publish_all(seq, token_ids, num_computed)
-        for group, window in self._sliding:
+        for group, _ in self._sliding:
             table, pool = seq.tables[group], self.pools[group]
-            first = min(self._match.first_seen(num_computed, window), len(table))
+            first = min(len(self._match.hidden(group, None, num_computed)), len(table))
             for index in range(seq.first_held[group], first):
                 if table[index] >= 0:
                     pool.free(table[index])
                     table[index] = -1
             seq.first_held[group] = max(first, seq.first_held[group])
+        if seq.kept is not None:
+            self._forget(seq, num_computed)
         self._set_next_event(seq)
+
+    def _forget(self, seq: SequenceKV, num_computed: int) -> None:
+        """Give back what lies between the first and the last blocks that it keeps."""
+        count = seq.num_hidden
+        for group in self._full:
+            table = seq.tables[group]
+            hidden = self._match.hidden(group, seq.kept, num_computed)
+            for index in hidden[seq.num_hidden :]:
+                self._free(self.pools[group], table[index])
+                table[index] = -1
+            count = max(len(hidden), count)
+        seq.num_hidden = count
 
     def _publish_all(self, seq: SequenceKV, token_ids: Sequence[int], num_computed: int) -> None:
         for index in range(seq.num_published, num_computed // self.block_size):
@@ -262,6 +285,7 @@ class KVManager:
                     self._free(pool, block)
             seq.tables[group] = []
             seq.first_held[group] = 0
+        seq.num_hidden = 0
         if seq.tail is not None:
             seq.tail.coming -= 1
             self._let_go(seq.tail)
@@ -283,12 +307,10 @@ class KVManager:
 
     # ---- below the provider's memory --------------------------------------------------------
 
-    def use_tiers(
-        self, tiers: Tiers, block_bytes: Sequence[int], compute_s: Callable[[int, int], float]
-    ) -> None:
+    def use_tiers(self, tiers: Tiers, compute_s: Callable[[int, int], float]) -> None:
         """Contents are saved to `tiers` before they are given up, and found there. compute_s: seconds
         that computing the tokens from one position to another takes."""
-        self._below = Below(tiers, self.tree, self._match, self.pools, block_bytes)
+        self._below = Below(tiers, self.tree, self._match, self.pools, self._block_bytes)
         self._below.compute_s = compute_s
 
     def saves(self, is_idle: bool) -> list[BlockMove]:
@@ -304,6 +326,15 @@ class KVManager:
     def has_unsaved(self) -> bool:
         return self._below is not None and self._below.has_unsaved
 
+    def where_found(self, seq: SequenceKV, num_tokens: int) -> dict[str, int]:
+        """So many tokens of its prefix, by the place where they were found."""
+        below = seq.lookup.from_tiers if seq.lookup else {}
+        return {"memory": num_tokens - sum(below.values()), **below}
+
+    def give_up_lookup(self, seq: SequenceKV) -> None:
+        """It looks for nothing below any more."""
+        seq.lookup = Lookup(over=True)
+
     def end_lookup(self, seq: SequenceKV) -> None:
         """It has what it looked for, or does not need it any more."""
         if seq.lookup is not None:
@@ -317,6 +348,8 @@ class KVManager:
         for group, window in self._sliding:
             # The first held block is out of sight once the query after it sees only later ones.
             event = min(event, (seq.first_held[group] + 1) * size + window - 1)
+        if seq.kept is not None:
+            event = min(event, (sum(seq.kept) + seq.num_hidden + 1) * size)
         seq.next_event = event
 
     # ---- admission --------------------------------------------------------------------------
@@ -333,13 +366,32 @@ class KVManager:
             return NEVER
         return num_blocks * self.block_size
 
-    def to_come(self, held: Sequence[int], reach: int, num_tokens: int, chunk: int) -> list[int]:
+    def longest(self, kept: Kept | None) -> int:
+        """Most tokens that a sequence which keeps so much, alone, can have."""
+        if kept is None:
+            return self.max_sequence
+        return min(
+            NEVER
+            if window is None and self.pools[group].num_blocks > sum(kept)
+            else self._alone(group)
+            for group, window in enumerate(self.windows)
+        )
+
+    def to_come(
+        self,
+        held: Sequence[int],
+        reach: int,
+        num_tokens: int,
+        chunk: int,
+        kept: Kept | None = None,
+    ) -> list[int]:
         """Per group: blocks that a sequence will still take until `num_tokens` are computed in
         steps of at most `chunk`, when it holds `held` and its tables have `reach` entries. Of
         states, none but its own: it can give up its snapshots."""
         left = max(0, -(-num_tokens // self.block_size) - reach)
+        most = NEVER if kept is None else sum(kept) + self._span(chunk)
         need = [
-            left if window is None else min(left, max(0, self._span(window - 1 + chunk) - have))
+            min(left, max(0, (most if window is None else self._span(window - 1 + chunk)) - have))
             for window, have in zip(self.windows, held, strict=True)
         ]
         for group in self._states.groups:
@@ -348,8 +400,7 @@ class KVManager:
 
     def to_come_for(self, seq: SequenceKV, num_tokens: int, chunk: int) -> list[int]:
         """`to_come` of a sequence that has begun."""
-        reach = len(seq.tables[0])
-        return self.to_come([reach - first for first in seq.first_held], reach, num_tokens, chunk)
+        return self.to_come(self.held(seq), len(seq.tables[0]), num_tokens, chunk, seq.kept)
 
     def spare(self, num_sequences: int) -> list[int]:
         """Per group: blocks that so many running sequences should find beyond those `to_come`."""
@@ -359,7 +410,7 @@ class KVManager:
         """Whether a sequence that starts with `prefix` can compute all its `num_tokens` and leave
         `reserve` blocks of each group to those already running."""
         held = [len(blocks) - blocks.count(-1) for blocks in prefix.blocks]
-        need = self.to_come(held, len(prefix.path), num_tokens, chunk)
+        need = self.to_come(held, len(prefix.path), num_tokens, chunk, prefix.kept)
         for group in self._states.groups:
             need[group] = 1
         return all(
@@ -372,7 +423,10 @@ class KVManager:
     def held(self, seq: SequenceKV) -> list[int]:
         """Per group: most blocks that freeing the sequence could give back."""
         reach = len(seq.tables[0])
-        return [reach - first for first in seq.first_held]
+        held = [reach - first for first in seq.first_held]
+        for group in self._full:
+            held[group] -= seq.num_hidden
+        return held
 
     def lost(self, seq: SequenceKV, num_computed: int) -> int:
         """Tokens that the sequence would compute again if it gave its blocks back and others took
@@ -381,7 +435,8 @@ class KVManager:
         for group, table in enumerate(seq.tables):
             if self.windows[group] is None:
                 count = self.pools[group].ref_count
-                first = next((i for i, b in enumerate(table) if count(b) < 2), len(table))
+                mine = (i for i, b in enumerate(table) if b < 0 or count(b) < 2)
+                first = next(mine, len(table))
                 shared = first * self.block_size
                 break
         return max(0, num_computed - shared)
@@ -401,7 +456,11 @@ class KVManager:
             for group, table in enumerate(seq.tables):
                 first = seq.first_held[group]
                 assert all(block == -1 for block in table[:first]), "holds blocks out of sight"
-                assert self.windows[group] is not None or first == 0, "a full group lost blocks"
+                if group in self._full:
+                    assert first == 0 and (seq.kept or not seq.num_hidden), "lost blocks"
+                    gap = self._match.hidden(group, seq.kept, seq.capacity)[: seq.num_hidden]
+                    assert {table[i] for i in gap} <= {-1} and len(gap) == seq.num_hidden
+                    table = [block for i, block in enumerate(table) if i not in gap]
                 for block in table[first:]:
                     assert block >= 0 or group in self._states.groups, "a block is missing"
                     if block >= 0:

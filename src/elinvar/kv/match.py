@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from elinvar.kv.tree import TOKEN_BYTES, Node, Tree, pack
 
@@ -11,7 +12,9 @@ _WORTH = 8
 """Tokens of a block for which it is better to wait than to compute them again: about a step that
 only waits for the weights."""
 
-
+Kept = tuple[int, int]
+"""What a sequence that forgets keeps in groups without a window: so many first blocks, and so many last
+ones before that of the next token."""
 Has = Callable[[Node, int], bool]
 """Whether a node's content in a group can be had."""
 
@@ -31,6 +34,8 @@ class Found:
     """Tokens in the blocks that the groups which keep every block can serve."""
     coming: Node | None
     """What would come next, which a living sequence is about to compute."""
+    kept: Kept | None = None
+    """What the sequence keeps, None: everything."""
 
 
 class Match:
@@ -42,31 +47,39 @@ class Match:
         self._size = block_size
         self._windows = windows
         self._full = [group for group, window in enumerate(windows) if window is None]
-        self._windowed = [(g, w, g in states) for g, w in enumerate(windows) if w is not None]
+        self._windowed = [g for g, window in enumerate(windows) if window is not None]
         self._has_states = bool(states)
         self._tree = tree
 
-    def longest(self, root: bytes, token_ids: Sequence[int], has: Has = in_memory) -> Found:
+    def longest(
+        self,
+        root: bytes,
+        token_ids: Sequence[int],
+        kept: Kept | None = None,
+        has: Has = in_memory,
+    ) -> Found:
         """Of all `token_ids` but the last; `has`: what can be had."""
         tokens = pack(token_ids[: len(token_ids) - 1])
         top = self._tree.root(root)
-        return self.within(top, self._walk(top, tokens), tokens, has)
+        return self.within(top, self._walk(top, tokens), tokens, has, kept)
 
-    def within(self, top: Node, path: list[Node], tokens: bytes, has: Has) -> Found:
+    def within(
+        self, top: Node, path: list[Node], tokens: bytes, has: Has, kept: Kept | None
+    ) -> Found:
         """The same, given the nodes of the whole blocks."""
-        held = self._num_held(path, has)
+        held = self._num_held(path, has, kept)
         coming = self._coming(path, held, len(tokens))
         del path[held:]
         shared = held * self._size if self._full else 0
         block = self._size * TOKEN_BYTES
         above, rest = path[-1] if path else top, tokens[held * block : (held + 1) * block]
         for child, count in self._tree.near(above, rest):
-            if self._serves(path, child, count, has):
-                return Found(held * self._size + count, path, child, shared, coming)
+            if self._serves(path, child, count, has, kept):
+                return Found(held * self._size + count, path, child, shared, coming, kept)
             if child.coming and count >= _WORTH and not self._has_states:
                 coming = coming or child
-        self._settle(path, has)
-        return Found(len(path) * self._size, path, None, shared, coming)
+        self._settle(path, has, kept)
+        return Found(len(path) * self._size, path, None, shared, coming, kept)
 
     def chain(self, root: bytes, token_ids: Sequence[int]) -> tuple[Node, list[Node], bytes]:
         """What `within` takes: nodes of all whole blocks, of which some may not be in the tree."""
@@ -80,18 +93,16 @@ class Match:
 
     def needed(self, found: Found) -> Iterator[tuple[Node, int]]:
         """Nodes and groups whose contents serve `found` and are not in memory, in their order."""
-        firsts = [self.first_needed(group, found) for group in range(len(self._windows))]
+        unseen = [self.unseen(group, found) for group in range(len(self._windows))]
         for index, node in enumerate([*found.path, *([found.tail] if found.tail else [])]):
-            for group, first in enumerate(firsts):
-                if index >= first and node.blocks[group] < 0:
+            for group, hidden in enumerate(unseen):
+                if index not in hidden and node.blocks[group] < 0:
                     yield node, group
 
-    def first_needed(self, group: int, found: Found) -> int:
-        """Index of the first whole block of `found` that is needed; past the last where none is."""
-        window = self._windows[group]
-        if window is None:
-            return 0
-        return min(self.first_seen(found.num_tokens, window), len(found.path))
+    def unseen(self, group: int, found: Found) -> range:
+        """Indices of the whole blocks of `found` that are not needed."""
+        hidden = self.hidden(group, found.kept, found.num_tokens)
+        return hidden[: max(0, len(found.path) - hidden.start)]
 
     def _walk(self, node: Node, tokens: bytes) -> list[Node]:
         path: list[Node] = []
@@ -104,10 +115,12 @@ class Match:
             node = child
         return path
 
-    def _num_held(self, path: Sequence[Node], has: Has) -> int:
-        """Leading blocks that the groups which keep every block can serve."""
+    def _num_held(self, path: Sequence[Node], has: Has, kept: Kept | None) -> int:
+        """Leading blocks that the groups which keep every block can serve; of a sequence that
+        forgets, those that nobody is about to compute."""
         for index, node in enumerate(path):
-            if not all(has(node, group) for group in self._full):
+            is_missing = not all(has(node, group) for group in self._full)
+            if is_missing and (kept is None or node.coming):
                 return index
         return len(path)
 
@@ -119,41 +132,47 @@ class Match:
         node = path[-1] if self._has_states else path[held]
         return node if node.coming and (ends or not self._has_states) else None
 
-    def _serves(self, path: Sequence[Node], tail: Node, count: int, has: Has) -> bool:
+    def _serves(
+        self, path: Sequence[Node], tail: Node, count: int, has: Has, kept: Kept | None
+    ) -> bool:
         """Whether a sequence can begin after `path` and `count` tokens of `tail`. A state is that
         after its last token, and no other."""
+        if self._has_states and count != tail.num_tokens:
+            return False
         if not all(has(tail, group) for group in range(len(tail.blocks))):
             return False
         end = len(path) * self._size + count
         return all(
-            count == tail.num_tokens
-            if is_state
-            else all(has(node, group) for node in path[self.first_seen(end, window) :])
-            for group, window, is_state in self._windowed
+            self._num_served(path, group, self.hidden(group, kept, end), has) == len(path)
+            for group in self._partial(kept)
         )
 
-    def _settle(self, path: list[Node], has: Has) -> None:
+    def _settle(self, path: list[Node], has: Has, kept: Kept | None) -> None:
         """Shorten `path` until all groups can serve it. Where it is shortened for one, another may
         have a gap."""
         before = -1
         while path and len(path) != before:
             before = len(path)
-            for group, window, _ in self._windowed:
-                del path[self._num_served(path, group, window, has) :]
+            for group in self._partial(kept):
+                hidden = self.hidden(group, kept, len(path) * self._size)
+                del path[self._num_served(path, group, hidden, has) :]
 
-    def _num_served(self, path: Sequence[Node], group: int, window: int, has: Has) -> int:
+    def _partial(self, kept: Kept | None) -> Sequence[int]:
+        """Groups that do not need every block."""
+        return self._windowed if kept is None else range(len(self._windows))
+
+    def _num_served(self, path: Sequence[Node], group: int, hidden: range, has: Has) -> int:
         # Walks down from the end; a gap at block i means that the prefix can only end at i, so
-        # each block is looked at once.
-        count = len(path)
-        while count:
-            first = self.first_seen(count * self._size, window)
-            gaps = (i for i in range(count - 1, first - 1, -1) if not has(path[i], group))
-            gap = next(gaps, -1)
-            if gap < 0:
-                return count
-            count = gap
-        return 0
+        # each block that is not always seen is looked at once.
+        always = range(min(hidden.start, len(path)))
+        seen = chain(range(len(path) - 1, max(hidden.stop, len(always)) - 1, -1), always)
+        return next((i for i in seen if not has(path[i], group)), len(path))
 
-    def first_seen(self, position: int, window: int) -> int:
-        """Index of the first block that a query at `position` sees."""
-        return max(0, position - window + 1) // self._size
+    def hidden(self, group: int, kept: Kept | None, position: int) -> range:
+        """Indices of the blocks that a query at `position` does not see any more."""
+        if (window := self._windows[group]) is not None:
+            return range(max(0, position - window + 1) // self._size)
+        if kept is None:
+            return range(0)
+        num_first, num_last = kept
+        return range(num_first, max(num_first, position // self._size - num_last))

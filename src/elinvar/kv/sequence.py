@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from elinvar.base.plan import BlockCopy, BlockMove
 from elinvar.kv.below import Lookup
+from elinvar.kv.match import Kept
 from elinvar.kv.tree import Node
 
 LOAD = -2
@@ -43,6 +44,10 @@ class SequenceKV:
     """Its search below the provider's memory."""
     snapshot: int = -1
     """Block of the last snapshot that the next one replaces, if any."""
+    kept: Kept | None = None
+    """None: everything."""
+    num_hidden: int = 0
+    """Entries of tables behind the first that are kept, which are -1 as it forgot them."""
 
 
 @dataclass(slots=True)
@@ -55,8 +60,8 @@ class Prefix:
     path: list[Node]
     """Its whole blocks of the prefix."""
     blocks: list[list[int]]
-    """Per group the blocks of `path`: -1 in sliding groups before the window, LOAD where the content
-    lies below."""
+    """Per group the blocks of `path`: -1 where the first query after it sees nothing, LOAD where the
+    content lies below."""
     num_taken: list[int]
     """Per group: free blocks that taking them costs."""
     tail: Node | None = None
@@ -67,6 +72,8 @@ class Prefix:
     """What would come next, which a living sequence is about to compute."""
     pending: bool = False
     """More of it may be found below, which is not known yet, or on its way."""
+    kept: Kept | None = None
+    """As in SequenceKV."""
 
 
 @dataclass(slots=True)

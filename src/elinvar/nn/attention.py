@@ -62,9 +62,13 @@ class Step:
     chosen: I32 | None = None
     """[T, K] the keys that the last layer with an index chose (nn/indexed.py)."""
 
-    @property
-    def seen(self) -> I32:
-        return self.batch.positions if self.last_keys is None else self.last_keys
+    def where(self, kind: LayerKind, group: int) -> tuple[I32, I32, I32, I32]:
+        """Where attention of a layer finds the keys that its tokens see: query_start_loc, seq_lens,
+        block tables and, of each token, the last one that it sees."""
+        batch = self.batch
+        seen = batch.sight if kind == "full" and batch.sight is not None else batch
+        last = seen.positions if self.last_keys is None else self.last_keys
+        return seen.query_start_loc, seen.seq_lens, seen.block_tables[group], last
 
 
 class Attention:
@@ -129,10 +133,7 @@ class Attention:
         o_TD = ops.attention(
             q_THD,
             kv,
-            batch.query_start_loc,
-            batch.seq_lens,
-            batch.block_tables[group],
-            step.seen,
+            *step.where(self.kind, group),
             self.scale,
             self.window,
             softcap=self.softcap,

@@ -50,16 +50,17 @@ class IndexedAttention(LatentAttention):
 
     def __call__(self, h_TD: F32, step: Step, kv: Any) -> F32:
         latents, keys = kv
-        batch, input_TN = step.batch, self._query_input(h_TD)
+        input_TN = self._query_input(h_TD)
         if self.index_weights is not None:
             step.chosen = self._choose(self.index_weights, h_TD, input_TN, step, keys)
         assert step.chosen is not None
+        starts, _, tables, positions = step.where("full", 0)
         c_TN = self.ops.sparse_attention(
             self._queries(h_TD, input_TN, step, latents),
             latents,
-            batch.query_start_loc,
-            batch.block_tables[0],
-            batch.positions,
+            starts,
+            tables,
+            positions,
             step.chosen,
             self.scale,
         )
@@ -81,13 +82,14 @@ class IndexedAttention(LatentAttention):
             None,
             EPS,
         )
+        starts, _, tables, positions = step.where("full", GROUP)
         return ops.index_select(
             q_THD,
             ops.linear(h_TD, (w.index_weights,)),
             keys,
-            batch.query_start_loc,
-            batch.block_tables[GROUP],
-            batch.positions,
+            starts,
+            tables,
+            positions,
             min(c.top_k, batch.num_positions),
             step.first,
         )

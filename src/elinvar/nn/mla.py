@@ -45,14 +45,10 @@ class LatentAttention:
 
     def __call__(self, h_TD: F32, step: Step, kv: KVLayer) -> F32:
         """Writes the tokens' latents to `kv`, then attends -> [T, D]."""
-        batch = step.batch
         c_TN = self.ops.attention(
             self._queries(h_TD, self._query_input(h_TD), step, kv),
             kv,
-            batch.query_start_loc,
-            batch.seq_lens,
-            batch.block_tables[0],
-            batch.positions,
+            *step.where("full", 0),
             self.scale,
             None,
             first=step.first,

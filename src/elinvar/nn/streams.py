@@ -52,8 +52,7 @@ class SharedAttention:
         else:
             gains = self.q_gain, self.k_gain, c.norm_eps, self.v_gain
             q = ops.rope_write(x_TN, batch.positions, rope, cache, slots, heads, *gains)
-        tables = batch.block_tables[self.group]
-        seen = batch.query_start_loc, batch.seq_lens, tables, batch.positions
+        seen = step.where(self.kind, self.group)
         return ops.linear(ops.attention(q, cache, *seen, c.attn_scale, self.window), self.out)
 
 

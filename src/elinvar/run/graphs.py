@@ -42,6 +42,9 @@ class _Graph:
             for to, table in zip(own.block_tables, batch.block_tables, strict=True):
                 to[:] = table
             self.last = batch.block_tables
+        if own.sight is not None and batch.sight is not None:
+            for to, array in zip(own.sight.arrays, batch.sight.arrays, strict=True):
+                to[:] = array
         return self.replay()
 
 
@@ -53,7 +56,7 @@ class Graphs:
         self, model: Model, ops: Ops, kv: Sequence[LayerCache], adapted: AdaptedOps | None = None
     ) -> None:
         self.model, self.ops, self.kv, self.adapted = model, ops, kv, adapted
-        self._graphs: OrderedDict[tuple[int, int, int], _Graph] = OrderedDict()
+        self._graphs: OrderedDict[tuple[int, ...], _Graph] = OrderedDict()
 
     def forward(self, batch: ForwardBatch | DecodeBatch) -> F32:
         """Logits [L, V], valid until the next forward."""
@@ -63,7 +66,8 @@ class Graphs:
         if size > MAX_TOKENS:
             return self._forward(batch.flat())
         version = 0 if batch.adapters is None or self.adapted is None else self.adapted.version
-        shape = size, batch.block_tables[0].shape[1], version
+        seen = 0 if batch.sight is None else batch.sight.width
+        shape = size, batch.block_tables[0].shape[1], version, seen
         graph = self._graphs.get(shape)
         if graph is None:
             graph = self._graphs[shape] = self._record(batch)
@@ -75,7 +79,8 @@ class Graphs:
     def _record(self, batch: DecodeBatch) -> _Graph:
         adapters = None if batch.adapters is None else batch.adapters.copy()
         tables = tuple(t.copy() for t in batch.block_tables)
-        own = DecodeBatch(batch.numbers.copy(), tables, adapters)
+        sight = None if batch.sight is None else batch.sight.copy()
+        own = DecodeBatch(batch.numbers.copy(), tables, adapters, sight)
         flat = own.flat()
         return _Graph(own, flat, self.ops.record(lambda: self._forward(flat)))
 

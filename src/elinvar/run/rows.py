@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
-from elinvar.base.config import BLOCK_SIZE
+from elinvar.base.config import BLOCK_SIZE, KVSpec
 from elinvar.base.plan import PlanItem, RowStart
 from elinvar.base.sampling import SamplingParams
 from elinvar.ops.arguments import SampleArgs
+from elinvar.run.sights import Sights, table_width
 
 _SEED_MASK = 2**64 - 1
-_MIN_WIDTH = 16
 
 
 class Rows:
@@ -30,13 +30,11 @@ class Rows:
     Memory is reserved, not touched: a row costs pages only as far as its sequence goes.
     """
 
-    def __init__(self, max_rows: int, max_context: int, num_groups: int) -> None:
+    def __init__(self, max_rows: int, max_context: int, specs: Sequence[KVSpec]) -> None:
         max_blocks = table_width(max_context)
         self.token_ids: I32 = np.zeros((max_rows, max_context), np.int32)
-        self.tables: list[I32] = [
-            np.zeros((max_rows, max_blocks), np.int32) for _ in range(num_groups)
-        ]
-        self.table_lens: list[list[int]] = [[0] * max_rows for _ in range(num_groups)]
+        self.tables: list[I32] = [np.zeros((max_rows, max_blocks), np.int32) for _ in specs]
+        self.table_lens: list[list[int]] = [[0] * max_rows for _ in specs]
         self.seeds = np.zeros(max_rows, np.uint64)
         self.temperature = np.zeros(max_rows, np.float32)
         self.top_k = np.zeros(max_rows, np.int32)
@@ -45,6 +43,7 @@ class Rows:
         self.num_logprobs: list[int | None] = [None] * max_rows
         """As in SamplingParams.logprobs."""
         self.adapters = np.full(max_rows, -1, np.int32)
+        self.sights = Sights(max_rows, [spec.kind == "full" for spec in specs], self.tables)
         # Of the last step, until a row or a table changes: most steps are like the one before.
         self._gathered: tuple[tuple[list[int], int], tuple[I32, ...]] | None = None
         self._sampling: tuple[list[int], Any, tuple[Any, ...], int] | None = None
@@ -71,6 +70,7 @@ class Rows:
         self.top_p[row] = params.top_p
         self.min_p[row] = params.min_p
         self.num_logprobs[row] = params.logprobs
+        self.sights.start(row, params.kept_blocks)
 
     def append_blocks(self, items: Sequence[PlanItem]) -> None:
         """Add each item's new blocks to its row's tables."""
@@ -104,6 +104,7 @@ class Rows:
             block_tables=self._block_tables(rows, table_width(max(stops))),
             slot_mapping=slots,
             logit_rows=np.array([ends[i] - 1 for i in sampling], np.int32),
+            sight=self.sights.gather(rows, [item.start for item in items], stops),
         )
         adapters = self._adapters(rows)
         if adapters is not None:
@@ -135,7 +136,8 @@ class Rows:
             ]
         packed = np.array(numbers, np.int32).reshape(-1, len(rows))
         tables = self._block_tables(rows, table_width(max(stops)))
-        return DecodeBatch(packed, tables, self._adapters(rows)), rows, packed[2]
+        sight = self.sights.gather(rows, positions, stops)
+        return DecodeBatch(packed, tables, self._adapters(rows), sight), rows, packed[2]
 
     def _block_tables(self, rows: list[int], width: int) -> tuple[I32, ...]:
         """The last answer again while nothing changed: blocks are added once in 32 steps."""
@@ -160,9 +162,3 @@ class Rows:
             self._sampling = rows_L, self.seeds[rows_L], tuple(p[rows_L] for p in params), most
         _, seeds, (temperature, top_k, top_p, min_p), num_logprobs = self._sampling
         return SampleArgs(seeds, position_L, temperature, top_k, top_p, min_p, num_logprobs)
-
-
-def table_width(num_positions: int) -> int:
-    """Columns of a step's block tables: a power of two, so that steps of one shape come often."""
-    num_blocks = -(-num_positions // BLOCK_SIZE)
-    return max(_MIN_WIDTH, 1 << (num_blocks - 1).bit_length())

@@ -6,7 +6,9 @@ rows sample is all in the plan. Serving, warm-up and profiling go through `execu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,14 @@ from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
 
 
+class Below(Protocol):
+    """Memory for contents of blocks, by key. A block moves as one piece of bytes."""
+
+    def put(self, key: bytes, data: memoryview) -> bool: ...
+
+    def get(self, key: bytes, into: memoryview) -> bool: ...
+
+
 class Runner:
     """The model, its KV arrays (`num_blocks` blocks per group of `specs`) and the rows."""
 
@@ -34,10 +44,12 @@ class Runner:
         max_rows: int,
         max_context: int,
         adapted: AdaptedOps | None = None,
+        below: Below | None = None,
     ) -> None:
-        """adapted: see run.graphs."""
+        """adapted: see run.graphs. below: needed where plans save and load."""
+        self._below = below
         self.ops, self._adapted = ops, adapted
-        self.rows = Rows(max_rows, max_context, len(specs))
+        self.rows = Rows(max_rows, max_context, specs)
         layers: dict[int, LayerCache] = {}
         self._blocks: list[NDArray[np.uint8]] = []
         """Per group [B, bytes]."""
@@ -59,20 +71,18 @@ class Runner:
         Sampled ids are also written back to their rows, where the next step finds them.
         """
         rows, items = self.rows, plan.items
-        for copy in plan.copies:
-            blocks = self._blocks[copy.group]
-            blocks[copy.target] = blocks[copy.source]
+        lost, moving_s = self._move(plan)
         for started in plan.started:
             rows.start(started)
         sampled: list[list[int]] = [[] for _ in items]
         logprobs: list[list[TokenLogprobs]] = [[] for _ in items]
         if not items:
-            return StepOutput(sampled, logprobs)
+            return StepOutput(sampled, logprobs, lost, moving_s)
         rows.append_blocks(items)
         batch, rows_L, position_L = rows.gather(items)
         logits_LV = self.graphs.forward(batch)
         if not rows_L:
-            return StepOutput(sampled, logprobs)
+            return StepOutput(sampled, logprobs, lost, moving_s)
         result = self.ops.sample(logits_LV, rows.sample_args(rows_L, position_L))
         sampling = [i for i, item in enumerate(items) if item.sample]
         for at, (i, token) in enumerate(zip(sampling, result.ids.tolist(), strict=True)):
@@ -82,7 +92,28 @@ class Runner:
             asked = rows.num_logprobs[item.row]
             if asked is not None:
                 logprobs[i] = [_token_logprobs(result, at, asked)]
-        return StepOutput(sampled, logprobs)
+        return StepOutput(sampled, logprobs, lost, moving_s)
+
+    def _move(self, plan: StepPlan) -> tuple[list[bytes], float]:
+        """Save, copy and load blocks. Returns keys that were not to be had, and the seconds that
+        moves from and to the memory below took."""
+        began = time.monotonic()
+        below = self._below
+        for move in plan.saves:
+            assert below is not None
+            below.put(move.key, memoryview(self._blocks[move.group][move.block]))
+        saved = time.monotonic()
+        for copy in plan.copies:
+            blocks = self._blocks[copy.group]
+            blocks[copy.target] = blocks[copy.source]
+        copied = time.monotonic()
+        lost = [
+            move.key
+            for move in plan.loads
+            if below is None
+            or not below.get(move.key, memoryview(self._blocks[move.group][move.block]))
+        ]
+        return lost, saved - began + time.monotonic() - copied
 
 
 def _token_logprobs(result: SampleResult, at: int, num_top: int) -> TokenLogprobs:

@@ -16,10 +16,10 @@ AUTO = 2.0
 """`auto`: times the quiet step."""
 LEAST_S = 0.005
 """Seconds below which `auto` does not go: nobody sees them, and steps that small are overhead."""
-AIM = 0.9
+AIM = 0.85
 """Of the target, since steps vary."""
-LEAST_TOKENS = 8
-"""Of prompts in a step whatever the target: where it cannot be had, prompts go on all the same."""
+LEAST = 0.25
+"""Of a quiet step's time, prompts have it whatever the target: where it cannot be had, they go on."""
 FIRST_TOKENS = 16
 """Where nothing was measured yet."""
 STALE = 64
@@ -53,6 +53,10 @@ class Chunks:
         """Seconds that a prompt should take alone."""
         return num_tokens * self._cost_at(num_tokens / 2)
 
+    def span_s(self, start: int, end: int) -> float:
+        """Seconds that the tokens from one position to another should take."""
+        return (end - start) * self._cost_at((start + end) / 2)
+
     def limit(self, rows: int, interactive: bool, batch: bool, depth: int) -> int | None:
         """Prompt tokens of a step in which so many rows decode, of these classes, and prompts go on
         at `depth`. None: as many as there are; 0: none, so that a quiet step can be measured."""
@@ -70,8 +74,9 @@ class Chunks:
             return 0
         auto = max(LEAST_S, AUTO * quiet)
         self._aim = AIM * min(auto if target == "auto" else target for target in asked)
-        fit = int((self._aim - quiet) / max(self._cost_at(depth), 1e-9))
-        return max(LEAST_TOKENS, min(fit, 2 * self._proven))
+        seconds = max(self._aim - quiet, LEAST * quiet)
+        fit = int(seconds / max(self._cost_at(depth), 1e-9))
+        return max(1, min(fit, 2 * self._proven))
 
     def book(self, rows: int, num_tokens: int, depth: float, seconds: float) -> None:
         """A step of `rows` that decoded and num_tokens of prompts, at a mean depth, took so long."""
@@ -80,8 +85,9 @@ class Chunks:
         size = rows.bit_length()
         if not num_tokens:
             before = self._quiet.get(size, seconds)
-            # A hiccup is not the machine.
-            self._quiet[size] = before + (min(seconds, 2 * before) - before) / 8
+            # A hiccup is not the machine, but what is measured rarely must tell.
+            share = 1 / 2 if self._stale.get(size, 0) >= STALE else 1 / 8
+            self._quiet[size] = before + share * (min(seconds, 2 * before) - before)
             self._stale[size] = 0
             return
         if rows and size not in self._quiet:
@@ -91,8 +97,10 @@ class Chunks:
         if rows:
             self._stale[size] += 1
         if self._aim is not None:
-            fit = num_tokens if seconds <= self._aim else int(num_tokens * self._aim / seconds)
-            self._proven = max(self._proven, fit) if fit == num_tokens else fit
+            if seconds <= self._aim:
+                self._proven = max(self._proven, num_tokens)
+            else:
+                self._proven = max(1, int(num_tokens * self._aim / seconds))
 
     def _learn(self, depth: float, cost: float) -> None:
         """Means, variance and covariance, of which a tenth is forgotten with each step."""

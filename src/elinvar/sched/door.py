@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from elinvar.base.config import LayerKind
 from elinvar.base.errors import InputError
 
 
@@ -36,3 +39,12 @@ def max_total_tokens(num_prompt: int, max_tokens: int, max_context: int, kv_toke
             "the cache more memory.",
         )
     return total
+
+
+def why_no_window(kinds: Collection[LayerKind]) -> str | None:
+    """Why a model with layers of these kinds takes no attention_window; None where it does."""
+    if "chunked" in kinds:
+        return "has layers that attend within chunks, whose keys a window would take away"
+    if "full" not in kinds:
+        return "has no layers of full attention, on which it would act"
+    return None

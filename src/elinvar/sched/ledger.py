@@ -73,17 +73,22 @@ class Ledger:
         self._open("queued", "")
 
     def enter(self, state: State, now: float, cause: str = "") -> None:
-        """From now on the request is in `state`. A wait in the queue without a cause of its own has
-        those that the queue has."""
+        """From now on the request is in `state`."""
         if state == self.state and cause == self.cause:
             return
-        at = nanoseconds(now)
+        # A plan's transitions are told with the time of its beginning, some with that of their own.
+        at = max(nanoseconds(now), self._since)
         self._close(at)
         self._open(state, cause)
         if state == "preempted":
             self.preemptions[cause] = self.preemptions.get(cause, 0) + 1
         if len(self.events) < MAX_EVENTS:
             self.events.append((at - self.arrival, state, cause))
+
+    def wait(self, cause: str, now: float) -> None:
+        """In the queue, for a cause of its own; "": for what the queue waits for."""
+        if self.state == "queued":
+            self.enter("queued", now, cause)
 
     def found(self, tier: str, num_tokens: int) -> None:
         """So many of its prompt's tokens were in a cache."""
@@ -101,7 +106,7 @@ class Ledger:
                 self.enter("decode", now)
 
     def end(self, now: float) -> None:
-        self.ended = nanoseconds(now)
+        self.ended = max(nanoseconds(now), self._since)
         self._close(self.ended)
 
     def causes(self, now: float) -> dict[tuple[State, str], int]:

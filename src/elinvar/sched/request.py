@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Literal
 
 from elinvar.base.handling import NO_WISHES, Handling
-from elinvar.base.plan import TokenLogprobs
+from elinvar.base.plan import BlockMove, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.kv.sequence import SequenceKV
 from elinvar.sched.ledger import Ledger
@@ -47,6 +47,10 @@ class Request:
     """Leading tokens whose K and V are in the cache."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache when the request first got a row."""
+    loads: list[BlockMove] = field(default_factory=list)
+    """What is yet to be copied of its cached prefix."""
+    is_loading: bool = False
+    """Its cached prefix is not all there, or not known to be."""
     patience: int = 64
     """Steps that it will still wait for another to compute what they begin with."""
     max_total_tokens: int = 0

@@ -1,8 +1,8 @@
 """Scheduler: plans which tokens each request computes in the next step, and books the result.
 
-Owns the rows, the budget of a step and who is preempted; the queue is sched.tenants', its order the
-policy's, blocks are the KVManager's. It runs no model and reads no text. Not thread-safe: one thread
-calls it. The rules and their reasons are in docs/design/002-scheduler-and-kv.md and
+Owns the rows and the budget of a step; the queue is sched.tenants', its order the policy's, who must
+go is sched.room's, blocks are the KVManager's. It runs no model and reads no text. Not thread-safe:
+one thread calls it. The rules and their reasons are in docs/design/002-scheduler-and-kv.md and
 docs/design/022-who-goes-first.md.
 """
 
@@ -10,22 +10,29 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from elinvar.base.config import KVSpec
 from elinvar.base.errors import InputError
 from elinvar.base.limits import Target, TenantLimits
 from elinvar.base.plan import PlanItem, RowStart, StepOutput, StepPlan
 from elinvar.kv.manager import KVManager
-from elinvar.kv.sequence import Allocation, Prefix
+from elinvar.kv.sequence import Allocation
+from elinvar.kv.tiers.hierarchy import Tiers
 from elinvar.sched.chunks import Chunks
 from elinvar.sched.door import max_total_tokens
 from elinvar.sched.ledger import Ledger
+from elinvar.sched.loading import Loading
 from elinvar.sched.policy import Fair, FirstCome, Policy
 from elinvar.sched.request import FinishReason, Request, RequestUpdate, Status
+from elinvar.sched.room import Room
 from elinvar.sched.tenants import Tenants, by_key
 
 UNLIMITED = Target(ttft_s=1.0, itl_s=None)
+
+
+LOOK_AGAIN_S = 0.001
+"""Where all wait for what is being fetched."""
 
 
 class Scheduler:
@@ -63,10 +70,10 @@ class Scheduler:
         self.policy = policy or FirstCome()
         self.tenants = Tenants(tenants or {}, self.policy.turn, isinstance(self.policy, Fair))
         self.chunks = Chunks(interactive, batch)
-        self.preemptions = {"memory": 0, "yield": 0, "failure": 0, "asked": 0}
-        """By cause: for blocks that another needed, for one that goes first, because a step was
-        lost, by hand."""
-        self._block_size = specs[0].block_size
+        self.preemptions = {"memory": 0, "jam": 0, "yield": 0, "failure": 0, "asked": 0}
+        """By cause: for blocks that another needed, that each needed, for one that goes first,
+        because a step was lost, by hand."""
+        self._room = Room(self.kv, self.policy, self.tenants, max_step_tokens, specs[0].block_size)
         self._clock = clock
         self._requests: dict[str, Request] = {}
         # In the order of their keys, whatever was preempted in between.
@@ -77,6 +84,7 @@ class Scheduler:
         # The plan that waits for its commit, and its items' requests. By object, not by id: an id
         # may come back as another request before the commit.
         self._plan = StepPlan()
+        self._loading = Loading(specs)
         self._planned: list[Request] = []
         self._began = 0.0
         self._num_decodes = 0
@@ -87,6 +95,10 @@ class Scheduler:
         self._awaited = "step"
         """And what those wait for who could not start, as their ledgers have it."""
 
+    def use_tiers(self, tiers: Tiers) -> None:
+        """Cached contents go on below the provider's memory, and come back from there."""
+        self.kv.use_tiers(tiers, self.chunks.span_s)
+
     # ---- requests come and go ---------------------------------------------------------------
 
     def add(self, request: Request) -> None:
@@ -96,7 +108,7 @@ class Scheduler:
             request.num_prompt_tokens,
             request.params.max_tokens,
             self.max_context,
-            self.kv.max_sequence,
+            self.kv.longest(request.params.kept_blocks),
         )
         if request.id in self._requests:
             raise InputError("request_id", f"Request id {request.id!r} is in use: choose another.")
@@ -105,7 +117,7 @@ class Scheduler:
         self.tenants.check_room(request, self._running, self.chunks.speed, now)
         stop_ids = frozenset(request.params.stop_token_ids)
         request.stop_ids = stop_ids if request.params.ignore_eos else stop_ids | self.eos_ids
-        request.kv = self.kv.new_sequence(request.namespace)
+        request.kv = self.kv.new_sequence(request.namespace, request.params.kept_blocks)
         request.order = self._num_added
         request.arrival = request.arrival or now
         request.ledger = Ledger(request.account.waits, request.arrival, now)
@@ -149,6 +161,7 @@ class Scheduler:
             self._release(request)
         else:
             self.tenants.remove(request)
+            self.kv.end_lookup(request.kv)
         request.status = Status.FINISHED
         request.finish_reason = reason
         request.finished = now
@@ -160,7 +173,9 @@ class Scheduler:
         self._running.remove(request)
         request.account.num_running -= 1
         # What a step that was not committed wrote is unknown.
-        computed = 0 if request in self._planned else request.num_computed_tokens
+        unknown = request in self._planned or request.is_loading
+        computed = 0 if unknown else request.num_computed_tokens
+        request.loads, request.is_loading = [], False
         self.kv.free(request.kv, request.token_ids, computed)
         self._free_rows.append(request.row)
         self._released.append(request.row)
@@ -178,24 +193,27 @@ class Scheduler:
         self._drop_uncommitted()
         self._plan = plan = StepPlan()
         self._sent_away, self._short, self._num_decodes = [], False, 0
-        self._awaited = "step"
+        self._awaited, self._num_pending = "step", 0
         self._began = now = self._clock()
+        self._loading.begin()
         prompts = self._plan_decodes(plan)
         self._num_decodes = len(plan.items)
         if prompts or self.tenants.num_waiting:
             self._plan_prompts(plan, prompts, now)
             self.tenants.wait_for(self._awaited, now)
-        if self._running and not plan.items:
+        if self._running and plan.is_empty:
             self._end_jam(plan)
-        if plan.items:
+        plan.saves = self.kv.saves(not self._requests)
+        if not plan.is_empty:
             plan.released_rows, self._released = self._released, []
         return plan
 
     def _drop_uncommitted(self) -> None:
         """The last plan was never committed (the runner failed, or Ctrl-C came in between): what
         was written is unknown, so its requests are computed again."""
-        if self._planned:
-            for request in self._planned:
+        lost = self._planned + self._loading.dropped()
+        if lost:
+            for request in lost:
                 if request.status is Status.RUNNING:
                     self._preempt(request, "failure")
             self._released = list(dict.fromkeys(self._plan.released_rows + self._released))
@@ -211,6 +229,8 @@ class Scheduler:
         prompts = []
         for request in self._running.copy():
             if request.row < 0:  # preempted a moment ago
+                continue
+            if request.loads and not self._load(plan, request):
                 continue
             start = request.num_computed_tokens
             known = len(request.token_ids)
@@ -257,7 +277,9 @@ class Scheduler:
                     budget -= self._go_on(plan, request, budget)
             elif head is not None and self._waits_for_another(head):
                 put_off.append(head)
+                head.ledger.wait("prefix", now)
             elif head is not None:
+                head.ledger.wait("", now)
                 left = self._admit(plan, head, budget, now)
                 admitting = left is not None
                 budget = budget if left is None else left
@@ -289,21 +311,12 @@ class Scheduler:
         """Preempt those who come after `request` until it can go on. None when nobody can be: it
         stands still for a step, and keeps what it has until others need it."""
         while (allocation := self.kv.prepare(request.kv, start, end)) is None:
-            rank = self.tenants.rank(request)
-            after = [r for r in self._running if _may_go(r) and self.tenants.rank(r) > rank]
-            if not after:
+            victim = self._room.goes_for(request, self._running)
+            if victim is None:
                 return None
-            self._send_away(plan, self._cheapest(after), "memory")
+            self._send_away(plan, victim, "memory")
             self._short = True
         return allocation
-
-    def _cheapest(self, requests: Iterable[Request]) -> Request:
-        """Batch requests first, then by what would have to be computed again."""
-        lost = self.kv.lost
-        return min(
-            requests,
-            key=lambda r: (not r.is_batch, lost(r.kv, r.num_computed_tokens), -r.order),
-        )
 
     def _send_away(self, plan: StepPlan, request: Request, cause: str) -> None:
         """Preempt while a plan is made, of which the request may be a part already."""
@@ -311,6 +324,7 @@ class Scheduler:
             index = self._planned.index(request)
             del self._planned[index], plan.items[index]
             self._num_decodes -= index < self._num_decodes
+        self._loading.send_away(plan, request)
         self._preempt(request, cause)
         self._sent_away.append(request)
 
@@ -321,19 +335,24 @@ class Scheduler:
         start = first.num_computed_tokens
         while self.kv.prepare(first.kv, start, start + 1) is None:
             assert self._running[-1] is not first
-            self._send_away(plan, self._running[-1], "memory")
+            self._send_away(plan, self._running[-1], "jam")
         self._go_on(plan, first, self.max_step_tokens - len(self._running))
 
     # ---- who may start ----------------------------------------------------------------------
 
     def _waits_for_another(self, request: Request) -> bool:
-        """Whether it is better off when somebody else has computed what they both begin with. Then
-        others may pass it, but not for long."""
-        if not request.patience or not self._running:
-            return False
+        """Whether it is better off when somebody else has computed what they both begin with, or
+        when more of it has been found or fetched. Then others may pass it, but not for long."""
         prefix = self.kv.find_prefix(request.kv, request.token_ids)
-        request.patience -= prefix.coming is not None
-        return prefix.coming is not None
+        if prefix.pending:
+            self._num_pending += 1
+            request.ledger.enter("fetching", self._began)
+            return True
+        if request.ledger.state == "fetching":
+            request.ledger.enter("queued", self._began)
+        waits = prefix.coming is not None and request.patience > 0 and bool(self._running)
+        request.patience -= waits
+        return waits
 
     def _admit(self, plan: StepPlan, request: Request, budget: int, now: float) -> int | None:
         """Start a request, if need be in the place of some that give way to it. Returns what is left
@@ -341,9 +360,9 @@ class Scheduler:
         while True:
             if budget > 0 and self._free_rows:
                 prefix = self.kv.find_prefix(request.kv, request.token_ids)
-                if not self._running or self._fits(request, prefix, self._running):
+                if not self._running or self._room.fits(request, prefix, self._running):
                     break
-            victim = self._who_gives_way(request)
+            victim = self._room.gives_way(request, self._running)
             if victim is None:
                 short = "memory" if budget > 0 else "budget"
                 self._awaited = short if self._free_rows else "rows"
@@ -356,46 +375,6 @@ class Scheduler:
         assert allocation is not None
         self._start(plan, request, allocation, now)
         return budget - (allocation.end - start)
-
-    def _who_gives_way(self, request: Request) -> Request | None:
-        """The next to be preempted for a newcomer; None where nobody is, or where it would be in
-        vain. Batch requests go at once, even if they did nothing since they last did: what they
-        waste is what nobody else wanted."""
-        running = self._running
-        leaving = [] if request.is_batch else [r for r in running if r.is_batch]
-        leaving += [
-            r
-            for r in running
-            if r.is_batch == request.is_batch and _may_go(r) and self.policy.gives_way(r, request)
-        ]
-        if not leaving:
-            return None
-        staying = [r for r in running if r not in leaving]
-        prefix = self.kv.find_prefix(request.kv, request.token_ids)
-        if staying and not self._fits(request, prefix, staying, leaving):
-            return None
-        return self._cheapest(leaving)
-
-    def _fits(
-        self,
-        request: Request,
-        prefix: Prefix,
-        running: Sequence[Request],
-        leaving: Sequence[Request] = (),
-    ) -> bool:
-        """Besides its own tokens' blocks a newcomer must leave those that running requests still
-        need for theirs and those that they will fill until its first token, or it would soon be
-        preempted again. leaving: requests that might give theirs back."""
-        kv, chunk = self.kv, self.max_step_tokens
-        steps = (request.num_tokens - prefix.num_tokens) // chunk
-        reserve = kv.spare(len(running) * (1 + steps // self._block_size))
-        for other in running:
-            if other.num_tokens > other.kv.capacity:
-                more = kv.to_come_for(other.kv, other.num_tokens, chunk)
-                reserve = [a + b for a, b in zip(reserve, more, strict=True)]
-        for other in leaving:
-            reserve = [a - b for a, b in zip(reserve, kv.held(other.kv), strict=True)]
-        return kv.can_admit(prefix, request.num_tokens, chunk, reserve)
 
     def _start(self, plan: StepPlan, request: Request, allocation: Allocation, now: float) -> None:
         prefix = allocation.prefix
@@ -411,20 +390,33 @@ class Scheduler:
         if request.first_scheduled is None:
             request.first_scheduled = now
             request.num_cached_tokens = start
-            request.ledger.found("memory", start)
-        request.ledger.enter("prefill", now)
+            for tier, count in self.kv.where_found(request.kv, start).items():
+                request.ledger.found(tier, count)
         insort(self._running, request, key=by_key)
         # A copy: the plan is plain data, and the request's list grows.
         tokens = list(request.token_ids)
         plan.started.append(
-            RowStart(
-                request.id, request.row, tokens, request.params, prefix.blocks, request.adapter
-            )
+            RowStart(request.id, request.row, tokens, request.params, taken.start, request.adapter)
         )
+        new_blocks = taken.blocks
+        if taken.loads:
+            request.loads, request.is_loading = taken.loads, True
+            if not self._load(plan, request):
+                # The row has its blocks; its items come when its contents have.
+                for table, blocks in zip(taken.start, taken.blocks, strict=True):
+                    table += blocks
+                return
+        request.ledger.enter("prefill", now)
         plan.items.append(
-            PlanItem(request.id, request.row, start, end - start, end == known, taken.blocks)
+            PlanItem(request.id, request.row, start, end - start, end == known, new_blocks)
         )
         self._planned.append(request)
+
+    def _load(self, plan: StepPlan, request: Request) -> bool:
+        """Whether the row can go on in this step."""
+        done = self._loading.go_on(plan, request)
+        request.ledger.enter("prefill" if done else "loading", self._began)
+        return done
 
     # ---- commit -----------------------------------------------------------------------------
 
@@ -432,7 +424,8 @@ class Scheduler:
         """Book the output of the last plan. Requests that left since then are ignored; updates
         come for those that got tokens. Finished ones hold nothing any more."""
         kv, now = self.kv, self._clock()
-        self._measure(plan, now - self._began)
+        self._measure(plan, now - self._began - output.moving_s)
+        self._loaded(output)
         updates = []
         planned, self._planned = self._planned, []
         for request, item, tokens, logprobs in zip(
@@ -467,6 +460,19 @@ class Scheduler:
                 self._finish(request, reason, now)
         return updates
 
+    def _loaded(self, output: StepOutput) -> None:
+        """Contents that have come can be found; where some were lost all are computed again."""
+        arrived, failed = self._loading.committed(output.lost)
+        for request in failed:
+            if request.status is Status.RUNNING:
+                self._preempt(request, "failure")
+                self.kv.give_up_lookup(request.kv)
+        for request in arrived:
+            if request.status is Status.RUNNING:
+                request.is_loading = False
+                self.kv.end_lookup(request.kv)
+                self.kv.advance(request.kv, request.token_ids, request.num_computed_tokens)
+
     def _measure(self, plan: StepPlan, seconds: float) -> None:
         """Learn from the step that was computed how long such steps take."""
         rows = self._num_decodes
@@ -486,6 +492,8 @@ class Scheduler:
         """Seconds until a plan can have something in it, where all wait for their tenants' rates."""
         if self._running or not self.tenants.num_waiting:
             return 0.0
+        if self._num_pending:
+            return LOOK_AGAIN_S
         return self.tenants.idle_s(self._clock())
 
     @property
@@ -528,11 +536,6 @@ class Scheduler:
             assert request.kv.capacity == 0
         self.tenants.check(running)
         self.kv.check(request.kv for request in running)
-
-
-def _may_go(request: Request) -> bool:
-    """Whether a request got further than where it was when it was last preempted."""
-    return request.num_computed_tokens > request.num_reached_tokens
 
 
 def _append(request: Request, tokens: list[int]) -> tuple[int, FinishReason | None]:

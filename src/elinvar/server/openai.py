@@ -114,7 +114,7 @@ class OpenAIRoutes:
         `default_tokens`: max_tokens where the client said nothing; None: as many as fit.
         """
         choices = []
-        context = self._engine.max_context
+        context = self._engine.context_of(wanted.params)
         for p, ids in enumerate(prompts):
             if not ids:
                 raise invalid_value(field, f"{field} must hold at least one token.")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from elinvar.base.config import PolicyName
 from elinvar.base.errors import InputError
 from elinvar.base.handling import Handling
-from elinvar.base.sampling import MAX_LOGPROBS, SamplingParams
+from elinvar.base.sampling import MAX_LOGPROBS, SINKS, SamplingParams
 from elinvar.engine.chat import ChatOptions
 from elinvar.server.errors import bad_request, invalid_value, not_supported, too_long
 from elinvar.server.schema import DEFAULTS, ChatRequest, CompletionRequest, Message
@@ -215,6 +215,8 @@ def sampling_params(
         stop_token_ids=tuple(request.stop_token_ids or ()),
         ignore_eos=bool(request.ignore_eos),
         logprobs=logprobs,
+        attention_window=request.attention_window,
+        attention_sinks=_or(request.attention_sinks, SINKS),
     )
 
 

@@ -68,6 +68,9 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     session_id: str | None = None
     expect_return_s: float | None = None
     service_tier: str | None = None
+    # Lossy (SamplingParams.attention_window): attend to the first and the last tokens alone.
+    attention_window: int | None = None
+    attention_sinks: int | None = None
     # Not served yet.
     frequency_penalty: float | None = None
     presence_penalty: float | None = None

@@ -38,13 +38,13 @@ class Tenants:
     keys: tuple[tuple[bytes, str], ...] = ()
     """(SHA-256 of a key, name)."""
 
-    def of(self, key: str | None) -> str | None:
+    def of(self, key: bytes | None) -> str | None:
         """The name; None: nobody's key. The time it takes says nothing about the keys there are."""
         if not self.limits:
             return ""
         found = DEFAULT if DEFAULT in self.limits else None
         if key is not None:
-            given = hashlib.sha256(key.encode()).digest()
+            given = hashlib.sha256(key).digest()
             for known, name in self.keys:
                 if hmac.compare_digest(given, known):
                     found = name
@@ -147,12 +147,12 @@ def tenant_of(scope: Scope) -> str:
     return str(scope.get("elinvar.tenant", ""))
 
 
-def _bearer(scope: Scope) -> str | None:
+def _bearer(scope: Scope) -> bytes | None:
     for name, value in scope["headers"]:
         if name == b"authorization":
-            kind, _, key = value.decode("latin-1").partition(" ")
-            if kind.lower() == "bearer":
-                return str(key).strip()
+            kind, _, key = value.partition(b" ")
+            if kind.lower() == b"bearer":
+                return bytes(key).strip()
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CLOSE_SECONDS = 10.0
+"""For what is pending at the end."""
 MAX_PENDING = 10_000
 """Lines that wait for the disk; beyond them lines are lost, and the log says so."""
 
@@ -64,10 +67,13 @@ class TraceFile:
             self._lose(1, "the disk is slower than the requests")
 
     def close(self) -> None:
-        """Write what is pending, then close the file."""
-        if self._thread.is_alive():
-            self._pending.put(None)
-            self._thread.join()
+        """Write what is pending, then close the file. Once, and nothing is told of afterwards."""
+        with suppress(Full):
+            self._pending.put(None, timeout=CLOSE_SECONDS)
+        self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():  # a daemon: it does not keep the process
+            log.error("The trace %s hangs; its last lines are lost.", self._path)
+        else:
             os.close(self._file)
 
     def _run(self) -> None:
@@ -85,13 +91,15 @@ class TraceFile:
     def _write(self, lines: list[bytes]) -> None:
         # A line that a full disk cut stays alone: the next one begins anew.
         data = b"\n" * self._torn + b"".join(line + b"\n" for line in lines)
-        written = 0
+        written = num_whole = 0
         try:
             while written < len(data):
                 written += os.write(self._file, data[written:])
         except OSError as error:
-            self._torn = self._torn or written > 0
-            self._lose(len(lines) - data[:written].count(b"\n"), error.strerror)
+            if written:
+                num_whole = data[:written].count(b"\n") - self._torn
+                self._torn = data[written - 1 : written] != b"\n"
+            self._lose(len(lines) - num_whole, error.strerror)
             return
         self._torn = False
         if self._num_lost and lines:

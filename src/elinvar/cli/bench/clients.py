@@ -53,7 +53,9 @@ class HttpClient:
 
     vocab_size = 1 << 31
 
-    def __init__(self, url: str, model: str, api_key: str | None) -> None:
+    def __init__(
+        self, url: str, model: str, api_key: str | None, priority: int | None = None
+    ) -> None:
         try:
             import httpx
         except ModuleNotFoundError:
@@ -72,6 +74,7 @@ class HttpClient:
         except httpx.InvalidURL as error:
             raise ElinvarError(f"{url} is not an address: {error}.") from None
         self._url, self._model = url, model
+        self._more = {} if priority is None else {"priority": priority}
 
     async def start(self) -> None:
         pass
@@ -85,6 +88,7 @@ class HttpClient:
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **self._more,
         }
         try:
             async with self._http.stream("POST", "completions", json=body) as response:

@@ -36,6 +36,12 @@ DEFAULT_RATE = 4.0
 )
 @option("--api-key", help="Sent to the server of --url.")
 @option(
+    "--priority",
+    type=opt.Whole(-1000, 1000),
+    metavar="N",
+    help="Of all requests, at the server of --url (elinvar serve --policy priority).",
+)
+@option(
     "--rate",
     type=float,
     help=f"Requests a second on average, at random times; inf: all at once (default: "
@@ -81,6 +87,7 @@ def online(
     model: str,
     url: str | None,
     api_key: str | None,
+    priority: int | None,
     rate: float | None,
     requests: int,
     prompt_tokens: str,
@@ -115,12 +122,14 @@ def online(
         "trace": None if trace is None else trace.name,
         "seed": seed,
     }
+    if priority is not None and url is None:
+        raise click.BadParameter("--priority needs --url", param_hint="--priority")
     client: Client
     if url is not None:
         from elinvar.cli.bench.clients import HttpClient
 
-        client = HttpClient(url, model, api_key)
-        about["url"] = url
+        client = HttpClient(url, model, api_key, priority)
+        about |= {"url": url} | ({} if priority is None else {"priority": priority})
     else:
         from elinvar.cli.bench.clients import EngineClient
         from elinvar.cli.load import load

@@ -95,7 +95,8 @@ class DiskTier:
             try:
                 if _read_content(file, key, into):
                     with contextlib.suppress(OSError):  # a folder that may only be read
-                        os.utime(file)
+                        # The kernel's own time of it is some milliseconds coarse.
+                        os.utime(file, ns=(now := time.time_ns(), now))
                     self._used(path)
                     return True
             finally:

@@ -125,6 +125,7 @@ class Guarded:
         found = self._call(
             self._writing if to_write else self._reading,
             lambda: [there for _, there in zip(keys, self._tier.has(keys), strict=True)],
+            heals=not to_write,
         )
         if found is None:
             return None
@@ -177,7 +178,8 @@ class Guarded:
         except Exception as error:
             _log.warning("%s did not close: %s", self.name, error)
 
-    def _call(self, health: Health, work: Callable[[], T]) -> T | None:
+    def _call(self, health: Health, work: Callable[[], T], heals: bool = True) -> T | None:
+        """heals: when it goes well, so does what failed before: a full disk still answers."""
         thread = get_ident()
         with self._lock:
             health.begin(thread)
@@ -192,5 +194,5 @@ class Guarded:
             trouble = f"{type(error).__name__}: {error}"
         finally:
             with self._lock:
-                health.end(thread, trouble)
+                health.end(thread, trouble, heals)
         return None

@@ -56,14 +56,15 @@ class Health:
     def is_busy(self) -> bool:
         return bool(self._since)
 
-    def end(self, thread: int, trouble: str | None) -> None:
-        """The work that `thread` began, if any, has ended, well or with this trouble."""
+    def end(self, thread: int, trouble: str | None, heals: bool = True) -> None:
+        """The work that `thread` began, if any, has ended, well or with this trouble. heals: if well,
+        it shows that all is well again."""
         began = self._since.pop(thread, None)
         if began is None:
             return
         if trouble is not None:
             self._fail(trouble)
-        elif self.retry_at is not None and began >= self._failed_at:
+        elif heals and self.retry_at is not None and began >= self._failed_at:
             self.retry_at = None
             if self._is_logged:
                 _log.warning("%s works again", self._what)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread, get_ident
+from threading import Lock, Thread
 
 from elinvar.kv.tiers.guard import Guarded
 from elinvar.kv.tiers.host import Content, HostTier
@@ -91,13 +91,12 @@ class Lane:
         self._num_saving = 0
         self._most_saving = max(1, num_threads - 1)
         """One thread keeps away from writing, so that what is wanted never waits for it."""
-        self._in_hand: dict[int, _Job] = {}
-        """By thread."""
+        self._in_hand: list[_Job | None] = [None] * num_threads
         self._closed = False
         # A queue, not a condition: a thread that waits for it holds nothing, however it ends.
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._threads: list[Thread] = []
-        self._threads = [self._start() for _ in range(num_threads)]
+        self._threads = [self._start(index) for index in range(num_threads)]
 
     # ---- for anybody: never waits for the tier ----------------------------------------------
 
@@ -157,53 +156,60 @@ class Lane:
 
     # ---- the threads ------------------------------------------------------------------------
 
-    def _start(self) -> Thread:
-        thread = Thread(target=self._run, name=f"elinvar-{self.tier.name}", daemon=True)
+    def _start(self, index: int, before: int = 0) -> Thread:
+        thread = Thread(
+            target=self._run, args=(index, before), name=f"elinvar-{self.tier.name}", daemon=True
+        )
         thread.start()
         return thread
 
     def _ring(self) -> None:
-        for index, thread in enumerate(self._threads):
-            if not thread.is_alive() and not self._closed:
-                self.tier.left(thread.ident or 0)
-                self._end(thread.ident or 0)
-                self._threads[index] = self._start()
+        if not all(thread.is_alive() for thread in self._threads):
+            self._replace_dead()
         if self._bell.qsize() < 2 * len(self._threads):
             self._bell.put(None)
 
-    def _run(self) -> None:
+    def _replace_dead(self) -> None:
+        with self._lock:
+            for index, thread in enumerate(self._threads):
+                if not thread.is_alive() and not self._closed:
+                    with contextlib.suppress(RuntimeError):  # no more threads: another time
+                        self._threads[index] = self._start(index, thread.ident or 0)
+
+    def _run(self, index: int, before: int) -> None:
+        """before: the thread that had this place and died, perhaps with something in hand."""
         buffer = _Buffer()
+        self.tier.left(before)
+        self._end(index)
         while not self._closed:
-            with contextlib.suppress(Empty):
-                self._bell.get(timeout=self.tier.rest(bool(self._unsaved)))
-            while not self._closed and (job := self._next()) is not None:
+            while not self._closed and (job := self._next(index)) is not None:
                 try:
                     job.work(buffer)
                 finally:
-                    self._end(get_ident())
+                    self._end(index)
+            with contextlib.suppress(Empty):
+                self._bell.get(timeout=self.tier.rest(bool(self._unsaved)))
 
-    def _end(self, thread: int) -> None:
-        """What it had in hand is over; if it died of it, this is found when work comes."""
+    def _end(self, index: int) -> None:
         with self._lock:
-            job = self._in_hand.pop(thread, None)
+            job, self._in_hand[index] = self._in_hand[index], None
         if job is not None:
             job.end()
 
-    def _next(self) -> _Job | None:
+    def _next(self, index: int) -> _Job | None:
         with self._lock:
-            if (job := self._most_urgent()) is not None:
-                self._in_hand[get_ident()] = job
+            self._in_hand[index] = job = self._most_urgent()
             return job
 
     def _most_urgent(self) -> _Job | None:
-        """What tickets wait for, then trials, then writes."""
+        """What tickets wait for, the quicker answers first, then trials, then writes."""
+        if self._asks:
+            keys, sizes, ticket = self._asks.popleft()
+            return _Job(partial(self._ask, keys, sizes, ticket), partial(self._answered, ticket))
         if self._reads:
             want = self._reads.popleft()
             self._queued_bytes -= want.num_bytes
             return _Job(partial(self._read, want), partial(self._settle, want))
-        if self._asks:
-            keys, sizes, ticket = self._asks.popleft()
-            return _Job(partial(self._ask, keys, sizes, ticket), partial(self._answered, ticket))
         if (trial := self.tier.begin_trial()) is not None:
             return _Job(partial(self._try, *trial), _nothing)
         may_save = self._unsaved and self._num_saving < self._most_saving

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 from elinvar.base.errors import InputError
@@ -34,10 +33,9 @@ def open_tier(
         raise InputError(field, f"{field} must be {_FORMS}, got {url!r}.")
     if max_bytes is None:
         raise InputError(field, f"The folder {folder} of {field} needs a size, as 20G.")
-    tier: Tier = import_module("elinvar.kv.tiers.disk").DiskTier(
-        Path(folder), max_bytes, field=field
-    )
-    return tier
+    from elinvar.kv.tiers.disk import DiskTier
+
+    return DiskTier(Path(folder), max_bytes, field=field)
 
 
 def _open_sized(url: str) -> SizedTier:

@@ -191,12 +191,12 @@ EL_INLINE void to_narrow(const float* x, int dim, Stored<kind>* out) {
     }
 }
 
-// One head in the cache's type, and its scale where it has one. All values are finite: where a
-// query row does not see a key, its weight of 0 times the value must be 0.
+// One head in the cache's type, and where it has one its scale, number `at`. All values are finite:
+// where a query row does not see a key, its weight of 0 times the value must be 0.
 template <Kind kind>
-EL_INLINE void to_cache(const float* x, int dim, Stored<kind>* out, float* scale) {
+EL_INLINE void to_cache(const float* x, int dim, Stored<kind>* out, float* scales, int at) {
     if constexpr (kind == Kind::int8)
-        *scale = to_codes(x, dim, out);
+        scales[at] = to_codes(x, dim, out);
     else
         to_narrow<kind>(x, dim, out);
 }
@@ -275,7 +275,7 @@ void rope_write_kind(const Rope& a, int first, int num) {
             for (int i = 0; i < run; ++i) {
                 const float* row = a.qkv + (t + i) * width + (a.heads + h) * a.dim;
                 turn(t + i, h, row, a.k_gain, k_all[i], rotated);
-                to_cache<kind>(rotated, a.dim, keys + i * a.dim, k_scales + at + i);
+                to_cache<kind>(rotated, a.dim, keys + i * a.dim, k_scales, at + i);
                 if (!a.v) continue;
                 const float* value = row + a.kv_heads * a.dim;
                 if (a.v_gain) {
@@ -283,7 +283,7 @@ void rope_write_kind(const Rope& a, int first, int num) {
                     value = rotated;
                 }
                 to_cache<kind>(value, a.dim, v + static_cast<ptrdiff_t>(at + i) * a.padded_dim,
-                               v_scales + at + i);
+                               v_scales, at + i);
             }
             turn_keys(keys, run, a.dim, k + at);
         }

@@ -17,7 +17,7 @@ void latent_write_kind(const Latent& a, int first, int num) {
             const float* angles = a.table + static_cast<ptrdiff_t>(a.positions[t + i]) * a.rope_dim;
             scale_row(x, inverse_rms(x, a.rank, a.eps), a.gain, a.rank, row);
             rotate(x + a.rank, angles, a.rope_dim, row + a.rank);
-            to_cache<kind>(row, dim, keys + i * dim, scales_of<kind>(k, a.padded_dim) + at + i);
+            to_cache<kind>(row, dim, keys + i * dim, scales_of<kind>(k, a.padded_dim), at + i);
         }
         turn_keys(keys, run, dim, k + at);
     }

@@ -93,6 +93,7 @@ def simulated(args: argparse.Namespace, made: Load) -> Iterator[Line]:
                     costs=costs,
                     prepare=config.prepare,
                     host_tokens=host if config.host else 0,
+                    tools=config.tools,
                 )
             found = run.run(oracle).as_json()
             yield {"config": name, "share": share, "pool_tokens": tokens, **found}

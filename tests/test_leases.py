@@ -22,7 +22,8 @@ from elinvar.engine.core import Engine
 from elinvar.kv.pauses import _NUM_BINS, _WIDTHS, Pauses, _hazard
 from elinvar.kv.pool import BlockPool
 from elinvar.kv.sequence import SequenceKV
-from elinvar.kv.sessions import Hints, NoSessionError, Session, Sessions
+from elinvar.kv.session import Hints, NoSessionError, Session
+from elinvar.kv.sessions import Sessions
 from elinvar.sched.request import Request
 from elinvar.sched.scheduler import Scheduler
 from engines import answers, tiny_engine

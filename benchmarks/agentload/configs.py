@@ -15,11 +15,13 @@ from elinvar.sched.scheduler import Scheduler
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """hint: what a client says of its session with each turn; None: requests name no session. host:
+    """hint: what a client says of its session with each turn; None: requests name no session. tools:
+    whether it names the tool that it will wait for. host:
     whether there is a host tier. engine: more fields of EngineConfig, for a real run. prepare: what to
     switch on in the scheduler of a simulated one."""
 
     hint: Hint | None = None
+    tools: bool = False
     host: bool = False
     engine: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Scheduler], None] | None = None
@@ -29,9 +31,12 @@ CONFIGS = {
     "lru": Config(),
     "host tier": Config(host=True),
     "sessions": Config(hint=no_hint),
+    "sessions, tools told": Config(hint=no_hint, tools=True),
     "sessions, ends told": Config(hint=end_hint),
     "sessions, returns told": Config(hint=exact_hint),
+    "sessions, tools and returns told": Config(hint=exact_hint, tools=True),
     "sessions + host tier": Config(hint=no_hint, host=True),
+    "sessions, tools told + host tier": Config(hint=no_hint, tools=True, host=True),
 }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from agentload.configs import Config
 from agentload.load import Load, Session
-from agentload.simulate import Result
+from agentload.simulate import Result, waits_for
 from elinvar.base.config import EngineConfig
 from elinvar.base.errors import ElinvarError
 from elinvar.base.handling import Handling
@@ -147,7 +147,8 @@ class _Clients:
         if hint is not None:
             back = hint(session, index)
             back = None if back is None else back / self._squeeze
-            handling = Handling(session=session.name, expect_return_s=back)
+            kind = waits_for(session, index) if self._config.tools else None
+            handling = Handling(session=session.name, expect_return_s=back, pause_kind=kind)
         params = SamplingParams(session.turns[index].answer, temperature=0, ignore_eos=True)
         answer: list[int] = []
         began = time.monotonic()

@@ -132,6 +132,11 @@ def no_hint(session: Session, turn: int) -> float | None:
     return None
 
 
+def waits_for(session: Session, turn: int) -> str:
+    """The tool that a turn's answer calls; after the last turn one as before."""
+    return session.tools[min(turn + 1, len(session.tools) - 1)]
+
+
 def exact_hint(session: Session, turn: int) -> float | None:
     """Of those who end without notice: nothing."""
     if turn + 1 < len(session.turns):
@@ -147,7 +152,8 @@ def end_hint(session: Session, turn: int) -> float | None:
 class Simulation:
     """One run. `hint`: None where requests say nothing of their sessions. cached_first: of those at
     the door the one with the smallest share to compute goes in first, instead of who came first.
-    prepare: what is switched on in its scheduler. host_tokens: what a host tier holds; 0: there is none."""
+    prepare: what is switched on in its scheduler. host_tokens: what a host tier holds; 0: there is none.
+    tools: whether requests name the tool that comes next."""
 
     def __init__(
         self,
@@ -159,8 +165,10 @@ class Simulation:
         cached_first: bool = False,
         prepare: Callable[[Scheduler], None] | None = None,
         host_tokens: int = 0,
+        tools: bool = False,
     ) -> None:
         self.now = 0.0
+        self._tools = tools
         self._cached_first = cached_first
         self._door: list[Visit] = []
         self._load, self._hint, self._costs = load, hint, costs or Costs()
@@ -236,7 +244,8 @@ class Simulation:
         handling = Handling()
         if self._hint is not None:
             after = self._hint(session, turn)
-            handling = Handling(session=session.name, expect_return_s=after)
+            kind = waits_for(session, turn) if self._tools else None
+            handling = Handling(session=session.name, expect_return_s=after, pause_kind=kind)
         request = Request(
             f"{session.name} {turn}",
             tokens[: one.prompt],

@@ -11,7 +11,7 @@ from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.plan import BlockMove, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.kv.sequence import SequenceKV
-from elinvar.kv.sessions import Session
+from elinvar.kv.session import Session
 from elinvar.sched.ledger import Ledger
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from elinvar.base.errors import InputError
-from elinvar.kv.sessions import Hints, NoSessionError, SessionInfo
+from elinvar.kv.session import Hints, NoSessionError, SessionInfo
 from elinvar.server.body import read_body
 from elinvar.server.errors import ApiError, invalid_value
 from elinvar.server.schema import ForkRequest, SessionRequest, decode

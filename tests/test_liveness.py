@@ -130,7 +130,7 @@ def asks(arrivals: Sequence[int]) -> Iterator[Ask]:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_three_requests_end(policy: str) -> None:
     machine = Machine(blocks=3, rows=3, budget=8)
-    for case in product(asks([0]), asks([0, 2]), asks([1, 5])):
+    for case in product(asks([0]), asks([0, 2]), asks([1])):
         Run(machine, POLICIES[policy], case).to_the_end()
 
 

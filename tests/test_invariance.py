@@ -91,6 +91,16 @@ def test_kv_dtypes(family: str, kv_dtype: str) -> None:
     assert together(engine) == expected(family, kv_dtype=kv_dtype)
 
 
+@pytest.mark.parametrize("family", [family.name for family in REGISTRY])
+def test_every_family_with_an_int8_cache(family: str) -> None:
+    """Windows, sinks, latents and chosen keys too: a token's codes depend on that token alone."""
+    for level in LEVELS:
+        ops = provider("cpu", 3, level)
+        engine = tiny_engine(family, "q4", ops, kv_dtype="int8", max_step_tokens=21)
+        for _ in range(2):  # the second time with prefixes of the first
+            assert together(engine) == expected(family, "q4", "int8")
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 32, 512])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_chunk_sizes(family: str, chunk: int) -> None:

@@ -84,6 +84,11 @@ class Below:
             if node.blocks[group] == block:
                 left -= self._save(group, block, node)
 
+    def num_known(self, nodes: Sequence[Node], group: int) -> int:
+        """Tokens of them that some tier is known to have."""
+        levels = self._tiers.where([key_of(node, group) for node in nodes])
+        return sum(n.num_tokens for n, at in zip(nodes, levels, strict=True) if at >= HOST)
+
     # ---- what comes up ----------------------------------------------------------------------
 
     def search(
@@ -110,8 +115,9 @@ class Below:
                 return ready
             lookup.end()
             return found
-        if not (lookup.asked or self._ask(lookup, best(UNKNOWN, len(self._tiers.names)), levels)):
-            self._fetch(lookup, best(HOST, len(self._tiers.names)), levels, found.num_tokens)
+        last = len(self._tiers.names) - 1
+        if lookup.asked or not self._ask(lookup, best(UNKNOWN, last), levels):
+            self._fetch(lookup, best(HOST, last), levels, found.num_tokens)
         return self.search(lookup, root, token_ids, found)
 
     def _ask(self, lookup: Lookup, hoped: Found, levels: _Levels) -> bool:

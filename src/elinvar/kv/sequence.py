@@ -98,6 +98,12 @@ class Prefix:
     kept: Kept | None = None
     """As in SequenceKV."""
 
+    @property
+    def is_below(self) -> bool:
+        """Some of it is to be loaded."""
+        at_end = self.tail is not None and min(self.tail.blocks) < 0
+        return at_end or any(LOAD in row for row in self.blocks)
+
 
 @dataclass(slots=True)
 class Allocation:

@@ -169,6 +169,8 @@ class Engine:
         if self.tiers is not None:
             self.scheduler.use_tiers(self.tiers)
             self.scheduler.kv.use_namespace(identity(config, weights_fingerprint))
+        self.sessions = self.scheduler.sessions
+        """Conversations by name, and what their clients say of them (see kv.sessions)."""
         self.metrics = EngineMetrics(self.scheduler)
         self._no_window = why_no_window(model.config.layer_kinds)
         longest = self._context
@@ -374,6 +376,7 @@ class Engine:
         self.weight_version += 1
         # Of no other engine's: what was pushed has no fingerprint.
         self.scheduler.kv.use_namespace(uuid.uuid4().hex)
+        self.sessions.forget_contents()
         self.fingerprint = _fingerprint(self.config, f"{self._weights}+{self.weight_version}")
         give_back()
         return self.weight_version

@@ -10,37 +10,13 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-from elinvar.base.plan import BlockMove
+from elinvar.base.plan import MOST_BYTES, BlockMove
 from elinvar.kv.match import Found, Match
 from elinvar.kv.pool import BlockPool
+from elinvar.kv.sequence import Lookup
 from elinvar.kv.tiers.hierarchy import HOST, UNKNOWN, Tiers
-from elinvar.kv.tiers.ticket import Ticket
-from elinvar.kv.tree import Node, Tree
-
-STEP_BYTES = 64 << 20
-"""Most that a step copies into the provider's memory, and out of it where nobody needs the block:
-some 15 ms, so that those who are answered meanwhile hardly notice."""
-
-
-@dataclass(slots=True, eq=False)
-class Lookup:
-    """How far the search of one sequence has come."""
-
-    ticket: Ticket | None = None
-    asked: bool = False
-    fetching: bool = False
-    over: bool = False
-    """Nothing more is to be had."""
-    from_tiers: dict[str, int] = field(default_factory=dict)
-    """Tokens that each tier gave, by the groups that keep every block."""
-
-    def end(self) -> None:
-        self.over = True
-        if self.ticket is not None:
-            self.ticket.release()
-            self.ticket = None
+from elinvar.kv.tree import Node, Tree, key_of
 
 
 class Below:
@@ -102,11 +78,16 @@ class Below:
 
     def save_some(self) -> None:
         """In a step that has nothing else to do: what is lost when the engine ends."""
-        left = STEP_BYTES
+        left = MOST_BYTES
         while self._unsaved and left > 0:
             group, block, node = self._unsaved.popleft()
             if node.blocks[group] == block:
                 left -= self._save(group, block, node)
+
+    def num_known(self, nodes: Sequence[Node], group: int) -> int:
+        """Tokens of them that some tier is known to have."""
+        levels = self._tiers.where([key_of(node, group) for node in nodes])
+        return sum(n.num_tokens for n, at in zip(nodes, levels, strict=True) if at >= HOST)
 
     # ---- what comes up ----------------------------------------------------------------------
 
@@ -134,8 +115,9 @@ class Below:
                 return ready
             lookup.end()
             return found
-        if not (lookup.asked or self._ask(lookup, best(UNKNOWN, len(self._tiers.names)), levels)):
-            self._fetch(lookup, best(HOST, len(self._tiers.names)), levels, found.num_tokens)
+        last = len(self._tiers.names) - 1
+        if lookup.asked or not self._ask(lookup, best(UNKNOWN, last), levels):
+            self._fetch(lookup, best(HOST, last), levels, found.num_tokens)
         return self.search(lookup, root, token_ids, found)
 
     def _ask(self, lookup: Lookup, hoped: Found, levels: _Levels) -> bool:
@@ -185,7 +167,3 @@ class _Levels:
         if key not in self._levels:
             self._levels[key] = self._tiers.where([key])[0]
         return self._levels[key]
-
-
-def key_of(node: Node, group: int) -> bytes:
-    return node.key + bytes([group])

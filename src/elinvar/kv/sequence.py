@@ -4,11 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from elinvar.base.plan import BlockCopy, BlockMove
-from elinvar.kv.below import Lookup
 from elinvar.kv.match import Kept
 from elinvar.kv.tree import Node
+
+if TYPE_CHECKING:
+    from elinvar.kv.tiers.ticket import Ticket
+
+
+@dataclass(slots=True, eq=False)
+class Lookup:
+    """How far the search of one sequence has come."""
+
+    ticket: Ticket | None = None
+    asked: bool = False
+    fetching: bool = False
+    over: bool = False
+    """Nothing more is to be had."""
+    from_tiers: dict[str, int] = field(default_factory=dict)
+    """Tokens that each tier gave, by the groups that keep every block."""
+
+    def end(self) -> None:
+        self.over = True
+        if self.ticket is not None:
+            self.ticket.release()
+            self.ticket = None
+
 
 LOAD = -2
 """In the place of a block: one is to be taken, and its content loaded."""
@@ -74,6 +97,12 @@ class Prefix:
     """More of it may be found below, which is not known yet, or on its way."""
     kept: Kept | None = None
     """As in SequenceKV."""
+
+    @property
+    def is_below(self) -> bool:
+        """Some of it is to be loaded."""
+        at_end = self.tail is not None and min(self.tail.blocks) < 0
+        return at_end or any(LOAD in row for row in self.blocks)
 
 
 @dataclass(slots=True)

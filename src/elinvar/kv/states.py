@@ -66,7 +66,8 @@ class States:
         if seq.snapshot < index:
             self.replace(seq)
         for group in self.groups:
-            keeps = keeps or self._pools[group].node(seq.tables[group][index]) is None
+            block = seq.tables[group][index]
+            keeps = keeps or block < 0 or self._pools[group].node(block) is None
         seq.snapshot = -1 if keeps else index
 
     def replace(self, seq: SequenceKV) -> None:
@@ -100,7 +101,9 @@ class States:
                 pool.forget(block)
             if pool.node(block) is None:
                 table[-1] = -1
-                seq.first_held[group] = len(table) - 1 + num_entries
+                # Before it there may be one that was loaded, and is yet to be gone on from.
+                if seq.first_held[group] == len(table) - 1:
+                    seq.first_held[group] += num_entries
                 return [-1] * (num_entries - 1) + [block]
         return [-1] * (num_entries - 1) + pool.allocate(1)
 

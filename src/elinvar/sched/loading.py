@@ -6,20 +6,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from elinvar.base.config import KVSpec
-from elinvar.base.plan import BlockMove, StepPlan
-from elinvar.kv.below import STEP_BYTES
+from elinvar.base.plan import MOST_BYTES, BlockMove, StepPlan
 from elinvar.sched.request import Request
 
 
 class Loading:
-    def __init__(self, specs: Sequence[KVSpec]) -> None:
+    """step_bytes: most that a step copies."""
+
+    def __init__(self, specs: Sequence[KVSpec], step_bytes: int = MOST_BYTES) -> None:
+        self._step_bytes = step_bytes
         self._bytes = [spec.block_bytes for spec in specs]
         self._room = 0
         self._planned: list[tuple[Request, list[BlockMove]]] = []
 
     def begin(self) -> None:
         """A plan begins."""
-        self._room = STEP_BYTES
+        self._room = self._step_bytes
 
     def go_on(self, plan: StepPlan, request: Request) -> bool:
         """Plan what is next to be copied; whether that is the last of it, so that the step can go on
@@ -29,16 +31,18 @@ class Loading:
             self._room -= self._bytes[request.loads[count].group]
             count += 1
         moves, request.loads = request.loads[:count], request.loads[count:]
-        if moves:
-            plan.loads += moves
-            self._planned.append((request, moves))
+        plan.loads += moves
+        # Also where there was no room: its row may start in this plan, which may be lost.
+        self._planned.append((request, moves))
         return not request.loads
 
     def send_away(self, plan: StepPlan, request: Request) -> None:
-        """Somebody else may be given its blocks in this very plan."""
+        """Somebody else may be given its blocks in this very plan, and what it would have copied."""
         for other, moves in self._planned:
             if other is request:
-                plan.loads = [move for move in plan.loads if move not in moves]
+                gone = {(move.group, move.block) for move in moves}
+                plan.loads = [m for m in plan.loads if (m.group, m.block) not in gone]
+                self._room += sum(self._bytes[move.group] for move in moves)
         self._planned = [one for one in self._planned if one[0] is not request]
 
     def committed(self, lost: Iterable[bytes] = ()) -> tuple[list[Request], list[Request]]:

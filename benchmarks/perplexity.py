@@ -56,7 +56,7 @@ Rounding = Callable[[F32], F32]
 
 
 def codes_of_8_bits(x_THD: F32, group: int | None = None) -> F32:
-    """As the cache's, with a scale for each `group` values of a vector, or for all."""
+    """As the cache's of values, with a scale for each `group` dims of a vector, or for all."""
     codes, scales = to_int8(x_THD.reshape(*x_THD.shape[:2], -1, group or x_THD.shape[2]))
     return (codes * scales[..., None]).reshape(x_THD.shape)
 
@@ -82,6 +82,7 @@ groups_of_32 = partial(codes_of_4_bits, group=32)
 SIMULATED: dict[str, tuple[Rounding, Rounding]] = {
     "int8-64": (partial(codes_of_8_bits, group=64),) * 2,
     "int8-turned": (partial(turned, rounding=codes_of_8_bits),) * 2,
+    "int8-plain": (codes_of_8_bits, codes_of_8_bits),
     "int8-f32": (codes_of_8_bits, lambda x_THD: x_THD),
     "int4": (codes_of_4_bits, codes_of_4_bits),
     "int4-32": (groups_of_32, groups_of_32),

@@ -23,6 +23,18 @@ alignas(64) constexpr float kKeyOfLane[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,
                                               11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
                                               22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
 
+// Hadamard's matrix times the dims that lie 16 apart, `turned_dims` of them together: what a large
+// one holds is shared by all.
+EL_INLINE void spread(float* x, int dim) {
+    for (int step = 16; step < 16 * turned_dims(dim); step *= 2)
+        for (int i = 0; i < dim; i += 16) {
+            if (i & step) continue;
+            const V a = load(x + i), b = load(x + i + step);
+            store(x + i, a + b);
+            store(x + i + step, a - b);
+        }
+}
+
 // Rows on their walk through the keys of one split: running max, sixteen partial sums and the
 // weighted values of each.
 struct Walk {
@@ -298,6 +310,9 @@ void attention_part(const Attention& a, const AttentionTile& t, int split,
     const int num_rows = t.rows(), width = a.padded_values();
     const Part part(out, num_rows, width);
     const int32_t* table = a.tables + t.seq * a.table_stride;
+    // Keys of int8 with values of their own are spread, and queries with them.
+    const bool spreads = a.kv_kind == Kind::int8 && a.v != a.k && turned_dims(a.dim) > 1;
+    alignas(64) float turned[kWalkRows * kMaxHeadDim];
     const int num_walks = (num_rows + kWalkRows - 1) / kWalkRows;
     for (int i = 0; i < num_walks; ++i) {
         const int begin = num_rows * i / num_walks, rows = num_rows * (i + 1) / num_walks - begin;
@@ -309,6 +324,12 @@ void attention_part(const Attention& a, const AttentionTile& t, int split,
             const int token = t.first_token + (begin + r) / t.num_heads;
             const int head = t.first_head + (begin + r) % t.num_heads;
             w.q[r] = a.q + (static_cast<ptrdiff_t>(token) * a.heads + head) * a.dim;
+            if (spreads) {
+                float* own = turned + r * a.dim;
+                std::memcpy(own, w.q[r], static_cast<size_t>(a.dim) * sizeof(float));
+                spread(own, a.dim);
+                w.q[r] = own;
+            }
             w.last_key[r] = a.positions[token];
             w.first_key[r] = elinvar::first_key(a, w.last_key[r]);
             first = min_of(first, w.first_key[r]);

@@ -19,6 +19,7 @@ using elinvar::head_size;
 using elinvar::Index;
 using elinvar::Kernels;
 using elinvar::Kind;
+using elinvar::kMaxHeadDim;
 using elinvar::Latent;
 using elinvar::LatentQuery;
 using elinvar::QuantGroup;
@@ -26,6 +27,7 @@ using elinvar::QuantRows;
 using elinvar::Rope;
 using elinvar::RowStats;
 using elinvar::StateSpan;
+using elinvar::turned_dims;
 
 template <Kind kind>  // in the cache
 using Stored = std::conditional_t<kind == Kind::f32, float,

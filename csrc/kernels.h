@@ -42,6 +42,10 @@ constexpr std::ptrdiff_t head_size(Kind kind, int padded_dim) {
     return std::ptrdiff_t{32} * (kind == Kind::int8 ? padded_dim + 4 : padded_dim);
 }
 
+// How many dims, 16 apart, of a key of int8 are turned together (ops/api.py, rope_write).
+constexpr int turned_dims(int dim) { return dim % 16 ? 1 : dim / 16 & -(dim / 16); }
+constexpr int kMaxHeadDim = 1024;
+
 struct Rope {
     const float* qkv;  // [T, (heads + 2 kv_heads) dim]
     const int32_t* positions;

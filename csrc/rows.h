@@ -201,10 +201,18 @@ EL_INLINE void to_cache(const float* x, int dim, Stored<kind>* out, float* scale
         to_narrow<kind>(x, dim, out);
 }
 
+// Bounded first: no sum is infinite.
+EL_INLINE void bound_and_spread(float* x, int dim) {
+    const int count = turned_dims(dim);
+    if (count == 1) return;
+    for (int i = 0; i < dim; i += 16)
+        store(x + i, saturate(load(x + i), kMaxInt8 / static_cast<float>(count)));
+    spread(x, dim);
+}
+
 // Keys of consecutive slots lie side by side in a cache line for each dim: so many tokens are
 // turned at once.
 constexpr int kRun = 16;
-constexpr int kMaxHeadDim = 1024;
 
 int run_length(const int32_t* slots, int n) {
     const int room = min_of(n, kRun - slots[0] % kRun);
@@ -275,8 +283,12 @@ void rope_write_kind(const Rope& a, int first, int num) {
             for (int i = 0; i < run; ++i) {
                 const float* row = a.qkv + (t + i) * width + (a.heads + h) * a.dim;
                 turn(t + i, h, row, a.k_gain, k_all[i], rotated);
+                if constexpr (kind == Kind::int8)
+                    if (a.v) bound_and_spread(rotated, a.dim);
                 to_cache<kind>(rotated, a.dim, keys + i * a.dim, k_scales, at + i);
                 if (!a.v) continue;
+                if constexpr (kind == Kind::int8)
+                    k_scales[at + i] /= static_cast<float>(turned_dims(a.dim));
                 const float* value = row + a.kv_heads * a.dim;
                 if (a.v_gain) {
                     scale_row(value, inverse_rms(value, a.dim, a.eps), a.v_gain, a.dim, rotated);

@@ -101,6 +101,26 @@ def test_values_have_scales_of_their_own() -> None:
         assert np.abs(keys[:50] - x).max() <= 0.5001 * np.abs(x).max() / 127
 
 
+@pytest.mark.parametrize(("dim", "shared"), [(24, 1), (96, 2), (64, 4), (256, 16), (80, 1)])
+def test_a_large_dim_of_a_key_costs_the_others_little(dim: int, shared: int) -> None:
+    x = normal(np.random.default_rng(dim), 64, 2, dim)
+    x[..., 5] = 100
+    x[7] = 3.4e38
+    exact = x.clip(None, 127 * 2.0**121 / shared).astype(np.float64)
+    kept = []
+    for ops in (REF, *CPUS.values()):
+        [kv] = ops.kv_layers(spec(dim, "int8", 2), 2)
+        write(ops, kv, x)
+        kept.append(read_keys(kv).transpose(0, 3, 1, 2).reshape(64, 2, dim))
+    same(kept)
+    error = np.abs(kept[0] - exact)
+    assert error[7].max() <= exact[7].max() / 100
+    error = np.delete(error, 7, 0)
+    # Half a step of 100 / 127 by itself; shared by n, n steps of an n-th, of which half cancel.
+    assert error.max() <= 0.5001 * (100 + 5 * shared) / 127
+    assert error.mean() <= 0.3 * (100 + 5 * shared) / 127 / shared**0.5
+
+
 BOUNDS = {"f32": 0.0, "f16": 1e-3, "bf16": 5e-3, "int8": 2.5e-2}
 """Of the median difference: a token that meets another expert has other log-probs."""
 

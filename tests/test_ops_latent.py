@@ -84,13 +84,12 @@ def test_attention_over_latents(dtype: str, heads: int, rank: int, rope: int, le
     assert outputs[0].shape == (count, heads * rank)
     close(outputs[0], REF.attention(q, kv, *args), 3e-6)
     same(outputs)
-    [twice] = BASE.kv_layers(spec(dim, dtype, 1), blocks)
-    twice.k[...] = kv.k
-    twice.v[..., :dim] = kv.k.swapaxes(-1, -2)
-    if kv.k_scales is not None:
-        twice.k_scales[...] = twice.v_scales[...] = kv.k_scales
-    stored = BASE.attention(q, twice, *args).reshape(count, heads, dim)[..., :rank]
-    same([outputs[0], np.ascontiguousarray(stored)])
+    if dtype != "int8":  # whose keys are turned where they are not values
+        [twice] = BASE.kv_layers(spec(dim, dtype, 1), blocks)
+        twice.k[...] = kv.k
+        twice.v[..., :dim] = kv.k.swapaxes(-1, -2)
+        stored = BASE.attention(q, twice, *args).reshape(count, heads, dim)[..., :rank]
+        same([outputs[0], np.ascontiguousarray(stored)])
     for row in (0, count - 1):  # alone, as in decode
         p = positions[row : row + 1]
         one = np.array([0, 1], np.int32), p + 1, table, p, dim**-0.5, None

@@ -214,7 +214,8 @@ int main(int argc, char** argv) {
     p.mix({wide.data(), x.data(), y.data()}, 17, 100, floats(17 * 9).data(), 3, streams.data());
     show("mixed", streams);
     for (const Kind kv : {Kind::f16, Kind::bf16, Kind::f32, Kind::int8}) {
-        const int heads = 6, kv_heads = 2, dim = 24, padded = 32, tokens = 1100, blocks = 35;
+        const int heads = 6, kv_heads = 2, tokens = 1100, blocks = 35;
+        const int dim = kv == Kind::int8 ? 64 : 24, padded = (dim + 15) / 16 * 16;
         const auto qkv = floats(static_cast<std::size_t>(tokens * (heads + 2 * kv_heads) * dim));
         const auto table = floats(static_cast<std::size_t>(tokens * dim));
         std::vector<int32_t> positions, slots, tables;

@@ -160,8 +160,12 @@ class AttentionRef(RowsRef, LinearRef):
 
 def write_keys(kv: KVLayer, slots_T: I32, k_THD: F32) -> None:
     block, offset = slots_T // BLOCK_SIZE, slots_T % BLOCK_SIZE
+    count = _turned_dims(kv)
+    if count > 1:
+        k_THD = spread(saturate(k_THD, MAX_KV["int8"] / np.float32(count)), count)
     kv.k[block, :, :, offset], scales_TH = _stored(k_THD, kv.dtype)
-    if kv.k_scales is not None:
+    if kv.k_scales is not None and scales_TH is not None:
+        scales_TH = scales_TH / np.float32(count)
         kv.k_scales[block, :, offset] = scales_TH
 
 
@@ -175,13 +179,34 @@ def write_values(kv: KVLayer, slots_T: I32, v_THD: F32) -> None:
 def read_keys(kv: KVLayer, blocks: Any = slice(None)) -> F32:
     """What they stand for -> [B, H, D, 32]"""
     keys = from_kv(kv.k[blocks], kv.dtype)
-    return keys if kv.k_scales is None else keys * kv.k_scales[blocks][..., None, :]
+    if kv.k_scales is None:
+        return keys
+    keys = keys * kv.k_scales[blocks][..., None, :]
+    return spread(keys.swapaxes(-1, -2), _turned_dims(kv)).swapaxes(-1, -2)
 
 
 def read_values(kv: KVLayer, blocks: Any = slice(None)) -> F32:
     """-> [B, H, 32, D]"""
     values = from_kv(kv.v[blocks], kv.dtype)
     return values if kv.v_scales is None else values * kv.v_scales[blocks][..., None]
+
+
+def _turned_dims(kv: KVLayer) -> int:
+    """How many dims, 16 apart, are turned together; 1: none."""
+    whole, rest = divmod(kv.k.shape[2], 16)
+    return 1 if kv.dtype != "int8" or kv.keys_alone or rest else whole & -whole
+
+
+def spread(x: F32, count: int) -> F32:
+    """Hadamard's matrix times the dims 16 apart; twice it is `count` times x."""
+    shape = x.shape
+    step = 1
+    while step < count:
+        x = x.reshape(*shape[:-1], -1, 2, step * 16)
+        a, b = x[..., 0, :], x[..., 1, :]
+        x = np.stack([a + b, a - b], -2)
+        step *= 2
+    return x.reshape(shape)
 
 
 def _stored(x_THD: F32, dtype: str) -> tuple[NDArray[Any], F32 | None]:

@@ -19,7 +19,7 @@ AUTO = 2.0
 """`auto`: times the quiet step."""
 LEAST_S = 0.005
 """Seconds below which `auto` does not go: nobody sees them, and steps that small are overhead."""
-AIM = 0.85
+AIM = 0.8
 """Of the target, since steps vary."""
 LEAST = 0.25
 """Of a quiet step's time, prompts have it whatever the target: where it cannot be had, they go on."""

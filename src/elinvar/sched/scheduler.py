@@ -229,13 +229,11 @@ class Scheduler:
     def _drop_uncommitted(self) -> None:
         """The last plan was never committed (the runner failed, or Ctrl-C came in between): what
         was written is unknown, so its requests are computed again."""
-        lost = self._planned + self._loading.dropped()
-        if lost:
-            for request in lost:
-                if request.status is Status.RUNNING:
-                    self._preempt(request, "failure")
-            self._released = list(dict.fromkeys(self._plan.released_rows + self._released))
-            self._planned = []
+        for request in self._planned + self._loading.dropped():
+            if request.status is Status.RUNNING:
+                self._preempt(request, "failure")
+        self._released = list(dict.fromkeys(self._plan.released_rows + self._released))
+        self._planned = []
 
     def _plan_decodes(self, plan: StepPlan) -> list[Request]:
         """Plan all that have one token to compute; returns those amid their prompts.
@@ -454,6 +452,7 @@ class Scheduler:
         """Book the output of the last plan. Requests that left since then are ignored; updates
         come for those that got tokens. Finished ones hold nothing any more."""
         kv, now = self.kv, self._clock()
+        self._plan = StepPlan()
         self._measure(plan, now - self._began - output.moving_s)
         self._loaded(output)
         updates = []

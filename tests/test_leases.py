@@ -565,3 +565,23 @@ def test_a_session_knows_where_its_tokens_are() -> None:
     info = engine.sessions.info("a")
     assert info.tokens_in_memory is not None and info.tokens_in_memory < 105
     assert info.num_tokens == 105
+
+
+def test_host_memory_forgets_first_what_nobody_comes_back_to() -> None:
+    size = tiny_engine().scheduler.kv._block_bytes[0]
+    engine = tiny_engine(num_blocks=8, kv_host_memory=200 * (size + 4096))
+    one_turn(engine, list(range(100)), "kept")
+    one_turn(engine, [7] * 240, None)  # takes all the memory there is
+    for index in range(100):
+        params = SamplingParams(2, seed=1, ignore_eos=True)
+        handling = Handling(session=f"ended {index}", expect_return_s=0)
+        engine.add([index] * 100, params, handling=handling)
+        while engine.has_work:
+            engine.step()
+    assert engine.tiers is not None and 0.5 < engine.tiers.host_share < 1
+    info = engine.sessions.info("kept")
+    assert info.tokens_in_memory == 0 and info.tokens_below is not None
+    assert info.tokens_below >= 96
+    answer, cached = one_turn(engine, list(range(100)), "kept")
+    assert cached >= 96 and answer == one_turn(tiny_engine(), list(range(100)), None)[0]
+    engine.close()

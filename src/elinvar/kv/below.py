@@ -8,7 +8,7 @@ goes on. What does not come is computed.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 
 from elinvar.base.plan import MOST_BYTES, BlockMove
@@ -17,6 +17,10 @@ from elinvar.kv.pool import BlockPool
 from elinvar.kv.sequence import Lookup
 from elinvar.kv.tiers.hierarchy import HOST, UNKNOWN, Tiers
 from elinvar.kv.tree import Node, Tree, key_of
+
+_HOST_FULL, _HOST_LEFT = 0.97, 0.9
+"""Shares of host memory at which some is given up, and that are kept then: some percent at a time, since
+it takes a look at all of it."""
 
 
 class Below:
@@ -83,6 +87,27 @@ class Below:
             group, block, node = self._unsaved.popleft()
             if node.blocks[group] == block:
                 left -= self._save(group, block, node)
+
+    def trim(self, paths: Callable[[], list[Sequence[Node]]]) -> None:
+        """Make room in host memory before it is full and gives up what was not used for longest: what
+        is of none of the paths, then the end of the first path, and so on."""
+        tiers = self._tiers
+        if tiers.host_share < _HOST_FULL:
+            return
+        kept = paths()
+        owners = Counter(node.key for path in kept for node in path)
+        for key in tiers.host_keys():
+            if tiers.host_share <= _HOST_LEFT:
+                return
+            if key[:-1] not in owners:
+                tiers.forget(key)
+        for node in (node for path in kept for node in reversed(path)):
+            if tiers.host_share <= _HOST_LEFT:
+                return
+            owners[node.key] -= 1
+            if not owners[node.key]:
+                for group in range(len(self._bytes)):
+                    tiers.forget(key_of(node, group))
 
     def num_known(self, nodes: Sequence[Node], group: int) -> int:
         """Tokens of them that some tier is known to have."""

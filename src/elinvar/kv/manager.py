@@ -363,6 +363,12 @@ class KVManager:
         below = 0 if self._below is None else self._below.num_known(others, group)
         return memory, below
 
+    def trim_below(self, paths: Callable[[], list[Sequence[Node]]]) -> None:
+        """Where host memory is nearly full, what is of none of these paths goes first, then the first
+        of them from its end, and so on."""
+        if self._below is not None:
+            self._below.trim(paths)
+
     def give_up_lookup(self, seq: SequenceKV) -> None:
         """It looks for nothing below any more."""
         seq.lookup = Lookup(over=True)

@@ -25,6 +25,9 @@ from elinvar.kv.tree import Node
 MAX_SESSIONS = 4096
 """Of a tenant. One more takes the place of the one not used for longest."""
 
+_MOST_EVENTS = 256
+"""That are looked at in one go: after a long rest there may be one of each session."""
+
 
 class Sessions:
     """limits: of tenants, by name (see EngineConfig.tenants)."""
@@ -91,6 +94,7 @@ class Sessions:
         self._use(session, now)
         if not session.busy:
             self._begin_pause(session, now)
+        self._kv.trim_below(self._paths)
 
     # ---- what others may ask ----------------------------------------------------------------
 
@@ -243,6 +247,11 @@ class Sessions:
         self._leases.hold(session.lease, self._kv.to_return(path), more)
         self._leases.keep_to_budget(session.account.owner)
 
+    def _paths(self) -> list[Sequence[Node]]:
+        """What somebody may come back to, the least worth first."""
+        expected = [one for one in self._all() if one.busy or one.pause is not None]
+        return [one.path for one in sorted(expected, key=lambda one: one.lease.rank)]
+
     # ---- when they come back ----------------------------------------------------------------
 
     def _begin_pause(self, session: Session, now: float) -> None:
@@ -270,7 +279,9 @@ class Sessions:
     def _refresh(self) -> None:
         """Bring ranks up to date: each changes a few times for every doubling of a pause's age."""
         now, events = self._clock(), self._events
-        while events and events[0][0] <= now:
+        for _ in range(_MOST_EVENTS):
+            if not events or events[0][0] > now:
+                break
             _, number, session = heappop(events)
             if number != session.event or session.busy:
                 continue

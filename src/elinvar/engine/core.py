@@ -359,7 +359,7 @@ class Engine:
         computed by two models is no model's) or adapters. Nothing is changed then.
         """
         self._check_open()
-        if self.has_work:
+        if self._live:
             raise EngineError(
                 f"{len(self._live)} requests have not ended; push weights when the engine is idle."
             )

@@ -33,8 +33,8 @@ class Lookup:
     fetching: bool = False
     over: bool = False
     """Nothing more is to be had."""
-    from_tiers: dict[str, int] = field(default_factory=dict)
-    """Tokens that each tier gave, by the groups that keep every block."""
+    origins: dict[bytes, str] = field(default_factory=dict)
+    """Tier that had each content which was asked for."""
 
     def end(self) -> None:
         self.over = True
@@ -64,9 +64,10 @@ class Below:
         self._unsaved: deque[tuple[int, int, Node]] = deque(
             maxlen=sum(pool.num_blocks for pool in pools)
         )
-        # Nodes whose content is nowhere but below, the one longest so first.
-        self._ghosts: OrderedDict[int, Node] = OrderedDict()
-        self._max_ghosts = 1024 + 8 * sum(pool.num_blocks for pool in pools)
+        # Nodes that may be found below, the one saved longest ago first: the tree keeps them, though
+        # no block may have their content.
+        self._saved: OrderedDict[int, Node] = OrderedDict()
+        self._most_saved = 1024 + 8 * sum(pool.num_blocks for pool in pools)
         for pool in pools:
             pool.evicted = self._evicted(pool.group)
 
@@ -75,17 +76,17 @@ class Below:
     def _evicted(self, group: int) -> Callable[[int, Node], None]:
         def save(block: int, node: Node) -> None:
             self._save(group, block, node)
-            self._ghosts[id(node)] = node
-            self._ghosts.move_to_end(id(node))
-            if len(self._ghosts) > self._max_ghosts:
-                _, oldest = self._ghosts.popitem(last=False)
-                oldest.saved = False
-                self._tree.prune(oldest)
 
         return save
 
     def _save(self, group: int, block: int, node: Node) -> int:
         node.saved = True
+        self._saved[id(node)] = node
+        self._saved.move_to_end(id(node))
+        if len(self._saved) > self._most_saved:
+            _, oldest = self._saved.popitem(last=False)
+            oldest.saved = False
+            self._tree.prune(oldest)
         key = key_of(node, group)
         if self._tiers.where([key])[0] == HOST:
             return 0
@@ -107,6 +108,12 @@ class Below:
             group, block, node = self._unsaved.popleft()
             if node.blocks[group] == block:
                 left -= self._save(group, block, node)
+
+    def check(self) -> None:
+        """Assert all invariants. Linear in the nodes: for tests and for an idle engine."""
+        assert len(self._saved) <= self._most_saved
+        for node in self._tree.nodes():
+            assert node.saved == (id(node) in self._saved), "remembered for ever, or not at all"
 
     # ---- what comes up ----------------------------------------------------------------------
 
@@ -161,10 +168,8 @@ class Below:
         ):
             lookup.end()
             return
-        for node, group in needed:
-            if group == needed[0][1]:
-                name = self._tiers.names[levels.of(node, group)]
-                lookup.from_tiers[name] = lookup.from_tiers.get(name, 0) + node.num_tokens
+        names = self._tiers.names
+        lookup.origins = {key_of(*n): names[levels.of(*n)] for n in needed}
         lookup.fetching = True
         lookup.ticket = self._tiers.fetch(keys, sizes)
 

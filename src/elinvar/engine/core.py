@@ -170,6 +170,8 @@ class Engine:
             self.scheduler.use_tiers(self.tiers)
             self.scheduler.kv.use_namespace(identity(config, weights_fingerprint))
         self.metrics = EngineMetrics(self.scheduler)
+        if self.tiers is not None:
+            self.metrics.tiers = self.tiers.stats
         self._no_window = why_no_window(model.config.layer_kinds)
         longest = self._context
         if self._no_window:  # or a sequence may outgrow the cache

@@ -230,7 +230,7 @@ class KVManager:
             first = min(len(self._match.hidden(group, None, num_computed)), len(table))
             for index in range(seq.first_held[group], first):
                 if table[index] >= 0:
-                    pool.free(table[index])
+                    self._free(pool, table[index])
                     table[index] = -1
             seq.first_held[group] = max(first, seq.first_held[group])
         if seq.kept is not None:

@@ -126,7 +126,7 @@ def tiny_engine(
     if isinstance(ops, AdaptedOps):
         adapters = Adapters(tiny_parts(family, kind), ops, EngineConfig(**config).max_adapters)
     used: Any = model.ops  # type: ignore[attr-defined]
-    return Engine(model, used, tokenizer, EngineConfig(**config), adapters=adapters)
+    return Engine(model, used, tokenizer, EngineConfig(**config), f"{family} {kind}", adapters)
 
 
 Answer = tuple[list[int], list[TokenLogprobs], str]

@@ -6,20 +6,22 @@ must be the one that a request alone would get, and nothing may be left behind.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
 from elinvar.base.handling import Handling
 from elinvar.base.limits import Target
-from elinvar.base.plan import PlanItem, StepOutput, StepPlan
+from elinvar.base.plan import BlockMove, PlanItem, StepOutput, StepPlan
 from elinvar.base.sampling import SamplingParams
 from elinvar.kv.tiers.hierarchy import HOST, NOWHERE, UNKNOWN
 from elinvar.sched.loading import Loading
 from elinvar.sched.policy import Deadline, Fair, FirstCome, Policy, Priority
-from elinvar.sched.request import Request
+from elinvar.sched.request import Request, Status
 from elinvar.sched.scheduler import Scheduler
 from test_scheduler import (
     EOS,
@@ -268,6 +270,8 @@ class BelowBench(Bench):
         assert plan.num_tokens <= self.scheduler.max_step_tokens
         if plan.is_empty and self.scheduler.has_work():
             assert self.scheduler.idle_s > 0, "nothing planned, nothing to wait for"
+        for request in self.alive.values():
+            assert sum(request.ledger.cached.values()) == request.num_cached_tokens
         targets = [(move.group, move.block) for move in plan.loads]
         assert len(set(targets)) == len(targets), "two contents into one block"
         return plan
@@ -372,3 +376,109 @@ def lively(seed: int, windows: tuple[int | None, ...], count: int = 60) -> Below
         bench.scheduler.check()
     bench.finish_all()
     return bench
+
+
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_random_lives(windows: tuple[int | None, ...]) -> None:
+    benches = [lively(seed, windows) for seed in range(6)]
+    assert sum(bench.tiers.num_given for bench in benches) > 20
+    assert sum(bench.scheduler.num_preemptions for bench in benches) > 20
+
+
+LONG = [7, 3, 5, 1, 2, 4, 6, 8, 1, 3, 2, 5, 7, 7, 1, 2, 4]
+
+
+def returning(**options: Any) -> tuple[BelowBench, Request]:
+    """Somebody asks LONG again, of which all is in host memory alone."""
+    bench = BelowBench(seed=1, badness=0.0, **options)
+    bench.add(LONG, params(3, ignore_eos=True))
+    bench.finish_all()
+    for pool in bench.scheduler.kv.pools:
+        for block in pool.allocate(pool.num_free):
+            pool.free(block)
+    assert not any(max(n.blocks) >= 0 for n in bench.scheduler.kv.tree.nodes())
+    bench.tiers.predict = lambda levels, sizes: 0.0  # type: ignore[method-assign]
+    return bench, bench.add(LONG, params(3, ignore_eos=True))
+
+
+def wait(bench: BelowBench, condition: Callable[[], bool]) -> None:
+    for _ in range(30):
+        if condition():
+            return
+        bench.step()
+    raise AssertionError("it never happened")
+
+
+def test_what_was_given_up_comes_back() -> None:
+    bench, request = returning(blocks=8, step_blocks=2)
+    bench.step()
+    bench.finish_all()
+    assert request.num_cached_tokens == 16
+    assert request.ledger.cached == {"host": 16}
+    assert bench.tiers.num_given == 4
+
+
+def test_blocks_that_were_superseded_are_forgotten() -> None:
+    """Turn after turn each answer's end, saved while the engine was idle, becomes part of a block."""
+    bench = BelowBench(blocks=40, badness=0.0, room=10_000)
+    known = list(LONG)
+    for _ in range(5):
+        request = bench.add(known, params(1, ignore_eos=True))
+        bench.finish_all()
+        known = [*request.token_ids, 3]
+    below = bench.scheduler.kv._below
+    assert below is not None and len(below._saved) > 5
+
+
+def test_who_falls_over_a_load_computes() -> None:
+    """Even if each step that loads fails."""
+    bench, request = returning(blocks=8)
+    execute, num_failed = bench.executor.execute, 0
+    for _ in range(100):
+        plan = bench.plan()
+        if plan.loads:
+            bench.executor.lost_plan = True
+            num_failed += 1
+            assert num_failed < 3
+            continue
+        bench.commit(plan, execute(plan))
+    assert num_failed == 1 and request.num_preemptions == 1
+    assert request.num_cached_tokens == 0 == sum(request.ledger.cached.values())
+
+
+def test_who_found_no_room_to_load_is_dropped_with_the_plan() -> None:
+    """Its row starts in that plan, too."""
+    loading, plan = Loading([spec(None)], 1), StepPlan()
+    first, second = Request("0", [1], params()), Request("1", [1], params())
+    for number, request in enumerate((first, second)):
+        request.loads = [BlockMove(0, number, b"key")]
+    loading.begin()
+    assert loading.go_on(plan, first) and not loading.go_on(plan, second)
+    assert loading.dropped() == [first, second]
+
+
+def test_states_are_gone_on_from_after_slow_loads() -> None:
+    """How much a step computes behind what was loaded is not known when the row starts."""
+    bench, request = returning(windows=(None, STATE), blocks=20, step_blocks=1, budget=8)
+    wait(bench, lambda: request.is_loading)
+    for seed in range(4):
+        bench.add([9, seed], params(9, seed, ignore_eos=True))
+    bench.finish_all()
+    assert request.num_cached_tokens == 16
+
+
+def test_room_to_load_is_given_back_by_who_goes_away() -> None:
+    """A batch request that loads gives way to an interactive one that loads, in one plan."""
+    bench, request = returning(blocks=14, rows=1, step_blocks=1)
+    bench.abort(request)
+    batch = bench.add(LONG, params(3, ignore_eos=True), Handling(service="batch"))
+    wait(bench, lambda: batch.is_loading)
+    one = bench.add(LONG, params(3, ignore_eos=True))
+    for _ in range(20):
+        if one.status is Status.RUNNING:
+            break
+        plan = bench.plan()
+        assert plan.loads
+        bench.commit(plan, bench.executor.execute(plan))
+    bench.finish_all()
+    assert batch.num_preemptions == 1

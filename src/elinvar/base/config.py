@@ -345,6 +345,11 @@ class EngineConfig:
                 f"num_threads must be at most {MAX_THREADS}, got {self.num_threads}.",
             )
         check_positive("ageing_s", self.ageing_s)
+        if self.kv_host_path is not None and self.kv_host_memory is None:
+            raise InputError(
+                "kv_host_memory",
+                "kv_host_path needs kv_host_memory: a file is found again at the size that it had.",
+            )
         if not self.prefix_cache and (self.kv_host_memory or self.kv_host_path or self.kv_tiers):
             raise InputError(
                 "kv_host_memory",

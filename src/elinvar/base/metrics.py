@@ -8,7 +8,7 @@ in one process do not mix.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -72,11 +72,27 @@ class Load(Protocol):
     def sessions(self) -> SessionLoad: ...
 
 
+class Tier(Protocol):
+    """What a tier below the KV cache did since the start."""
+
+    name: str
+    hits: int
+    misses: int
+    bytes_in: int
+    bytes_out: int
+    bytes_held: int
+    errors: int
+    damaged: int
+    lost: int
+
+
 class EngineMetrics:
     """Counters (since the engine started), gauges (of `load`) and histograms."""
 
     def __init__(self, load: Load) -> None:
         self.load = load
+        self.tiers: Callable[[], Sequence[Tier]] = lambda: ()
+        """Of what lies below the KV cache."""
         self.steps = 0
         self.prompt_tokens = 0
         self.cached_tokens = 0
@@ -135,10 +151,37 @@ class EngineMetrics:
         for reason, count in self.finished.items():
             finished.add_metric([reason], count)
         yield finished
+        yield from self._of_tiers()
         yield self.step_seconds.family("elinvar_step_seconds", "Time of one step.")
         yield self.ttft_seconds.family("elinvar_ttft_seconds", "Arrival to first token.")
         yield self.itl_seconds.family("elinvar_itl_seconds", "Between tokens of a request.")
         yield self.e2e_seconds.family("elinvar_e2e_seconds", "Arrival to the last token.")
+
+    def _of_tiers(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        tiers = self.tiers()
+        if not tiers:
+            return
+        held = GaugeMetricFamily(
+            "elinvar_kv_tier_bytes_held", "Bytes that a tier holds.", labels=["tier"]
+        )
+        for tier in tiers:
+            held.add_metric([tier.name], tier.bytes_held)
+        yield held
+        for name, text in (
+            ("hits", "Contents of blocks that a tier gave."),
+            ("misses", "Contents that it was asked for and did not have."),
+            ("bytes_in", "Bytes written to it."),
+            ("bytes_out", "Bytes read from it."),
+            ("errors", "Times that it failed."),
+            ("damaged", "Contents that were not what had been written."),
+            ("lost", "Contents that it was to keep and could not."),
+        ):
+            family = CounterMetricFamily(f"elinvar_kv_tier_{name}", text, labels=["tier"])
+            for tier in tiers:
+                family.add_metric([tier.name], getattr(tier, name))
+            yield family
 
     def expose(self) -> bytes:
         """The text that /metrics answers."""

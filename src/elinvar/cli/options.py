@@ -69,6 +69,7 @@ model = click.argument(
 )
 
 _RUN = "How it runs"
+_BELOW = "Below the KV cache"
 threads = option(
     "--threads",
     type=AT_LEAST_1,
@@ -99,6 +100,33 @@ engine = options(
         section=_RUN,
     ),
     weight_format,
+    option(
+        "--kv-host-memory",
+        metavar="SIZE",
+        help="Host memory for contents of the KV cache that it has no room for, as 8G.",
+        section=_BELOW,
+    ),
+    option(
+        "--kv-host-path",
+        metavar="FILE",
+        help="File in /dev/shm that keeps them over restarts; needs --kv-host-memory.",
+        section=_BELOW,
+    ),
+    option(
+        "--kv-tier",
+        "kv_tiers",
+        multiple=True,
+        metavar="PLACE",
+        help="A folder, tcp://host:port of a kv-server or s3://bucket/prefix below host memory; may "
+        "be given several times, the nearest first.",
+        section=_BELOW,
+    ),
+    option(
+        "--kv-disk-size",
+        metavar="SIZE",
+        help="Bound of a folder among the tiers, as 50G.",
+        section=_BELOW,
+    ),
 )
 """How a model is run for a measurement."""
 embedding = options(
@@ -271,8 +299,16 @@ def sampling_params(flags: dict[str, Any]) -> SamplingParams:
 
 def engine_config(flags: dict[str, Any], **more: Any) -> EngineConfig:
     """EngineConfig from the flags of a command line, and what the command itself decides."""
-    flags = {**flags, "kv_memory": parse_size(flags.get("kv_memory"))}
-    return EngineConfig(num_threads=flags["threads"], **_of(EngineConfig, flags), **more)
+    flags = dict(flags)
+    for name in ("kv_memory", "kv_host_memory", "kv_disk_size"):
+        flags[name] = parse_size(flags.get(name), "--" + name.replace("_", "-"))
+    try:
+        return EngineConfig(num_threads=flags["threads"], **_of(EngineConfig, flags), **more)
+    except InputError as error:
+        if not error.field.startswith("kv_"):
+            raise
+        flag = "--" + error.field.replace("_", "-")
+        raise click.BadParameter(str(error), param_hint=flag) from None
 
 
 def _of(kind: Any, flags: dict[str, Any]) -> dict[str, Any]:

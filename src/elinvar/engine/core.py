@@ -172,6 +172,8 @@ class Engine:
         self.sessions = self.scheduler.sessions
         """Conversations by name, and what their clients say of them (see kv.sessions)."""
         self.metrics = EngineMetrics(self.scheduler)
+        if self.tiers is not None:
+            self.metrics.tiers = self.tiers.stats
         self._no_window = why_no_window(model.config.layer_kinds)
         longest = self._context
         if self._no_window:  # or a sequence may outgrow the cache
@@ -361,7 +363,7 @@ class Engine:
         computed by two models is no model's) or adapters. Nothing is changed then.
         """
         self._check_open()
-        if self.has_work:
+        if self._live:
             raise EngineError(
                 f"{len(self._live)} requests have not ended; push weights when the engine is idle."
             )

@@ -44,9 +44,10 @@ class Below:
         self._unsaved: deque[tuple[int, int, Node]] = deque(
             maxlen=sum(pool.num_blocks for pool in pools)
         )
-        # Nodes whose content is nowhere but below, the one longest so first.
-        self._ghosts: OrderedDict[int, Node] = OrderedDict()
-        self._max_ghosts = 1024 + 8 * sum(pool.num_blocks for pool in pools)
+        # Nodes that may be found below, the one saved longest ago first: the tree keeps them, though
+        # no block may have their content.
+        self._saved: OrderedDict[int, Node] = OrderedDict()
+        self._most_saved = 1024 + 8 * sum(pool.num_blocks for pool in pools)
         for pool in pools:
             pool.evicted = self._evicted(pool.group)
 
@@ -55,17 +56,17 @@ class Below:
     def _evicted(self, group: int) -> Callable[[int, Node], None]:
         def save(block: int, node: Node) -> None:
             self._save(group, block, node)
-            self._ghosts[id(node)] = node
-            self._ghosts.move_to_end(id(node))
-            if len(self._ghosts) > self._max_ghosts:
-                _, oldest = self._ghosts.popitem(last=False)
-                oldest.saved = False
-                self._tree.prune(oldest)
 
         return save
 
     def _save(self, group: int, block: int, node: Node) -> int:
         node.saved = True
+        self._saved[id(node)] = node
+        self._saved.move_to_end(id(node))
+        if len(self._saved) > self._most_saved:
+            _, oldest = self._saved.popitem(last=False)
+            oldest.saved = False
+            self._tree.prune(oldest)
         key = key_of(node, group)
         if self._tiers.where([key])[0] == HOST:
             return 0
@@ -113,6 +114,12 @@ class Below:
         """Tokens of them that some tier is known to have."""
         levels = self._tiers.where([key_of(node, group) for node in nodes])
         return sum(n.num_tokens for n, at in zip(nodes, levels, strict=True) if at >= HOST)
+
+    def check(self) -> None:
+        """Assert all invariants. Linear in the nodes: for tests and for an idle engine."""
+        assert len(self._saved) <= self._most_saved
+        for node in self._tree.nodes():
+            assert node.saved == (id(node) in self._saved), "remembered for ever, or not at all"
 
     # ---- what comes up ----------------------------------------------------------------------
 
@@ -167,10 +174,8 @@ class Below:
         ):
             lookup.end()
             return
-        for node, group in needed:
-            if group == needed[0][1]:
-                name = self._tiers.names[levels.of(node, group)]
-                lookup.from_tiers[name] = lookup.from_tiers.get(name, 0) + node.num_tokens
+        names = self._tiers.names
+        lookup.origins = {key_of(*n): names[levels.of(*n)] for n in needed}
         lookup.fetching = True
         lookup.ticket = self._tiers.fetch(keys, sizes)
 

@@ -234,7 +234,7 @@ class KVManager:
             first = min(len(self._match.hidden(group, None, num_computed)), len(table))
             for index in range(seq.first_held[group], first):
                 if table[index] >= 0:
-                    pool.free(table[index])
+                    self._free(pool, table[index])
                     table[index] = -1
             seq.first_held[group] = max(first, seq.first_held[group])
         if seq.kept is not None:
@@ -349,10 +349,17 @@ class KVManager:
     def has_unsaved(self) -> bool:
         return self._below is not None and self._below.has_unsaved
 
-    def where_found(self, seq: SequenceKV, num_tokens: int) -> dict[str, int]:
-        """So many tokens of its prefix, by the place where they were found."""
-        below = seq.lookup.from_tiers if seq.lookup else {}
-        return {"memory": num_tokens - sum(below.values()), **below}
+    def where_found(self, seq: SequenceKV, prefix: Prefix, taken: Taken) -> dict[str, int]:
+        """Tokens of its prefix by the place where they were found."""
+        origins = seq.lookup.origins if seq.lookup else {}
+        loaded = {move.key[:-1]: origins.get(move.key, "host") for move in taken.loads}
+        found: Counter[str] = Counter()
+        for node in prefix.path:
+            found[loaded.get(node.key, "memory")] += self.block_size
+        if prefix.tail is not None:
+            rest = prefix.num_tokens % self.block_size
+            found[loaded.get(prefix.tail.key, "memory")] += rest
+        return found
 
     def places(self, path: Sequence[Node]) -> tuple[int, int]:
         """Tokens of these nodes whose contents are in memory, by a group that keeps every block
@@ -514,3 +521,5 @@ class KVManager:
         for node in self.tree.nodes():
             assert node.holders == held[id(node)] + tails[id(node)], "somebody holds it, or nobody"
             assert node.coming == coming[id(node)] + tails[id(node)], "nobody computes what comes"
+        if self._below is not None:
+            self._below.check()

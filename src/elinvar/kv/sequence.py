@@ -23,8 +23,8 @@ class Lookup:
     fetching: bool = False
     over: bool = False
     """Nothing more is to be had."""
-    from_tiers: dict[str, int] = field(default_factory=dict)
-    """Tokens that each tier gave, by the groups that keep every block."""
+    origins: dict[bytes, str] = field(default_factory=dict)
+    """Tier that had each content which was asked for."""
 
     def end(self) -> None:
         self.over = True

@@ -229,7 +229,9 @@ class Scheduler:
     def _drop_uncommitted(self) -> None:
         """The last plan was never committed (the runner failed, or Ctrl-C came in between): what
         was written is unknown, so its requests are computed again."""
-        for request in self._planned + self._loading.dropped():
+        for request in self._loading.dropped():
+            self._fall_over(request)
+        for request in self._planned:
             if request.status is Status.RUNNING:
                 self._preempt(request, "failure")
         self._released = list(dict.fromkeys(self._plan.released_rows + self._released))
@@ -420,7 +422,7 @@ class Scheduler:
         if request.first_scheduled is None:
             request.first_scheduled = now
             request.num_cached_tokens = start
-            for tier, count in self.kv.where_found(request.kv, start).items():
+            for tier, count in self.kv.where_found(request.kv, prefix, taken).items():
                 request.ledger.found(tier, count)
         insort(self._running, request, key=by_key)
         # A copy: the plan is plain data, and the request's list grows.
@@ -493,14 +495,22 @@ class Scheduler:
         """Contents that have come can be found; where some were lost all are computed again."""
         arrived, failed = self._loading.committed(output.lost)
         for request in failed:
-            if request.status is Status.RUNNING:
-                self._preempt(request, "failure")
-                self.kv.give_up_lookup(request.kv)
+            self._fall_over(request)
         for request in arrived:
             if request.status is Status.RUNNING:
                 request.is_loading = False
                 self.kv.end_lookup(request.kv)
                 self.kv.advance(request.kv, request.token_ids, request.num_computed_tokens)
+
+    def _fall_over(self, request: Request) -> None:
+        """What it was to begin with did not come: it is computed."""
+        if request.status is not Status.RUNNING:
+            return
+        if not request.ledger.steps:
+            request.num_cached_tokens, request.first_scheduled = 0, None
+            request.ledger.cached.clear()
+        self._preempt(request, "failure")
+        self.kv.give_up_lookup(request.kv)
 
     def _measure(self, plan: StepPlan, seconds: float) -> None:
         """Learn from the step that was computed how long such steps take."""

@@ -236,6 +236,18 @@ def test_a_cancelled_turn_takes_nothing_away() -> None:
     assert turns.sessions.info("a").num_tokens == 4 * SIZE
 
 
+def test_what_was_lost_and_computed_again_is_leased_again() -> None:
+    turns = Turns(None, blocks=8)
+    turns.turn(words(0, 4), "a")
+    for node in path(turns.kv, words(0, 4)):
+        node.saved = True  # as if there were tiers: nodes outlive their blocks
+    press(turns, 6)
+    assert turns.sessions.info("a").leased_tokens == 2 * SIZE
+    turns.turn(words(0, 4), "a")
+    assert turns.sessions.info("a").leased_tokens == 4 * SIZE
+    turns.check()
+
+
 def test_names_and_hints_are_checked() -> None:
     sessions = Turns(None).sessions
     sessions.create("a")

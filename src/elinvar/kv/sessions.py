@@ -88,9 +88,10 @@ class Sessions:
             known = min(session.num_tokens, num_prompt - 1)
             found = "hit" if num_cached >= known else "partial" if num_cached else "miss"
             self.returns[found] += 1
-        # Who left amid a prompt that he sent before knows no more than he did.
-        if path and path[-1] not in session.path:
-            self._keep(session, path, more=not first)
+        if path:
+            # Who left amid a prompt that he sent before knows no less than he did.
+            more = not first or path[-1] in session.path
+            self._keep(session, session.path if path[-1] in session.path else path, more)
         self._use(session, now)
         if not session.busy:
             self._begin_pause(session, now)

@@ -176,6 +176,6 @@ def test_weights_may_be_pushed_while_something_is_yet_to_be_saved() -> None:
         while engine._live:
             engine.step()
         assert engine.has_work
-        with pytest.raises(Exception, match="tensor|weight|missing") as error:
+        with pytest.raises(Exception, match=r"tensor|weight|missing") as error:
             engine.push_weights({})
         assert "have not ended" not in str(error.value)

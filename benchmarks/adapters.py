@@ -18,6 +18,7 @@ from statistics import median
 import numpy as np
 
 from elinvar.base.config import EngineConfig, ModelConfig
+from elinvar.base.handling import OFFLINE
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
 from elinvar.weights.safetensors import write_safetensors
@@ -54,7 +55,7 @@ def ms_a_step(engine: Engine, adapters: list[str | None]) -> float:
     """Median of the steps that decode for all; one request for each of `adapters`."""
     for i, name in enumerate(adapters):
         params = SamplingParams(TOKENS, temperature=0, ignore_eos=True, adapter=name)
-        engine.add([1 + (i * 31 + j * 7) % 1000 for j in range(PROMPT)], params)
+        engine.add([1 + (i * 31 + j * 7) % 1000 for j in range(PROMPT)], params, handling=OFFLINE)
     while engine.scheduler.num_waiting or any(
         live.request.num_tokens == PROMPT for live in engine._live.values()
     ):

@@ -23,6 +23,18 @@ alignas(64) constexpr float kKeyOfLane[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,
                                               11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
                                               22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
 
+// Hadamard's matrix times the dims that lie 16 apart, `turned_dims` of them together: what a large
+// one holds is shared by all.
+EL_INLINE void spread(float* x, int dim) {
+    for (int step = 16; step < 16 * turned_dims(dim); step *= 2)
+        for (int i = 0; i < dim; i += 16) {
+            if (i & step) continue;
+            const V a = load(x + i), b = load(x + i + step);
+            store(x + i, a + b);
+            store(x + i + step, a - b);
+        }
+}
+
 // Rows on their walk through the keys of one split: running max, sixteen partial sums and the
 // weighted values of each.
 struct Walk {
@@ -43,8 +55,20 @@ EL_INLINE V load_kv(const Stored<kind>* p) {
         return load(p);
     else if constexpr (kind == Kind::f16)
         return load_half(p);
-    else
+    else if constexpr (kind == Kind::bf16)
         return load_bf16(p);
+    else
+        return load_int8(p);
+}
+// Of a head's 32 keys, or of its values; null where elements are what they stand for.
+template <Kind kind>
+EL_INLINE float* scales_of(Stored<kind>* head, int padded_dim) {
+    if constexpr (kind != Kind::int8) return nullptr;
+    return reinterpret_cast<float*>(head + static_cast<ptrdiff_t>(padded_dim) * 32);
+}
+template <Kind kind>
+EL_INLINE const float* scales_of(const Stored<kind>* head, int padded_dim) {
+    return scales_of<kind>(const_cast<Stored<kind>*>(head), padded_dim);
 }
 template <class T>
 EL_INLINE void prefetch_values(const T* p, int n) {
@@ -62,6 +86,7 @@ EL_INLINE float first_lane(V a) {
 template <Kind kind, int R, int B>
 EL_INLINE void block_scores(Walk& w, const Stored<kind>* const* k, const Stored<kind>* const* next,
                             int dim, V scale) {
+    const int padded_dim = (dim + 15) / 16 * 16;
     constexpr int vectors = 2 * R * B <= kSums ? 2 : 1;
     for (int at = 0; at < 32; at += 16 * vectors) {
         V s[B][R][vectors];
@@ -88,8 +113,13 @@ EL_INLINE void block_scores(Walk& w, const Stored<kind>* const* k, const Stored<
         }
         EL_UNROLL
         for (int b = 0; b < B; ++b) EL_UNROLL
-        for (int r = 0; r < R; ++r) EL_UNROLL
-        for (int i = 0; i < vectors; ++i) store(w.scores[b][r] + at + 16 * i, s[b][r][i] * scale);
+        for (int i = 0; i < vectors; ++i) {
+            V factor = scale;
+            if constexpr (kind == Kind::int8)
+                factor = load(scales_of<kind>(k[b], padded_dim) + at + 16 * i) * scale;
+            EL_UNROLL
+            for (int r = 0; r < R; ++r) store(w.scores[b][r] + at + 16 * i, s[b][r][i] * factor);
+        }
     }
 }
 
@@ -137,6 +167,12 @@ EL_INLINE void block_softmax(Walk& w, int b, int r, int first_of_block) {
     store(w.partial[r], (partial + p0) + p1);
 }
 
+// What codes of values are multiplied by belongs to their keys' weights.
+EL_INLINE void scale_weights(float* weights, const float* scales) {
+    store(weights, load(weights) * load(scales));
+    store(weights + 16, load(weights + 16) * load(scales + 16));
+}
+
 // 16 N dims of a block's values: where they begin, in the block asked for too, and how far apart
 // those of two keys lie.
 template <Kind kind>
@@ -152,7 +188,7 @@ EL_INLINE Values<kind> turn_values(const Stored<kind>* keys, Stored<kind>* out) 
         for (int j = 0; j < 32; j += 16) {
             const Stored<kind>* from = keys + 32 * d + j;
             Stored<kind>* to = out + 16 * N * j + d;
-            if constexpr (sizeof(*to) == 2)
+            if constexpr (sizeof(*to) < 4)
                 transpose(from, 32, to, 16 * N);
             else
                 for (int i = 0; i < 256; ++i)
@@ -214,18 +250,26 @@ struct Path {
 template <Kind kind, int R, int B>
 EL_INLINE void take_blocks(const Attention& a, Walk& w, const Path& path, int b, int step) {
     constexpr int vectors = R * 4 <= kSums ? 4 : R * 2 <= kSums ? 2 : 1;
+    const ptrdiff_t size = head_size(kind, a.padded_dim);
     const Stored<kind>*k[B], *k_next[B], *v[B], *v_next[B];
     for (int i = 0; i < B; ++i) {
         const ptrdiff_t here = path.place(b + i), next = path.place(b + i + step);
-        k[i] = static_cast<const Stored<kind>*>(a.k) + here * a.padded_dim * 32;
-        k_next[i] = static_cast<const Stored<kind>*>(a.k) + next * a.padded_dim * 32;
-        v[i] = static_cast<const Stored<kind>*>(a.v) + here * a.padded_dim * 32;
-        v_next[i] = static_cast<const Stored<kind>*>(a.v) + next * a.padded_dim * 32;
+        k[i] = static_cast<const Stored<kind>*>(a.k) + here * size;
+        k_next[i] = static_cast<const Stored<kind>*>(a.k) + next * size;
+        v[i] = static_cast<const Stored<kind>*>(a.v) + here * size;
+        v_next[i] = static_cast<const Stored<kind>*>(a.v) + next * size;
+        if constexpr (kind == Kind::int8)
+            for (const auto* head : {k_next[i], v_next[i]})
+                prefetch_values(scales_of<kind>(head, a.padded_dim), 32);
     }
     block_scores<kind, R, B>(w, k, k_next, a.dim, set1(a.scale));
     if (a.softcap > 0.0f) cap_scores(w, B, R, a.softcap);
     for (int i = 0; i < B; ++i)
-        for (int r = 0; r < R; ++r) block_softmax(w, i, r, 32 * (b + i));
+        for (int r = 0; r < R; ++r) {
+            block_softmax(w, i, r, 32 * (b + i));
+            if constexpr (kind == Kind::int8)
+                scale_weights(w.scores[i][r], scales_of<kind>(v[i], a.padded_dim));
+        }
     for (int i = 0; i < B; ++i) {
         const int low = max_of(path.first - 32 * (b + i), 0);
         const int high = min_of(path.last + 1 - 32 * (b + i), 32);
@@ -266,6 +310,9 @@ void attention_part(const Attention& a, const AttentionTile& t, int split,
     const int num_rows = t.rows(), width = a.padded_values();
     const Part part(out, num_rows, width);
     const int32_t* table = a.tables + t.seq * a.table_stride;
+    // Keys of int8 with values of their own are spread, and queries with them.
+    const bool spreads = a.kv_kind == Kind::int8 && a.v != a.k && turned_dims(a.dim) > 1;
+    alignas(64) float turned[kWalkRows * kMaxHeadDim];
     const int num_walks = (num_rows + kWalkRows - 1) / kWalkRows;
     for (int i = 0; i < num_walks; ++i) {
         const int begin = num_rows * i / num_walks, rows = num_rows * (i + 1) / num_walks - begin;
@@ -277,6 +324,12 @@ void attention_part(const Attention& a, const AttentionTile& t, int split,
             const int token = t.first_token + (begin + r) / t.num_heads;
             const int head = t.first_head + (begin + r) % t.num_heads;
             w.q[r] = a.q + (static_cast<ptrdiff_t>(token) * a.heads + head) * a.dim;
+            if (spreads) {
+                float* own = turned + r * a.dim;
+                std::memcpy(own, w.q[r], static_cast<size_t>(a.dim) * sizeof(float));
+                spread(own, a.dim);
+                w.q[r] = own;
+            }
             w.last_key[r] = a.positions[token];
             w.first_key[r] = elinvar::first_key(a, w.last_key[r]);
             first = min_of(first, w.first_key[r]);
@@ -287,9 +340,10 @@ void attention_part(const Attention& a, const AttentionTile& t, int split,
         for (int d = 0; d < rows * width; d += 16) store(w.acc + d, zero());
         first = max_of(first, split * kSplit);
         last = min_of(last, split * kSplit + kSplit - 1);
-        const auto walk = a.kv_kind == Kind::f32   ? walk_rows<Kind::f32>
-                          : a.kv_kind == Kind::f16 ? walk_rows<Kind::f16>
-                                                   : walk_rows<Kind::bf16>;
+        const auto walk = a.kv_kind == Kind::f32    ? walk_rows<Kind::f32>
+                          : a.kv_kind == Kind::f16  ? walk_rows<Kind::f16>
+                          : a.kv_kind == Kind::bf16 ? walk_rows<Kind::bf16>
+                                                    : walk_rows<Kind::int8>;
         if (first <= last) walk(a, w, rows, {table, a.block_step, t.kv_head, first, last, ahead});
         for (int r = 0; r < rows; ++r) {
             part.max[begin + r] = w.max[r];

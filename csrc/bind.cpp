@@ -19,6 +19,7 @@ Kind kind_of(const std::string& name) {
     if (name == "f16") return Kind::f16;
     if (name == "bf16") return Kind::bf16;
     if (name == "f32") return Kind::f32;
+    if (name == "int8") return Kind::int8;
     throw std::invalid_argument("unknown kind " + name);
 }
 

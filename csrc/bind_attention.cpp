@@ -22,7 +22,7 @@ struct BoundCache {  // K and V of one layer: views of a cache in which all laye
           value_dim(std::min(dim, static_cast<int>(v_.shape(3)))),
           block_step(static_cast<int>(k_.stride(0) / k_.stride(1))) {
         if (k_.stride(3) != 1 || v_.stride(latent() ? 2 : 3) != 1 || k_.stride(0) != v_.stride(0) ||
-            k_.stride(1) != v_.stride(1) || k_.stride(1) != std::int64_t{padded_dim} * 32)
+            k_.stride(1) != v_.stride(1) || k_.stride(1) != head_size(kind, padded_dim))
             throw std::invalid_argument("K and V do not lie as ops/caches.py makes them");
     }
     bool latent() const { return k.data() == v.data(); }  // the values are those of the keys

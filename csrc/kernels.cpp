@@ -15,9 +15,11 @@ using elinvar::AttentionTile;
 using elinvar::Convolution;
 using elinvar::DeltaRule;
 using elinvar::GatedNorm;
+using elinvar::head_size;
 using elinvar::Index;
 using elinvar::Kernels;
 using elinvar::Kind;
+using elinvar::kMaxHeadDim;
 using elinvar::Latent;
 using elinvar::LatentQuery;
 using elinvar::QuantGroup;
@@ -25,9 +27,11 @@ using elinvar::QuantRows;
 using elinvar::Rope;
 using elinvar::RowStats;
 using elinvar::StateSpan;
+using elinvar::turned_dims;
 
-template <Kind kind>
-using Stored = std::conditional_t<kind == Kind::f32, float, uint16_t>;  // in the cache
+template <Kind kind>  // in the cache
+using Stored = std::conditional_t<kind == Kind::f32, float,
+                                  std::conditional_t<kind == Kind::int8, int8_t, uint16_t>>;
 
 #include "attention.h"
 #include "group_dot.h"

@@ -24,7 +24,8 @@ struct QuantRows {
     std::ptrdiff_t groups;
 };
 
-enum class Kind : int { q4, q5, q8, f16, bf16, f32 };  // of weights; the cache uses the last three
+// Of weights all but the last, of the cache the last four.
+enum class Kind : int { q4, q5, q8, f16, bf16, f32, int8 };
 
 // Bytes of a group of 32 in a quantised panel: codes, scales f16 [16], then mins f16 [16] or none.
 constexpr int code_bytes(Kind kind) {
@@ -32,6 +33,18 @@ constexpr int code_bytes(Kind kind) {
 }
 constexpr bool has_mins(Kind kind) { return kind != Kind::q8; }
 constexpr int group_bytes(Kind kind) { return code_bytes(kind) + (has_mins(kind) ? 64 : 32); }
+
+// Bytes of one element of the cache.
+constexpr int cache_bytes(Kind kind) { return kind == Kind::f32 ? 4 : kind == Kind::int8 ? 1 : 2; }
+// Elements of one head's keys in a block, and of its values. Behind those of int8 lie 32 scales in
+// f32, one a token.
+constexpr std::ptrdiff_t head_size(Kind kind, int padded_dim) {
+    return std::ptrdiff_t{32} * (kind == Kind::int8 ? padded_dim + 4 : padded_dim);
+}
+
+// How many dims, 16 apart, of a key of int8 are turned together (ops/api.py, rope_write).
+constexpr int turned_dims(int dim) { return dim % 16 ? 1 : dim / 16 & -(dim / 16); }
+constexpr int kMaxHeadDim = 1024;
 
 struct Rope {
     const float* qkv;  // [T, (heads + 2 kv_heads) dim]
@@ -42,7 +55,8 @@ struct Rope {
     float eps;
     int heads, kv_heads, dim, rotary_dim, padded_dim;
     Kind kv_kind;
-    // [kv_heads, padded_dim, 32] and [kv_heads, 32, padded_dim] of block 0; v null: keys alone
+    // Of block 0, head_size apart: kv_heads times [padded_dim, 32] and [32, padded_dim]; v null:
+    // keys alone
     void *k, *v;
     int block_step;      // from a block to the next, in the size of one head's keys
     float* q;            // [T, heads, dim]

@@ -22,6 +22,8 @@ std::size_t panel_bytes(Kind kind, int k) {
         case Kind::f32:
             size = kk * 64;
             break;
+        case Kind::int8:  // of the cache alone
+            break;
     }
     return (size + 63) / 64 * 64;
 }

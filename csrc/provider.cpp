@@ -70,6 +70,8 @@ void Provider::embed(const int32_t* ids, int rows, const Matrix& w, float scale,
                     value = w.kind == Kind::f16 ? half_value(h) : bf16_value(h);
                     break;
                 }
+                case Kind::int8:  // of the cache alone
+                    break;
             }
             o[k] = value * scale;
         }

@@ -5,6 +5,7 @@
 EL_INLINE V saturate(V x, float limit) { return max(min(x, set1(limit)), set1(-limit)); }
 
 constexpr float kMaxFloat = 0x1.fffffep127f, kMaxBf16 = 0x1.fep127f, kMaxHalf = 65504.0f;
+constexpr float kMaxInt8 = 0x1.fcp127f;  // 127 times a scale of 2^121
 
 void quantize_rows(const float* x, int rows, const QuantRows& out, int first_row) {
     for (int m = first_row; m < first_row + rows; ++m) {
@@ -150,10 +151,26 @@ EL_INLINE void rotate(const float* x, const float* table, int dim, float* out) {
     }
 }
 
-// One head in the cache's type. All values are finite: where a query row does not see a key, its
-// weight of 0 times the value must be 0.
+// One head as codes, x ~ scale * code, to the nearest, of two the even one.
+EL_INLINE float to_codes(const float* x, int dim, int8_t* out) {
+    const auto values = [&](int i) {
+        return saturate(i + 16 <= dim ? load(x + i) : load_n(x + i, dim - i), kMaxInt8);
+    };
+    V all = zero();
+    for (int i = 0; i < dim; i += 16) all = max(all, abs(values(i)));
+    const float largest = tree_max(all);
+    const bool live = largest >= 1e-30f;
+    const V inverse = set1(live ? 127.0f / largest : 0.0f);
+    for (int i = 0; i < dim; i += 16) {
+        int8_t codes[16];
+        store_bytes(codes, round_to_int(values(i) * inverse));
+        std::memcpy(out + i, codes, static_cast<size_t>(min_of(16, dim - i)));
+    }
+    return live ? largest / 127.0f : 0.0f;
+}
+
 template <Kind kind>
-EL_INLINE void to_cache(const float* x, int dim, Stored<kind>* out) {
+EL_INLINE void to_narrow(const float* x, int dim, Stored<kind>* out) {
     const auto narrow = [](V v, Stored<kind>* p) {
         if constexpr (kind == Kind::f32) {
             store(p, saturate(v, kMaxFloat));
@@ -174,10 +191,28 @@ EL_INLINE void to_cache(const float* x, int dim, Stored<kind>* out) {
     }
 }
 
+// One head in the cache's type, and where it has one its scale, number `at`. All values are finite:
+// where a query row does not see a key, its weight of 0 times the value must be 0.
+template <Kind kind>
+EL_INLINE void to_cache(const float* x, int dim, Stored<kind>* out, float* scales, int at) {
+    if constexpr (kind == Kind::int8)
+        scales[at] = to_codes(x, dim, out);
+    else
+        to_narrow<kind>(x, dim, out);
+}
+
+// Bounded first: no sum is infinite.
+EL_INLINE void bound_and_spread(float* x, int dim) {
+    const int count = turned_dims(dim);
+    if (count == 1) return;
+    for (int i = 0; i < dim; i += 16)
+        store(x + i, saturate(load(x + i), kMaxInt8 / static_cast<float>(count)));
+    spread(x, dim);
+}
+
 // Keys of consecutive slots lie side by side in a cache line for each dim: so many tokens are
 // turned at once.
 constexpr int kRun = 16;
-constexpr int kMaxHeadDim = 1024;
 
 int run_length(const int32_t* slots, int n) {
     const int room = min_of(n, kRun - slots[0] % kRun);
@@ -190,7 +225,7 @@ int run_length(const int32_t* slots, int n) {
 template <class T>
 EL_INLINE void turn_keys(const T* keys, int run, int dim, T* out) {
     int d = 0;
-    if constexpr (sizeof(T) == 2)
+    if constexpr (sizeof(T) < 4)
         if (run == kRun)
             for (; d + 16 <= dim; d += 16) transpose(keys + d, dim, out + d * 32, 32);
     for (; d < dim; ++d)
@@ -203,9 +238,9 @@ void rope_write_kind(const Rope& a, int first, int num) {
     alignas(64) float normed[kMaxHeadDim], rotated[kMaxHeadDim];
     alignas(64) T keys[kRun * kMaxHeadDim];
     const ptrdiff_t width = static_cast<ptrdiff_t>(a.heads + (a.v ? 2 : 1) * a.kv_heads) * a.dim;
-    const auto keys_at = [&](int32_t slot) {
-        return static_cast<T*>(a.k) +
-               static_cast<ptrdiff_t>(slot / 32) * a.block_step * a.padded_dim * 32 + slot % 32;
+    const ptrdiff_t head = head_size(kind, a.padded_dim);
+    const auto block_of = [&](void* cache, int32_t slot) {
+        return static_cast<T*>(cache) + static_cast<ptrdiff_t>(slot / 32) * a.block_step * head;
     };
     const int turned = a.rotary_dim;
     const size_t rest = static_cast<size_t>(a.dim - turned) * sizeof(float);
@@ -221,18 +256,16 @@ void rope_write_kind(const Rope& a, int first, int num) {
         rotate(from, a.table + static_cast<ptrdiff_t>(a.positions[t]) * turned, turned, out);
         if (rest) std::memcpy(out + turned, from + turned, rest);
     };
-    // A key is a cache line of its own for every dim: asked for one token ahead.
+    // A key is a cache line of its own for every dim, or for two: asked for one token ahead.
+    constexpr ptrdiff_t line = 32 * (sizeof(T) == 1 ? 2 : 1);
     const auto ask = [&](int t) {
-        const T* k = keys_at(a.slots[t]);
-        for (int d = 0; d < a.kv_heads * a.padded_dim; ++d)
-            prefetch(k + static_cast<ptrdiff_t>(d) * 32);
+        const T* k = block_of(a.k, a.slots[t]) + a.slots[t] % 32;
+        for (ptrdiff_t i = 0; i < a.kv_heads * head; i += line) prefetch(k + i);
     };
     for (int t = first, run; t < first + num; t += run) {
         run = run_length(a.slots + t, first + num - t);
-        T* k = keys_at(a.slots[t]);
-        T* v = static_cast<T*>(a.v) +
-               (static_cast<ptrdiff_t>(a.slots[t] / 32) * a.block_step * 32 + a.slots[t] % 32) *
-                   a.padded_dim;
+        T *k = block_of(a.k, a.slots[t]), *v = block_of(a.v, a.slots[t]);
+        const int at = a.slots[t] % 32;
         if (t == first) ask(t);
         if (t + run < first + num) ask(t + run);
         float k_all[kRun];
@@ -244,28 +277,35 @@ void rope_write_kind(const Rope& a, int first, int num) {
                 turn(t + i, h, row + h * a.dim, a.q_gain, q_all,
                      a.q + (static_cast<ptrdiff_t>(t + i) * a.heads + h) * a.dim);
         }
-        for (int h = 0; h < a.kv_heads; ++h) {
+        for (int h = 0; h < a.kv_heads; ++h, k += head, v += head) {
+            float *k_scales = scales_of<kind>(k, a.padded_dim),
+                  *v_scales = scales_of<kind>(v, a.padded_dim);
             for (int i = 0; i < run; ++i) {
                 const float* row = a.qkv + (t + i) * width + (a.heads + h) * a.dim;
                 turn(t + i, h, row, a.k_gain, k_all[i], rotated);
-                to_cache<kind>(rotated, a.dim, keys + i * a.dim);
+                if constexpr (kind == Kind::int8)
+                    if (a.v) bound_and_spread(rotated, a.dim);
+                to_cache<kind>(rotated, a.dim, keys + i * a.dim, k_scales, at + i);
                 if (!a.v) continue;
+                if constexpr (kind == Kind::int8)
+                    k_scales[at + i] /= static_cast<float>(turned_dims(a.dim));
                 const float* value = row + a.kv_heads * a.dim;
                 if (a.v_gain) {
                     scale_row(value, inverse_rms(value, a.dim, a.eps), a.v_gain, a.dim, rotated);
                     value = rotated;
                 }
-                to_cache<kind>(value, a.dim,
-                               v + (static_cast<ptrdiff_t>(h) * 32 + i) * a.padded_dim);
+                to_cache<kind>(value, a.dim, v + static_cast<ptrdiff_t>(at + i) * a.padded_dim,
+                               v_scales, at + i);
             }
-            turn_keys(keys, run, a.dim, k + static_cast<ptrdiff_t>(h) * a.padded_dim * 32);
+            turn_keys(keys, run, a.dim, k + at);
         }
     }
 }
 
 void rope_write(const Rope& a, int first, int num) {
-    const auto write = a.kv_kind == Kind::f32   ? rope_write_kind<Kind::f32>
-                       : a.kv_kind == Kind::f16 ? rope_write_kind<Kind::f16>
-                                                : rope_write_kind<Kind::bf16>;
+    const auto write = a.kv_kind == Kind::f32    ? rope_write_kind<Kind::f32>
+                       : a.kv_kind == Kind::f16  ? rope_write_kind<Kind::f16>
+                       : a.kv_kind == Kind::bf16 ? rope_write_kind<Kind::bf16>
+                                                 : rope_write_kind<Kind::int8>;
     write(a, first, num);
 }

@@ -105,7 +105,8 @@ EL_INLINE float tree_max(V a) {
     return t[0];
 }
 // out[i * ld_out + j] = x[j * ld + i] for i, j below 16.
-EL_INLINE void transpose(const uint16_t* x, ptrdiff_t ld, uint16_t* out, ptrdiff_t ld_out) {
+template <class T>
+EL_INLINE void transpose(const T* x, ptrdiff_t ld, T* out, ptrdiff_t ld_out) {
     for (int i = 0; i < 16; ++i)
         for (int j = 0; j < 16; ++j) out[i * ld_out + j] = x[j * ld + i];
 }

@@ -83,9 +83,9 @@ void Provider::sparse_attention(const Attention& a, int num_seqs, const int32_t*
     int first = 0;
     while (first < num_tokens && all(first)) ++first;
     if (first == num_tokens) return attention(a, num_seqs, query_start);
-    const int blocks = (k + 31) / 32, size = a.kv_kind == Kind::f32 ? 4 : 2;
+    const int blocks = (k + 31) / 32, size = cache_bytes(a.kv_kind);
     const std::size_t row = 32 * static_cast<std::size_t>(size);
-    const std::size_t block = static_cast<std::size_t>(a.padded_dim) * row;
+    const auto block = static_cast<std::size_t>(head_size(a.kv_kind, a.padded_dim) * size);
     const int at_once = static_cast<int>(
         std::max<std::size_t>(1, kKeyBytes / (static_cast<std::size_t>(blocks) * block)));
     std::vector<int32_t> tables, positions, starts;
@@ -115,6 +115,12 @@ void Provider::sparse_attention(const Attention& a, int num_seqs, const int32_t*
                           static_cast<std::size_t>(p % 32 * size);
             }
             uint8_t* to = keys + static_cast<std::size_t>(item) * block;
+            if (a.kv_kind == Kind::int8)
+                for (int j = 0; j < num; ++j) {
+                    const std::ptrdiff_t scales = std::ptrdiff_t{32} * a.padded_dim;
+                    const int p = of(first + i)[b + j] % 32;
+                    std::memcpy(to + scales + 4 * j, from[j] - p + scales + 4 * p, 4);
+                }
             for (int d = 0; d < a.dim; ++d, to += row)
                 for (int j = 0; j < num; ++j, from[j - 1] += row)
                     std::memcpy(to + j * size, from[j], static_cast<std::size_t>(size));

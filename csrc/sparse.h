@@ -31,7 +31,7 @@ void index_scores_kind(const Index& a, int token, const int32_t* blocks, int num
     for (int b = 0; b < num; ++b) {
         const Stored<kind>* k =
             static_cast<const Stored<kind>*>(a.k) +
-            static_cast<ptrdiff_t>(blocks[b]) * a.block_step * a.padded_dim * 32;
+            static_cast<ptrdiff_t>(blocks[b]) * a.block_step * head_size(kind, a.padded_dim);
         V sum[2] = {zero(), zero()};
         for (int h = 0; h < a.heads; h += kWalkRows)
             add_rest<kind>(w, min_of(kWalkRows, a.heads - h), q + static_cast<ptrdiff_t>(h) * a.dim,
@@ -42,8 +42,9 @@ void index_scores_kind(const Index& a, int token, const int32_t* blocks, int num
 }
 
 void index_scores(const Index& a, int token, const int32_t* blocks, int num, float* out) {
-    const auto score = a.kv_kind == Kind::f32   ? index_scores_kind<Kind::f32>
-                       : a.kv_kind == Kind::f16 ? index_scores_kind<Kind::f16>
-                                                : index_scores_kind<Kind::bf16>;
+    const auto score = a.kv_kind == Kind::f32    ? index_scores_kind<Kind::f32>
+                       : a.kv_kind == Kind::f16  ? index_scores_kind<Kind::f16>
+                       : a.kv_kind == Kind::bf16 ? index_scores_kind<Kind::bf16>
+                                                 : index_scores_kind<Kind::int8>;
     score(a, token, blocks, num, out);
 }

@@ -68,6 +68,13 @@ class SlowSteps:
         monkeypatch.setattr(model, "forward", wait)
 
 
+def gated(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Steps wait for a permission each, so that none is missed by a loop that is late."""
+    step, permits = engine.engine.step, threading.Semaphore(0)
+    monkeypatch.setattr(engine.engine, "step", lambda: permits.acquire(timeout=10) and step())
+    return permits
+
+
 def test_many_consumers_get_what_each_gets_alone() -> None:
     prompts = [PROMPT * (1 + i % 7) for i in range(40)]
     wanted = [answers(tiny_engine(), [p], [params(seed=i)])[0] for i, p in enumerate(prompts)]
@@ -105,8 +112,7 @@ def test_a_closed_iterator_frees_its_blocks_within_a_step(monkeypatch: pytest.Mo
 def test_a_cancelled_task_frees_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(engine: AsyncEngine) -> None:
         scheduler = engine.engine.scheduler
-        step, permits = engine.engine.step, threading.Semaphore(0)
-        monkeypatch.setattr(engine.engine, "step", lambda: permits.acquire(timeout=10) and step())
+        permits = gated(engine, monkeypatch)
         reader = asyncio.create_task(read(engine, PROMPT, params(max_tokens=480)))
         other = asyncio.create_task(read(engine, PROMPT, params(max_tokens=100)))
         while scheduler.num_running < 2:
@@ -188,15 +194,18 @@ def test_a_fatal_error_reaches_everybody(monkeypatch: pytest.MonkeyPatch) -> Non
     run(test)
 
 
-def test_shutdown_lets_running_requests_finish() -> None:
+def test_shutdown_lets_running_requests_finish(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         engine = AsyncEngine(tiny_engine())
+        permits = gated(engine, monkeypatch)
         with pytest.raises(EngineError, match="not running"):
             engine.generate(PROMPT, params())
         engine.start()
         reader = asyncio.create_task(read(engine, PROMPT, params(max_tokens=300)))
         late = engine.generate(PROMPT, params())
+        permits.release()
         await until(lambda: engine.engine.scheduler.num_running == 1)
+        permits.release(400)
         await engine.shutdown()
         assert sum(len(d.token_ids) for d in await reader) == 300
         with pytest.raises(EngineError, match="shutting down"):

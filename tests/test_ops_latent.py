@@ -34,7 +34,7 @@ def test_latent_query(kind: WeightKind, nope: int, rope: int, rank: int) -> None
         same([np.ascontiguousarray(whole[:rows]), *outputs])
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32", "int8"])
 @pytest.mark.parametrize(("rank", "rope"), [(16, 8), (512, 64), (48, 20)])
 def test_latent_write(dtype: str, rank: int, rope: int) -> None:
     rng = np.random.default_rng(rank)
@@ -44,23 +44,24 @@ def test_latent_write(dtype: str, rank: int, rope: int) -> None:
     slots = np.arange(7, 103, dtype=np.int32) % 96  # a prompt's, then rows of others
     slots[40:] = rng.permutation(slots[40:])
 
-    def run(ops: object) -> np.ndarray:
+    def run(ops: object) -> list[np.ndarray]:
         first, kv = ops.kv_layers(latent_spec(dtype, rank, rope), 3)  # type: ignore[attr-defined]
         ops.latent_write(x, positions, table, kv, slots[:57], gain, 1e-6)  # type: ignore[attr-defined]
         assert not first.k.any(), "layers share no memory"
         assert kv.v.shape == (3, 1, 32, rank) and np.shares_memory(kv.k, kv.v)
-        return kv.k
+        return [kv.k] if kv.k_scales is None else [kv.k, kv.k_scales]
 
     expected, results = run(REF), [run(ops) for ops in CPUS.values()]
-    same(results)
-    got, want = results[0], expected
-    if dtype == "bf16":
-        got, want = ((a.astype(np.uint32) << 16).view(np.float32) for a in (got, want))
-    assert np.isfinite(got).all()
-    close(got.astype(np.float32), want.astype(np.float32), 8e-3 if dtype == "bf16" else 1e-3)
+    for outputs in zip(*results, strict=True):
+        same(list(outputs))
+    for got, want in zip(results[0], expected, strict=True):
+        if dtype == "bf16":
+            got, want = ((a.astype(np.uint32) << 16).view(np.float32) for a in (got, want))
+        assert np.isfinite(got).all()
+        close(got.astype(np.float32), want.astype(np.float32), 8e-3 if dtype == "bf16" else 1e-3)
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32", "int8"])
 @pytest.mark.parametrize(
     ("heads", "rank", "rope", "length"),
     [(4, 16, 8, 100), (16, 512, 64, 70), (37, 48, 20, 100), (3, 32, 16, 2100)],
@@ -83,11 +84,12 @@ def test_attention_over_latents(dtype: str, heads: int, rank: int, rope: int, le
     assert outputs[0].shape == (count, heads * rank)
     close(outputs[0], REF.attention(q, kv, *args), 3e-6)
     same(outputs)
-    [twice] = BASE.kv_layers(spec(dim, dtype, 1), blocks)
-    twice.k[...] = kv.k
-    twice.v[..., :dim] = kv.k.swapaxes(-1, -2)
-    stored = BASE.attention(q, twice, *args).reshape(count, heads, dim)[..., :rank]
-    same([outputs[0], np.ascontiguousarray(stored)])
+    if dtype != "int8":  # whose keys are turned where they are not values
+        [twice] = BASE.kv_layers(spec(dim, dtype, 1), blocks)
+        twice.k[...] = kv.k
+        twice.v[..., :dim] = kv.k.swapaxes(-1, -2)
+        stored = BASE.attention(q, twice, *args).reshape(count, heads, dim)[..., :rank]
+        same([outputs[0], np.ascontiguousarray(stored)])
     for row in (0, count - 1):  # alone, as in decode
         p = positions[row : row + 1]
         one = np.array([0, 1], np.int32), p + 1, table, p, dim**-0.5, None

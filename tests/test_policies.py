@@ -378,3 +378,16 @@ def test_the_quiet_step_is_measured_again() -> None:
         sim.step()
         spans.append(sim.now - before)
     assert 0.06 <= sorted(spans[500:])[100] <= 0.096
+
+
+def test_a_first_token_does_not_wait_for_other_prompts() -> None:
+    """Nobody decodes, but who gets a first token gets it when the step's other prompts are done."""
+    sim = Simulation(interactive=INTERACTIVE)
+    sim.add(100, 5)
+    sim.finish()
+    short, long = sim.add(50, 5), sim.add(2000, 5)
+    plan = sim.step()
+    spans = {item.request_id: item.num_tokens for item in plan.items}
+    assert spans[short.id] == 50 and 1 <= spans[long.id] <= 30
+    sim.finish()
+    assert ttft(short) < 0.06

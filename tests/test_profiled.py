@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from elinvar.base.config import KVSpec
+from elinvar.base.config import KVDtype, KVSpec
 from elinvar.base.sampling import SamplingParams
 from elinvar.ops import cost, cost_caches, load_provider
 from elinvar.ops.api import Ops
@@ -63,9 +63,9 @@ def test_elementwise_ops_move_their_arrays_once() -> None:
     assert cost.embed(ints(1, 2), table, 1.0).streamed == 2 * 64 * 4
 
 
-def attention_cost(window: int | None, **switches: Any) -> cost.Cost:
+def attention_cost(window: int | None, dtype: KVDtype = "f16", **switches: Any) -> cost.Cost:
     """A prompt of 40 tokens from its start, and one token at position 99."""
-    [kv] = new_kv_layers(KVSpec("full", (0,), 2, 16, "f16"), 8)
+    [kv] = new_kv_layers(KVSpec("full", (0,), 2, 16, dtype), 8)
     positions = np.concatenate([np.arange(40), [99]]).astype(np.int32)
     starts, lengths = ints(0, 40, 41), ints(40, 100)
     return cost_caches.attention(
@@ -77,6 +77,7 @@ def test_attention_reads_a_key_once_and_multiplies_it_for_each_query() -> None:
     found = attention_cost(None)
     assert found.streamed == (40 + 100) * 2 * (16 + 16) * 2
     assert found.ops == (40 * 41 // 2 + 100) * 4 * (4 * 16)
+    assert attention_cost(None, "int8").streamed == (40 + 100) * 2 * 2 * (16 + 4)
     windowed = attention_cost(10)
     assert windowed.streamed == (40 + 10) * 2 * (16 + 16) * 2
     assert windowed.ops == (sum(min(i, 10) for i in range(1, 41)) + 10) * 4 * (4 * 16)

@@ -334,7 +334,9 @@ def test_deepseek_from_its_published_keys() -> None:
         True,
     )
     [spec] = kv_specs(config, "f16")
-    assert spec.block_bytes == config.num_layers * 32 * 40 * 2
+    assert spec.block_bytes == config.num_layers * 32 * 48 * 2  # dims padded to 16s
+    [spec] = kv_specs(config, "int8")
+    assert spec.block_bytes == config.num_layers * 32 * (48 + 4)
 
 
 @pytest.mark.parametrize(

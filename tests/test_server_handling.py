@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from elinvar import LLM, Handling, SamplingParams
 from elinvar.base.config import EngineConfig, PolicyName
 from elinvar.base.errors import InputError
+from elinvar.base.handling import OFFLINE
 from elinvar.engine.output import FinishReason
 from elinvar.sched.request import Request
 from elinvar.server import prepare
@@ -144,4 +145,4 @@ def test_in_python() -> None:
     treated = llm.generate(["one", "two"], params, handling=batch)
     assert [one.token_ids for one in plain] == [one.token_ids for one in treated]
     assert list(llm.stream("one", params, batch))[-1].finish_reason is not None
-    assert seen.handlings == [Handling()] * 2 + [batch] * 3
+    assert seen.handlings == [OFFLINE] * 2 + [batch] * 3

@@ -14,7 +14,7 @@ from elinvar.base.config import KVSpec
 from elinvar.base.errors import ModelError
 from elinvar.models import deepseek, deepseek_v32
 from elinvar.ops import KVLayer
-from elinvar.ops.ref_attention import to_kv
+from elinvar.ops.ref_attention import write_keys
 from engines import tiny_model, tiny_weights
 from families import CASES, ENGINES
 from families.base import SIZES
@@ -28,7 +28,7 @@ def cache(rng: np.random.Generator, dtype: Any, dim: int, values: int, blocks: i
     """Filled with random keys; layer 1 of 2, so that blocks do not follow one another."""
     spec = KVSpec("full", (0, 1), 1, dim, dtype, latent_dim=values)
     kv = BASE.kv_layers(spec, blocks)[1]
-    kv.k[...] = to_kv(normal(rng, *kv.k.shape), dtype)
+    write_keys(kv, np.arange(32 * blocks, dtype=np.int32), normal(rng, 32 * blocks, 1, dim))
     return kv
 
 
@@ -53,7 +53,7 @@ def one_token(where: tuple[np.ndarray, ...], t: int) -> tuple[np.ndarray, ...]:
 PIECES = ((300, 40), (7, 7), (2100, 3), (33, 1))
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32", "int8"])
 @pytest.mark.parametrize(("heads", "dim"), [(1, 16), (3, 24), (8, 64), (13, 40), (64, 128)])
 @pytest.mark.parametrize("k", [1, 31, 256])
 def test_choice(dtype: str, heads: int, dim: int, k: int) -> None:
@@ -106,7 +106,7 @@ def test_equal_keys_are_chosen_from_the_first_on() -> None:
             assert ops.index_select(q, weights, kv, *where, k).tolist() == [expected]
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32", "int8"])
 @pytest.mark.parametrize(
     ("heads", "rank", "rope", "k"), [(4, 16, 8, 7), (18, 48, 16, 64), (3, 32, 16, 1100)]
 )
@@ -131,9 +131,10 @@ def test_attention_to_chosen_keys(dtype: str, heads: int, rank: int, rope: int, 
         _, table, _ = one_token(where, t)
         seen = chosen[t][chosen[t] >= 0]
         hidden[table[0, seen // 32] * 32 + seen % 32] = False
-    kv.k[hidden.reshape(200, 32).nonzero()[0], 0, :, hidden.reshape(200, 32).nonzero()[1]] = (
-        to_kv(np.full(1, np.nan, np.float32), "f32") if dtype == "f32" else 0x7C00
-    )
+    block, offset = hidden.reshape(200, 32).nonzero()
+    kv.k[block, 0, :, offset] = {"f32": np.nan, "int8": 1}.get(dtype, 0x7C00)
+    if kv.k_scales is not None:
+        kv.k_scales[block, 0, offset] = np.nan
     same([outputs[0], BASE.sparse_attention(q, kv, *where, chosen, 0.2)])
 
 
@@ -168,7 +169,7 @@ def test_recorded() -> None:
     same([run(), BASE.record(run)()])
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32", "int8"])
 def test_a_cache_of_keys_alone(dtype: str) -> None:
     """rope_write writes to it what it writes to one with values."""
     rng = np.random.default_rng(7)
@@ -189,6 +190,8 @@ def test_a_cache_of_keys_alone(dtype: str) -> None:
         else:
             same([q, expected])
             same([kv.k, both.k])
+            if kv.k_scales is not None:
+                same([kv.k_scales, both.k_scales])
 
 
 def test_with_few_keys_it_is_the_dense_model() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from elinvar.engine import below
+from elinvar.kv.tiers import hierarchy
 from elinvar.kv.tiers.hierarchy import Tiers
 from engines import answers
 from kv_servers import fake_server, kv_server
@@ -137,7 +137,7 @@ def test_a_server_that_is_none(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(below, "Tiers", partial(Tiers, timeout_s=TIMEOUT_S))
+    monkeypatch.setattr(hierarchy, "Tiers", partial(Tiers, timeout_s=TIMEOUT_S))
     with (
         fake_server(answer) as address,
         engine_above("llama", kv_tiers=(address,), **SMALL) as engine,

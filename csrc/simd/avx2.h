@@ -32,6 +32,11 @@ EL_INLINE __m256 bf16_half(const uint16_t* p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
 EL_INLINE V load_bf16(const uint16_t* p) { return {bf16_half(p), bf16_half(p + 8)}; }
+EL_INLINE __m256 int8_half(const int8_t* p) {
+    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+}
+EL_INLINE V load_int8(const int8_t* p) { return {int8_half(p), int8_half(p + 8)}; }
 EL_INLINE void store_half(uint16_t* p, V x) {
     constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.a, mode));

@@ -38,6 +38,10 @@ EL_INLINE V load_bf16(const uint16_t* p) {
     V r;
     EL_EACH(bf16_to_float(p[i]));
 }
+EL_INLINE V load_int8(const int8_t* p) {
+    V r;
+    EL_EACH(static_cast<float>(p[i]));
+}
 EL_INLINE void store_half(uint16_t* p, V a) {
     for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(a.v[i]);
 }

@@ -14,7 +14,28 @@ EL_INLINE float tree_max(V a) {
     return _mm_cvtss_f32(_mm_max_ss(t2, _mm_movehdup_ps(t2)));
 }
 
-// out[i * ld_out + j] = x[j * ld + i] for i, j below 16.
+// out[i * ld_out + j] = x[j * ld + i] for i, j below 16. Joining rows i and i + 8 moves each bit of
+// (row, column) up by one place: four times is a transpose.
+EL_INLINE void transpose(const int8_t* x, ptrdiff_t ld, int8_t* out, ptrdiff_t ld_out) {
+    __m128i a[16], b[16];
+    EL_UNROLL
+    for (int i = 0; i < 16; ++i)
+        a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i * ld));
+    const auto join = [](const __m128i* from, __m128i* to) {
+        EL_UNROLL
+        for (int i = 0; i < 8; ++i) {
+            to[2 * i] = _mm_unpacklo_epi8(from[i], from[i + 8]);
+            to[2 * i + 1] = _mm_unpackhi_epi8(from[i], from[i + 8]);
+        }
+    };
+    join(a, b);
+    join(b, a);
+    join(a, b);
+    join(b, a);
+    EL_UNROLL
+    for (int i = 0; i < 16; ++i)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i * ld_out), a[i]);
+}
 EL_INLINE void transpose(const uint16_t* x, ptrdiff_t ld, uint16_t* out, ptrdiff_t ld_out) {
     __m256i a[16], b[16];
     EL_UNROLL

@@ -43,7 +43,7 @@ void latents(Provider& p) {
                                    rank, q.data()},
                        tokens, w);
         show("latent query", q);
-        for (const Kind kv : {Kind::f16, Kind::bf16, Kind::f32}) {
+        for (const Kind kv : {Kind::f16, Kind::bf16, Kind::f32, Kind::int8}) {
             std::vector<float> cache(blocks * padded * 32);
             p.latent_write(Latent{x.data(), positions.data(), table.data(), slots.data(),
                                   gain.data(), 1e-6f, rank, rope, padded, kv, cache.data(), 1},
@@ -213,8 +213,9 @@ int main(int argc, char** argv) {
     std::vector<float> streams(3 * 17 * 100);
     p.mix({wide.data(), x.data(), y.data()}, 17, 100, floats(17 * 9).data(), 3, streams.data());
     show("mixed", streams);
-    for (const Kind kv : {Kind::f16, Kind::bf16, Kind::f32}) {
-        const int heads = 6, kv_heads = 2, dim = 24, padded = 32, tokens = 1100, blocks = 35;
+    for (const Kind kv : {Kind::f16, Kind::bf16, Kind::f32, Kind::int8}) {
+        const int heads = 6, kv_heads = 2, tokens = 1100, blocks = 35;
+        const int dim = kv == Kind::int8 ? 64 : 24, padded = (dim + 15) / 16 * 16;
         const auto qkv = floats(static_cast<std::size_t>(tokens * (heads + 2 * kv_heads) * dim));
         const auto table = floats(static_cast<std::size_t>(tokens * dim));
         std::vector<int32_t> positions, slots, tables;
@@ -226,7 +227,7 @@ int main(int argc, char** argv) {
         std::vector<float> cache(static_cast<std::size_t>(blocks * 2 * kv_heads * padded * 32));
         // Only f32 needs all of it; a value's elements are counted in its own size.
         const auto bytes =
-            static_cast<std::size_t>(kv_heads * padded * 32) * (kv == Kind::f32 ? 4 : 2);
+            static_cast<std::size_t>(kv_heads * head_size(kv, padded) * cache_bytes(kv));
         uint8_t *k = reinterpret_cast<uint8_t*>(cache.data()), *v = k + bytes;
         std::vector<float> q(static_cast<std::size_t>(tokens * heads * dim)), o(q.size());
         const Rope rope{qkv.data(),

@@ -78,12 +78,13 @@ void count_norms(Provider& p) {
     });
 }
 
-// `tokens` queries that end at position `length - 1`, in a cache of f16.
-void count_attention(Provider& p, const std::string& name, int tokens, int length) {
+// `tokens` queries that end at position `length - 1`, in a cache of f16 or int8.
+void count_attention(Provider& p, Kind kind, const std::string& name, int tokens, int length) {
     const int heads = 9, kv_heads = 3, dim = 64, blocks = (length + 31) / 32;
     std::vector<int32_t> tables, starts{0, tokens}, positions, slots;
     for (int b = 0; b < blocks; ++b) tables.push_back((b * 7 + 3) % blocks);
-    std::vector<uint16_t> k(size(blocks, kv_heads, dim) * 32), v(k.size());
+    std::vector<uint16_t> k(size(blocks, kv_heads) * size(static_cast<int>(head_size(kind, dim))));
+    std::vector<uint16_t> v(k.size());
     const auto half = [] { return static_cast<uint16_t>((next() & 0x83ff) | 0x3800); };
     for (auto& h : k) h = half();
     for (auto& h : v) h = half();
@@ -95,11 +96,11 @@ void count_attention(Provider& p, const std::string& name, int tokens, int lengt
         slots.push_back(tables[size(t / 32)] * 32 + t % 32);
     }
     const Rope rope{
-        qkv.data(), positions.data(), table.data(), slots.data(), nullptr, nullptr,   1e-6f,
-        heads,      kv_heads,         dim,          dim,          dim,     Kind::f16, k.data(),
+        qkv.data(), positions.data(), table.data(), slots.data(), nullptr, nullptr, 1e-6f,
+        heads,      kv_heads,         dim,          dim,          dim,     kind,    k.data(),
         v.data(),   kv_heads,         q.data()};
     count("rope_write, " + name, [&] { p.rope_write(rope, tokens); });
-    const Attention a{q.data(),         k.data(), v.data(), kv_heads,  Kind::f16,     heads,
+    const Attention a{q.data(),         k.data(), v.data(), kv_heads,  kind,          heads,
                       kv_heads,         dim,      dim,      dim,       tables.data(), blocks,
                       positions.data(), 0.125f,   0,        out.data()};
     count("attention, " + name, [&] { p.attention(a, 1, starts.data()); });
@@ -125,8 +126,10 @@ int main() {
     Provider p(1, "");
     count_linear(p);
     count_norms(p);
-    count_attention(p, "1 token after 511", 1, 512);
-    count_attention(p, "32 tokens after 96", 32, 128);
+    count_attention(p, Kind::f16, "1 token after 511", 1, 512);
+    count_attention(p, Kind::f16, "32 tokens after 96", 32, 128);
     count_sample(p);
+    count_attention(p, Kind::int8, "1 token after 511, int8", 1, 512);
+    count_attention(p, Kind::int8, "32 tokens after 96, int8", 32, 128);
     return 0;
 }

@@ -11,7 +11,8 @@ from elinvar.base.limits import BATCH, INTERACTIVE, Target, TenantLimits, check_
 
 LayerKind = Literal["full", "sliding", "chunked", "linear"]
 """Attention to every key, to a window, to a chunk; linear attention, which keeps a state instead."""
-KVDtype = Literal["f16", "bf16", "f32"]
+KVDtype = Literal["f16", "bf16", "f32", "int8"]
+"""Of int8 each key and each value of a head has a scale of its own (ops.api.Ops.rope_write)."""
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai"]
 """Of an MLP: x sigmoid(x); x Phi(x) with Phi by tanh (Hendrycks and Gimpel, 2016), and the exact
 one; max(x, 0)^2; y sigmoid(1.702 y) with y = min(x, 7), which multiplies 1 + up, up within -7 .. 7
@@ -263,10 +264,20 @@ class KVSpec:
         """Bytes of one block over all the layers of this kind."""
         if self.state is not None:
             return len(self.layers) * self.state.state_floats * 4
-        size = {"f16": 2, "bf16": 2, "f32": 4}[self.dtype]
         arrays = 1 if self.latent_dim else 2
-        heads = self.num_kv_heads * self.head_dim
-        return len(self.layers) * arrays * self.block_size * heads * size
+        return len(self.layers) * arrays * self.num_kv_heads * self.head_bytes
+
+    @property
+    def padded_dim(self) -> int:
+        """Dims of a value where each begins a vector of 16."""
+        return -(-self.head_dim // 16) * 16
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of one head's keys, or values, in a block."""
+        size = {"f16": 2, "bf16": 2, "f32": 4, "int8": 1}[self.dtype]
+        scale = 4 if self.dtype == "int8" else 0
+        return self.block_size * (self.padded_dim * size + scale)
 
 
 @dataclass(frozen=True, slots=True)

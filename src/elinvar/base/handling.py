@@ -30,11 +30,14 @@ class Handling:
     expect_return_s: float | None = None
     """Seconds from its end until the session's next turn, as far as the client knows; 0: there
     will be none."""
+    pause_kind: str | None = None
+    """What the session waits for until then, such as a tool's name: pauses of one kind are thought
+    to be alike. "": nothing is known of it; None: the same as before."""
 
     def __post_init__(self) -> None:
-        for name in ("tenant", "session"):
+        for name in ("tenant", "session", "pause_kind"):
             value = getattr(self, name)
-            if value is None and name == "session":
+            if value is None and name != "tenant":
                 continue
             if not isinstance(value, str) or len(value) > MAX_NAME:
                 raise InputError(name, f"{name} must be a name of at most {MAX_NAME} characters.")
@@ -61,3 +64,5 @@ class Handling:
 
 
 NO_WISHES = Handling()
+OFFLINE = Handling(service="batch")
+"""Nobody reads its tokens as they come: what counts is when all are done."""

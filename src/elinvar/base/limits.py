@@ -41,6 +41,10 @@ class TenantLimits:
     """Whether its cached prefixes and those of others that share theirs serve each other. Then the
     time of an answer tells whether somebody else had the same beginning."""
 
+    lease_share: float = 0.5
+    """Share of the cache, from 0 to 1, that its sessions may keep for their next turns before what
+    others used last. Nobody who runs waits for it."""
+
     def __post_init__(self) -> None:
         for name in ("weight", "tokens_per_s", "burst_s"):
             value = getattr(self, name)
@@ -54,6 +58,11 @@ class TenantLimits:
                 raise InputError(
                     name, f"{name} must be a whole number of {least} or more, got {value!r}."
                 )
+        share = self.lease_share
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise InputError(
+                "lease_share", f"lease_share must be a number from 0 to 1, got {share!r}."
+            )
         if not isinstance(self.share_prefixes, bool):
             raise InputError(
                 "share_prefixes",

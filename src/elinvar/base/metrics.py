@@ -44,6 +44,17 @@ class Histogram:
         return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self.total)
 
 
+class SessionLoad(Protocol):
+    """What sessions say of theirs."""
+
+    num_sessions: int
+
+    @property
+    def returns(self) -> Mapping[str, int]: ...
+    @property
+    def leased_tokens(self) -> int: ...
+
+
 class Load(Protocol):
     """What a scheduler says of its state, asked when somebody scrapes."""
 
@@ -57,6 +68,8 @@ class Load(Protocol):
     def num_waiting(self) -> int: ...
     @property
     def kv_usage(self) -> float: ...
+    @property
+    def sessions(self) -> SessionLoad: ...
 
 
 class Tier(Protocol):
@@ -105,6 +118,8 @@ class EngineMetrics:
             ("requests_waiting", self.load.num_waiting, "Requests waiting for a row or memory."),
             ("adapters", self.adapters, "LoRA adapters that requests may ask for."),
             ("kv_usage", self.load.kv_usage, "Share of the KV blocks in use by requests, 0 to 1."),
+            ("sessions", self.load.sessions.num_sessions, "Sessions that are remembered."),
+            ("leased_tokens", self.load.sessions.leased_tokens, "Cached tokens kept for sessions."),
         ):
             yield GaugeMetricFamily(f"elinvar_{name}", text, value=value)
         for name, count, text in (
@@ -122,6 +137,14 @@ class EngineMetrics:
         for cause, count in self.load.preemptions.items():
             preemptions.add_metric([cause], count)
         yield preemptions
+        returns = CounterMetricFamily(
+            "elinvar_session_returns",
+            "Turns of sessions that came back, by how much of what they left was still cached.",
+            labels=["result"],
+        )
+        for result, count in self.load.sessions.returns.items():
+            returns.add_metric([result], count)
+        yield returns
         finished = CounterMetricFamily(
             "elinvar_requests_finished", "Requests by how they ended.", labels=["reason"]
         )

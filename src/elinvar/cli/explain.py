@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from elinvar.engine.watch import Record, record
-
 if TYPE_CHECKING:
     from elinvar.engine.output import FinishReason
+    from elinvar.engine.watch import Record
     from elinvar.sched.request import Request
 
 
-class Records(dict[str, Record]):
+class Records(dict[str, "Record"]):
     """A Watcher that keeps what is known of the requests that ended, by id."""
 
     def began(self, request: Request) -> None:
         pass
 
     def ended(self, request: Request, reason: FinishReason) -> None:
+        from elinvar.engine.watch import record
+
         self[request.id] = record(request, reason)
 
 

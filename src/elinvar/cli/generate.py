@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from elinvar.base.errors import InputError
+from elinvar.base.handling import OFFLINE
 from elinvar.cli import options as opt
 from elinvar.cli.command import command, option
 from elinvar.cli.explain import Records, sentence
@@ -137,7 +138,7 @@ def _batch(engine: Engine, prompts: list[Prompt], records: Records) -> int:
     for index, prompt in enumerate(prompts):
         try:
             ids = encode(engine, prompt)
-            indices[engine.add(ids, prompt.params)] = index
+            indices[engine.add(ids, prompt.params, handling=OFFLINE)] = index
         except InputError as error:
             raise InputError(error.field, f"Bad {prompt.where}: {error}") from None
         builders.append(CompletionBuilder(ids))

@@ -88,9 +88,9 @@ engine = options(
     threads,
     option(
         "--kv-dtype",
-        type=click.Choice(["f16", "bf16", "f32"]),
+        type=click.Choice(["f16", "bf16", "f32", "int8"]),
         default="f16",
-        help="Number format of the KV cache.",
+        help="Number format of the KV cache; int8 takes half the memory of f16.",
         section=_RUN,
     ),
     option(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any
 
+from elinvar.base.handling import OFFLINE
 from elinvar.base.sampling import SamplingParams
 from elinvar.cli.bench.arguments import spread_prompt
 from elinvar.cli.ceilings import shares
@@ -105,7 +106,9 @@ class Mix:
         phase = Phase(f"prefill {length}", length)
         for i in range(repeats + 1):
             self.engine.add(
-                spread_prompt(self.engine, i, length), SamplingParams(max_tokens=1, temperature=0)
+                spread_prompt(self.engine, i, length),
+                SamplingParams(max_tokens=1, temperature=0),
+                handling=OFFLINE,
             )
             done = self._pass()
             if i:  # the first one warms up
@@ -117,7 +120,8 @@ class Mix:
         engine, phase = self.engine, Phase(f"decode, batch {size}", size)
         params = SamplingParams(max_tokens=2**20, temperature=0, ignore_eos=True)
         ids = [
-            engine.add(spread_prompt(self.engine, i, prompt_tokens), params) for i in range(size)
+            engine.add(spread_prompt(self.engine, i, prompt_tokens), params, handling=OFFLINE)
+            for i in range(size)
         ]
         begun: set[str] = set()
         while len(begun) < size:

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from elinvar.base.errors import EngineError
 from elinvar.base.handling import NO_WISHES, Handling
@@ -22,8 +23,11 @@ from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
 from elinvar.engine.output import Delta
 from elinvar.engine.watch import Record
+from elinvar.kv.sessions import Sessions
 
 log = logging.getLogger(__name__)
+
+Got = TypeVar("Got")
 
 HUNG_SECONDS = 60.0
 """No step takes longer: what does not end within it at shutdown is given up."""
@@ -131,6 +135,12 @@ class AsyncEngine:
 
         await self._between_steps(look)
         return found
+
+    async def with_sessions(self, ask: Callable[[Sessions], Got]) -> Got:
+        """What `ask` does with Engine.sessions, between steps. Raises what it raises."""
+        found: list[Got] = []
+        await self._between_steps(lambda: found.append(ask(self.engine.sessions)))
+        return found[0]
 
     async def _between_steps(self, task: Callable[[], None]) -> None:
         future: Future[None] = Future()

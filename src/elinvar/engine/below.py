@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import elinvar
 from elinvar.base.config import EngineConfig, KVSpec
 from elinvar.base.digest import blake2b
-from elinvar.kv.tiers.hierarchy import Tiers
-from elinvar.kv.tiers.host import HostTier
-from elinvar.kv.tiers.places import open_tier
+
+if TYPE_CHECKING:
+    from elinvar.kv.tiers.hierarchy import Tiers
 
 STAGING_SHARE = 8
 """Of the free memory, for what is on its way to places below where no host memory was asked for,"""
@@ -27,6 +28,10 @@ def open_tiers(
     """None where none are asked for. Raises InputError naming the field when one cannot be used."""
     if not (config.kv_host_memory or config.kv_host_path or config.kv_tiers):
         return None
+    from elinvar.kv.tiers.hierarchy import Tiers
+    from elinvar.kv.tiers.host import HostTier
+    from elinvar.kv.tiers.places import open_tier
+
     memory = config.kv_host_memory or min(available // STAGING_SHARE, STAGING_LIMIT)
     host = HostTier(
         Path(config.kv_host_path) if config.kv_host_path else None,

@@ -174,6 +174,8 @@ class Engine:
         if self.tiers is not None:
             self.scheduler.use_tiers(self.tiers)
             self.scheduler.kv.use_namespace(named)
+        self.sessions = self.scheduler.sessions
+        """Conversations by name, and what their clients say of them (see kv.sessions)."""
         self.metrics = EngineMetrics(self.scheduler)
         if self.tiers is not None:
             self.metrics.tiers = self.tiers.stats
@@ -381,6 +383,7 @@ class Engine:
         self.weight_version += 1
         # Of no other engine's: what was pushed has no fingerprint.
         self.scheduler.kv.use_namespace(uuid.uuid4().hex)
+        self.sessions.forget_contents()
         self.fingerprint = _fingerprint(self.config, f"{self._weights}+{self.weight_version}")
         give_back()
         return self.weight_version

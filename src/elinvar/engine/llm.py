@@ -17,7 +17,7 @@ from typing import Any, Self, cast
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.errors import EngineError, InputError
-from elinvar.base.handling import NO_WISHES, Handling
+from elinvar.base.handling import NO_WISHES, OFFLINE, Handling
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.core import Engine, LoadProgress
@@ -60,15 +60,16 @@ class LLM:
         *,
         n: int = 1,
         adapter: str | None = None,
-        handling: Handling = NO_WISHES,
+        handling: Handling = OFFLINE,
         progress: Progress | None = None,
     ) -> list[Completion]:
         """Answers in the order of the prompts, `n` for each (prompt 0's first).
 
         params: one for all, or one a prompt. Answer k of a prompt has the seed
         choice_seed(params.seed, k). adapter: the loaded adapter that answers, where the params name
-        none. handling: how all of them are treated among others; it changes no answer. Raises
-        InputError for what cannot be served, EngineError when a step failed; then, and on Ctrl-C, everything that this call started is aborted.
+        none. handling: how all of them are treated among others, by default after those who read
+        along; it changes no answer. Raises InputError for what cannot be served, EngineError when a
+        step failed; then, and on Ctrl-C, everything that this call started is aborted.
         """
         all_ids = [self._encode(prompt) for prompt in _as_many(prompts)]
         return self._run(all_ids, _one_each(params, len(all_ids), adapter), n, handling, progress)
@@ -81,7 +82,7 @@ class LLM:
         n: int = 1,
         adapter: str | None = None,
         options: ChatOptions | None = None,
-        handling: Handling = NO_WISHES,
+        handling: Handling = OFFLINE,
         progress: Progress | None = None,
     ) -> list[Completion]:
         """As `generate`, for one conversation or several. options: tools, thinking and the like.

@@ -8,39 +8,19 @@ goes on. What does not come is computed.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-from elinvar.base.plan import BlockMove
+from elinvar.base.plan import MOST_BYTES, BlockMove
 from elinvar.kv.match import Found, Match
 from elinvar.kv.pool import BlockPool
+from elinvar.kv.sequence import Lookup
 from elinvar.kv.tiers.hierarchy import HOST, UNKNOWN, Tiers
-from elinvar.kv.tiers.ticket import Ticket
-from elinvar.kv.tree import Node, Tree
+from elinvar.kv.tree import Node, Tree, key_of
 
-STEP_BYTES = 64 << 20
-"""Most that a step copies into the provider's memory, and out of it where nobody needs the block:
-some 15 ms, so that those who are answered meanwhile hardly notice."""
-
-
-@dataclass(slots=True, eq=False)
-class Lookup:
-    """How far the search of one sequence has come."""
-
-    ticket: Ticket | None = None
-    asked: bool = False
-    fetching: bool = False
-    over: bool = False
-    """Nothing more is to be had."""
-    origins: dict[bytes, str] = field(default_factory=dict)
-    """Tier that had each content which was asked for."""
-
-    def end(self) -> None:
-        self.over = True
-        if self.ticket is not None:
-            self.ticket.release()
-            self.ticket = None
+_HOST_FULL, _HOST_LEFT = 0.97, 0.9
+"""Shares of host memory at which some is given up, and that are kept then: some percent at a time, since
+it takes a look at all of it."""
 
 
 class Below:
@@ -103,11 +83,37 @@ class Below:
 
     def save_some(self) -> None:
         """In a step that has nothing else to do: what is lost when the engine ends."""
-        left = STEP_BYTES
+        left = MOST_BYTES
         while self._unsaved and left > 0:
             group, block, node = self._unsaved.popleft()
             if node.blocks[group] == block:
                 left -= self._save(group, block, node)
+
+    def trim(self, paths: Callable[[], list[Sequence[Node]]]) -> None:
+        """Make room in host memory before it is full and gives up what was not used for longest: what
+        is of none of the paths, then the end of the first path, and so on."""
+        tiers = self._tiers
+        if tiers.host_share < _HOST_FULL:
+            return
+        kept = paths()
+        owners = Counter(node.key for path in kept for node in path)
+        for key in tiers.host_keys():
+            if tiers.host_share <= _HOST_LEFT:
+                return
+            if key[:-1] not in owners:
+                tiers.forget(key)
+        for node in (node for path in kept for node in reversed(path)):
+            if tiers.host_share <= _HOST_LEFT:
+                return
+            owners[node.key] -= 1
+            if not owners[node.key]:
+                for group in range(len(self._bytes)):
+                    tiers.forget(key_of(node, group))
+
+    def num_known(self, nodes: Sequence[Node], group: int) -> int:
+        """Tokens of them that some tier is known to have."""
+        levels = self._tiers.where([key_of(node, group) for node in nodes])
+        return sum(n.num_tokens for n, at in zip(nodes, levels, strict=True) if at >= HOST)
 
     def check(self) -> None:
         """Assert all invariants. Linear in the nodes: for tests and for an idle engine."""
@@ -191,7 +197,3 @@ class _Levels:
         if key not in self._levels:
             self._levels[key] = self._tiers.where([key])[0]
         return self._levels[key]
-
-
-def key_of(node: Node, group: int) -> bytes:
-    return node.key + bytes([group])

@@ -13,16 +13,20 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
 
 from elinvar.base.config import KVSpec
 from elinvar.base.plan import BlockCopy, BlockMove
-from elinvar.kv.below import Below, Lookup, key_of
 from elinvar.kv.match import Kept, Match
 from elinvar.kv.pool import BlockPool
-from elinvar.kv.sequence import LOAD, Allocation, Prefix, SequenceKV, Taken
+from elinvar.kv.sequence import LOAD, Allocation, Lookup, Prefix, SequenceKV, Taken
 from elinvar.kv.states import WINDOW, States
-from elinvar.kv.tiers.hierarchy import Tiers
-from elinvar.kv.tree import Node, Tree, pack
+from elinvar.kv.tree import Node, Tree, key_of, pack
+
+if TYPE_CHECKING:
+    from elinvar.kv.below import Below
+    from elinvar.kv.tiers.hierarchy import Tiers
 
 NEVER = sys.maxsize
 
@@ -266,19 +270,23 @@ class KVManager:
         if num_computed % self.block_size == 0:
             self._states.left(seq, num_computed)
 
-    def free(self, seq: SequenceKV, token_ids: Sequence[int] = (), num_computed: int = 0) -> None:
+    def free(
+        self, seq: SequenceKV, token_ids: Sequence[int] = (), num_computed: int = 0
+    ) -> list[Node]:
         """Give everything back. Ends first: they are then evicted first, so that what stays
         cached are the beginnings, which other sequences are likelier to share.
 
         num_computed: of `token_ids`, all that was computed, where that is known for certain: then
-        what lies in the last block can be found, too.
+        what lies in the last block can be found, too. Returns what can be found of it now.
         """
+        path = seq.nodes[: seq.num_published]
         index, rest = divmod(num_computed, self.block_size)
         if self.prefix_cache and rest and index == seq.num_published:
             end = self._hold(seq, index, pack(token_ids[num_computed - rest : num_computed]))
             self._publish(seq, end, index)
             self._states.replace(seq)
             self._let_go(end)
+            path.append(end)
         for group, pool in enumerate(self.pools):
             for block in reversed(seq.tables[group][seq.first_held[group] :]):
                 if block >= 0:
@@ -298,6 +306,19 @@ class KVManager:
         seq.capacity = seq.num_published = 0
         seq.marks, seq.snapshot = (), -1
         self._set_next_event(seq)
+        return path
+
+    def to_return(self, path: Sequence[Node]) -> list[Sequence[Node]]:
+        """Per group: of the nodes of a sequence those whose contents its continuation needs."""
+        end = sum(node.num_tokens for node in path)
+        needed: list[Sequence[Node]] = []
+        for group in range(len(self.pools)):
+            if group in self._states.groups:
+                last = (node for node in reversed(path) if node.blocks[group] >= 0)
+                needed.append(list(islice(last, 1)))
+            else:
+                needed.append(path[self._match.hidden(group, None, end).stop :])
+        return needed
 
     def _free(self, pool: BlockPool, block: int) -> None:
         pool.free(block)
@@ -310,6 +331,8 @@ class KVManager:
     def use_tiers(self, tiers: Tiers, compute_s: Callable[[int, int], float]) -> None:
         """Contents are saved to `tiers` before they are given up, and found there. compute_s: seconds
         that computing the tokens from one position to another takes."""
+        from elinvar.kv.below import Below
+
         self._below = Below(tiers, self.tree, self._match, self.pools, self._block_bytes)
         self._below.compute_s = compute_s
 
@@ -337,6 +360,21 @@ class KVManager:
             rest = prefix.num_tokens % self.block_size
             found[loaded.get(prefix.tail.key, "memory")] += rest
         return found
+
+    def places(self, path: Sequence[Node]) -> tuple[int, int]:
+        """Tokens of these nodes whose contents are in memory, by a group that keeps every block
+        where there is one; and of the others those known to be below."""
+        group = self.windows.index(None) if None in self.windows else 0
+        memory = sum(node.num_tokens for node in path if node.blocks[group] >= 0)
+        others = [node for node in path if node.blocks[group] < 0]
+        below = 0 if self._below is None else self._below.num_known(others, group)
+        return memory, below
+
+    def trim_below(self, paths: Callable[[], list[Sequence[Node]]]) -> None:
+        """Where host memory is nearly full, what is of none of these paths goes first, then the first
+        of them from its end, and so on."""
+        if self._below is not None:
+            self._below.trim(paths)
 
     def give_up_lookup(self, seq: SequenceKV) -> None:
         """It looks for nothing below any more."""

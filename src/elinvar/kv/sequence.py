@@ -4,11 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from elinvar.base.plan import BlockCopy, BlockMove
-from elinvar.kv.below import Lookup
 from elinvar.kv.match import Kept
 from elinvar.kv.tree import Node
+
+if TYPE_CHECKING:
+    from elinvar.kv.tiers.ticket import Ticket
+
+
+@dataclass(slots=True, eq=False)
+class Lookup:
+    """How far the search of one sequence has come."""
+
+    ticket: Ticket | None = None
+    asked: bool = False
+    fetching: bool = False
+    over: bool = False
+    """Nothing more is to be had."""
+    origins: dict[bytes, str] = field(default_factory=dict)
+    """Tier that had each content which was asked for."""
+
+    def end(self) -> None:
+        self.over = True
+        if self.ticket is not None:
+            self.ticket.release()
+            self.ticket = None
+
 
 LOAD = -2
 """In the place of a block: one is to be taken, and its content loaded."""

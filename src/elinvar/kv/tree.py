@@ -152,6 +152,11 @@ class Tree:
             assert not node.is_bare or node.parent is None, "a bare node stays"
 
 
+def key_of(node: Node, group: int) -> bytes:
+    """What the content of `node` in a group is known by below the provider's memory."""
+    return node.key + bytes([group])
+
+
 def common(one: bytes, other: bytes) -> int:
     """Tokens that both begin with."""
     count = min(len(one), len(other))

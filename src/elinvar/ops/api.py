@@ -162,7 +162,14 @@ class Ops(Protocol):
         R dims of each head of q and k, pairs (i, i + R/2), by rope_PD[position] [R] = cos in the
         first half, sin in the second (R from 0 to D; the other dims stay); write k and v to their
         slots, saturated to the largest number of the cache's dtype (NaN too). Returns q [T, H, D].
-        A cache that holds keys alone gets no v: qkv is [T, (H + Hkv) D]."""
+        A cache that holds keys alone gets no v: qkv is [T, (H + Hkv) D].
+
+        int8: keys with values of their own are turned first, from `attention` nothing is seen of it:
+        of D = 16 m dims those 16 apart, 2^j of them as 2^j divides m, by Hadamard's matrix of ones and
+        minus ones, as sums and differences of dims 16, 32, 64 ... apart; the scale is divided by 2^j.
+        Then each key and each value of a head becomes codes round(x * (127 / m)), of two as near
+        the even one, and a scale m / 127 in f32, where m is its own largest |x|; below 1e-30 all are
+        0. It saturates at 127 * 2^121, so that codes times scale are finite."""
         ...
 
     def rope_queries(
@@ -246,6 +253,11 @@ class Ops(Protocol):
         (Gemma 2) softcap * tanh(q·k * scale / softcap). That is causal attention; where positions_T
         holds each sequence's last position for all of its queries, they see all its keys, as in
         encoders.
+
+        With keys and values of int8 the dot q·k is that of q, turned as keys are, and the codes, one chain of FMAs over
+        ascending d like the others, and what multiplies it is the key's scale times `scale`, rounded;
+        the codes of a value are weighted by e^(s - m) times the value's scale, rounded, and l is
+        the sum of e^(s - m) itself.
 
         Keys are walked in blocks of 32 at absolute positions with a running softmax (Milakov and
         Gimelshein, 2018), restarted every ATTENTION_SPLIT keys and merged in ascending order (Dao

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from elinvar.base.config import DeltaConfig, KVDtype, KVSpec
 from elinvar.ops.arguments import F32
-from elinvar.ops.layout import PANEL
 
+_DTYPES = {"f16": np.float16, "bf16": np.uint16, "f32": np.float32, "int8": np.int8}
 _HUGE_FROM = 8 << 20
 """Bytes: a smaller cache is not worth pages of 2 MiB."""
 
@@ -21,7 +22,8 @@ _HUGE_FROM = 8 << 20
 @dataclass(slots=True, eq=False)
 class KVLayer:
     """Keys and values of one layer. Keys lie transposed in a block, so that a kernel holds 32
-    keys in lanes; the last dim of values is padded to 16. bf16 is stored as uint16 bits."""
+    keys in lanes; the last dim of values is padded to 16. bf16 is stored as uint16 bits. The scales
+    of int8 lie behind the codes of their head in a block."""
 
     dtype: KVDtype
     k: NDArray[Any]
@@ -30,8 +32,17 @@ class KVLayer:
     """[B, H, 32, D padded to a multiple of 16]; of latents a view of the keys, [B, H, 32, dims]"""
     blocks: NDArray[np.uint8]
     """[B, bytes] the blocks, each with all the layers of a group."""
+    k_scales: F32 | None = None
+    """[B, H, 32] of int8: what a key's codes are multiplied by"""
+    v_scales: F32 | None = None
     handle: Any = field(default=None, init=False, repr=False)
     """How a provider holds it, bound at its first use."""
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of one key, or value, of a head."""
+        scale = 0 if self.k_scales is None else self.k_scales.itemsize
+        return self.k.shape[2] * self.k.itemsize + scale
 
     @property
     def keys_alone(self) -> bool:
@@ -67,17 +78,34 @@ def new_kv_layers(spec: KVSpec, num_blocks: int) -> list[Any]:
     waste, and a block can move as one piece. Layers with a recurrent state get StateLayers."""
     if spec.state is not None:
         return _new_state_layers(spec.state, len(spec.layers), num_blocks)
-    dtype: Any = {"f16": np.float16, "bf16": np.uint16, "f32": np.float32}[spec.dtype]
-    padded = -(-spec.head_dim // PANEL) * PANEL
+    dtype: Any = np.dtype(_DTYPES[spec.dtype])
     arrays = 1 if spec.latent_dim else 2
     heads = (num_blocks, len(spec.layers), arrays, spec.num_kv_heads)
-    cache = _mapped((*heads, padded * spec.block_size), dtype)
-    k = cache.reshape((*heads, padded, spec.block_size))[..., : spec.head_dim, :]
-    v = cache.reshape((*heads, spec.block_size, padded))
+    cache = _mapped((*heads, spec.head_bytes), np.uint8)
+    size = spec.padded_dim * spec.block_size * dtype.itemsize
+    elements = cache[..., :size].view(dtype)
+
+    def matrices(rows: int, columns: int) -> NDArray[Any]:
+        # Not reshape: of an axis of one it would forget how far apart the heads lie.
+        strides = (*elements.strides[:-1], columns * dtype.itemsize, dtype.itemsize)
+        return as_strided(elements, (*heads, rows, columns), strides)
+
+    k = matrices(spec.padded_dim, spec.block_size)[..., : spec.head_dim, :]
+    v = matrices(spec.block_size, spec.padded_dim)
     if spec.latent_dim:
         v = k[..., : spec.latent_dim, :].swapaxes(-1, -2)
-    blocks = cache.reshape(num_blocks, -1).view(np.uint8)
-    return [KVLayer(spec.dtype, k[:, i, 0], v[:, i, -1], blocks) for i in range(len(spec.layers))]
+    blocks = cache.reshape(num_blocks, -1)
+    scales = cache[..., size:].view(np.float32) if spec.dtype == "int8" else None
+    return [
+        KVLayer(
+            spec.dtype,
+            k[:, i, 0],
+            v[:, i, -1],
+            blocks,
+            *(None if scales is None else scales[:, i, which] for which in (0, -1)),
+        )
+        for i in range(len(spec.layers))
+    ]
 
 
 def _new_state_layers(c: DeltaConfig, num_layers: int, num_blocks: int) -> list[StateLayer]:

@@ -24,7 +24,7 @@ def rope_write(
     v_gain_D: F32 | None = None,
 ) -> Cost:
     rows, (num_kv, dim) = positions_T.size, kv.k.shape[1:3]
-    written = (1 if kv.keys_alone else 2) * rows * num_kv * dim * kv.k.itemsize
+    written = (1 if kv.keys_alone else 2) * rows * num_kv * kv.vector_bytes
     rotary = rope_PD.shape[1]
     moved = qkv_TN.nbytes + 4 * rows * rotary + 8 * rows + written + 4 * rows * num_heads * dim
     ops = 3 * rows * (num_heads + num_kv) * rotary
@@ -51,7 +51,7 @@ def latent_write(
     eps: float,
 ) -> Cost:
     rows, rotated = len(x_TN), rope_PD.shape[1]
-    written = x_TN.size * kv.k.itemsize
+    written = rows * kv.vector_bytes
     moved = x_TN.nbytes + 4 * rows * rotated + 8 * rows + gain_R.nbytes + written
     return Cost(kv.dtype, written, moved, rows * (4 * gain_R.size + 3 * rotated))
 
@@ -81,8 +81,8 @@ def attention(
     begin = positions[query_start_loc[:-1]] + 1 - seen[query_start_loc[:-1]]
     keys = int((seq_lens - begin).sum())
     # A latent, which is key and value, is read once.
-    stored = dim if kv.value_dim < dim else 2 * dim
-    streamed = keys * num_kv * stored * kv.k.itemsize
+    vectors = 1 if kv.value_dim < dim else 2
+    streamed = keys * num_kv * vectors * kv.vector_bytes
     switches = {"window": window, "chunk": chunk, "softcap": softcap}
     label = " ".join([kv.dtype, *(f"{name} {x}" for name, x in switches.items() if x)])
     outputs = 4 * heads * kv.value_dim * len(q_THD)
@@ -105,7 +105,7 @@ def index_select(
     seen = positions_T.astype(np.int64) + 1 - first
     seen[seen <= k] = 0
     lengths = [int(seen[a:b].max(initial=0)) for a, b in pairwise(query_start_loc)]
-    streamed = sum(lengths) * dim * kv.k.itemsize
+    streamed = sum(lengths) * kv.vector_bytes
     moved = streamed + q_THD.nbytes + weights_TH.nbytes + 4 * len(q_THD) * k
     return Cost(f"{kv.dtype} {k}", streamed, moved, 2 * heads * (dim + 1) * int(seen.sum()))
 
@@ -122,7 +122,7 @@ def sparse_attention(
     """Each token reads the keys chosen for it."""
     heads, dim = q_THD.shape[1:]
     chosen = int(np.minimum(positions_T.astype(np.int64) + 1, chosen_TK.shape[1]).sum())
-    streamed = chosen * dim * kv.k.itemsize
+    streamed = chosen * kv.vector_bytes
     moved = streamed + q_THD.nbytes + chosen_TK.nbytes + 4 * len(q_THD) * heads * kv.value_dim
     return Cost(kv.dtype, streamed, moved, 2 * heads * (dim + kv.value_dim) * chosen)
 

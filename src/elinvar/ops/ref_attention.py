@@ -19,6 +19,7 @@ MAX_KV = {
     "f16": np.float32(65504),
     "bf16": np.float32(float.fromhex("0x1.fep127")),
     "f32": MAX_FLOAT,
+    "int8": np.float32(float.fromhex("0x1.fcp127")),
 }
 
 
@@ -48,10 +49,9 @@ class AttentionRef(RowsRef, LinearRef):
             v = self.rms_norm(v, v_gain_D, eps)
         table = rope_PD[positions_T].astype(np.float64)
         q, k = _rotate(q, table), _rotate(k, table)
-        block, offset = slots_T // BLOCK_SIZE, slots_T % BLOCK_SIZE
-        kv.k[block, :, :, offset] = to_kv(k, kv.dtype)
+        write_keys(kv, slots_T, k)
         if not kv.keys_alone:
-            kv.v[block, :, offset, :dim] = to_kv(v, kv.dtype)
+            write_values(kv, slots_T, v)
         return np.ascontiguousarray(q)
 
     def rope_queries(
@@ -88,8 +88,7 @@ class AttentionRef(RowsRef, LinearRef):
         rank = gain_R.size
         rotated = _rotate(x_TN[:, None, rank:], rope_PD[positions_T].astype(np.float64))
         key = np.concatenate([self.rms_norm(x_TN[:, :rank], gain_R, eps), rotated[:, 0]], -1)
-        block, offset = slots_T // BLOCK_SIZE, slots_T % BLOCK_SIZE
-        kv.k[block, 0, :, offset] = to_kv(key, kv.dtype)
+        write_keys(kv, slots_T, key[:, None])
 
     def attention(
         self,
@@ -112,8 +111,8 @@ class AttentionRef(RowsRef, LinearRef):
         out = np.zeros((t, heads, value_dim), np.float32)
         for r, length in enumerate(seq_lens):
             blocks = block_table_RB[r, : -(-int(length) // BLOCK_SIZE)]
-            k = from_kv(kv.k[blocks], kv.dtype).transpose(1, 0, 3, 2).reshape(num_kv, -1, dim)
-            v = from_kv(kv.v[blocks], kv.dtype)[..., :value_dim]
+            k = read_keys(kv, blocks).transpose(1, 0, 3, 2).reshape(num_kv, -1, dim)
+            v = read_values(kv, blocks)[..., :value_dim]
             v = v.transpose(1, 0, 2, 3).reshape(num_kv, -1, value_dim)
             for i in range(query_start_loc[r], query_start_loc[r + 1]):
                 last = int(positions_T[i])
@@ -142,7 +141,7 @@ class AttentionRef(RowsRef, LinearRef):
         k: int,
         first: int = 0,
     ) -> I32:
-        keys, where = from_kv(kv.k[:, 0], kv.dtype), (query_start_loc, block_table_RB, positions_T)
+        keys, where = read_keys(kv)[:, 0], (query_start_loc, block_table_RB, positions_T)
         return ref_sparse.index_select(q_THD, weights_TH, keys, *where, k, first)
 
     def sparse_attention(
@@ -155,12 +154,78 @@ class AttentionRef(RowsRef, LinearRef):
         chosen_TK: I32,
         scale: float,
     ) -> F32:
-        keys, where = from_kv(kv.k[:, 0], kv.dtype), (query_start_loc, block_table_RB, positions_T)
+        keys, where = read_keys(kv)[:, 0], (query_start_loc, block_table_RB, positions_T)
         return ref_sparse.sparse_attention(q_THD, keys, kv.value_dim, *where, chosen_TK, scale)
 
 
+def write_keys(kv: KVLayer, slots_T: I32, k_THD: F32) -> None:
+    block, offset = slots_T // BLOCK_SIZE, slots_T % BLOCK_SIZE
+    count = _turned_dims(kv)
+    if count > 1:
+        k_THD = spread(saturate(k_THD, MAX_KV["int8"] / np.float32(count)), count)
+    kv.k[block, :, :, offset], scales_TH = _stored(k_THD, kv.dtype)
+    if kv.k_scales is not None and scales_TH is not None:
+        scales_TH = scales_TH / np.float32(count)
+        kv.k_scales[block, :, offset] = scales_TH
+
+
+def write_values(kv: KVLayer, slots_T: I32, v_THD: F32) -> None:
+    block, offset = slots_T // BLOCK_SIZE, slots_T % BLOCK_SIZE
+    kv.v[block, :, offset, : v_THD.shape[2]], scales_TH = _stored(v_THD, kv.dtype)
+    if kv.v_scales is not None:
+        kv.v_scales[block, :, offset] = scales_TH
+
+
+def read_keys(kv: KVLayer, blocks: Any = slice(None)) -> F32:
+    """What they stand for -> [B, H, D, 32]"""
+    keys = from_kv(kv.k[blocks], kv.dtype)
+    if kv.k_scales is None:
+        return keys
+    keys = keys * kv.k_scales[blocks][..., None, :]
+    return spread(keys.swapaxes(-1, -2), _turned_dims(kv)).swapaxes(-1, -2)
+
+
+def read_values(kv: KVLayer, blocks: Any = slice(None)) -> F32:
+    """-> [B, H, 32, D]"""
+    values = from_kv(kv.v[blocks], kv.dtype)
+    return values if kv.v_scales is None else values * kv.v_scales[blocks][..., None]
+
+
+def _turned_dims(kv: KVLayer) -> int:
+    """How many dims, 16 apart, are turned together; 1: none."""
+    whole, rest = divmod(kv.k.shape[2], 16)
+    return 1 if kv.dtype != "int8" or kv.keys_alone or rest else whole & -whole
+
+
+def spread(x: F32, count: int) -> F32:
+    """Hadamard's matrix times the dims 16 apart; twice it is `count` times x."""
+    shape = x.shape
+    step = 1
+    while step < count:
+        x = x.reshape(*shape[:-1], -1, 2, step * 16)
+        a, b = x[..., 0, :], x[..., 1, :]
+        x = np.stack([a + b, a - b], -2)
+        step *= 2
+    return x.reshape(shape)
+
+
+def _stored(x_THD: F32, dtype: str) -> tuple[NDArray[Any], F32 | None]:
+    """What the cache holds of each vector, and its scale."""
+    return to_int8(x_THD) if dtype == "int8" else (to_kv(x_THD, dtype), None)
+
+
+def to_int8(x: F32) -> tuple[NDArray[np.int8], F32]:
+    """Codes, and a scale for each vector along the last axis."""
+    x = saturate(x, MAX_KV["int8"])
+    largest = np.abs(x).max(-1)
+    live = largest >= np.float32(1e-30)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=live)
+    scales = np.where(live, largest / np.float32(127), np.float32(0))
+    return np.rint(x * inverse[..., None]).astype(np.int8), scales
+
+
 def to_kv(x: F32, dtype: str) -> NDArray[Any]:
-    """Round to the cache's dtype, to nearest even, saturating; bf16 is returned as bits."""
+    """Round to the cache's dtype, if that is a float's, to nearest even, saturating; bf16 is returned as bits."""
     x = saturate(x, MAX_KV[dtype])
     if dtype == "f16":
         return x.astype(np.float16)

@@ -10,13 +10,16 @@ Nothing here changes an answer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 from elinvar.base.limits import Target
 
 AUTO = 2.0
 """`auto`: times the quiet step."""
 LEAST_S = 0.005
 """Seconds below which `auto` does not go: nobody sees them, and steps that small are overhead."""
-AIM = 0.85
+AIM = 0.8
 """Of the target, since steps vary."""
 LEAST = 0.25
 """Of a quiet step's time, prompts have it whatever the target: where it cannot be had, they go on."""
@@ -72,11 +75,24 @@ class Chunks:
         quiet = self._quiet.get(size)
         if quiet is None or self._stale[size] >= STALE:
             return 0
+        self._aim = self._seconds_for(quiet, asked)
+        return max(1, min(self._fit(quiet, self._aim, depth), 2 * self._proven))
+
+    def beside_first(self, depth: int) -> int | None:
+        """Prompt tokens of others at `depth` in a step that brings an interactive request its first
+        token, where nobody decodes: it gets that when they are done. None: as many as there are."""
+        target = self._targets[0]
+        if target is None or not self._quiet or not self._cost:
+            return None
+        quiet = self._quiet[min(self._quiet)]
+        return max(1, self._fit(quiet, self._seconds_for(quiet, [target]), depth))
+
+    def _seconds_for(self, quiet: float, targets: Sequence[float | Literal["auto"]]) -> float:
         auto = max(LEAST_S, AUTO * quiet)
-        self._aim = AIM * min(auto if target == "auto" else target for target in asked)
-        seconds = max(self._aim - quiet, LEAST * quiet)
-        fit = int(seconds / max(self._cost_at(depth), 1e-9))
-        return max(1, min(fit, 2 * self._proven))
+        return AIM * min(auto if target == "auto" else target for target in targets)
+
+    def _fit(self, quiet: float, aim: float, depth: int) -> int:
+        return int(max(aim - quiet, LEAST * quiet) / max(self._cost_at(depth), 1e-9))
 
     def book(self, rows: int, num_tokens: int, depth: float, seconds: float) -> None:
         """A step of `rows` that decoded and num_tokens of prompts, at a mean depth, took so long."""
@@ -86,8 +102,9 @@ class Chunks:
         if not num_tokens:
             before = self._quiet.get(size, seconds)
             # A hiccup is not the machine, but what is measured rarely must tell.
-            share = 1 / 2 if self._stale.get(size, 0) >= STALE else 1 / 8
-            self._quiet[size] = before + share * (min(seconds, 2 * before) - before)
+            rare = self._stale.get(size, 0) >= STALE
+            share, most = (1 / 2, 1.5) if rare else (1 / 8, 1.25)
+            self._quiet[size] = before + share * (min(seconds, most * before) - before)
             self._stale[size] = 0
             return
         if rows and size not in self._quiet:
@@ -96,7 +113,7 @@ class Chunks:
         self._learn(depth, max(0.0, seconds - quiet) / num_tokens)
         if rows:
             self._stale[size] += 1
-        if self._aim is not None:
+        if rows and self._aim is not None:
             if seconds <= self._aim:
                 self._proven = max(self._proven, num_tokens)
             else:

@@ -6,15 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from elinvar.base.config import KVSpec
-from elinvar.base.plan import BlockMove, StepPlan
-from elinvar.kv.below import STEP_BYTES
+from elinvar.base.plan import MOST_BYTES, BlockMove, StepPlan
 from elinvar.sched.request import Request
 
 
 class Loading:
     """step_bytes: most that a step copies."""
 
-    def __init__(self, specs: Sequence[KVSpec], step_bytes: int = STEP_BYTES) -> None:
+    def __init__(self, specs: Sequence[KVSpec], step_bytes: int = MOST_BYTES) -> None:
         self._step_bytes = step_bytes
         self._bytes = [spec.block_bytes for spec in specs]
         self._room = 0

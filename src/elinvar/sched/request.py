@@ -11,6 +11,7 @@ from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.plan import BlockMove, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.kv.sequence import SequenceKV
+from elinvar.kv.session import Session
 from elinvar.sched.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Request:
     """Number of arrival."""
     account: Account = field(init=False)
     """Its tenant's."""
+    session: Session | None = None
     is_batch: bool = field(init=False)
     place: float = 0.0
     """Among others of its class: the policy's word (see sched.policy)."""

@@ -23,6 +23,9 @@ class Room:
     ) -> None:
         self._kv, self._policy, self._tenants = kv, policy, tenants
         self._chunk, self._block_size = chunk, block_size
+        self.put_off: list[Request] = []
+        """Who may be passed while they wait for what others compute or fetch. What they will need
+        stays free for them, or they would be passed by for long."""
 
     def goes_for(self, request: Request, running: Sequence[Request]) -> Request | None:
         """Who is preempted so that a running request can go on: one that comes after it."""
@@ -65,6 +68,10 @@ class Room:
             if other.num_tokens > other.kv.capacity:
                 more = kv.to_come_for(other.kv, other.num_tokens, chunk)
                 reserve = [a + b for a, b in zip(reserve, more, strict=True)]
+        for other in self.put_off:
+            none = [0] * len(reserve)
+            more = kv.to_come(none, 0, other.num_tokens, chunk)
+            reserve = [a + b for a, b in zip(reserve, more, strict=True)]
         for other in leaving:
             reserve = [a - b for a, b in zip(reserve, kv.held(other.kv), strict=True)]
         return kv.can_admit(prefix, request.num_tokens, chunk, reserve)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from elinvar.base.config import KVSpec
 from elinvar.base.errors import InputError
@@ -18,7 +19,8 @@ from elinvar.base.limits import Target, TenantLimits
 from elinvar.base.plan import PlanItem, RowStart, StepOutput, StepPlan
 from elinvar.kv.manager import KVManager
 from elinvar.kv.sequence import Allocation
-from elinvar.kv.tiers.hierarchy import Tiers
+from elinvar.kv.sessions import Sessions
+from elinvar.kv.tree import Node
 from elinvar.sched.chunks import Chunks
 from elinvar.sched.door import max_total_tokens
 from elinvar.sched.ledger import Ledger
@@ -31,6 +33,11 @@ from elinvar.sched.tenants import Tenants, by_key
 UNLIMITED = Target(ttft_s=1.0, itl_s=None)
 
 
+if TYPE_CHECKING:
+    from elinvar.kv.tiers.hierarchy import Tiers
+
+MOST_PUT_OFF = 32
+"""Requests that may be passed in a step, since each of them is looked at."""
 LOOK_AGAIN_S = 0.001
 """Where all wait for what is being fetched."""
 
@@ -69,6 +76,7 @@ class Scheduler:
         self.eos_ids = eos_ids
         self.policy = policy or FirstCome()
         self.tenants = Tenants(tenants or {}, self.policy.turn, isinstance(self.policy, Fair))
+        self.sessions = Sessions(self.kv, clock, tenants or {})
         self.chunks = Chunks(interactive, batch)
         self.preemptions = {"memory": 0, "jam": 0, "yield": 0, "failure": 0, "asked": 0}
         """By cause: for blocks that another needed, that each needed, for one that goes first,
@@ -127,6 +135,7 @@ class Scheduler:
         self._num_added += 1
         self._requests[request.id] = request
         self.tenants.push(request)
+        request.session = self.sessions.begin(request.handling)
 
     def abort(self, request_id: str) -> bool:
         """Cancel a request at any moment, also between plan and commit; its blocks are free at
@@ -159,11 +168,16 @@ class Scheduler:
         self.tenants.push(request)
 
     def _finish(self, request: Request, reason: FinishReason, now: float) -> None:
+        path: list[Node] = []
         if request.status is Status.RUNNING:
-            self._release(request)
+            path = self._release(request)
         else:
             self.tenants.remove(request)
             self.kv.end_lookup(request.kv)
+        if request.session is not None:
+            ran = request.first_scheduled is not None
+            cached = request.num_cached_tokens if ran else None
+            self.sessions.end(request.session, path, request.num_prompt_tokens, cached)
         request.status = Status.FINISHED
         request.finish_reason = reason
         request.finished = now
@@ -171,17 +185,19 @@ class Scheduler:
         del self._requests[request.id]
         self.tenants.gone(request)
 
-    def _release(self, request: Request) -> None:
+    def _release(self, request: Request) -> list[Node]:
+        """Take its row and its blocks; what can be found of them."""
         self._running.remove(request)
         request.account.num_running -= 1
         # What a step that was not committed wrote is unknown.
         unknown = request in self._planned or request.is_loading
         computed = 0 if unknown else request.num_computed_tokens
         request.loads, request.is_loading = [], False
-        self.kv.free(request.kv, request.token_ids, computed)
+        path = self.kv.free(request.kv, request.token_ids, computed)
         self._free_rows.append(request.row)
         self._released.append(request.row)
         request.row = -1
+        return path
 
     # ---- plan -------------------------------------------------------------------------------
 
@@ -265,9 +281,15 @@ class Scheduler:
                 return
             if limit is not None:
                 budget = min(budget, max(0, limit - len(amid)))
-        admitting = True
-        put_off: list[Request] = []
+        admitting, alone = True, not self._planned
+        put_off = self._room.put_off
+        put_off.clear()
         while True:
+            if alone and self._planned and plan.items[-1].sample:
+                alone = False
+                depth = amid[-1][1].num_computed_tokens if amid else 0
+                beside = None if self._planned[-1].is_batch else self.chunks.beside_first(depth)
+                budget = budget if beside is None else min(budget, beside)
             head = self.tenants.head(now, put_off) if admitting else None
             # Whoever was just preempted may be next already, and its blocks still be cached: not
             # back in the same step, or the two would take turns.
@@ -279,6 +301,7 @@ class Scheduler:
                     budget -= self._go_on(plan, request, budget)
             elif head is not None and self._waits_for_another(head):
                 put_off.append(head)
+                admitting = len(put_off) < MOST_PUT_OFF
                 head.ledger.wait("prefix", now)
             elif head is not None:
                 head.ledger.wait("", now)
@@ -361,7 +384,7 @@ class Scheduler:
         """Start a request, if need be in the place of some that give way to it. Returns what is left
         of the budget; None: it must wait."""
         while True:
-            if budget > 0 and self._free_rows:
+            if budget > 0 and len(self._free_rows) > len(self._room.put_off):
                 prefix = self.kv.find_prefix(request.kv, request.token_ids)
                 if not self._running or self._room.fits(request, prefix, self._running):
                     break
@@ -552,6 +575,7 @@ class Scheduler:
             assert request.kv.capacity == 0
         self.tenants.check(running)
         self.kv.check(request.kv for request in running)
+        self.sessions.check()
 
 
 def _append(request: Request, tokens: list[int]) -> tuple[int, FinishReason | None]:

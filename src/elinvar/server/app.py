@@ -30,6 +30,7 @@ from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_er
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
 from elinvar.server.openai import OpenAIRoutes
 from elinvar.server.service import Service
+from elinvar.server.sessions import SessionRoutes
 from elinvar.server.tenants import NOBODY, Keys, Tenants
 from elinvar.server.texts import TextRoutes
 from elinvar.server.trace import TraceFile
@@ -140,6 +141,7 @@ def create_app(
     if allow_adapter_loading:
         routes += AdapterRoutes(engine, model_name, max_body_bytes).routes()
     routes += service.explanations.routes()
+    routes += SessionRoutes(engine, max_body_bytes).routes()
     if trace is not None:
         core.watchers.append(trace)
     return _application(engine, routes, metrics, core.metrics.expose, grace_seconds, tenants, trace)

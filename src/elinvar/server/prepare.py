@@ -229,9 +229,10 @@ def handling(request: ChatRequest | CompletionRequest, tenant: str, policy: Poli
     if request.priority and policy != "priority":
         message = f"priority changes nothing where the server's policy is {policy}; leave it out."
         raise invalid_value("priority", message)
-    if request.expect_return_s is not None and request.session_id is None:
-        message = "expect_return_s says when a session comes back; give its session_id, too."
-        raise invalid_value("expect_return_s", message)
+    for name in ("expect_return_s", "pause_kind"):
+        if getattr(request, name) is not None and request.session_id is None:
+            message = f"{name} says when a session comes back; give its session_id, too."
+            raise invalid_value(name, message)
     tier = request.service_tier
     if tier is not None and tier not in SERVICE_TIERS:
         known = ", ".join(SERVICE_TIERS)
@@ -244,6 +245,7 @@ def handling(request: ChatRequest | CompletionRequest, tenant: str, policy: Poli
             priority=_or(request.priority, 0),
             session=request.session_id,
             expect_return_s=request.expect_return_s,
+            pause_kind=request.pause_kind,
         )
     except InputError as error:
         if error.field != "session":

@@ -67,6 +67,7 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     priority: int | None = None
     session_id: str | None = None
     expect_return_s: float | None = None
+    pause_kind: str | None = None
     service_tier: str | None = None
     # Lossy (SamplingParams.attention_window): attend to the first and the last tokens alone.
     attention_window: int | None = None
@@ -127,6 +128,20 @@ class LoadAdapterRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 class UnloadAdapterRequest(msgspec.Struct, forbid_unknown_fields=True):
     lora_name: str
+
+
+class SessionRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Of a session that there is, all but the id."""
+
+    id: str | None = None
+    expect_return_s: float | None = None
+    ttl_s: float | None = None
+    pause_kind: str | None = None
+
+
+class ForkRequest(msgspec.Struct, forbid_unknown_fields=True):
+    id: str | None = None
+    n: int | None = None
 
 
 DEFAULTS: dict[str, tuple[object, ...]] = {

@@ -69,8 +69,8 @@ class Service:
         self._max_live = max_live
         self.num_live = 0
         """Engine requests that run or wait for this server."""
-        self._ends: deque[float] = deque(maxlen=64)
-        """When the last of them ended."""
+        self._ends = deque([time.monotonic()], maxlen=64)
+        """When the last of them ended, and when there began to be some."""
 
     @asynccontextmanager
     async def run(
@@ -124,14 +124,15 @@ class Service:
     def _admit(self, count: int) -> None:
         if self.num_live + count > self._max_live:
             raise overloaded(self.num_live, "answers", self._room_s(count))
+        if not self.num_live:
+            self._ends.clear()
+            self._ends.append(time.monotonic())
         self.num_live += count
 
     def _room_s(self, count: int) -> float:
         """Seconds until so many answers should have ended, at the rate of late; at most an hour."""
-        ends = self._ends
-        if not ends:
-            return 1.0
-        return min(3600.0, count * (time.monotonic() - ends[0]) / len(ends))
+        seconds = time.monotonic() - self._ends[0]
+        return min(3600.0, count * seconds / max(1, len(self._ends) - 1))
 
 
 async def _events(

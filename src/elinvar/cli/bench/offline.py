@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from elinvar.base.handling import OFFLINE
 from elinvar.base.sampling import SamplingParams
 from elinvar.cli import options as opt
 from elinvar.cli.bench import arguments as arg
@@ -107,7 +108,9 @@ class _Bench:
     def _prefill(self, length: int) -> float:
         """Tokens/s of one prompt, to its first sampled token."""
         self.engine.add(
-            arg.spread_prompt(self.engine, 0, length), SamplingParams(max_tokens=1, temperature=0)
+            arg.spread_prompt(self.engine, 0, length),
+            SamplingParams(max_tokens=1, temperature=0),
+            handling=OFFLINE,
         )
         start = time.perf_counter()
         while self.engine.has_work:
@@ -118,7 +121,9 @@ class _Bench:
         """Tokens/s over all rows, from the step after the last prompt was computed."""
         engine, params = self.engine, self._decode_params()
         ids = [
-            engine.add(arg.spread_prompt(self.engine, i, self.prompt_tokens), params)
+            engine.add(
+                arg.spread_prompt(self.engine, i, self.prompt_tokens), params, handling=OFFLINE
+            )
             for i in range(size)
         ]
         begun: set[str] = set()

@@ -200,6 +200,15 @@ class Tiers:
         self._bytes_out += len(into)
         return True
 
+    @property
+    def host_share(self) -> float:
+        """How much of host memory is in use, 0 to 1."""
+        return self._host.share_used
+
+    def host_keys(self) -> list[bytes]:
+        """What is there, the one not used for longest first."""
+        return [key for key, _ in self._host.contents()]
+
     def forget(self, key: bytes) -> None:
         """Host memory need not keep it. What tiers below have they keep."""
         self._host.forget(key)

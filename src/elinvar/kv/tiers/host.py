@@ -154,6 +154,11 @@ class HostTier:
     def holds(self, key: bytes) -> bool:
         return key in self._by_key
 
+    @property
+    def share_used(self) -> float:
+        """Of its memory, 0 to 1."""
+        return (self._num_fresh - len(self._free)) / max(1, self._segment.num_slots)
+
     def contents(self) -> list[tuple[bytes, int]]:
         """Keys and sizes of all contents, the one not used for longest first."""
         with self._lock:

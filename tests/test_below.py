@@ -6,7 +6,11 @@ must be the one that a request alone would get, and nothing may be left behind.
 """
 
 import random
+import struct
+import threading
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +22,9 @@ from elinvar.base.handling import Handling
 from elinvar.base.limits import Target
 from elinvar.base.plan import BlockMove, PlanItem, StepOutput, StepPlan
 from elinvar.base.sampling import SamplingParams
-from elinvar.kv.tiers.hierarchy import HOST, NOWHERE, UNKNOWN
+from elinvar.kv.tiers.disk import DiskTier
+from elinvar.kv.tiers.hierarchy import HOST, NOWHERE, UNKNOWN, Tiers
+from elinvar.kv.tiers.host import HostTier
 from elinvar.sched.loading import Loading
 from elinvar.sched.policy import Deadline, Fair, FirstCome, Policy, Priority
 from elinvar.sched.request import Request, Status
@@ -36,6 +42,7 @@ from test_scheduler import (
     sampling,
     spec,
 )
+from tiers import DOWN, FakeTier, kill_threads
 
 POLICIES = {"fcfs": FirstCome(), "priority": Priority(2.0), "fair": Fair(), "deadline": Deadline()}
 Content = tuple[int, ...]
@@ -482,3 +489,76 @@ def test_room_to_load_is_given_back_by_who_goes_away() -> None:
         bench.commit(plan, bench.executor.execute(plan))
     bench.finish_all()
     assert batch.num_preemptions == 1
+
+
+class RealTiers:
+    """Tiers of kv.tiers, for an executor whose contents are a few whole numbers."""
+
+    def __init__(self, tiers: Tiers, sizes: Sequence[int]) -> None:
+        self.tiers, self.sizes = tiers, sizes
+        self.num_given = 0
+
+    def tick(self) -> None:
+        pass
+
+    def put(self, key: bytes, data: Content) -> bool:
+        return self.tiers.put(key, memoryview(self._form.pack(*data).ljust(self.sizes[key[-1]])))
+
+    def get(self, key: bytes) -> Content | None:
+        into = bytearray(self.sizes[key[-1]])
+        if not self.tiers.get(key, memoryview(into)):
+            return None
+        self.num_given += 1
+        return self._form.unpack_from(into)
+
+    _form = struct.Struct(f"{SIZE}q")
+
+
+class LyingTier(FakeTier):
+    """And one that says it has what it has not, and gives what it was never given."""
+
+    def has(self, keys: Sequence[bytes]) -> list[bool]:
+        return [key in self.contents or key[0] % 3 == 0 for key in keys]
+
+
+def test_ten_thousand_operations_and_deaths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    rng = random.Random(11)
+    windows = (None, 6, STATE)
+    bench = BelowBench(windows, blocks=16, rows=4, budget=16, policy=Fair(), step_blocks=3)
+    sizes = [one.block_bytes for one in map(spec, windows)]
+    host, far = HostTier(None, 300_000, sizes), LyingTier("far")
+    tiers = Tiers(host, [DiskTier(tmp_path, 300_000), far], 2, timeout_s=0.2)
+    real = bench.tiers = bench.executor.tiers = RealTiers(tiers, sizes)  # type: ignore[assignment]
+    bench.scheduler.use_tiers(tiers)
+    known = [[rng.randrange(9) for _ in range(24)] for _ in range(12)]
+    for number in range(10_000):
+        if len(bench.alive) < 6 and rng.random() < 0.5:
+            prompt = [*rng.choice(known)[: rng.randrange(24)], rng.randrange(9)]
+            bench.add(prompt, params(rng.randint(1, 8), rng.randint(1, 3)))
+        if rng.random() < 0.01 and bench.alive:
+            bench.abort(rng.choice(list(bench.alive.values())))
+        if rng.random() < 0.01 and bench.alive:
+            bench.scheduler.preempt(rng.choice(list(bench.alive)))
+        if number % 500 == 0:
+            kill_threads()
+        far.fail = DOWN if number % 2000 > 1000 else None
+        (far.gate.clear if number % 3000 > 2700 else far.gate.set)()
+        plan = bench.scheduler.plan()
+        if plan.is_empty:
+            time.sleep(min(bench.scheduler.idle_s, 0.001))
+            continue
+        bench.num_steps += 1
+        bench.commit(plan, bench.executor.execute(plan))
+        if number % 50 == 0:
+            bench.scheduler.check()
+    far.gate.set()
+    while bench.scheduler.has_work() or bench.scheduler.kv.has_unsaved:
+        bench.step()
+    bench.scheduler.check()
+    assert real.num_given > 100 and tiers.stats()[1].hits > 10
+    assert host.num_pinned() == 0
+    tiers.close()
+    host.check()

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
+from elinvar.base.config import EngineConfig
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
 from elinvar.models.registry import FAMILIES as REGISTRY
-from engines import Answer, answers, tiny_engine
+from engines import Answer, ByteTokenizer, answers, provider, tiny_engine, tiny_model
 from kv_servers import kv_server
 from test_invariance import FAMILIES, prompt
 
@@ -179,3 +180,42 @@ def test_weights_may_be_pushed_while_something_is_yet_to_be_saved() -> None:
         with pytest.raises(Exception, match=r"tensor|weight|missing") as error:
             engine.push_weights({})
         assert "have not ended" not in str(error.value)
+
+
+def test_an_engine_that_ends_saves_what_it_has(tmp_path: Path) -> None:
+    """As a command does that answers once."""
+    places = {"kv_tiers": (str(tmp_path),), "kv_disk_size": 2**30}
+    with engine_above("llama", **places) as engine:
+        engine.add(FIRST, PARAMS[0])
+        while engine._live:
+            engine.step()
+    with engine_above("llama", **places) as engine:
+        assert ask_all(engine) == expected("llama")
+        assert hits(engine, 1) >= 3
+
+
+def test_weights_without_a_name_are_shared_with_nobody() -> None:
+    config, tokenizer = EngineConfig(kv_memory=2**24, kv_host_memory=ROOM), ByteTokenizer()
+    spaces = set()
+    for _ in range(2):
+        engine = Engine(tiny_model(provider()), provider(), tokenizer, config)  # type: ignore[arg-type]
+        spaces.add(engine.scheduler.kv.new_sequence().root)
+        engine.close()
+    assert len(spaces) == 2
+
+
+def test_metrics_and_explanations_add_up(tmp_path: Path) -> None:
+    places = {"kv_tiers": (str(tmp_path),), "kv_disk_size": 2**30}
+    with engine_above("gemma3", **places) as engine:
+        ask_all(engine)
+    with engine_above("gemma3", **places) as engine:
+        request_id = engine.add(FIRST, PARAMS[0])
+        explained: dict[str, Any] = {}
+        while engine.has_work:
+            explained = (engine.explain(request_id) or {}).get("cached_tokens") or explained
+            engine.step()
+        assert explained == {"disk": engine.metrics.cached_tokens}
+        assert engine.metrics.cached_tokens == 96
+        text = engine.metrics.expose().decode()
+    assert 'elinvar_kv_tier_hits_total{tier="disk"}' in text
+    assert 'elinvar_kv_tier_bytes_held{tier="host"}' in text

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.errors import InputError
-from elinvar.cli.options import format_size
+from elinvar.cli.options import format_size, named_flag
 from elinvar.cli.terminal import bar, note
 from elinvar.engine.core import Engine, LoadProgress
 from elinvar.engine.llm import LLM
@@ -33,8 +33,11 @@ def load(
     adapters: names and folders of LoRA adapters.
     """
     source = None if chat_template is None else _read_template(chat_template)
-    with _stages() as progress:
-        llm = LLM(Engine.load(model, config, progress, wrap_ops))
+    try:
+        with _stages() as progress:
+            llm = LLM(Engine.load(model, config, progress, wrap_ops))
+    except InputError as error:
+        raise named_flag(error) from None
     if source is not None:
         llm.engine.tokenizer.use_chat_template(source)
     for name, path in adapters:

@@ -305,10 +305,15 @@ def engine_config(flags: dict[str, Any], **more: Any) -> EngineConfig:
     try:
         return EngineConfig(num_threads=flags["threads"], **_of(EngineConfig, flags), **more)
     except InputError as error:
-        if not error.field.startswith("kv_"):
-            raise
-        flag = "--" + error.field.replace("_", "-")
-        raise click.BadParameter(str(error), param_hint=flag) from None
+        raise named_flag(error) from None
+
+
+def named_flag(error: InputError) -> Exception:
+    """The same, naming the flag where it is about one of those that say how the cache is kept."""
+    if not error.field.startswith("kv_"):
+        return error
+    flag = "--kv-tier" if error.field == "kv_tiers" else "--" + error.field.replace("_", "-")
+    return click.BadParameter(str(error), param_hint=flag)
 
 
 def _of(kind: Any, flags: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ STAGING_SHARE = 8
 STAGING_LIMIT = 2**30
 """at most this many bytes."""
 
-_COMPUTING = ("models", "nn", "ops", "run")
+_COMPUTING = ("models", "nn", "ops", "run", "weights")
 
 
 def open_tiers(

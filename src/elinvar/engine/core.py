@@ -54,6 +54,9 @@ log = logging.getLogger(__name__)
 LONGEST_NAP_S = 0.01
 """Where everybody waits for a budget or for what is being fetched."""
 
+LAST_SAVES_S = 5.0
+"""Most that tiers below host memory get to take what an engine that ends has for them."""
+
 LoadProgress = Callable[[str, int, int], None]
 """Called with (what is being loaded, bytes done, bytes in all or 0 where unknown), perhaps from
 another thread."""
@@ -165,10 +168,12 @@ class Engine:
             interactive=config.interactive,
             batch=config.batch,
         )
-        self.tiers = open_tiers(config, specs, identity(config, weights_fingerprint), available)
+        # Weights that nobody can name are no other engine's.
+        named = identity(config, weights_fingerprint or uuid.uuid4().hex)
+        self.tiers = open_tiers(config, specs, named, available)
         if self.tiers is not None:
             self.scheduler.use_tiers(self.tiers)
-            self.scheduler.kv.use_namespace(identity(config, weights_fingerprint))
+            self.scheduler.kv.use_namespace(named)
         self.sessions = self.scheduler.sessions
         """Conversations by name, and what their clients say of them (see kv.sessions)."""
         self.metrics = EngineMetrics(self.scheduler)
@@ -384,12 +389,18 @@ class Engine:
         return self.weight_version
 
     def close(self) -> None:
-        """Give up all requests and let go of the model and the KV arrays. May be called again."""
+        """Give up all requests and let go of the model and the KV arrays. What outlives the engine, and
+        is not saved yet, is saved before; tiers that are slow may lack some of it. May be called
+        again."""
         for request_id in list(self._live):
             self.abort(request_id)
         self._ready.clear()
         self.adapters.close()
         if self.tiers is not None:
+            if hasattr(self, "runner") and (self.config.kv_host_path or self.config.kv_tiers):
+                while self.scheduler.kv.has_unsaved:
+                    self.step()
+                self.tiers.flush(LAST_SAVES_S)
             self.tiers.close()
         vars(self).pop("runner", None)
 

@@ -143,8 +143,9 @@ class HostTier:
                 return False
             if self._segment.read(content.slots, key, into) == content.checksum:
                 return True
+            if not self.num_damaged:
+                _log.warning("a block in host memory is damaged, it is computed again, as others")
             self.num_damaged += 1
-            _log.warning("a block in host memory is damaged, it is computed again")
             self._drop(content)
             return False
         finally:

@@ -7,6 +7,7 @@ prefix. So wrong sharing, early frees and stale blocks fail at the step that mak
 
 import random
 from dataclasses import dataclass
+from itertools import count
 
 import pytest
 from hypothesis import example, given, settings
@@ -176,6 +177,7 @@ class Bench:
         policy: Policy | None = None,
     ) -> None:
         self.context = context
+        self.ticks = count(0.0, 0.001)
         self.scheduler = Scheduler(
             [spec(w) for w in windows],
             [1 + blocks % 9 if w == STATE else blocks for w in windows],  # states are few
@@ -185,6 +187,8 @@ class Bench:
             frozenset({EOS}),
             prefix_cache,
             policy=policy,
+            # What is learned of the time of steps must not differ when an example runs again.
+            clock=lambda: next(self.ticks),
         )
         self.executor = FakeExecutor(windows)
         self.requests: dict[str, Request] = {}

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -475,7 +476,7 @@ def test_states_are_gone_on_from_after_slow_loads() -> None:
 
 
 def test_room_to_load_is_given_back_by_who_goes_away() -> None:
-    """A batch request that loads gives way to an interactive one that loads, in one plan."""
+    """A batch request that loads gives way to an interactive one, in one plan."""
     bench, request = returning(blocks=14, rows=1, step_blocks=1)
     bench.abort(request)
     batch = bench.add(LONG, params(3, ignore_eos=True), Handling(service="batch"))
@@ -485,7 +486,6 @@ def test_room_to_load_is_given_back_by_who_goes_away() -> None:
         if one.status is Status.RUNNING:
             break
         plan = bench.plan()
-        assert plan.loads
         bench.commit(plan, bench.executor.execute(plan))
     bench.finish_all()
     assert batch.num_preemptions == 1
@@ -562,3 +562,30 @@ def test_ten_thousand_operations_and_deaths(
     assert host.num_pinned() == 0
     tiers.close()
     host.check()
+
+
+def test_one_loads_for_all_who_begin_alike() -> None:
+    bench, first = returning(blocks=40, rows=8, step_blocks=2)
+    wait(bench, lambda: first.is_loading)
+    for seed in range(2, 6):
+        bench.add(LONG, params(3, seed, ignore_eos=True))
+    loads = 0
+    while bench.alive:
+        plan = bench.plan()
+        loads += len(plan.loads)
+        bench.commit(plan, bench.executor.execute(plan))
+    assert loads <= len(LONG) // SIZE + 1
+
+
+def test_who_waits_for_a_tier_takes_nobodys_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, pending = returning(rows=1)
+    answer = SimpleNamespace(done=False, num_ready=0, release=lambda: None)
+    monkeypatch.setattr(bench.tiers, "where", lambda keys: [UNKNOWN] * len(keys))
+    monkeypatch.setattr(bench.tiers, "ask", lambda keys, sizes: answer)
+    other = bench.add([9, 9, 9], params(2, ignore_eos=True))
+    while other.status is not Status.FINISHED:
+        bench.commit(plan := bench.scheduler.plan(), bench.executor.execute(plan))
+        assert pending.status is Status.WAITING
+    answer.done = True
+    bench.commit(plan := bench.scheduler.plan(), bench.executor.execute(plan))
+    assert pending.status is Status.RUNNING and not pending.num_cached_tokens

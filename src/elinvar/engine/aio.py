@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 Got = TypeVar("Got")
 
+LONGEST_SLEEP_S = 60.0
+"""Where all wait for their tenants' rates."""
 HUNG_SECONDS = 60.0
 """No step takes longer: what does not end within it at shutdown is given up."""
 
@@ -216,7 +218,7 @@ class AsyncEngine:
                 self._wake.wait()
             # Those that are there may all wait for their tenants' rates.
             if not (self._arrived or self._gone or self._tasks) and (idle := self.engine.idle_s):
-                self._wake.wait(idle)
+                self._wake.wait(min(idle, LONGEST_SLEEP_S))
             arrived, self._arrived = self._arrived, []
             gone, self._gone = self._gone, []
             tasks, self._tasks = self._tasks, []

@@ -111,13 +111,19 @@ class Engine:
                 lambda done, total: tell("packing", done, total),
             )
             tokenizer = load_tokenizer(checkpoint, cache_root())
+            named = None
+            if config.kv_tiers or config.kv_host_path:
+                # Others share what is kept there: sizes and times of files are not enough to go by.
+                named = checkpoint.content_digest(
+                    cache_root(), lambda done, total: tell("checking", done, total)
+                )
         finally:
             checkpoint.close()
         fingerprint = checkpoint.fingerprint
         del checkpoint  # a GGUF file's keys hold the vocabulary, too
         give_back()
         adapters = Adapters(parts, adapted, config.max_adapters)
-        return cls(parts.build(ops), ops, tokenizer, config, fingerprint, adapters)
+        return cls(parts.build(ops), ops, tokenizer, config, fingerprint, adapters, named)
 
     def __init__(
         self,
@@ -127,8 +133,10 @@ class Engine:
         config: EngineConfig,
         weights_fingerprint: str = "",
         adapters: Adapters | None = None,
+        weights_digest: str | None = None,
     ) -> None:
-        """adapters: without them none can be loaded."""
+        """adapters: without them none can be loaded. weights_digest: of their content, where it is
+        known; what is kept below the cache goes by it."""
         specs = model.kv_specs(config.kv_dtype)
         available = available_memory()
         kv = plan_kv(
@@ -169,7 +177,8 @@ class Engine:
             batch=config.batch,
         )
         # Weights that nobody can name are no other engine's.
-        named = identity(config, weights_fingerprint or uuid.uuid4().hex)
+        weights = weights_digest or weights_fingerprint or uuid.uuid4().hex
+        named = identity(config, weights)
         self.tiers = open_tiers(config, specs, named, available)
         if self.tiers is not None:
             self.scheduler.use_tiers(self.tiers)

@@ -8,7 +8,7 @@ goes on. What does not come is computed.
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 
 from elinvar.base.plan import MOST_BYTES, BlockMove
@@ -18,6 +18,9 @@ from elinvar.kv.sequence import Lookup
 from elinvar.kv.tiers.hierarchy import HOST, UNKNOWN, Tiers
 from elinvar.kv.tree import Node, Tree, key_of
 
+_MOST_EVICTED = 4 * MOST_BYTES
+"""Of what a plan gives up, for one who takes a long prefix at once: what is more is lost rather than that
+everybody waits."""
 _HOST_FULL, _HOST_LEFT = 0.97, 0.9
 """Shares of host memory at which some is given up, and that are kept then: some percent at a time, since
 it takes a look at all of it."""
@@ -40,10 +43,9 @@ class Below:
         """Of the plan that is being made."""
         self.compute_s: Callable[[int, int], float] = lambda start, end: math.inf
         """Seconds that computing the tokens from one position to another takes."""
-        # Free blocks that were not saved, for when nobody has work; the last freed first to go.
-        self._unsaved: deque[tuple[int, int, Node]] = deque(
-            maxlen=sum(pool.num_blocks for pool in pools)
-        )
+        # Free blocks that were not saved, for when nobody has work, the one freed longest ago first.
+        self._unsaved: OrderedDict[tuple[int, int], Node] = OrderedDict()
+        self._left = _MOST_EVICTED
         # Nodes that may be found below, the one saved longest ago first: the tree keeps them, though
         # no block may have their content.
         self._saved: OrderedDict[int, Node] = OrderedDict()
@@ -55,7 +57,8 @@ class Below:
 
     def _evicted(self, group: int) -> Callable[[int, Node], None]:
         def save(block: int, node: Node) -> None:
-            self._save(group, block, node)
+            if self._left > 0:
+                self._left -= self._save(group, block, node)
 
         return save
 
@@ -75,7 +78,8 @@ class Below:
 
     def freed(self, group: int, block: int, node: Node) -> None:
         """Nobody holds this block any more."""
-        self._unsaved.append((group, block, node))
+        self._unsaved[group, block] = node
+        self._unsaved.move_to_end((group, block))
 
     @property
     def has_unsaved(self) -> bool:
@@ -85,9 +89,22 @@ class Below:
         """In a step that has nothing else to do: what is lost when the engine ends."""
         left = MOST_BYTES
         while self._unsaved and left > 0:
-            group, block, node = self._unsaved.popleft()
+            (group, block), node = self._unsaved.popitem(last=False)
             if node.blocks[group] == block:
                 left -= self._save(group, block, node)
+
+    def take_saves(self) -> list[BlockMove]:
+        """Those of the plan that was made."""
+        saves, self.saves, self._left = self.saves, [], _MOST_EVICTED
+        return saves
+
+    def forget_all(self) -> None:
+        """What is cached is of no use to anybody any more."""
+        self._unsaved.clear()
+        while self._saved:
+            _, node = self._saved.popitem()
+            node.saved = False
+            self._tree.prune(node)
 
     def trim(self, paths: Callable[[], list[Sequence[Node]]]) -> None:
         """Make room in host memory before it is full and gives up what was not used for longest: what
@@ -128,7 +145,8 @@ class Below:
     ) -> Found | None:
         """What `found` becomes when contents in host memory count, too, where they stay until the
         lookup has ended; None: not known yet."""
-        if lookup.over:
+        # What somebody is about to compute, or to load, is in memory soon: once, for all who wait.
+        if lookup.over or found.coming is not None:
             return found
         if lookup.ticket is not None and not lookup.ticket.done:
             return None

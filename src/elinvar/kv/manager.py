@@ -63,8 +63,13 @@ class KVManager:
 
     def use_namespace(self, namespace: str) -> None:
         """From now on nothing is found that was cached in another one; its blocks are given out
-        again as they are needed. No sequence may be alive: they remember theirs."""
+        again first. No sequence may be alive: they remember theirs."""
         self._namespace = namespace.encode()
+        for node in list(self.tree.nodes()):
+            for pool in self.pools:
+                pool.drop(node)
+        if self._below is not None:
+            self._below.forget_all()
 
     def new_sequence(self, namespace: bytes = b"", kept: Kept | None = None) -> SequenceKV:
         """namespace: what this sequence's contents depend on besides tokens and the manager's own.
@@ -302,7 +307,8 @@ class KVManager:
             self._let_go(seq.nodes[index])
         seq.nodes, seq.tail = [], None
         self.end_lookup(seq)
-        seq.lookup = None
+        if seq.lookup is not None and not seq.lookup.failed:
+            seq.lookup = None
         seq.capacity = seq.num_published = 0
         seq.marks, seq.snapshot = (), -1
         self._set_next_event(seq)
@@ -342,8 +348,7 @@ class KVManager:
             return []
         if is_idle:
             self._below.save_some()
-        saves, self._below.saves = self._below.saves, []
-        return saves
+        return self._below.take_saves()
 
     @property
     def has_unsaved(self) -> bool:
@@ -378,7 +383,12 @@ class KVManager:
 
     def give_up_lookup(self, seq: SequenceKV) -> None:
         """It looks for nothing below any more."""
-        seq.lookup = Lookup(over=True)
+        seq.lookup = Lookup(over=True, failed=True)
+
+    def is_searching(self, seq: SequenceKV) -> bool:
+        """What it looks for below is not known yet, or on its way."""
+        lookup = seq.lookup
+        return lookup is not None and lookup.ticket is not None and not lookup.ticket.done
 
     def end_lookup(self, seq: SequenceKV) -> None:
         """It has what it looked for, or does not need it any more."""

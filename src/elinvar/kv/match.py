@@ -60,7 +60,7 @@ class Match:
     ) -> Found:
         """Of all `token_ids` but the last; `has`: what can be had."""
         tokens = pack(token_ids[: len(token_ids) - 1])
-        top = self._tree.root(root)
+        top = self._tree.peek(root)
         return self.within(top, self._walk(top, tokens), tokens, has, kept)
 
     def within(
@@ -84,7 +84,7 @@ class Match:
     def chain(self, root: bytes, token_ids: Sequence[int]) -> tuple[Node, list[Node], bytes]:
         """What `within` takes: nodes of all whole blocks, of which some may not be in the tree."""
         tokens = pack(token_ids[: len(token_ids) - 1])
-        top = self._tree.root(root)
+        top = self._tree.peek(root)
         path = self._walk(top, tokens)
         block = self._size * TOKEN_BYTES
         for at in range(len(path) * block, len(tokens) - block + 1, block):

@@ -23,6 +23,8 @@ class Lookup:
     fetching: bool = False
     over: bool = False
     """Nothing more is to be had."""
+    failed: bool = False
+    """For good: what was promised did not come."""
     origins: dict[bytes, str] = field(default_factory=dict)
     """Tier that had each content which was asked for."""
 

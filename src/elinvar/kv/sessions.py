@@ -247,6 +247,19 @@ class Sessions:
         session.num_tokens = sum(node.num_tokens for node in path)
         self._leases.hold(session.lease, self._kv.to_return(path), more)
         self._leases.keep_to_budget(session.account.owner)
+        self._bound_paths(session)
+
+    def _bound_paths(self, used: Session) -> None:
+        """Names of contents that are long gone take memory, too: those not used for longest go."""
+        sessions = used.account.sessions
+        most = 4096 + 8 * sum(pool.num_blocks for pool in self._kv.pools)
+        left = sum(len(one.path) for one in sessions.values()) - most
+        if left > 0:
+            for one in [one for one in sessions.values() if one is not used and not one.busy]:
+                left -= len(one.path)
+                self._forget(one)
+                if left <= 0:
+                    return
 
     def _paths(self) -> list[Sequence[Node]]:
         """What somebody may come back to, the least worth first."""

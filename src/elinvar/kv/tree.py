@@ -72,9 +72,16 @@ class Tree:
         """Where sequences begin whose contents depend on `namespace` besides their tokens."""
         node = self._roots.get(namespace)
         if node is None:
-            key = blake2b(namespace, digest_size=32).digest()
-            node = self._roots[namespace] = Node(None, namespace, key, self._num_groups)
+            node = self._roots[namespace] = self._new_root(namespace)
         return node
+
+    def peek(self, namespace: bytes) -> Node:
+        """The same to look at, of which the tree need not know."""
+        return self._roots.get(namespace) or self._new_root(namespace)
+
+    def _new_root(self, namespace: bytes) -> Node:
+        key = blake2b(namespace, digest_size=32).digest()
+        return Node(None, namespace, key, self._num_groups)
 
     def child(self, node: Node, tokens: bytes) -> Node | None:
         starts = node.starts

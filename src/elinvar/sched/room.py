@@ -70,7 +70,7 @@ class Room:
                 reserve = [a + b for a, b in zip(reserve, more, strict=True)]
         for other in self.put_off:
             none = [0] * len(reserve)
-            more = kv.to_come(none, 0, other.num_tokens, chunk)
+            more = kv.to_come(none, 0, other.num_tokens, chunk, other.kv.kept)
             reserve = [a + b for a, b in zip(reserve, more, strict=True)]
         for other in leaving:
             reserve = [a - b for a, b in zip(reserve, kv.held(other.kv), strict=True)]

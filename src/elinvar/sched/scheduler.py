@@ -158,10 +158,11 @@ class Scheduler:
             self._preempt(request, "asked")
 
     def _preempt(self, request: Request, cause: str) -> None:
+        reached = 0 if request.is_loading else request.num_computed_tokens
         self._release(request)
         request.ledger.enter("preempted", self._clock(), cause)
         request.status = Status.WAITING
-        request.num_reached_tokens = max(request.num_reached_tokens, request.num_computed_tokens)
+        request.num_reached_tokens = max(request.num_reached_tokens, reached)
         request.num_computed_tokens = 0
         request.num_preemptions += 1
         self.preemptions[cause] += 1
@@ -221,7 +222,8 @@ class Scheduler:
             self.tenants.wait_for(self._awaited, now)
         if self._running and plan.is_empty:
             self._end_jam(plan)
-        plan.saves = self.kv.saves(not self._requests)
+        # Also where somebody waits for what is fetched: the blocks that it will take can be given up.
+        plan.saves = self.kv.saves(bool(self._num_pending) or (plan.is_empty and not self._running))
         if not plan.is_empty:
             plan.released_rows, self._released = self._released, []
         return plan
@@ -282,8 +284,8 @@ class Scheduler:
             if limit is not None:
                 budget = min(budget, max(0, limit - len(amid)))
         admitting, alone = True, not self._planned
-        put_off = self._room.put_off
-        put_off.clear()
+        put_off: list[Request] = []
+        self._room.put_off.clear()
         while True:
             if alone and self._planned and plan.items[-1].sample:
                 alone = False
@@ -349,6 +351,9 @@ class Scheduler:
             index = self._planned.index(request)
             del self._planned[index], plan.items[index]
             self._num_decodes -= index < self._num_decodes
+        if any(one.request_id == request.id for one in plan.started):
+            # What this plan copies for it is not there yet, and may be lost with it.
+            request.is_loading = True
         self._loading.send_away(plan, request)
         self._preempt(request, cause)
         self._sent_away.append(request)
@@ -369,22 +374,35 @@ class Scheduler:
     def _waits_for_another(self, request: Request) -> bool:
         """Whether it is better off when somebody else has computed what they both begin with, or
         when more of it has been found or fetched. Then others may pass it, but not for long."""
+        if self.kv.is_searching(request.kv):
+            return self._fetches(request)
         prefix = self.kv.find_prefix(request.kv, request.token_ids)
         if prefix.pending:
-            self._num_pending += 1
-            request.ledger.enter("fetching", self._began)
-            return True
+            return self._fetches(request)
         if request.ledger.state == "fetching":
             request.ledger.enter("queued", self._began)
         waits = prefix.coming is not None and request.patience > 0 and bool(self._running)
-        request.patience -= waits
+        # It may be a batch request that computes it, which has what others leave.
+        waits = waits and (request.is_batch or not any(r.is_batch for r in self._running))
+        if waits:
+            request.patience -= 1
+            self._room.put_off.append(request)
         return waits
+
+    def _fetches(self, request: Request) -> bool:
+        self._num_pending += 1
+        request.ledger.enter("fetching", self._began)
+        return True
 
     def _admit(self, plan: StepPlan, request: Request, budget: int, now: float) -> int | None:
         """Start a request, if need be in the place of some that give way to it. Returns what is left
         of the budget; None: it must wait."""
+        kept = len(self._room.put_off)
+        if budget > 0 and 0 < len(self._free_rows) <= kept:
+            self._awaited = "rows"
+            return None
         while True:
-            if budget > 0 and len(self._free_rows) > len(self._room.put_off):
+            if budget > 0 and len(self._free_rows) > kept:
                 prefix = self.kv.find_prefix(request.kv, request.token_ids)
                 if not self._running or self._room.fits(request, prefix, self._running):
                     break
@@ -514,6 +532,8 @@ class Scheduler:
 
     def _measure(self, plan: StepPlan, seconds: float) -> None:
         """Learn from the step that was computed how long such steps take."""
+        if not plan.items:
+            return
         rows = self._num_decodes
         tokens = products = 0
         for item in plan.items[rows:]:

@@ -5,16 +5,18 @@ Owns the choice of format and the fingerprint. Never unpickles anything.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from elinvar.base.digest import blake2b
 from elinvar.base.errors import ModelError
+from elinvar.weights.atomic import atomic_file
 from elinvar.weights.gguf import MAGIC, read_gguf
 from elinvar.weights.nested import text_part
 from elinvar.weights.safetensors import SINGLE, read_json, read_safetensors
@@ -23,6 +25,7 @@ from elinvar.weights.tensor import HostTensor, MappedFile
 
 Format = Literal["gguf", "safetensors"]
 
+_PART = 16 << 20
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
@@ -43,6 +46,32 @@ class Checkpoint:
     fingerprint: str
     """64 hex digits; changes when the model changes. Cheap: sizes, times and headers."""
     _files: Sequence[MappedFile] = field(default=(), repr=False)
+
+    def content_digest(self, cache: Path, progress: Callable[[int, int], None]) -> str:
+        """64 hex digits of all that the files hold, whatever their names and times: the same for
+        everybody who has a copy. Read once, then remembered in `cache` for this fingerprint.
+        progress: told the bytes done and in all."""
+        known = cache / "digests" / self.fingerprint
+        with contextlib.suppress(OSError):
+            if len(told := known.read_text("ascii")) == 64:
+                return told
+        digest = blake2b(digest_size=32)
+        if self.format == "safetensors":
+            digest.update(json.dumps(self.metadata, sort_keys=True, default=repr).encode())
+        done, total = 0, sum(file.size for file in self._files)
+        for file in self._files:
+            digest.update(file.size.to_bytes(8, "little"))
+            for start in range(0, file.size, _PART):
+                part = file.view[start : start + _PART]
+                digest.update(part)
+                done += len(part)
+                file.release()
+                progress(done, total)
+        with contextlib.suppress(OSError, ModelError):
+            known.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(known, 64) as file_:
+                file_.write(digest.hexdigest().encode())
+        return digest.hexdigest()
 
     def release(self) -> None:
         """Gives the memory of the tensors read so far back to the system."""

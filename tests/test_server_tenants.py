@@ -183,6 +183,16 @@ def test_what_is_left(tiny: Serving) -> None:
         assert not any(name.startswith("x-ratelimit") for name in got)
 
 
+def test_more_at_once_than_ever_may_be(tiny: Serving) -> None:
+    headers = {"Authorization": "Bearer sk-alice"}
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 2}
+    assert eventually(tiny.idle)
+    assert tiny.post("/v1/completions", body | {"n": 2}, headers=headers).status_code == 200
+    for more, field in (({"n": 3}, "n"), ({"prompt": ["x", "y", "z"]}, "prompt")):
+        refused = tiny.post("/v1/completions", body | more, headers=headers)
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == field
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_full_queue(tiny: Serving, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     """alice may have one request running and one waiting."""

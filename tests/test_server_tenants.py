@@ -82,6 +82,8 @@ def test_the_file_in_both_formats(tmp_path: Path) -> None:
     assert tenants.of(None) is None and Tenants().of(b"anything") == ""
     other = read(tmp_path, '{"tenants": {"default": {}, "a": {"key": "k"}}}', "tenants.json")
     assert [other.of(key) for key in (None, b"x", b"k")] == ["default", "default", "a"]
+    marked = '\ufeff[tenants.a]\nkey = "k"'
+    assert read(tmp_path, marked).of(b"k") == "a"
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,13 @@ def test_mistakes_in_the_file(tmp_path: Path, text: str, words: list[str]) -> No
         read(tmp_path, text)
     for word in (*words, "tenants.toml"):
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "key"), [("a", "\\ud800"), ("a\\udc00", "k")])
+def test_half_a_character_is_none(tmp_path: Path, name: str, key: str) -> None:
+    text = f'{{"tenants": {{"{name}": {{"key": "{key}"}}}}}}'
+    with pytest.raises(InputError, match=r"tenants\.json: .* half of a surrogate pair"):
+        read(tmp_path, text, "tenants.json")
 
 
 def test_keys(tiny: Serving) -> None:

@@ -265,7 +265,7 @@ def test_what_was_lost_and_computed_again_is_leased_again() -> None:
 def test_names_and_hints_are_checked() -> None:
     sessions = Turns(None).sessions
     sessions.create("a")
-    for wrong in ("a", "", "x" * 300):
+    for wrong in ("a", "", "x" * 300, "b/fork"):
         with pytest.raises(InputError):
             sessions.create(wrong)
     with pytest.raises(InputError):

@@ -141,6 +141,8 @@ def test_tenants_see_their_own(tiny: Serving) -> None:
         ("", {"id": ""}, "id"),
         ("", {"id": "x" * 257}, "id"),
         ("", {"id": "there"}, "id"),
+        ("", {"id": "there/fork"}, "id"),
+        ("/there/fork", {"id": "/fork"}, "id"),
         ("", {"id": 7}, "id"),
         ("", {"name": "x"}, "name"),
         ("", {"ttl_s": 0}, "ttl_s"),

@@ -163,6 +163,14 @@ def test_what_is_wrong_is_named(tiny: Serving, path: str, body: Any, param: str)
     assert found["error"]["param"] == param and len(json.dumps(found)) < 1000
 
 
+def test_a_wrong_method_is_told_all_that_there_are(tiny: Serving) -> None:
+    for path, methods in (("", "GET, HEAD, POST"), ("/a", "DELETE, GET, HEAD, POST")):
+        headers = {"Authorization": "Bearer sk-alice"}
+        refused = httpx.put(f"{tiny.url}/v1/sessions{path}", headers=headers)
+        assert refused.status_code == 405 and refused.headers["allow"] == methods
+        assert methods in refused.json()["error"]["message"]
+
+
 def test_hints_need_a_session(tiny: Serving) -> None:
     for hint in ({"expect_return_s": 3}, {"pause_kind": "tests"}):
         with pytest.raises(openai.BadRequestError, match="session_id"):

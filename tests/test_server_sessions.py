@@ -116,8 +116,9 @@ def test_lists_come_in_pages(tiny: Serving) -> None:
     assert not whole["has_more"]
     page = call(tiny, "GET", "?limit=2&after=page%203")
     assert [one["id"] for one in page["data"]] == ["page 2", "page 1"] and page["has_more"]
-    for query in ("?limit=0", "?limit=101", "?limit=x", "?after=nothing"):
-        assert call(tiny, "GET", query)["error"]["param"] in ("limit", "after")
+    for query in ("?limit=0", "?limit=101", "?limit=x", "?after=nothing", "?order=asc"):
+        assert call(tiny, "GET", query)["error"]["param"] in query
+    assert call(tiny, "GET", "?order=desc") == whole
     for index in range(5):
         call(tiny, "DELETE", f"/page%20{index}")
 

@@ -125,6 +125,22 @@ def test_mistakes_before_the_model_is_loaded(tmp_path: Path) -> None:
         ("--itl-target", "-1"),
     ):
         assert_fails(run("serve", "./none.gguf", flag, value), 2, flag, value)
+    assert_fails(run("serve", "./none.gguf", "--ageing-s", "5"), 2, "--ageing-s", "--policy")
+
+
+def test_places_below_the_cache_are_named_as_they_were_given(
+    tiny_gguf: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "kv_tiers"
+    for flags, words in (
+        (("--kv-disk-size", "1G"), ("--kv-disk-size needs", "--kv-tier")),
+        (("--kv-disk-size", "1G", "--kv-tier", "tcp://h:1"), ("--kv-disk-size needs",)),
+        (("--kv-host-path", folder), ("--kv-host-path needs --kv-host-memory",)),
+        (("--kv-tier", folder), (f"{folder} of --kv-tier", "give --kv-disk-size")),
+        (("--kv-host-memory", "1K"), ("give more --kv-host-memory",)),
+    ):
+        done = run("generate", tiny_gguf, "--prompt", "x", "--kv-memory", "64M", *flags)
+        assert_fails(done, 2, *words)
 
 
 def test_ctrl_c_ends_the_warming_and_the_server_goes_on(tiny_gguf: Path, tmp_path: Path) -> None:

@@ -461,13 +461,16 @@ def test_requests_over_their_tenants_rate_wait_and_are_answered() -> None:
 
 
 def test_who_has_enough_waiting_is_told_when_to_come_back() -> None:
-    engine = tiny_engine(tenants={"*": TenantLimits(max_waiting=1)})
-    engine.add([1, 2, 3], SamplingParams(8))
-    with pytest.raises(QueueFullError, match="1 requests wait already") as error:
+    engine = tiny_engine(tenants={"*": TenantLimits(max_running=1, max_waiting=1)})
+    for _ in range(2):
+        engine.add([1, 2, 3], SamplingParams(8))
+    with pytest.raises(QueueFullError, match="0 requests run and 2 wait already") as error:
         engine.add([1, 2, 3], SamplingParams(8))
     assert error.value.retry_after_s == 1
-    engine.add([1, 2, 3], SamplingParams(8), handling=Handling(tenant="b"))
-    engine.step()
+    long = SamplingParams(64, ignore_eos=True)
+    engine.add([1, 2, 3], long, handling=Handling(tenant="b"))
+    while not any(delta.finish_reason for delta in engine.step()):
+        pass
     engine.add([1, 2, 3], SamplingParams(8))
     while engine.has_work:
         engine.step()

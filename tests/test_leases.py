@@ -214,6 +214,20 @@ def test_sessions_expire_and_the_oldest_makes_room(monkeypatch: pytest.MonkeyPat
     assert not turns.kv.pools[0].leases and not turns.sessions.num_sessions
 
 
+def test_who_makes_room_is_neither_busy_nor_what_is_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elinvar.kv.sessions.MAX_SESSIONS", 3)
+    turns = Turns(None)
+    running = turns.begin(words(0, 2), "busy")
+    assert running is not None
+    for name in "abc":
+        turns.turn(words(ord(name) * 100, 2), name)
+    assert [one.name for one in turns.sessions.of()] == ["c", "b", "busy"]
+    turns.sessions.fork("b", ["d"])
+    assert {one.name for one in turns.sessions.of()} == {"d", "b", "busy"}
+    turns.end(running)
+    turns.check()
+
+
 def test_a_session_that_is_deleted_amid_a_turn_is_gone() -> None:
     turns = Turns(None)
     one = turns.begin(words(0, 2), "a")
@@ -251,7 +265,7 @@ def test_what_was_lost_and_computed_again_is_leased_again() -> None:
 def test_names_and_hints_are_checked() -> None:
     sessions = Turns(None).sessions
     sessions.create("a")
-    for wrong in ("a", "", "x" * 300):
+    for wrong in ("a", "", "x" * 300, "b/fork"):
         with pytest.raises(InputError):
             sessions.create(wrong)
     with pytest.raises(InputError):

@@ -191,13 +191,36 @@ def test_a_full_queue_says_when_its_work_will_be_done(policy: Policy) -> None:
         for _ in range(20):
             sim.add(100, 100, of(tenant))
     sim.until(lambda: sim.now > 1 and sim.scheduler.num_waiting < 36)
-    while sum(r.handling.tenant == "a" for r in sim.scheduler.tenants) < 20:
-        sim.add(100, 100, of("a"))
     with pytest.raises(QueueFullError) as error:
-        sim.add(100, 100, of("a"))
+        for _ in range(25):
+            sim.add(100, 100, of("a"))
     asked = sim.now
     sim.until(lambda: not any(r.handling.tenant == "a" for r in sim.scheduler.tenants))
     assert 0.5 <= error.value.retry_after_s / (sim.now - asked) <= 2
+
+
+@pytest.mark.parametrize(
+    ("limits", "rows", "most"),
+    [
+        (TenantLimits(max_running=4, max_waiting=0), 8, 4),
+        (TenantLimits(max_running=1, max_waiting=1), 8, 2),
+        (TenantLimits(max_waiting=0), 3, 3),
+        (TenantLimits(max_waiting=2), 3, 5),
+    ],
+)
+def test_those_who_may_begin_do_not_count_as_waiting(
+    limits: TenantLimits, rows: int, most: int
+) -> None:
+    """Whether they come at once or one after the other."""
+    for steps in (0, 1):
+        sim = Simulation(rows=rows, tenants={"*": limits})
+        for _ in range(most):
+            sim.add(10, 50)
+            for _ in range(steps):
+                sim.step()
+        with pytest.raises(QueueFullError):
+            sim.add(10, 50)
+        sim.finish()
 
 
 # ---- by priority, by deadline, by service ----------------------------------------------------

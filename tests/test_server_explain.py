@@ -213,3 +213,7 @@ def test_a_torn_line_stays_alone(
 def test_a_trace_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(ElinvarError, match="cannot be written: Is a directory"):
         TraceFile(tmp_path)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ElinvarError, match="a pipe that nobody reads"):
+        TraceFile(pipe)

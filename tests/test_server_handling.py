@@ -56,6 +56,7 @@ def test_what_fields_mean() -> None:
         ({"priority": 1}, "fcfs", "priority", "policy is fcfs"),
         ({"priority": -1}, "fair", "priority", "leave it out"),
         ({"session_id": ""}, "fcfs", "session_id", "session_id must not be empty"),
+        ({"session_id": "x/fork"}, "fcfs", "session_id", "session_id must not end in /fork"),
         ({"session_id": "x" * 257}, "fcfs", "session_id", "session_id must be a name"),
         ({"expect_return_s": 1}, "fcfs", "expect_return_s", "session_id"),
         ({"session_id": "s", "expect_return_s": -1}, "fcfs", "expect_return_s", "-1"),

@@ -316,6 +316,7 @@ def test_logprobs() -> None:
         ({"stop": ["x"] * 17}, "stop"),
         ({"attention_window": 0}, "attention_window"),
         ({"attention_sinks": 64}, "attention_sinks"),
+        ({"attention_sinks": 4}, "attention_sinks"),
     ],
 )
 def test_ranges(fields: dict[str, Any], param: str | None) -> None:

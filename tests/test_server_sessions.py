@@ -116,8 +116,9 @@ def test_lists_come_in_pages(tiny: Serving) -> None:
     assert not whole["has_more"]
     page = call(tiny, "GET", "?limit=2&after=page%203")
     assert [one["id"] for one in page["data"]] == ["page 2", "page 1"] and page["has_more"]
-    for query in ("?limit=0", "?limit=101", "?limit=x", "?after=nothing"):
-        assert call(tiny, "GET", query)["error"]["param"] in ("limit", "after")
+    for query in ("?limit=0", "?limit=101", "?limit=x", "?after=nothing", "?order=asc"):
+        assert call(tiny, "GET", query)["error"]["param"] in query
+    assert call(tiny, "GET", "?order=desc") == whole
     for index in range(5):
         call(tiny, "DELETE", f"/page%20{index}")
 
@@ -141,6 +142,8 @@ def test_tenants_see_their_own(tiny: Serving) -> None:
         ("", {"id": ""}, "id"),
         ("", {"id": "x" * 257}, "id"),
         ("", {"id": "there"}, "id"),
+        ("", {"id": "there/fork"}, "id"),
+        ("/there/fork", {"id": "/fork"}, "id"),
         ("", {"id": 7}, "id"),
         ("", {"name": "x"}, "name"),
         ("", {"ttl_s": 0}, "ttl_s"),
@@ -159,6 +162,14 @@ def test_what_is_wrong_is_named(tiny: Serving, path: str, body: Any, param: str)
     found = call(tiny, "POST", path, body)
     assert found["status"] == 400, found
     assert found["error"]["param"] == param and len(json.dumps(found)) < 1000
+
+
+def test_a_wrong_method_is_told_all_that_there_are(tiny: Serving) -> None:
+    for path, methods in (("", "GET, HEAD, POST"), ("/a", "DELETE, GET, HEAD, POST")):
+        headers = {"Authorization": "Bearer sk-alice"}
+        refused = httpx.put(f"{tiny.url}/v1/sessions{path}", headers=headers)
+        assert refused.status_code == 405 and refused.headers["allow"] == methods
+        assert methods in refused.json()["error"]["message"]
 
 
 def test_hints_need_a_session(tiny: Serving) -> None:

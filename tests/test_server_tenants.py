@@ -82,6 +82,8 @@ def test_the_file_in_both_formats(tmp_path: Path) -> None:
     assert tenants.of(None) is None and Tenants().of(b"anything") == ""
     other = read(tmp_path, '{"tenants": {"default": {}, "a": {"key": "k"}}}', "tenants.json")
     assert [other.of(key) for key in (None, b"x", b"k")] == ["default", "default", "a"]
+    marked = '\ufeff[tenants.a]\nkey = "k"'
+    assert read(tmp_path, marked).of(b"k") == "a"
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,13 @@ def test_mistakes_in_the_file(tmp_path: Path, text: str, words: list[str]) -> No
         read(tmp_path, text)
     for word in (*words, "tenants.toml"):
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "key"), [("a", "\\ud800"), ("a\\udc00", "k")])
+def test_half_a_character_is_none(tmp_path: Path, name: str, key: str) -> None:
+    text = f'{{"tenants": {{"{name}": {{"key": "{key}"}}}}}}'
+    with pytest.raises(InputError, match=r"tenants\.json: .* half of a surrogate pair"):
+        read(tmp_path, text, "tenants.json")
 
 
 def test_keys(tiny: Serving) -> None:
@@ -181,6 +190,16 @@ def test_what_is_left(tiny: Serving) -> None:
         headers = {"Authorization": "Bearer sk-bob"}
         got = tiny.post("/v1/completions", body | more, headers=headers).headers
         assert not any(name.startswith("x-ratelimit") for name in got)
+
+
+def test_more_at_once_than_ever_may_be(tiny: Serving) -> None:
+    headers = {"Authorization": "Bearer sk-alice"}
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 2}
+    assert eventually(tiny.idle)
+    assert tiny.post("/v1/completions", body | {"n": 2}, headers=headers).status_code == 200
+    for more, field in (({"n": 3}, "n"), ({"prompt": ["x", "y", "z"]}, "prompt")):
+        refused = tiny.post("/v1/completions", body | more, headers=headers)
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == field
 
 
 @pytest.mark.parametrize("stream", [False, True])

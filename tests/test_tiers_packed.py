@@ -146,7 +146,7 @@ def test_places_and_what_they_mean(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ("disk:", "kv_tiers must be a folder"),
         ("tcp:host:1", "tcp://host:port"),
         ("tcp://host", "tcp://host:port"),
-        ("/a/folder", "/a/folder of kv_tiers needs a size"),
+        ("/a/folder", "/a/folder of kv_tiers needs a size: give kv_disk_size"),
         ("packed+/a/folder", "can be packed"),
         ("packed+packed+tcp://h:1", "no place for objects"),
     ):

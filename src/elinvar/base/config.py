@@ -350,8 +350,8 @@ class EngineConfig:
                 "kv_host_memory",
                 "kv_host_path needs kv_host_memory: a file is found again at the size that it had.",
             )
-        if not self.prefix_cache and (self.kv_host_memory or self.kv_host_path or self.kv_tiers):
+        if not self.prefix_cache and (self.kv_host_memory or self.kv_tiers):
             raise InputError(
-                "kv_host_memory",
+                "kv_host_memory" if self.kv_host_memory else "kv_tiers",
                 "Contents of blocks are kept to be found again, and prefix_cache is off.",
             )

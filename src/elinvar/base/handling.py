@@ -43,6 +43,9 @@ class Handling:
                 raise InputError(name, f"{name} must be a name of at most {MAX_NAME} characters.")
         if self.session == "":
             raise InputError("session", "session must not be empty.")
+        if self.session is not None and self.session.endswith("/fork"):
+            # POST /v1/sessions/a/fork forks a.
+            raise InputError("session", "session must not end in /fork; choose another name.")
         if self.service not in get_args(Service):
             known = " or ".join(get_args(Service))
             raise InputError("service", f"service must be {known}, got {self.service!r}.")

@@ -36,7 +36,7 @@ class TenantLimits:
     max_running: int | None = None
     """Requests of it that compute at once; others wait."""
     max_waiting: int | None = None
-    """Requests of it that wait; more are refused with QueueFullError."""
+    """Requests of it that wait besides those that may begin; more are refused with QueueFullError."""
     share_prefixes: bool = False
     """Whether its cached prefixes and those of others that share theirs serve each other. Then the
     time of an answer tells whether somebody else had the same beginning."""

@@ -177,8 +177,7 @@ scheduling = options(
         "--ageing-s",
         type=Positive(),
         metavar="S",
-        default=10.0,
-        help="With --policy priority: seconds of waiting worth one level of priority.",
+        help="With --policy priority: seconds of waiting worth one level of priority (default: 10).",
         section=SHARING,
     ),
     option(
@@ -301,7 +300,8 @@ def engine_config(flags: dict[str, Any], **more: Any) -> EngineConfig:
     """EngineConfig from the flags of a command line, and what the command itself decides."""
     flags = dict(flags)
     for name in ("kv_memory", "kv_host_memory", "kv_disk_size"):
-        flags[name] = parse_size(flags.get(name), "--" + name.replace("_", "-"))
+        flags[name] = parse_size(flags.get(name), _flag(name))
+    _refuse_idle(flags)
     try:
         return EngineConfig(num_threads=flags["threads"], **_of(EngineConfig, flags), **more)
     except InputError as error:
@@ -312,8 +312,32 @@ def named_flag(error: InputError) -> Exception:
     """The same, naming the flag where it is about one of those that say how the cache is kept."""
     if not error.field.startswith("kv_"):
         return error
-    flag = "--kv-tier" if error.field == "kv_tiers" else "--" + error.field.replace("_", "-")
-    return click.BadParameter(str(error), param_hint=flag)
+    message = _KV_FIELD.sub(lambda found: _flag(found[0]), str(error))
+    return click.BadParameter(message, param_hint=_flag(error.field))
+
+
+_KV_FIELD = re.compile(
+    rf"(?<![\w/.-])({'|'.join(f.name for f in fields(EngineConfig) if f.name[:3] == 'kv_')})(?![\w/-])"
+)
+"""A field in a sentence, but not in a path that it quotes."""
+
+
+def _flag(name: str) -> str:
+    return "--kv-tier" if name == "kv_tiers" else "--" + name.replace("_", "-")
+
+
+def _refuse_idle(flags: dict[str, Any]) -> None:
+    """Flags that mean nothing without another."""
+    if flags.get("ageing_s") is None:
+        flags.pop("ageing_s", None)
+    elif flags["policy"] != "priority":
+        raise click.BadParameter("--ageing-s needs --policy priority", param_hint="--ageing-s")
+    if flags["kv_disk_size"] is not None:
+        from elinvar.kv.tiers.places import is_folder
+
+        if not any(is_folder(place) for place in flags["kv_tiers"]):
+            message = "--kv-disk-size needs a folder given as --kv-tier FOLDER"
+            raise click.BadParameter(message, param_hint="--kv-disk-size")
 
 
 def _of(kind: Any, flags: dict[str, Any]) -> dict[str, Any]:

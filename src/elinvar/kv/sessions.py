@@ -23,7 +23,7 @@ from elinvar.kv.session import NO_HINTS, Account, Hints, NoSessionError, Session
 from elinvar.kv.tree import Node
 
 MAX_SESSIONS = 4096
-"""Of a tenant. One more takes the place of the one not used for longest."""
+"""Of a tenant. One more takes the place of the one not used for longest, of those that pause."""
 
 _MOST_EVENTS = 256
 """That are looked at in one go: after a long rest there may be one of each session."""
@@ -148,6 +148,7 @@ class Sessions:
         taken = [one for one in new if self._get(one, tenant)]
         if taken or len(set(new)) < len(new):
             raise _in_use(taken[0] if taken else new[0])
+        self._use(source, now)  # else it might be the one that makes room
         for one in new:
             session = self._make_new(one, tenant)
             # Whoever forks what was to end will go on with it.
@@ -214,7 +215,8 @@ class Sessions:
             self._leases.take_over()
         account = self._accounts.get(tenant)
         if account is not None and len(account.sessions) >= MAX_SESSIONS:
-            self._forget(next(iter(account.sessions.values())))
+            known = account.sessions.values()
+            self._forget(next((one for one in known if not one.busy), next(iter(known))))
             account = self._accounts.get(tenant)
         if account is None:
             limits = self._limits.get(tenant) or self._limits.get(ANY_TENANT)

@@ -124,7 +124,7 @@ class Scheduler:
             raise InputError("request_id", f"Request id {request.id!r} is in use: choose another.")
         now = self._clock()
         self.tenants.open(request, now)
-        self.tenants.check_room(request, self._running, self.chunks.speed, now)
+        self.tenants.check_room(request, self._running, self.max_rows, self.chunks.speed, now)
         stop_ids = frozenset(request.params.stop_token_ids)
         request.stop_ids = stop_ids if request.params.ignore_eos else stop_ids | self.eos_ids
         request.kv = self.kv.new_sequence(request.namespace, request.params.kept_blocks)

@@ -170,20 +170,30 @@ class Tenants:
         }
 
     def check_room(
-        self, request: Request, running: Sequence[Request], speed: float | None, now: float
+        self,
+        request: Request,
+        running: Sequence[Request],
+        max_rows: int,
+        speed: float | None,
+        now: float,
     ) -> None:
-        """Raises QueueFullError when as many of its tenant's requests wait as may. speed: measured
-        tokens a second."""
+        """Raises QueueFullError when as many of its tenant's requests wait as may, besides those that
+        the next steps may begin. speed: measured tokens a second."""
         account = request.account
-        most = account.limits.max_waiting
-        if most is None or len(account.waiting) < most:
+        limits, own = account.limits, account.num_running
+        if limits.max_waiting is None:
+            return
+        may_run = limits.max_running
+        if may_run is None:
+            may_run = own + max_rows - len(running)
+        if own + len(account.waiting) < may_run + limits.max_waiting:
             return
         seconds = self._work_ahead_s(account, running, speed, now)
         tenant = request.handling.tenant
         who = f"of tenant {tenant!r} " if tenant else ""
         raise QueueFullError(
-            f"{len(account.waiting)} requests {who}wait already; send this one again in "
-            f"{seconds:.0f} seconds.",
+            f"{own} requests {who}run and {len(account.waiting)} wait already; send this one again "
+            f"in {seconds:.0f} seconds.",
             seconds,
         )
 

@@ -107,6 +107,13 @@ def _error_response(error: ApiError) -> Response:
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own: unknown path, wrong method."""
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        # Of all routes of the path: Starlette names those of the first.
+        methods: set[str] = set()
+        for route in request.app.routes:
+            if isinstance(route, Route) and route.path_regex.match(request.scope["path"]):
+                methods |= route.methods or set()
+        error = HTTPException(405, headers={"Allow": ", ".join(sorted(methods))})
     if isinstance(error, HTTPException) and error.status_code == 404:
         known = {route.path: None for route in request.app.routes if isinstance(route, Route)}
         there = ", ".join(path for path in known if "{" not in path)

@@ -74,7 +74,7 @@ class OpenAIRoutes:
         parsed = decode(body, ChatRequest)
         wanted = self._wanted(parsed)
         handling = self._handling(parsed, request)
-        self._service.check_count(wanted.n, "n")
+        self._service.check_count(wanted.n, "n", handling.tenant)
         messages = prepare.chat_messages(parsed)
         options, size = prepare.chat_options(parsed), prepare.text_length(messages)
         encode = partial(self._engine.encode_chat, options=options)
@@ -88,7 +88,8 @@ class OpenAIRoutes:
         wanted = self._wanted(parsed)
         handling = self._handling(parsed, request)
         prompts = prepare.completion_prompts(parsed, self._engine.model_config.vocab_size)
-        self._service.check_count(len(prompts) * wanted.n, "n" if len(prompts) == 1 else "prompt")
+        field = "n" if len(prompts) == 1 else "prompt"
+        self._service.check_count(len(prompts) * wanted.n, field, handling.tenant)
         size = sum(len(p) for p in prompts if isinstance(p, str))
         ids = await _run(size, self._encode_all, prompts)
         choices = self._choices(wanted, ids, prepare.DEFAULT_COMPLETION_TOKENS, "prompt")

@@ -202,6 +202,8 @@ def sampling_params(
     request: ChatRequest | CompletionRequest, max_tokens: int, logprobs: int | None
 ) -> SamplingParams:
     """Raises InputError naming the field when a value is out of range."""
+    if request.attention_sinks is not None and request.attention_window is None:
+        raise InputError("attention_sinks", "attention_sinks needs an attention_window, too.")
     stop = request.stop or ()
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     return SamplingParams(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from elinvar.base.handling import Handling
+from elinvar.base.limits import ANY_TENANT
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.aio import Ask
 from elinvar.server.errors import ApiError, invalid_value, overloaded, unavailable
@@ -115,10 +116,14 @@ class Service:
             headers |= {"reset-tokens": f"{left.full_s:.3f}s"}
         return {f"x-ratelimit-{name}": value for name, value in headers.items()}
 
-    def check_count(self, count: int, field: str) -> None:
+    def check_count(self, count: int, field: str, tenant: str) -> None:
         """Refuses a request that could never be admitted, before it is given memory."""
-        if count > self._max_live:
-            message = f"The request asks for {count} answers; this server takes {self._max_live}."
+        config, most = self._engine.engine.config, self._max_live
+        limits = config.tenants.get(tenant) or config.tenants.get(ANY_TENANT)
+        if limits is not None and limits.max_waiting is not None:
+            most = min(most, (limits.max_running or config.max_rows) + limits.max_waiting)
+        if count > most:
+            message = f"The request asks for {count} answers at once; {most} may be there."
             raise invalid_value(field, message)
 
     def _admit(self, count: int) -> None:

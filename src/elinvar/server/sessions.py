@@ -59,6 +59,8 @@ class SessionRoutes:
     async def list_sessions(self, request: Request) -> Response:
         """The one used last first; `after`: an id of the list before."""
         limit, after = _limit(request), request.query_params.get("after")
+        if (order := request.query_params.get("order", "desc")) != "desc":
+            raise invalid_value("order", f"order must be desc, got {order[:100]!r}.")
         tenant = tenant_of(request.scope)
         found = await self._ask(lambda s: s.of(tenant))
         if after is not None:

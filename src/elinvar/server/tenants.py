@@ -27,6 +27,8 @@ DEFAULT = "default"
 _LIMITS = tuple(one.name for one in fields(TenantLimits))
 _KEYS = "key", "key_sha256"
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_HALF = re.compile("[\ud800-\udfff]")
+"""What JSON can write and UTF-8 cannot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def read_tenants(path: Path) -> Tenants:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")
         is_json = path.suffix == ".json"
         found = json.loads(text) if is_json else tomllib.loads(text)
     except UnicodeDecodeError:
@@ -98,6 +100,8 @@ def _parse(path: Path) -> dict[str, Any]:
 def _tenant(name: str, table: Any) -> tuple[TenantLimits, list[bytes]]:
     if not name or name == ANY_TENANT or len(name) > MAX_NAME:
         raise InputError("name", f"a name has 1 to {MAX_NAME} characters and is not {ANY_TENANT}.")
+    if _HALF.search(name):
+        raise InputError("name", "the name holds half of a surrogate pair, write a character.")
     if not isinstance(table, dict):
         raise InputError("tenants", "it must be a table of settings.")
     unknown = table.keys() - {*_LIMITS, *_KEYS}
@@ -123,6 +127,8 @@ def _texts(table: Mapping[str, Any], name: str) -> list[str]:
     many = [value] if isinstance(value, str) else value
     if not isinstance(many, list) or not all(isinstance(one, str) and one for one in many):
         raise InputError(name, f"{name} must be a text that is not empty, or a list of such.")
+    if any(_HALF.search(one) for one in many):
+        raise InputError(name, f"{name} holds half of a surrogate pair, which is not a character.")
     return many
 
 

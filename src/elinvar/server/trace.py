@@ -5,6 +5,7 @@ A thread of its own writes, so that neither steps nor answers wait for a disk.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -40,10 +41,15 @@ class TraceFile:
 
     def __init__(self, path: Path, events: bool = False) -> None:
         try:
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+            # A pipe that nobody reads would hold the start up.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
+            self._file = os.open(path, flags, 0o640)
+            os.set_blocking(self._file, True)
         except OSError as error:
+            unread = error.errno == errno.ENXIO
+            why = "it is a pipe that nobody reads" if unread else error.strerror
             raise ElinvarError(
-                f"The trace {path} cannot be written: {error.strerror}; choose another file."
+                f"The trace {path} cannot be written: {why}; choose another file."
             ) from None
         self._path = path
         self._events = events

@@ -24,7 +24,7 @@ def open_tier(
     try:
         if url.startswith(_PACKED):
             return PackedTier(_open_sized(url.removeprefix(_PACKED)), item_bytes)
-        if "://" in url or url.startswith("tcp:"):
+        if not is_folder(url):
             return _open_sized(url)
     except InputError as error:
         raise InputError(field, str(error)) from error
@@ -32,10 +32,15 @@ def open_tier(
     if not folder:
         raise InputError(field, f"{field} must be {_FORMS}, got {url!r}.")
     if max_bytes is None:
-        raise InputError(field, f"The folder {folder} of {field} needs a size, as 20G.")
+        message = f"The folder {folder} of {field} needs a size: give kv_disk_size, too."
+        raise InputError(field, message)
     from elinvar.kv.tiers.disk import DiskTier
 
     return DiskTier(Path(folder), max_bytes, field=field)
+
+
+def is_folder(url: str) -> bool:
+    return "://" not in url and not url.startswith((_PACKED, "tcp:"))
 
 
 def _open_sized(url: str) -> SizedTier:

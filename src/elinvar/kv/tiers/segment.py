@@ -80,7 +80,9 @@ class Segment:
         self.num_slots = (num_bytes - 2 * _PAGE) // (slot_bytes + _RECORD_BYTES)
         if self.num_slots < 1:
             raise InputError(
-                field, f"{num_bytes:,} bytes of host memory hold no block of {slot_bytes:,} bytes."
+                "kv_host_memory",
+                f"{num_bytes:,} bytes of host memory hold no block of {slot_bytes:,} bytes: give "
+                "more kv_host_memory.",
             )
         table_bytes = -(-self.num_slots * _RECORD_BYTES // _PAGE) * _PAGE
         self._data_at = _PAGE + table_bytes

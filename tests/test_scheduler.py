@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from elinvar.base.config import DeltaConfig, KVSpec
 from elinvar.base.errors import InputError
 from elinvar.base.handling import NO_WISHES, Handling
+from elinvar.base.limits import TenantLimits
 from elinvar.base.plan import PlanItem, StepOutput, StepPlan, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.sched.policy import Deadline, Fair, FirstCome, Policy, Priority
@@ -628,3 +629,41 @@ def test_a_thousand_requests_leak_nothing(windows: tuple[int | None, ...]) -> No
     bench.nothing_leaked()
     assert bench.scheduler.num_preemptions > 0
     assert any(request.num_cached_tokens for request in bench.requests.values())
+
+
+def test_what_a_plan_is_yet_to_copy_is_not_found() -> None:
+    """y begins amid a cached block in the place of x1, which frees its tenant's budget, so that x0 takes
+    its place in the same plan. That is lost: the copy for y was never made."""
+    now = [0.0]
+    scheduler = Scheduler(
+        *([spec(None)], [40], 1, 64, 100, frozenset({EOS})),
+        policy=Priority(1.0),
+        tenants={"x": TenantLimits(max_running=1)},
+        clock=lambda: now[0],
+    )
+    executor = FakeExecutor((None,))
+
+    def add(name: str, prompt: list[int], tenant: str, priority: int) -> None:
+        now[0] += 0.001
+        handling = Handling(tenant, priority=priority)
+        scheduler.add(Request(name, prompt, params(30, ignore_eos=True), handling=handling))
+
+    def step() -> None:
+        plan = scheduler.plan()
+        scheduler.commit(plan, executor.execute(plan))
+
+    beginning = list(range(1, 11))
+    add("first", beginning, "y", 0)
+    for _ in range(31):
+        step()
+    assert not scheduler.has_work()
+    add("x1", [15] * 9, "x", 0)
+    for _ in range(3):
+        step()
+    add("y", [*beginning[:6], 12, 13, 14], "y", 5)
+    add("x0", [16] * 9, "x", 50)
+    plan = scheduler.plan()
+    assert [start.request_id for start in plan.started] == ["y", "x0"] and plan.copies
+    [copy] = plan.copies
+    node = scheduler.kv.pools[0].node(copy.target)
+    assert node is None

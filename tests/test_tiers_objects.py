@@ -86,7 +86,7 @@ def test_what_is_written_is_read_by_whoever_comes_after(tier: ObjectTier) -> Non
     assert tier.has(keys) == [False] * 100 and read(tier, keys[0], 10) is None
     for i in range(0, 100, 2):
         tier.write(keys[i], memoryview(bytes([i]) * (i + 1)))
-    other = ObjectTier(tier.name)
+    other = ObjectTier(tier._url)
     assert other.has(keys) == [i % 2 == 0 for i in range(100)]
     for i in range(100):
         assert read(other, keys[i], i + 1) == (None if i % 2 else bytes([i]) * (i + 1))
@@ -177,7 +177,7 @@ def test_what_is_missing_is_said_with_its_remedy(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InputError, match="pip install gcsfs"):
         ObjectTier("gs://bucket/prefix")
     with pytest.raises(InputError, match=r"nosuch://x is no place for objects: .*nosuch"):
-        ObjectTier("nosuch://x")
+        ObjectTier("nosuch://me:hidden@x")
     monkeypatch.setitem(sys.modules, "fsspec.core", None)
     with pytest.raises(InputError, match=r"pip install 'elinvar\[objects\]'"):
         ObjectTier("s3://bucket/prefix")

@@ -167,7 +167,7 @@ def test_below_host_memory_a_server_may_come_and_go(caplog: pytest.LogCaptureFix
         server.process.wait()
         assert sum(fetch(range(12))) <= 3
         assert [r.message for r in caplog.records if server.address in r.message] == [
-            f"{server.address}: reading fails, requests go on without it: "
+            "remote: reading fails, requests go on without it: "
             f"{server.address} cannot be used: Connection refused."
         ]
     with kv_server(port=server.port):

@@ -206,6 +206,8 @@ class CacheServer:
     def _put(self, line: Line, request: Request, key: bytes) -> None:
         if request.size > self.limits.max_value:
             raise WireError("the client sends more than a content may have")
+        if request.size < 1:  # takes no page, so that there might be ever more of them
+            raise WireError("the client sends a content of no bytes")
         deadline = self._deadline(request.size)
         with self._kept.writing(key, request.size, request.tag) as views:
             if views is not None:

@@ -119,10 +119,10 @@ def test_a_frame_that_claims_to_be_huge_is_not_unfolded() -> None:
     assert not tier.has([b"k"])[0]
 
 
-def test_over_a_server_and_over_objects(tmp_path: Path) -> None:
+def test_over_a_server_and_over_objects() -> None:
     content = floats(100_000, "bf16")
     with kv_server() as server:
-        places = [f"packed+{server.address}", f"packed+file://{tmp_path}"]
+        places = [f"packed+{server.address}", "packed+memory://x"]
         for tier in (open_tier(place) for place in places):
             assert isinstance(tier, PackedTier)
             for key in (b"a", b"b"):

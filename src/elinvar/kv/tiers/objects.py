@@ -6,9 +6,7 @@ It gives nothing up: what a bucket keeps, and for how long, are the bucket's own
 from __future__ import annotations
 
 import asyncio
-import os
 import struct
-import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
@@ -35,7 +33,6 @@ class ObjectTier:
         self.name, self._url, self._timeout = "objects", without_user(url), timeout
         self._fs, root = _open(url, options)
         self._root = root.rstrip("/")
-        self._local = "file" in _protocols(self._fs)
 
     def has(self, keys: Sequence[bytes]) -> list[bool]:
         paths = [self._path(key) for key in keys]
@@ -64,14 +61,8 @@ class ObjectTier:
         return len(content)
 
     def write(self, key: bytes, data: memoryview) -> None:
-        path, body = self._path(key), _header(key, data) + data
-        if not self._local:  # a store shows an object once it has all of it
-            self._do("pipe_file", path, body)
-            return
-        unfinished = f"{path}.{os.getpid()}-{threading.get_ident()}"
-        self._do("makedirs", path.rpartition("/")[0], exist_ok=True)
-        self._do("pipe_file", unfinished, body)
-        self._do("mv", unfinished, path)
+        # A store shows an object once it has all of it.
+        self._do("pipe_file", self._path(key), _header(key, data) + data)
 
     def drop(self, key: bytes) -> None:
         self._do("rm_file", self._path(key))
@@ -143,8 +134,8 @@ def _open(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     except Exception as error:  # whatever a store's library raises
         why = without_user(str(error))
         raise InputError("tier", f"{shown} is no place for objects: {why}.") from None
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    if "file" in protocols:
+        # Its files would be everybody's to read, and nothing would bound them.
+        raise InputError("tier", f"{shown} is a folder: give the folder itself, without 'file://'.")
     return fs, root
-
-
-def _protocols(fs: Any) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

@@ -223,6 +223,11 @@ def test_a_port_that_is_taken_is_one_sentence() -> None:
         assert_fails(run("kv-server", "--port", port), 1, str(port), "--port")
 
 
+@pytest.mark.parametrize("memory", ["500T", "900000000T"])
+def test_more_memory_than_there_is_is_one_sentence(memory: str) -> None:
+    assert_fails(run("kv-server", "--port", "0", "--memory", memory), 1, "memory", "--memory less")
+
+
 def test_a_short_secret_is_none(tmp_path: os.PathLike[str]) -> None:
     path = os.path.join(tmp_path, "secret")
     with open(path, "w") as file:

@@ -543,7 +543,7 @@ def test_ten_thousand_operations_and_deaths(
         if rng.random() < 0.01 and bench.alive:
             bench.scheduler.preempt(rng.choice(list(bench.alive)))
         if number % 500 == 0:
-            kill_threads()
+            kill_threads(tiers)
         far.fail = DOWN if number % 2000 > 1000 else None
         (far.gate.clear if number % 3000 > 2700 else far.gate.set)()
         plan = bench.scheduler.plan()

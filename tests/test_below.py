@@ -74,6 +74,7 @@ class FakeTiers:
         self.asked: set[bytes] = set()
         self.tickets: dict[FakeTicket, None] = {}
         self.num_given = 0
+        self.ask_s = 0.0
 
     def bad(self) -> bool:
         return self.rng.random() < self.badness
@@ -423,6 +424,18 @@ def test_what_was_given_up_comes_back() -> None:
     assert request.num_cached_tokens == 16
     assert request.ledger.cached == {"host": 16}
     assert bench.tiers.num_given == 4
+
+
+@pytest.mark.parametrize("ask_s", [0.5, 2.0])
+def test_what_is_computed_before_tiers_answer_is_not_asked_for(ask_s: float) -> None:
+    bench, _ = returning(blocks=8)
+    below = bench.scheduler.kv._below
+    assert below is not None
+    below.compute_s = lambda start, end: 1.0
+    bench.tiers.ask_s, bench.tiers.host = ask_s, {}
+    bench.tiers.asked.clear()
+    bench.finish_all()
+    assert bool(bench.tiers.asked) == (ask_s < 1)
 
 
 def test_blocks_that_were_superseded_are_forgotten() -> None:

@@ -164,7 +164,9 @@ def test_a_price_is_measured_before_anything_relies_on_it(make: Make) -> None:
     tiers = make(far, clock=clock)
     assert tiers.predict([], []) == 0
     assert tiers.predict([1], [1000]) == float("inf")
+    assert tiers.ask_s == 0
     ask(tiers, 1)
+    assert 0 < tiers.ask_s < 1
     wait_for(lambda: tiers.predict([1], [1000]) < 1)
     assert tiers.predict([1], [10**9]) > tiers.predict([1], [10**6])
     assert tiers.predict([1], [0]) < tiers.predict([1], [10**6])

@@ -75,7 +75,7 @@ def test_a_request_alone() -> None:
     assert report["causes_ns"] == {"queued": {"step": 3_500_000_000}}
     assert report["prefill"] == {"chunks": 3, "tokens": 20}
     assert (report["steps"], report["largest_batch"]) == (5, 1)
-    assert report["cached_tokens"] == {"memory": 0} and report["preemptions"] == {}
+    assert report["cached_tokens"] == {} and report["preemptions"] == {}
     assert [(e["at_ns"], e["state"]) for e in report["events"]] == [
         (0, "queued"),
         (3_500_000_000, "prefill"),

@@ -75,6 +75,7 @@ class FakeTiers:
         self.asked: set[bytes] = set()
         self.tickets: dict[FakeTicket, None] = {}
         self.num_given = 0
+        self.ask_s = 0.0
 
     def bad(self) -> bool:
         return self.rng.random() < self.badness
@@ -426,6 +427,18 @@ def test_what_was_given_up_comes_back() -> None:
     assert bench.tiers.num_given == 4
 
 
+@pytest.mark.parametrize("ask_s", [0.5, 2.0])
+def test_what_is_computed_before_tiers_answer_is_not_asked_for(ask_s: float) -> None:
+    bench, _ = returning(blocks=8)
+    below = bench.scheduler.kv._below
+    assert below is not None
+    below.compute_s = lambda start, end: 1.0
+    bench.tiers.ask_s, bench.tiers.host = ask_s, {}
+    bench.tiers.asked.clear()
+    bench.finish_all()
+    assert bool(bench.tiers.asked) == (ask_s < 1)
+
+
 def test_blocks_that_were_superseded_are_forgotten() -> None:
     """Turn after turn each answer's end, saved while the engine was idle, becomes part of a block."""
     bench = BelowBench(blocks=40, badness=0.0, room=10_000)
@@ -543,7 +556,7 @@ def test_ten_thousand_operations_and_deaths(
         if rng.random() < 0.01 and bench.alive:
             bench.scheduler.preempt(rng.choice(list(bench.alive)))
         if number % 500 == 0:
-            kill_threads()
+            kill_threads(tiers)
         far.fail = DOWN if number % 2000 > 1000 else None
         (far.gate.clear if number % 3000 > 2700 else far.gate.set)()
         plan = bench.scheduler.plan()

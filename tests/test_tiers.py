@@ -1,5 +1,6 @@
 """Tiers over tiers that fail, lie, hang and die: callers never wait, nothing is lost track of."""
 
+import itertools
 import logging
 import os
 import threading
@@ -13,7 +14,7 @@ from elinvar.kv.tiers.disk import DiskTier
 from elinvar.kv.tiers.hierarchy import HOST, NOWHERE, UNKNOWN, Tiers
 from elinvar.kv.tiers.host import HostTier
 from elinvar.kv.tiers.ticket import Ticket
-from tiers import DOWN, SIZES, FakeTier, content, key, kill_threads, size, wait_for
+from tiers import DOWN, SIZES, FakeTier, content, key, kill_threads, new_threads, size, wait_for
 
 MB = 1 << 20
 SMALL = 400_000
@@ -36,6 +37,7 @@ Make = Callable[..., Tiers]
 @pytest.fixture
 def make() -> Iterator[Make]:
     made: list[Tiers] = []
+    others = threading.enumerate()
     gates: list[FakeTier] = []
 
     def build(*lower: FakeTier | DiskTier, num_bytes: int = SMALL, **more: object) -> Tiers:
@@ -48,7 +50,7 @@ def make() -> Iterator[Make]:
         tier.gate.set()
     for tiers in made:
         tiers.close()
-    wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("elinvar-")])
+    wait_for(lambda: not new_threads(others))
 
 
 def put(tiers: Tiers, *numbers: int) -> None:
@@ -162,7 +164,9 @@ def test_a_price_is_measured_before_anything_relies_on_it(make: Make) -> None:
     tiers = make(far, clock=clock)
     assert tiers.predict([], []) == 0
     assert tiers.predict([1], [1000]) == float("inf")
+    assert tiers.ask_s == 0
     ask(tiers, 1)
+    assert 0 < tiers.ask_s < 1
     wait_for(lambda: tiers.predict([1], [1000]) < 1)
     assert tiers.predict([1], [10**9]) > tiers.predict([1], [10**6])
     assert tiers.predict([1], [0]) < tiers.predict([1], [10**6])
@@ -303,14 +307,18 @@ def test_dead_threads_are_replaced(make: Make, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
     far = FakeTier()
     far.contents[key(1)] = content(1)
+    others = threading.enumerate()
     tiers = make(far)
-    kill_threads()
-    for n in range(2, 8):
-        put(tiers, n)
-        time.sleep(0.01)
+    old = kill_threads(tiers)
+    for n in itertools.count(2):
+        if not any(thread.is_alive() for thread in old):
+            break
+        put(tiers, n)  # which wakes one that still lives
+        time.sleep(0.001)
+    put(tiers, 10_000)  # and this has all that died replaced
     assert tiers.flush()
     assert fetched(tiers, 1).num_ready == 1
-    assert len([t for t in threading.enumerate() if t.name == "elinvar-fake"]) == 3
+    assert len(new_threads(others)) == 3
 
 
 def test_host_memory_full_of_pins_ends_tickets_early(make: Make) -> None:

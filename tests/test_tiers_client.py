@@ -204,8 +204,19 @@ def test_a_closed_tier_says_so(tier: RemoteTier) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["", "tcp://", "tcp://h", "tcp://h:x", "tcp://h:70000", "tcp://:1", "tcp://h:1/p", "udp://h:1"],
+    [
+        "",
+        "tcp://",
+        "tcp://h",
+        "tcp://h:x",
+        "tcp://h:70000",
+        "tcp://:1",
+        "tcp://h:1/p",
+        "udp://h:1",
+        "tcp://me:hidden@h:1",
+    ],
 )
 def test_an_address_that_is_none(address: str) -> None:
-    with pytest.raises(InputError, match=r"tcp://host:port"):
+    with pytest.raises(InputError, match=r"tcp://host:port") as caught:
         RemoteTier(address)
+    assert "hidden" not in str(caught.value)

@@ -150,6 +150,20 @@ def test_a_folder_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
         DiskTier(tmp_path / "file", MB)
 
 
+def test_a_folder_that_was_there_is_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = tmp_path / "v1" / "new"
+    new.mkdir(parents=True)
+    for folder in (new, new.parent):
+        folder.chmod(0o755)
+    DiskTier(tmp_path, MB)
+    assert [folder.stat().st_mode & 0o777 for folder in (new, new.parent)] == [0o700, 0o700]
+    monkeypatch.setattr(os, "geteuid", lambda: new.stat().st_uid + 1)
+    with pytest.raises(InputError, match="belongs to another user: give kv_disk a folder"):
+        DiskTier(tmp_path, MB)
+
+
 def test_a_folder_that_vanishes_is_made_again(tmp_path: Path) -> None:
     disk = DiskTier(tmp_path / "kv", MB)
     write(disk, 1)

@@ -87,7 +87,9 @@ def test_a_segment_of_something_else_is_emptied(path: Path, other: tuple) -> Non
 
 def test_a_file_of_rubbish_is_emptied(path: Path) -> None:
     path.write_bytes(os.urandom(MB))
+    path.chmod(0o644)
     host = HostTier(path, MB, SIZES)
+    assert path.stat().st_mode & 0o777 == 0o600
     assert not host.contents()
     assert put(host, 1)
     assert get(host, 1)

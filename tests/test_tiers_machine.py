@@ -19,7 +19,7 @@ from elinvar.kv.tiers.disk import DiskTier
 from elinvar.kv.tiers.hierarchy import HOST, Tiers
 from elinvar.kv.tiers.host import HostTier
 from elinvar.kv.tiers.ticket import Ticket
-from tiers import DOWN, SIZES, FakeTier, content, key, kill_threads, size, wait_for
+from tiers import DOWN, SIZES, FakeTier, content, key, kill_threads, new_threads, size, wait_for
 
 NUMBERS = st.integers(0, 19)
 HOST_BYTES = 400_000
@@ -34,6 +34,7 @@ class TiersMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.others = threading.enumerate()
         self.folder = Path(tempfile.mkdtemp())
         self.segment = Path(f"/dev/shm/elinvar-test-{os.getpid()}-{time.monotonic_ns()}")
         self.far = FakeTier("far")
@@ -145,7 +146,7 @@ class TiersMachine(RuleBasedStateMachine):
     @rule()
     def kill(self) -> None:
         self.settle()
-        kill_threads()
+        kill_threads(self.tiers)
 
     @rule()
     def restart(self) -> None:
@@ -169,8 +170,7 @@ class TiersMachine(RuleBasedStateMachine):
             with contextlib.suppress(FileNotFoundError):  # evicted meanwhile
                 held += path.stat().st_size
         assert held <= DISK_BYTES
-        names = [t.name for t in threading.enumerate() if t.name.startswith("elinvar-")]
-        assert len(names) <= 4
+        assert len(new_threads(self.others)) <= 4
 
     def stop(self) -> None:
         for ticket, _ in self.tickets:

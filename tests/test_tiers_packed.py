@@ -12,7 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from elinvar.base.config import EngineConfig, KVSpec
 from elinvar.base.errors import InputError
+from elinvar.engine.below import open_tiers
 from elinvar.kv.tiers.objects import ObjectTier
 from elinvar.kv.tiers.packed import PackedTier
 from elinvar.kv.tiers.places import open_tier
@@ -117,10 +119,10 @@ def test_a_frame_that_claims_to_be_huge_is_not_unfolded() -> None:
     assert not tier.has([b"k"])[0]
 
 
-def test_over_a_server_and_over_objects(tmp_path: Path) -> None:
+def test_over_a_server_and_over_objects() -> None:
     content = floats(100_000, "bf16")
     with kv_server() as server:
-        places = [f"packed+{server.address}", f"packed+file://{tmp_path}"]
+        places = [f"packed+{server.address}", "packed+memory://x"]
         for tier in (open_tier(place) for place in places):
             assert isinstance(tier, PackedTier)
             for key in (b"a", b"b"):
@@ -160,3 +162,13 @@ def test_places_and_what_they_mean(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match=r"pip install 'elinvar\[packed\]'"):
         open_tier("packed+memory://x")
+
+
+def test_names_tell_kinds_and_no_addresses(tmp_path: Path) -> None:
+    places = (f"{tmp_path}/a", f"{tmp_path}/b", "tcp://h:1", "packed+tcp://h:2", f"{tmp_path}/c")
+    config = EngineConfig(kv_host_memory=1 << 20, kv_disk_size=1 << 20, kv_tiers=places)
+    tiers = open_tiers(config, [KVSpec("full", (0,), 1, 16)], "model", 0)
+    assert tiers is not None
+    tiers.close()
+    assert tiers.names == ["host", "disk", "disk-2", "remote", "remote-2", "disk-3"]
+    assert [stats.name for stats in tiers.stats()] == tiers.names

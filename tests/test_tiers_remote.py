@@ -167,7 +167,7 @@ def test_below_host_memory_a_server_may_come_and_go(caplog: pytest.LogCaptureFix
         server.process.wait()
         assert sum(fetch(range(12))) <= 3
         assert [r.message for r in caplog.records if server.address in r.message] == [
-            f"{server.address}: reading fails, requests go on without it: "
+            "remote: reading fails, requests go on without it: "
             f"{server.address} cannot be used: Connection refused."
         ]
     with kv_server(port=server.port):
@@ -221,6 +221,11 @@ def test_a_port_that_is_taken_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert_fails(run("kv-server", "--port", port), 1, str(port), "--port")
+
+
+@pytest.mark.parametrize("memory", ["500T", "900000000T"])
+def test_more_memory_than_there_is_is_one_sentence(memory: str) -> None:
+    assert_fails(run("kv-server", "--port", "0", "--memory", memory), 1, "memory", "--memory less")
 
 
 def test_a_short_secret_is_none(tmp_path: os.PathLike[str]) -> None:

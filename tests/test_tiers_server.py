@@ -93,6 +93,13 @@ def test_slow_clients_are_cut_off_wherever_they_stop(server: CacheServer, tier: 
     assert server._kept.num_free_pages == server._kept.num_pages
 
 
+def test_a_content_of_no_bytes_is_refused(server: CacheServer) -> None:
+    with raw(server) as sock:
+        sock.sendall(Request(wire.PUT, 1, 0, 0, 7).pack() + b"k")
+        assert is_cut_off(sock)
+    assert server.stats()["contents"] == 0
+
+
 def test_a_client_that_does_not_read_its_answer_is_cut_off(
     server: CacheServer, tier: RemoteTier
 ) -> None:

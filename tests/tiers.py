@@ -6,8 +6,9 @@ import ctypes
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+from elinvar.kv.tiers.hierarchy import Tiers
 from elinvar.kv.tiers.tier import TierError
 
 SIZES = (3_000, 20_000, 70_000)
@@ -32,13 +33,20 @@ def wait_for(condition: Callable[[], object], limit_s: float = 20.0) -> None:
         time.sleep(0.001)
 
 
-def kill_threads() -> None:
-    """Each dies of the next thing that it does."""
-    for thread in threading.enumerate():
-        if thread.name.startswith("elinvar-") and thread.is_alive():
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
-            )
+def new_threads(others: Collection[threading.Thread]) -> list[threading.Thread]:
+    """Of tiers, that are alive and none of `others`: a test before may have left some that hang."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("elinvar-")]
+    return [thread for thread in threads if thread not in others]
+
+
+def kill_threads(tiers: Tiers) -> list[threading.Thread]:
+    """Each dies of the next thing that it does. Returns them."""
+    threads = [thread for lane in tiers._lanes for thread in lane._threads if thread.is_alive()]
+    for thread in threads:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+        )
+    return threads
 
 
 class FakeTier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,12 +40,15 @@ def open_tiers(
         [spec.block_bytes for spec in specs],
         identity.encode(),
     )
-    lower = []
+    lower, kinds = [], Counter[str]()
     try:
         item = 4 if config.kv_dtype == "f32" else 2
         for url in config.kv_tiers:
             tier = open_tier(url, config.kv_disk_size, item_bytes=item, field="kv_tiers")
             lower.append(tier)
+            kinds[tier.name] += 1
+            if (number := kinds[tier.name]) > 1:
+                tier.name = f"{tier.name}-{number}"
         return Tiers(host, lower)
     except BaseException:
         for tier in lower:

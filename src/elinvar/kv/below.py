@@ -166,17 +166,21 @@ class Below:
             lookup.end()
             return found
         last = len(self._tiers.names) - 1
-        if lookup.asked or not self._ask(lookup, best(UNKNOWN, last), levels):
-            self._fetch(lookup, best(HOST, last), levels, found.num_tokens)
+        known = found.num_tokens
+        if lookup.asked or not self._ask(lookup, best(UNKNOWN, last), levels, known):
+            self._fetch(lookup, best(HOST, last), levels, known)
         return self.search(lookup, root, token_ids, found)
 
-    def _ask(self, lookup: Lookup, hoped: Found, levels: _Levels) -> bool:
-        """Ask the tiers for what nobody knows of; whether there is something to ask."""
+    def _ask(self, lookup: Lookup, hoped: Found, levels: _Levels, known: int) -> bool:
+        """Ask the tiers for what nobody knows of; whether there is something to ask that is not
+        computed in less time than they take to answer."""
         lookup.asked = True
         unknown = [n for n in self._match.needed(hoped) if levels.of(*n) == UNKNOWN]
-        if unknown:
-            lookup.ticket = self._tiers.ask(*self._keys(unknown))
-        return bool(unknown)
+        most = self.compute_s(known, hoped.num_tokens) or math.inf
+        if not unknown or most < self._tiers.ask_s:
+            return False
+        lookup.ticket = self._tiers.ask(*self._keys(unknown))
+        return True
 
     def _fetch(self, lookup: Lookup, there: Found, levels: _Levels, known: int) -> None:
         """Have it brought up where that is quicker than to compute it."""

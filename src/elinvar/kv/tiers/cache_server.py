@@ -53,11 +53,12 @@ class Limits:
 
 
 class CacheServer:
-    """Listens from its construction on (raises OSError), answers within `run`."""
+    """Listens from its construction on (raises OSError; InputError where there is not so much
+    memory), answers within `run`."""
 
     def __init__(self, host: str, port: int, limits: Limits, secret: bytes | None = None) -> None:
         self.limits, self._secret = limits, secret
-        self._kept = PagedLRU(limits.max_bytes)
+        self._kept = _room(limits.max_bytes)
         self._lines: dict[Line, bool] = {}
         """Those open, and whether each waits for a request."""
         self._counts: Counter[str] = Counter()
@@ -206,6 +207,8 @@ class CacheServer:
     def _put(self, line: Line, request: Request, key: bytes) -> None:
         if request.size > self.limits.max_value:
             raise WireError("the client sends more than a content may have")
+        if request.size < 1:  # takes no page, so that there might be ever more of them
+            raise WireError("the client sends a content of no bytes")
         deadline = self._deadline(request.size)
         with self._kept.writing(key, request.size, request.tag) as views:
             if views is not None:
@@ -224,6 +227,15 @@ class CacheServer:
     def _stats(self, line: Line, request: Request) -> None:
         body = json.dumps(self.stats()).encode()
         line.send([Answer(wire.OK, len(body)).pack(), body], self._deadline())
+
+
+def _room(max_bytes: int) -> PagedLRU:
+    try:
+        return PagedLRU(max_bytes)
+    except (OSError, OverflowError, MemoryError):
+        raise InputError(
+            "memory", f"This machine has no {max_bytes:,} bytes of memory: give --memory less."
+        ) from None
 
 
 def _skip(line: Line, num_bytes: int, deadline: float) -> None:

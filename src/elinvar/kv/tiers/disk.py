@@ -66,6 +66,8 @@ class DiskTier:
         self._numbers = itertools.count()
         try:
             self._make_folder(self._new)
+            for place in (self._folder, self._new):
+                _claim(place, field)
             self._remove_leftovers()
         except OSError as error:
             raise InputError(
@@ -223,6 +225,22 @@ class DiskTier:
             yield
         except OSError as error:
             raise TierError(f"{self._folder}: {error.strerror}") from error
+
+
+def _claim(folder: Path, field: str) -> None:
+    """Nobody else may read a folder that was there already. Raises InputError for another's."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        status = os.fstat(file)
+        if status.st_uid != os.geteuid():
+            raise InputError(
+                field,
+                f"{folder} belongs to another user: give {field} a folder of this user's own.",
+            )
+        if status.st_mode & 0o077:
+            os.fchmod(file, 0o700)
+    finally:
+        os.close(file)
 
 
 def _name(path: str) -> str:

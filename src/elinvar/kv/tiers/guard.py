@@ -70,6 +70,12 @@ class Guarded:
             self._is_priced = True
             return self._cost.seconds(num_bytes)
 
+    @property
+    def ask_s(self) -> float:
+        """Seconds that an answer to `has` takes; 0 before there was one, or where it is unwell."""
+        with self._lock:
+            return self._cost.latency if self._reading.is_well else 0.0
+
     def rest(self, is_to_write: bool) -> float | None:
         """Seconds until it is time for a trial, or to try to write again; None: nothing is to come."""
         with self._lock:

@@ -90,6 +90,11 @@ class Tiers:
                 self._answered(ticket)
         return ticket
 
+    @property
+    def ask_s(self) -> float:
+        """Seconds until an `ask` should be answered, from what recent ones took."""
+        return max((lane.tier.ask_s for lane in self._lanes), default=0.0)
+
     def predict(self, levels: Sequence[int], sizes: Sequence[int]) -> float:
         """Seconds until contents that are at `levels`, as of `where`, could be read by `get`, and to
         read them: from what recent moves took, and what is queued. Infinity where a level is

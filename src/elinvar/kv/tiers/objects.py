@@ -6,15 +6,13 @@ It gives nothing up: what a bucket keeps, and for how long, are the bucket's own
 from __future__ import annotations
 
 import asyncio
-import os
 import struct
-import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
 from elinvar.base.errors import InputError
-from elinvar.kv.tiers.tier import TierError
+from elinvar.kv.tiers.tier import TierError, without_user
 from elinvar.kv.tiers.wire import content_tag
 
 _HEADER = struct.Struct("<4sBxxxQ")
@@ -32,10 +30,9 @@ class ObjectTier:
 
     def __init__(self, url: str, *, timeout: float = 30.0, **options: Any) -> None:
         """Raises InputError where a package is missing or the URL is none."""
-        self.name, self._timeout = url, timeout
+        self.name, self._url, self._timeout = "objects", without_user(url), timeout
         self._fs, root = _open(url, options)
         self._root = root.rstrip("/")
-        self._local = "file" in _protocols(self._fs)
 
     def has(self, keys: Sequence[bytes]) -> list[bool]:
         paths = [self._path(key) for key in keys]
@@ -64,14 +61,8 @@ class ObjectTier:
         return len(content)
 
     def write(self, key: bytes, data: memoryview) -> None:
-        path, body = self._path(key), _header(key, data) + data
-        if not self._local:  # a store shows an object once it has all of it
-            self._do("pipe_file", path, body)
-            return
-        unfinished = f"{path}.{os.getpid()}-{threading.get_ident()}"
-        self._do("makedirs", path.rpartition("/")[0], exist_ok=True)
-        self._do("pipe_file", unfinished, body)
-        self._do("mv", unfinished, path)
+        # A store shows an object once it has all of it.
+        self._do("pipe_file", self._path(key), _header(key, data) + data)
 
     def drop(self, key: bytes) -> None:
         self._do("rm_file", self._path(key))
@@ -102,11 +93,11 @@ class ObjectTier:
             return None
         except TimeoutError:
             raise TierError(
-                f"{self.name} cannot be used: no answer within {self._timeout:g} s."
+                f"{self._url} cannot be used: no answer within {self._timeout:g} s."
             ) from None
         except Exception as error:  # whatever a store's library raises
-            why = str(error).rstrip(".") or type(error).__name__
-            raise TierError(f"{self.name} cannot be used: {why}.") from error
+            why = without_user(str(error)).rstrip(".") or type(error).__name__
+            raise TierError(f"{self._url} cannot be used: {why}.") from error
 
     async def _exist(self, paths: Sequence[str]) -> list[bool]:
         turns = asyncio.Semaphore(_AT_ONCE)
@@ -131,19 +122,20 @@ def _open(url: str, options: dict[str, Any]) -> tuple[Any, str]:
         core = import_module("fsspec.core")
     except ImportError:
         raise InputError(
-            "tier", f"{url} needs the package fsspec: pip install 'elinvar[objects]'."
+            "tier", f"{without_user(url)} needs the package fsspec: pip install 'elinvar[objects]'."
         ) from None
-    protocol = url.partition("://")[0]
+    protocol, shown = url.partition("://")[0], without_user(url)
     try:
         # A listing that is kept would go on saying what was there.
         fs, root = core.url_to_fs(url, use_listings_cache=False, **options)
     except ImportError as error:
         package = _PACKAGES.get(protocol, error.name or "the one that fsspec names for it")
-        raise InputError("tier", f"{url} needs a package: pip install {package}.") from None
+        raise InputError("tier", f"{shown} needs a package: pip install {package}.") from None
     except Exception as error:  # whatever a store's library raises
-        raise InputError("tier", f"{url} is no place for objects: {error}.") from error
+        why = without_user(str(error))
+        raise InputError("tier", f"{shown} is no place for objects: {why}.") from None
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    if "file" in protocols:
+        # Its files would be everybody's to read, and nothing would bound them.
+        raise InputError("tier", f"{shown} is a folder: give the folder itself, without 'file://'.")
     return fs, root
-
-
-def _protocols(fs: Any) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

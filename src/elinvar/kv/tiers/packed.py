@@ -39,7 +39,7 @@ class PackedTier:
 
     def __init__(self, tier: SizedTier, item_bytes: int) -> None:
         """Raises InputError where the package that compresses is missing."""
-        self.name = f"packed+{tier.name}"
+        self.name = tier.name
         self._tier, self._item_bytes = tier, item_bytes
         self._zstd = _import_zstd()
 

@@ -52,4 +52,4 @@ def _open_sized(url: str) -> SizedTier:
         from elinvar.kv.tiers.objects import ObjectTier
 
         return ObjectTier(url)
-    raise InputError("tier", f"Only tcp:// and URLs for objects can be packed, not {url!r}.")
+    raise InputError("tier", "Only tcp:// and URLs for objects can be packed, not a folder.")

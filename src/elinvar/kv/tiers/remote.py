@@ -14,7 +14,7 @@ from elinvar.base.errors import InputError
 from elinvar.kv.tiers import wire
 from elinvar.kv.tiers.connection import Connection
 from elinvar.kv.tiers.line import WireError
-from elinvar.kv.tiers.tier import TierError
+from elinvar.kv.tiers.tier import TierError, without_user
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class RemoteTier:
         timeout: float = 5.0,
     ) -> None:
         """Connects at the first call. Raises InputError for an address that is none."""
-        self.name = address
+        self.name, self._address = "remote", address
         self._host, self._port = parse_address(address)
         self._secret, self._timeout = secret, timeout
         self._slots = threading.BoundedSemaphore(connections)
@@ -144,7 +144,7 @@ class RemoteTier:
             self._why = why
 
     def _error(self, why: str) -> TierError:
-        return TierError(f"{self.name} cannot be used: {why}.")
+        return TierError(f"{self._address} cannot be used: {why}.")
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -156,6 +156,8 @@ def parse_address(address: str) -> tuple[str, int]:
         host = port = None
     if not host or not port or address not in (f"tcp://{host}:{port}", f"tcp://[{host}]:{port}"):
         raise InputError(
-            "tier", f"{address!r} is no address of a cache server, write it as tcp://host:port."
+            "tier",
+            f"{without_user(address)!r} is no address of a cache server, write it as "
+            "tcp://host:port.",
         )
     return host, port

@@ -129,6 +129,7 @@ class Segment:
                 self._field,
                 f"{self._name} is not a file of this user: give {self._field} another file.",
             )
+        os.fchmod(self._file, 0o600)  # one that was there may have been anybody's to read
         found = os.pread(self._file, len(header), 0)
         if status.st_size == self._num_bytes and found == header:
             return False

@@ -3,12 +3,14 @@ out of date; it may only be gone, or damaged."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
 from elinvar.base.errors import ElinvarError
 
 MAX_KEY_BYTES = 64
+_USER_INFO = re.compile(r"(?<=://)[^/\s]*@")
 
 
 class TierError(ElinvarError):
@@ -20,6 +22,7 @@ class Tier(Protocol):
     without a limit. Raises TierError."""
 
     name: str
+    """By kind, as "disk": metrics and traces show it to everybody, so that it tells no address."""
 
     def has(self, keys: Sequence[bytes]) -> list[bool]: ...
 
@@ -34,3 +37,8 @@ class Tier(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def without_user(text: str) -> str:
+    """The text, its URLs without user and password: logs and errors repeat it."""
+    return _USER_INFO.sub("", text)

@@ -22,6 +22,8 @@ from elinvar.kv.pauses import Pauses
 from elinvar.kv.session import NO_HINTS, Account, Hints, NoSessionError, Session, SessionInfo
 from elinvar.kv.tree import Node
 
+MOST_NODES = 1 << 18
+"""Of a tenant's sessions together: 8 million tokens, whose names take some 200 MB."""
 MAX_SESSIONS = 4096
 """Of a tenant. One more takes the place of the one not used for longest, of those that pause."""
 
@@ -254,8 +256,7 @@ class Sessions:
     def _bound_paths(self, used: Session) -> None:
         """Names of contents that are long gone take memory, too: those not used for longest go."""
         sessions = used.account.sessions
-        most = 4096 + 8 * sum(pool.num_blocks for pool in self._kv.pools)
-        left = sum(len(one.path) for one in sessions.values()) - most
+        left = sum(len(one.path) for one in sessions.values()) - MOST_NODES
         if left > 0:
             for one in [one for one in sessions.values() if one is not used and not one.busy]:
                 left -= len(one.path)

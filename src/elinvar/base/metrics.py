@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class Load(Protocol):
     def sessions(self) -> SessionLoad: ...
 
 
-class Tier(Protocol):
+@dataclass(slots=True)
+class TierStats:
     """What a tier below the KV cache did since the start."""
 
     name: str
@@ -84,6 +86,8 @@ class Tier(Protocol):
     errors: int
     damaged: int
     lost: int
+    """Contents that were gone from host memory before this tier had them; for host memory, those it
+    had no room for."""
 
 
 class EngineMetrics:
@@ -91,7 +95,7 @@ class EngineMetrics:
 
     def __init__(self, load: Load) -> None:
         self.load = load
-        self.tiers: Callable[[], Sequence[Tier]] = lambda: ()
+        self.tiers: Callable[[], Sequence[TierStats]] = lambda: ()
         """Of what lies below the KV cache."""
         self.steps = 0
         self.prompt_tokens = 0

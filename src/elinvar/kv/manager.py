@@ -182,6 +182,8 @@ class KVManager:
                     taken.loads.append(BlockMove(group, table[index], key))
                     seq.num_published = min(seq.num_published, index)
         taken.start = [list(table) for table in seq.tables]
+        if not (taken.loads or prefix.is_below):
+            self.end_lookup(seq)  # nothing of what was fetched for it is waited for any more
         if self.prefix_cache:
             self._announce(seq, prefix)
         self._set_next_event(seq)

@@ -589,6 +589,8 @@ class Scheduler:
             assert request.status is Status.RUNNING
             assert request.num_computed_tokens < request.num_tokens < request.max_total_tokens
             assert request.num_computed_tokens <= request.kv.capacity
+            lookup = request.kv.lookup
+            assert request.is_loading or not (lookup and lookup.ticket), "pinned for nobody"
         for request in waiting:
             assert request.status is Status.WAITING
             assert request.row == -1 and request.num_computed_tokens == 0

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from threading import Lock, get_ident
 from typing import TypeVar
 
+from elinvar.base.metrics import TierStats
 from elinvar.kv.tiers.health import Cost, Health
 from elinvar.kv.tiers.known import Known
-from elinvar.kv.tiers.stats import TierStats
 from elinvar.kv.tiers.tier import Tier, TierError
 
 EXPLORE_S = 30.0

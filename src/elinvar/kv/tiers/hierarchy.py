@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from threading import Lock, Thread
 
+from elinvar.base.metrics import TierStats
 from elinvar.kv.tiers.guard import Guarded
 from elinvar.kv.tiers.health import Cost
 from elinvar.kv.tiers.host import HostTier
 from elinvar.kv.tiers.lane import Lane, Want
-from elinvar.kv.tiers.stats import TierStats
 from elinvar.kv.tiers.ticket import Ticket
 from elinvar.kv.tiers.tier import Tier
 

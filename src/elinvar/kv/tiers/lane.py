@@ -14,9 +14,9 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
+from elinvar.base.metrics import TierStats
 from elinvar.kv.tiers.guard import Guarded
 from elinvar.kv.tiers.host import Content, HostTier
-from elinvar.kv.tiers.stats import TierStats
 from elinvar.kv.tiers.ticket import Ticket
 
 _MOST_WANTED = 4096

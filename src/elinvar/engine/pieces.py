@@ -24,7 +24,7 @@ class Thought(NamedTuple):
 class Call(NamedTuple):
     """A call of a tool begins; its arguments follow, and end where the next piece is another's."""
 
-    index: int
+    number: int
     """0 for the first call of the answer."""
     id: str
     name: str
@@ -33,7 +33,7 @@ class Call(NamedTuple):
 class Arguments(NamedTuple):
     """More of a call's arguments: the pieces join to one JSON object."""
 
-    index: int
+    number: int
     text: str
 
 

@@ -58,7 +58,8 @@ def test_shares(dtype: str, heads: int, kv_heads: int, dim: int, switched: bool)
 
 def test_what_a_token_does_not_see_leaves_no_trace() -> None:
     rng = np.random.default_rng(1)
-    starts, table, positions = where = spans(rng, (100, 40))
+    where = spans(rng, (100, 40))
+    _, table, positions = where
     kv = cache(rng, "f32", 1, 16, latent=False)
     q = normal(rng, 40, 2, 16)
     before = shares(BASE, q[:20], kv, (np.array([0, 20], np.int32), table, positions[:20]))

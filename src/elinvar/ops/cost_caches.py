@@ -146,7 +146,9 @@ def block_shares(
     keys = sum(int(seen[a:b].max(initial=0)) for a, b in pairwise(query_start_loc))
     streamed = keys * kv.k.shape[1] * kv.vector_bytes
     added = 8 * int((-(-seen // BLOCK_SIZE)).sum())
-    return Cost(kv.dtype, streamed, streamed + q_THD.nbytes + added, 2 * heads * dim * int(seen.sum()))
+    return Cost(
+        kv.dtype, streamed, streamed + q_THD.nbytes + added, 2 * heads * dim * int(seen.sum())
+    )
 
 
 def causal_conv(

@@ -12,7 +12,7 @@ from openai.types import completion_create_params as completion_types
 from openai.types.chat import completion_create_params as chat_types
 
 from elinvar.base.errors import InputError
-from elinvar.server import prepare
+from elinvar.server import chats, prepare
 from elinvar.server.errors import ApiError
 from elinvar.server.schema import DEFAULTS, ChatRequest, CompletionRequest, decode
 
@@ -211,12 +211,11 @@ def test_messages_that_are_refused(message: dict[str, Any], param: str) -> None:
 
 
 def test_chat_options() -> None:
-    options = prepare.chat_options(
-        chat(chat_template_kwargs={"enable_thinking": False}, reasoning_effort="low")
-    )
+    given = chat(chat_template_kwargs={"enable_thinking": False}, reasoning_effort="low")
+    options = prepare.conversation(given).options
     assert options.variables == {"enable_thinking": False}
     assert options.reasoning_effort == "low"
-    assert prepare.chat_options(chat()).variables == {}
+    assert prepare.conversation(chat()).options.variables == {}
     for fields in ({"reasoning_effort": "very"}, {"chat_template_kwargs": [1]}):
         with pytest.raises(ApiError) as info:
             chat(**fields)
@@ -226,7 +225,7 @@ def test_chat_options() -> None:
 def test_the_texts_of_parts_are_counted() -> None:
     parts = [{"type": "text", "text": "abc"}, {"type": "text", "text": "d"}]
     both = messages({"role": "user", "content": parts}, {"role": "user", "content": "efg"})
-    assert prepare.text_length(both) == 64 + 4 + 64 + 3
+    assert chats.text_length(both) == 64 + 4 + 64 + 3
 
 
 def test_no_messages() -> None:
@@ -275,13 +274,13 @@ def test_limits() -> None:
 
 
 def test_room() -> None:
-    assert prepare.fit(None, None, 90, 100, "messages") == 10
-    assert prepare.fit(None, 16, 90, 100, "prompt") == 10
-    assert prepare.fit(None, 16, 50, 100, "prompt") == 16
-    assert prepare.fit(10, 16, 90, 100, "prompt") == 10
+    assert chats.fit(None, None, 90, 100, "messages") == 10
+    assert chats.fit(None, 16, 90, 100, "prompt") == 10
+    assert chats.fit(None, 16, 50, 100, "prompt") == 16
+    assert chats.fit(10, 16, 90, 100, "prompt") == 10
     for limit, num_prompt in [(11, 90), (None, 100), (5, 100)]:
         with pytest.raises(ApiError) as info:
-            prepare.fit(limit, 16, num_prompt, 100, "prompt")
+            chats.fit(limit, 16, num_prompt, 100, "prompt")
         assert info.value.code == "context_length_exceeded"
         assert "100 tokens" in info.value.message
         assert str(num_prompt) in info.value.message

@@ -6,8 +6,6 @@ they are not served yet. No engine and no HTTP here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from elinvar.base.config import PolicyName
@@ -15,7 +13,8 @@ from elinvar.base.errors import InputError
 from elinvar.base.handling import Handling
 from elinvar.base.sampling import MAX_LOGPROBS, SINKS, SamplingParams
 from elinvar.engine.chat import ChatOptions
-from elinvar.server.errors import bad_request, invalid_value, not_supported, too_long
+from elinvar.server.chats import Conversation, Wanted
+from elinvar.server.errors import bad_request, invalid_value, not_supported
 from elinvar.server.schema import DEFAULTS, ChatRequest, CompletionRequest, Message
 
 MAX_CHOICES = 128
@@ -30,24 +29,11 @@ Prompt = str | list[int]
 Number = TypeVar("Number", int, float)
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a request asks of every prompt."""
-
-    n: int
-    max_tokens: int | None
-    """What the client allows in one answer; None where it did not say."""
-    params: SamplingParams
-    """All but max_tokens, which depends on the prompt."""
-    stream_usage: bool
-    """Whether a stream ends with a usage chunk."""
-
-
 def wanted(request: ChatRequest | CompletionRequest) -> Wanted:
     """Everything but the prompt, checked. Raises ApiError or InputError naming the field."""
     check_supported(request)
     params = sampling_params(request, 1, num_logprobs(request))
-    return Wanted(num_choices(request), token_limit(request), params, stream_usage(request))
+    return Wanted(num_choices(request), token_limit(request), params)
 
 
 def check_supported(request: ChatRequest | CompletionRequest) -> None:
@@ -68,18 +54,12 @@ def chat_messages(request: ChatRequest) -> list[dict[str, Any]]:
     return [_message(m, f"messages[{i}]") for i, m in enumerate(request.messages)]
 
 
-def chat_options(request: ChatRequest) -> ChatOptions:
-    """What the prompt is made from beside the messages."""
-    return ChatOptions(
+def conversation(request: ChatRequest) -> Conversation:
+    """What the prompt is made from."""
+    options = ChatOptions(
         variables=request.chat_template_kwargs or {}, reasoning_effort=request.reasoning_effort
     )
-
-
-def text_length(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Characters of the messages; each costs something even where it is empty."""
-    contents = [m["content"] for m in messages]
-    texts = [c if isinstance(c, str) else "".join(part["text"] for part in c) for c in contents]
-    return sum(len(text) + 64 for text in texts)
+    return Conversation(chat_messages(request), options=options)
 
 
 def _message(message: Message, path: str) -> dict[str, Any]:
@@ -180,21 +160,6 @@ def token_limit(request: ChatRequest | CompletionRequest) -> int | None:
             raise invalid_value("max_tokens", "Give max_tokens or max_completion_tokens, not both.")
     if limit is not None and limit < 1:
         raise invalid_value(name, f"{name} must be at least 1, got {limit}.")
-    return limit
-
-
-def fit(limit: int | None, default: int | None, num_prompt: int, context: int, param: str) -> int:
-    """max_tokens of one prompt of `num_prompt` tokens in a context of `context` tokens.
-
-    What the client asked for must fit; a default (None: as much as there is) is cut to what does.
-    """
-    room = context - num_prompt
-    if room < 1:
-        raise too_long(context, num_prompt, limit, param)
-    if limit is None:
-        return room if default is None else min(default, room)
-    if limit > room:
-        raise too_long(context, num_prompt, limit, param)
     return limit
 
 

@@ -106,6 +106,15 @@ def perplexities(reader: Reader, ids: Sequence[int], window: int, marks: Sequenc
         print(f"| {name} |", " | ".join(cells), "|", flush=True)
 
 
+def policies(base: SamplingParams, tokens: int) -> dict[str, SamplingParams]:
+    """What an answer may see: everything, or about so many tokens of the prompt."""
+    return {
+        "everything": base,
+        f"window {tokens}, 32 sinks": replace(base, attention_window=tokens),
+        f"budget {tokens}": replace(base, attention_budget=tokens),
+    }
+
+
 def needles(llm: LLM, filler: str, window: int, count: int, num_tokens: int) -> None:
     """A number at some depth of a text of `num_tokens`, asked for at its end: how often the answer
     begins with it."""
@@ -114,7 +123,6 @@ def needles(llm: LLM, filler: str, window: int, count: int, num_tokens: int) -> 
     print(f"| of {count} numbers, found at depth | 0 % | 25 % | 50 % | 75 % | 95 % |")
     print("| --- | --- | --- | --- | --- | --- |")
     base = SamplingParams(temperature=0, max_tokens=8)
-    narrow = replace(base, attention_window=window)
     asked: list[list[int]] = []
     numbers = [str(n) for n in rng.integers(10_000, 99_999, count)]
     depths = (0.0, 0.25, 0.5, 0.75, 0.95)
@@ -127,7 +135,7 @@ def needles(llm: LLM, filler: str, window: int, count: int, num_tokens: int) -> 
             text += tokenizer.decode(words[at + before : at + num_tokens])
             text += "\n\nQuestion: What is the secret number?\nAnswer: The secret number is"
             asked.append(tokenizer.encode(text))
-    for name, params in (("everything", base), (f"window {window}, 32 sinks", narrow)):
+    for name, params in policies(base, window).items():
         found = [
             numbers[i % count] in one.text for i, one in enumerate(llm.generate(asked, params))
         ]
@@ -140,10 +148,7 @@ def costs(llm: LLM, ids: Sequence[int], window: int) -> None:
     print("| sees | ms a token | blocks held |\n| --- | --- | --- |")
     base = SamplingParams(temperature=0, max_tokens=65, ignore_eos=True)
     pool = llm.engine.scheduler.kv.pools[0]
-    for name, params in (
-        ("everything", base),
-        (f"window {window}, 32 sinks", replace(base, attention_window=window)),
-    ):
+    for name, params in policies(base, window).items():
         times, held = [], 0
         for _ in llm.stream(list(ids), params):
             times.append(time.perf_counter())

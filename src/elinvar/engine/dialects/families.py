@@ -214,7 +214,7 @@ _FAMILIES = (
         "solar",
         Calls(
             (
-                Id("<|tool_call:begin|>"),
+                Id("<|tool_call:begin|>", needed=True),
                 "<|tool_call:name|>",
                 Name(),
                 "<|tool_call:args|>",

@@ -34,6 +34,7 @@ from elinvar.engine.dialects.words import (
     Part,
 )
 
+_ID = Regex("[A-Za-z0-9]{9}")
 Functions = Mapping[str, Mapping[str, Any]]
 
 
@@ -134,7 +135,7 @@ class _Grammars:
                     row += self.text(part.prefix + name)
                     row += [Regex(r":\d{1,3}")] if part.numbered else []
                 case Id():
-                    pass
+                    row += [*self.text(part.before), _ID] if part.needed else []
                 case Json():
                     row.append(arguments_grammar(schema))
                 case Function():

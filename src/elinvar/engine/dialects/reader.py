@@ -136,7 +136,7 @@ class AnswerReader:
         try:
             yield from self._calls(calls, bare=not opener)
             yield from source.space()
-            yield from source.accept(closer)
+            yield from source.accept(closer.strip())
         except MalformedError:
             text = source.give_back()
             self.pieces.say(text)

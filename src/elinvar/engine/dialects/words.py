@@ -44,9 +44,11 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Id:
-    """`before` and then the call's id; it may be missing."""
+    """`before` and then the call's id."""
 
     before: str
+    needed: bool = False
+    """Else it may be missing, and a grammar leaves it out."""
 
 
 @dataclass(frozen=True, slots=True)

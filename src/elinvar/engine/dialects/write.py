@@ -53,7 +53,7 @@ def _part(part: Part, call: Written) -> str:
         case Name():
             return call.id if part.numbered and call.id else part.prefix + call.name
         case Id():
-            return f"{part.before}{call.id}" if call.id else ""
+            return f"{part.before}{call.id or 'call'}" if call.id or part.needed else ""
         case Json():
             return _json(call.arguments)
         case Function():

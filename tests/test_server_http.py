@@ -370,10 +370,12 @@ import sys
 from elinvar.base.config import EngineConfig
 from elinvar.engine.aio import AsyncEngine
 from elinvar.engine.core import Engine
-from elinvar.server.app import create_app, serve
+from elinvar.server.app import create_app
+from elinvar.server.process import listen, serve
 
 core = Engine.load(sys.argv[1], EngineConfig(kv_memory=64 * 2**20))
-serve(create_app(AsyncEngine(core), "tiny"), port=int(sys.argv[2]))
+app = create_app(AsyncEngine(core), "tiny")
+sys.exit(serve(app, [listen("127.0.0.1", int(sys.argv[2]))], drain_s=float(sys.argv[3])))
 """
 
 
@@ -381,7 +383,7 @@ serve(create_app(AsyncEngine(core), "tiny"), port=int(sys.argv[2]))
 def test_signal_lets_open_streams_finish(tiny_gguf: Path, number: signal.Signals) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", SERVER, str(tiny_gguf), str(port)]
+    command = [sys.executable, "-c", SERVER, str(tiny_gguf), str(port), str(drain_s)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         url = f"http://127.0.0.1:{port}"

@@ -190,9 +190,10 @@ class UnloadAdapterRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SessionRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Of a session that there is, all but the id."""
+    """Of a session that there is, all but the id and the model."""
 
     id: str | None = None
+    model: str | None = None
     expect_return_s: float | None = None
     ttl_s: float | None = None
     pause_kind: str | None = None

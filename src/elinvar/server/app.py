@@ -158,6 +158,8 @@ def create_app(
     own: see create_models_app. settings: fields of Settings."""
     chosen = Settings(**settings)
     models = Models.of(Served.of(model_name, engine, chosen.max_waiting))
+    if trace is not None:
+        engine.engine.watchers.append(trace)
     return create_models_app(
         models, chosen, allow_adapter_loading=allow_adapter_loading, trace=trace
     )
@@ -182,9 +184,6 @@ def create_models_app(
         routes += AdapterRoutes(models, limit).routes()
     routes += ExplainRoutes(lambda: [s.service.explanations for s in models.loaded]).routes()
     routes += SessionRoutes(models, limit).routes()
-    if trace is not None:
-        for served in models.loaded:
-            served.core.watchers.append(trace)
 
     def more_metrics() -> bytes:
         return b"".join(served.core.metrics.expose() for served in models.loaded)

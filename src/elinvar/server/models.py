@@ -44,6 +44,11 @@ class Entry:
     users: int = 0
     last_used: float = 0.0
 
+    @classmethod
+    def loaded(cls, served: Served) -> Entry:
+        """One that is there from the start, and stays."""
+        return cls(served.name, _never, 0, served)
+
 
 class Models:
     """Names are those of models, of their aliases and of the LoRA adapters of those that are loaded."""
@@ -69,8 +74,7 @@ class Models:
 
     @classmethod
     def of(cls, served: Served) -> Models:
-        """One that is loaded, and stays."""
-        return cls([Entry(served.name, _never, 0, served)])
+        return cls([Entry.loaded(served)])
 
     # ---- names ------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import ssl
@@ -150,6 +151,8 @@ class Process(uvicorn.Server):
             self._leave()
         else:
             self.should_exit = self.force_exit = True
+            # It would report the lifespan that is cut off, which was asked for.
+            logging.getLogger("uvicorn.error").disabled = True
 
     async def on_tick(self, counter: int) -> bool:
         if self._asked is not None and time.monotonic() - self._asked >= self._drain_s:

@@ -124,7 +124,7 @@ def _tenant(name: str, table: Any) -> tuple[TenantLimits, list[bytes]]:
         if not _SHA256.fullmatch(text):
             raise InputError(
                 "key_sha256",
-                "key_sha256 must be the 64 hexadecimal digits that 'elinvar key' prints.",
+                "key_sha256 must be the 64 hexadecimal digits that 'elinvar keys' prints.",
             )
         digests.append(bytes.fromhex(text))
     if not digests and name != DEFAULT:

@@ -132,6 +132,7 @@ def sampling_params(
         logprobs=logprobs,
         attention_window=request.attention_window,
         attention_sinks=_or(request.attention_sinks, SINKS),
+        attention_budget=request.attention_budget,
     )
 
 

@@ -131,6 +131,8 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     # Lossy (SamplingParams.attention_window): attend to the first and the last tokens alone.
     attention_window: int | None = None
     attention_sinks: int | None = None
+    # Lossy: the answer attends to so many tokens of the prompt alone.
+    attention_budget: int | None = None
     # Not served yet.
     frequency_penalty: float | None = None
     presence_penalty: float | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -35,11 +35,12 @@ class ByteTokenizer:
     eos_ids = frozenset([EOS])
     bos_id = None
     chat_template = None
+    special_ids = frozenset(range(EOS, VOCAB))
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         return list(text.encode())
 
-    def text_bytes(self, ids: Iterable[int]) -> bytes:
+    def text_bytes(self, ids: Iterable[int], hidden: Container[int] | None = None) -> bytes:
         return bytes(i for i in ids if i < 256)
 
     def decode(self, ids: Iterable[int]) -> str:

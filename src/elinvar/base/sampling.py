@@ -42,6 +42,8 @@ class SamplingParams:
     """Tokens that end the answer, besides the model's own end tokens."""
     ignore_eos: bool = False
     """Go on after the model's end token (for benchmarks)."""
+    special_text: tuple[int, ...] = ()
+    """Control tokens that have a text in the answer, their name: those by which it is understood."""
     logprobs: int | None = None
     """None: none; k: the sampled token's log-prob and those of the k likeliest tokens."""
     adapter: str | None = None
@@ -77,8 +79,10 @@ class SamplingParams:
             raise InputError("stop", f"stop takes at most {MAX_STOPS} texts, got {len(self.stop)}.")
         if any(not isinstance(s, str) or not s for s in self.stop):
             raise InputError("stop", "stop must hold non-empty texts.")
-        for t in self.stop_token_ids:
-            _integer("stop_token_ids", t, 0, 2**31 - 1)
+        object.__setattr__(self, "special_text", _tuple("special_text", self.special_text))
+        for name in ("stop_token_ids", "special_text"):
+            for t in getattr(self, name):
+                _integer(name, t, 0, 2**31 - 1)
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise InputError("adapter", f"adapter must be a name, got {self.adapter!r}.")
         _integer("attention_sinks", self.attention_sinks, 1, 2**31 - 1)

@@ -302,7 +302,8 @@ class Engine:
         self.scheduler.add(request)
         if params.adapter is not None:  # after what may raise: it is not forgotten until _forget
             request.adapter = self.adapters.begin(params.adapter)
-        self._live[request.id] = _Live(request, AnswerText(self.tokenizer, params.stop))
+        text = AnswerText(self.tokenizer, params.stop, params.special_text)
+        self._live[request.id] = _Live(request, text)
         return request.id
 
     def _namespace(self, params: SamplingParams, tenant: str) -> bytes:

@@ -14,8 +14,11 @@ class AnswerText:
 
     __slots__ = ("_detokenizer", "_stops")
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-        self._detokenizer = IncrementalDetokenizer(tokenizer)
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str], special_text: Sequence[int] = ()
+    ) -> None:
+        """special_text: as in SamplingParams."""
+        self._detokenizer = IncrementalDetokenizer(tokenizer, special_text)
         self._stops = StopMatcher(stops) if stops else None
 
     def push(self, ids: Sequence[int]) -> tuple[str, int, bool]:

@@ -30,6 +30,8 @@ class RowStart:
     sliding group needs none (it lies outside the window). Empty lists when nothing was found."""
     adapter: int = -1
     """Number of the adapter that the request runs with; -1: none."""
+    num_prompt_tokens: int = 0
+    """Of token_ids."""
 
 
 @dataclass(slots=True)
@@ -108,3 +110,6 @@ class StepOutput:
     """Keys of the plan's loads that were not there any more, or damaged."""
     moving_s: float = 0.0
     """Seconds that saves and loads took."""
+    kept: dict[int, list[int]] = field(default_factory=dict)
+    """By the index of an item which ends a prompt that is seen in part from now on: the blocks of it
+    that are seen, by their places in the row's tables."""

@@ -12,6 +12,8 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 SINKS = 4
 """Tokens that suffice (Xiao et al., 2024)."""
+WATCHED = 32
+"""Last tokens of a prompt whose attention says what an attention_budget keeps of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,11 @@ class SamplingParams:
     Memory stays bounded however long the sequence grows. None: they see everything."""
     attention_sinks: int = SINKS
     """First tokens that are always seen where there is an attention_window; rounded up to 32s."""
+    attention_budget: int | None = None
+    """LOSSY: in layers of full attention the answer sees so many tokens of the prompt alone, in whole
+    blocks of 32, and all of itself. Decided once, when the prompt has been read: kept are the first
+    block, those of the last 32 tokens, and those that these attend to most (after SnapKV: Li et al.,
+    2024), the same in all layers. The others' memory is given back. None: it sees everything."""
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -83,6 +90,13 @@ class SamplingParams:
             _integer("attention_window", self.attention_window, 1, 2**31 - 1)
         elif self.attention_sinks != SINKS:
             raise InputError("attention_sinks", "attention_sinks needs an attention_window, too.")
+        if self.attention_budget is not None:
+            _integer("attention_budget", self.attention_budget, 1, 2**31 - 1)
+            if self.attention_window is not None:
+                raise InputError(
+                    "attention_budget",
+                    "attention_budget and attention_window exclude each other: leave one out.",
+                )
         if not isinstance(self.ignore_eos, bool):
             raise InputError(
                 "ignore_eos", f"ignore_eos must be true or false, got {self.ignore_eos!r}."
@@ -95,6 +109,15 @@ class SamplingParams:
         if self.attention_window is None:
             return None
         return -(-self.attention_sinks // BLOCK_SIZE), -(-self.attention_window // BLOCK_SIZE)
+
+    def kept_of_prompt(self, num_tokens: int) -> int | None:
+        """Blocks of a prompt of so many tokens that its answer sees. None: all."""
+        if self.attention_budget is None:
+            return None
+        num_blocks = -(-num_tokens // BLOCK_SIZE)
+        always = 1 + num_blocks - max(0, num_tokens - WATCHED) // BLOCK_SIZE
+        kept = max(always, -(-self.attention_budget // BLOCK_SIZE))
+        return kept if kept < num_blocks else None
 
 
 def _tuple(name: str, value: object) -> tuple[object, ...]:

@@ -81,8 +81,9 @@ class Runner:
         rows.append_blocks(items)
         batch, rows_L, position_L = rows.gather(items)
         logits_LV = self.graphs.forward(batch)
+        kept = rows.choose(items, batch)
         if not rows_L:
-            return StepOutput(sampled, logprobs, lost, moving_s)
+            return StepOutput(sampled, logprobs, lost, moving_s, kept)
         result = self.ops.sample(logits_LV, rows.sample_args(rows_L, position_L))
         sampling = [i for i, item in enumerate(items) if item.sample]
         for at, (i, token) in enumerate(zip(sampling, result.ids.tolist(), strict=True)):
@@ -92,7 +93,7 @@ class Runner:
             asked = rows.num_logprobs[item.row]
             if asked is not None:
                 logprobs[i] = [_token_logprobs(result, at, asked)]
-        return StepOutput(sampled, logprobs, lost, moving_s)
+        return StepOutput(sampled, logprobs, lost, moving_s, kept)
 
     def _move(self, plan: StepPlan) -> tuple[list[bytes], float]:
         """Save, copy and load blocks. Returns keys that were not to be had, and the seconds that

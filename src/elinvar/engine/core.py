@@ -266,6 +266,8 @@ class Engine:
                     "prompt", f"Token ids of the prompt must be integers, got {kind.__name__}."
                 )
         vocab_size = self.model_config.vocab_size
+        if params.thinking is not None and max(params.thinking.end) >= vocab_size:
+            raise InputError("max_thinking_tokens", "This model has no token that ends a thought.")
         if min(prompt_ids) < 0 or max(prompt_ids) >= vocab_size:
             wrong = next(t for t in prompt_ids if not 0 <= t < vocab_size)
             raise InputError(

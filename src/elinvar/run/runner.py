@@ -22,6 +22,7 @@ from elinvar.ops.arguments import SampleResult
 from elinvar.ops.caches import LayerCache
 from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
+from elinvar.run.thinking import ThinkingRows
 
 
 class Below(Protocol):
@@ -50,6 +51,7 @@ class Runner:
         self._below = below
         self.ops, self._adapted = ops, adapted
         self.rows = Rows(max_rows, max_context, specs)
+        self._thinking = ThinkingRows()
         layers: dict[int, LayerCache] = {}
         self._blocks: list[NDArray[np.uint8]] = []
         """Per group [B, bytes]."""
@@ -74,6 +76,7 @@ class Runner:
         lost, moving_s = self._move(plan)
         for started in plan.started:
             rows.start(started)
+            self._thinking.start(started)
         sampled: list[list[int]] = [[] for _ in items]
         logprobs: list[list[TokenLogprobs]] = [[] for _ in items]
         if not items:
@@ -84,7 +87,9 @@ class Runner:
         kept = rows.choose(items, batch)
         if not rows_L:
             return StepOutput(sampled, logprobs, lost, moving_s, kept)
-        result = self.ops.sample(logits_LV, rows.sample_args(rows_L, position_L))
+        args = rows.sample_args(rows_L, position_L)
+        self._thinking.limit(args, rows_L, position_L, rows.token_ids, logits_LV.shape[1])
+        result = self.ops.sample(logits_LV, args)
         sampling = [i for i, item in enumerate(items) if item.sample]
         for at, (i, token) in enumerate(zip(sampling, result.ids.tolist(), strict=True)):
             item = items[i]

@@ -146,7 +146,7 @@ def answers(family: Family) -> st.SearchStrategy[tuple[str, str, list[Written]]]
     thought = said if family.thoughts or isinstance(family.calls, Channels) else st.just("")
     if isinstance(family.calls, Channels):
         many = st.lists(call, max_size=1)
-    elif family.calls.bare:
+    elif ("", "") in family.calls.frames:
         if not family.calls.many:
             many = st.lists(call, max_size=1)
         spoken = st.tuples(thought, said.map(lambda s: f"x{s}"), st.just(list[Written]()))

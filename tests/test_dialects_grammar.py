@@ -131,9 +131,12 @@ def test_what_is_permitted_is_a_call(name: str, data: Any) -> None:
 @given(data=st.data())
 def test_strict_tools_leave_all_else_free(name: str, data: Any) -> None:
     assert dialect(name).grammar([NOW, LOOSE], "auto") is None
-    grammar = dialect(name).grammar([LOOK, NOW], "auto", thinking=False)
+    grammar = dialect(name).grammar([LOOK, NOW, LOOSE], "auto", thinking=False)
+    if name == "glm-4":
+        assert grammar is None  # any text may begin as a call does
+        return
     assert grammar is not None
-    found = understood(read(FAMILIES[name], data.draw(texts(grammar))))
+    found = understood(read(FAMILIES[name], data.draw(texts(grammar)), [LOOK, NOW, LOOSE]))
     for called, arguments in found.calls:
         schema = LOOK["function"]["parameters"] if called == "look-up" else {"type": "object"}
         assert fits(arguments, schema, schema), arguments
@@ -149,8 +152,7 @@ def test_choices_that_are_none_are_refused(name: str) -> None:
 @given(st.text("<tool_cal>x", max_size=24))
 def test_texts_without_the_trigger(text: str) -> None:
     for family in FAMILIES.values():
-        if not isinstance(family.calls, Channels) and family.calls.frames:
-            trigger = family.calls.frames[0][0]
-            assert trigger.count(trigger[0]) == 1 or family.name == "json"
+        if not isinstance(family.calls, Channels) and (trigger := family.calls.frames[0][0]):
+            assert trigger.count(trigger[0]) == 1
     free = re.fullmatch(without("<tool_call>"), text) is not None
     assert free == ("<tool_call>" not in text)

@@ -96,7 +96,7 @@ def test_the_bits_are_those_of_a_request_alone(family: str) -> None:
 
 def test_a_budget_that_could_not_be_kept_is_refused() -> None:
     for budget in ({"max_tokens": -1, "end": (1,)}, {"max_tokens": 1, "end": ()}):
-        with pytest.raises(InputError, match="thought|max_thinking_tokens"):
+        with pytest.raises(InputError, match=r"thought|max_thinking_tokens"):
             ThinkingBudget(**budget, is_open=True)  # type: ignore[arg-type]
     thinking = ThinkingBudget(1, end=(VOCAB,), is_open=True)
     with pytest.raises(InputError, match="ends a thought"):

@@ -33,7 +33,7 @@ class ThinkingState:
     @property
     def forced(self) -> int | None:
         """The only token that may follow; None: any."""
-        if not self.thinks or self.num_thought - self._matched < self._budget.max_tokens:
+        if not self.thinks or self.num_thought < self._budget.max_tokens:
             return None
         return self._budget.end[self._matched]
 

@@ -94,11 +94,9 @@ class Calls:
     """Calls, one or many, between what frames them."""
 
     call: tuple[Part, ...]
-    frames: tuple[tuple[str, str], ...] = ()
-    """What opens and what closes, the first as templates write it."""
-    bare: bool = False
-    """They may stand without a frame where nothing was said before: a tool's name must tell them
-    from other texts."""
+    frames: tuple[tuple[str, str], ...]
+    """What opens and what closes, the first as templates write it. Empty ones: none; such calls stand
+    where nothing was said before, and a tool's name must tell them from other texts."""
     head: str = ""
     """Before the first call of a frame, where there are several or may be; then `tail` follows the
     last. It may be missing where there is one."""

@@ -28,13 +28,11 @@ class Written(NamedTuple):
 
 
 def write_calls(family: Family, calls: Sequence[Written]) -> str:
-    """As the model is to write them. What begins a bare call is left out: nothing is said before."""
+    """As the model is to write them."""
     words = family.calls
     if isinstance(words, Channels):
         return (words.start + words.role).join(_message(words, call) for call in calls)
-    opener, closer = words.frames[0] if words.frames and not words.bare else ("", "")
-    if family.name == "json":
-        opener, closer = words.frames[0]
+    opener, closer = words.frames[0]
     texts = ["".join(_part(part, call) for part in words.call) for call in calls]
     if not words.many:
         return "\n".join(f"{opener}{text}{closer}" for text in texts)

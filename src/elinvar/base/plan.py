@@ -94,7 +94,7 @@ class StepPlan:
 
 @dataclass(slots=True)
 class TokenLogprobs:
-    """Log-probs of one sampled token, of the softmax over the raw logits (temperature 1)."""
+    """Log-probs of one token, of the softmax over the raw logits (temperature 1)."""
 
     logprob: float
     top: list[tuple[int, float]]
@@ -108,6 +108,8 @@ class StepOutput:
     sampled: list[list[int]]
     logprobs: list[list[TokenLogprobs]]
     """Empty lists for requests that asked for none."""
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    """By the number of an item: of the prompt's tokens that follow those it computed."""
     lost: list[bytes] = field(default_factory=list)
     """Keys of the plan's loads that were not there any more, or damaged."""
     moving_s: float = 0.0

@@ -67,7 +67,10 @@ class SamplingParams:
     ignore_eos: bool = False
     """Go on after the model's end token (for benchmarks)."""
     logprobs: int | None = None
-    """None: none; k: the sampled token's log-prob and those of the k likeliest tokens."""
+    """None: none; k: the sampled token's log-prob and those of the k likeliest tokens, as the model has
+    them: before temperature and all that changes logits."""
+    prompt_logprobs: int | None = None
+    """The same of the prompt's tokens but the first. The prompt is computed, whatever is cached of it."""
     adapter: str | None = None
     """Name of the loaded LoRA adapter that answers; None: the model as it is."""
     attention_window: int | None = None
@@ -91,8 +94,9 @@ class SamplingParams:
         self._check_edits()
         if self.seed is not None:
             _integer("seed", self.seed, -(2**63), 2**64 - 1)
-        if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _integer(name, getattr(self, name), 0, MAX_LOGPROBS)
         if len(self.stop) > MAX_STOPS:
             raise InputError("stop", f"stop takes at most {MAX_STOPS} texts, got {len(self.stop)}.")
         if any(not isinstance(s, str) or not s for s in self.stop):
@@ -135,11 +139,9 @@ class SamplingParams:
         if self.min_tokens > self.max_tokens:
             message = f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})."
             raise InputError("min_tokens", message)
-        words = (self.bad_words,) if isinstance(self.bad_words, str) else self.bad_words
-        words = _tuple("bad_words", words)
-        words = tuple(
-            word if isinstance(word, str) else _tuple("bad_words", word) for word in words
-        )
+        bad = (self.bad_words,) if isinstance(self.bad_words, str) else self.bad_words
+        listed = _tuple("bad_words", bad)
+        words = tuple(w if isinstance(w, str) else _tuple("bad_words", w) for w in listed)
         object.__setattr__(self, "bad_words", words)
         _at_most("bad_words", words, MAX_BAD_WORDS, "words")
         for word in self.bad_words:

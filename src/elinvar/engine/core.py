@@ -308,7 +308,8 @@ class Engine:
         return request.id
 
     def _namespace(self, params: SamplingParams, tenant: str) -> bytes:
-        """Who has a name finds no prefix of others, unless both share: how long an answer takes would
+        """Whose blocks it finds, and who finds its. A prompt that gets log-probs is computed, so there it
+        finds its own alone, after a preemption. Who has a name finds no prefix of others, unless both share: how long an answer takes would
         tell what somebody else asked. What tokens become depends on what they saw."""
         adapter, kept = params.adapter, params.kept_blocks
         namespace = b"" if adapter is None else self.adapters.digest(adapter)
@@ -316,6 +317,8 @@ class Engine:
         limits = tenants.get(tenant) or tenants.get(ANY_TENANT)
         if tenant and not (limits and limits.share_prefixes):
             namespace += blake2b(tenant.encode(), digest_size=32, person=b"tenant").digest()
+        if params.prompt_logprobs is not None:
+            namespace += uuid.uuid4().bytes
         return namespace if kept is None else namespace + b"keeps %d+%d" % kept
 
     def explain(self, request_id: str) -> Record | None:
@@ -440,11 +443,15 @@ class Engine:
             self.scheduler.finish(request.id)
         if stopped:
             reason = "stop"
+        begins = live.last_token is None and request.params.prompt_logprobs is not None
         self._time(live, len(ids), now)
         if reason is not None:
             self._forget(request.id, reason)
             self.metrics.e2e_seconds.observe(now - request.arrival)
-        return _delta(request, text, ids, logprobs, reason)
+        delta = _delta(request, text, ids, logprobs, reason)
+        if begins:
+            delta.prompt_logprobs = request.prompt_logprobs
+        return delta
 
     def _forget(self, request_id: str, reason: FinishReason) -> _Live:
         live = self._live.pop(request_id)

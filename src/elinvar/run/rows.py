@@ -43,6 +43,8 @@ class Rows:
         self.min_p = np.zeros(max_rows, np.float32)
         self.num_logprobs: list[int | None] = [None] * max_rows
         """As in SamplingParams.logprobs."""
+        self.scored: dict[int, tuple[int, int]] = {}
+        """Of the rows whose prompts get log-probs: how long it is, and how many alternatives."""
         self.edits: dict[int, RowEdits] = {}
         """Of the rows that have any."""
         self.adapters = np.full(max_rows, -1, np.int32)
@@ -67,6 +69,9 @@ class Rows:
         self.edits.pop(row, None)
         if started.params.edits_logits:
             self.edits[row] = RowEdits(started)
+        self.scored.pop(row, None)
+        if started.params.prompt_logprobs is not None:
+            self.scored[row] = started.num_prompt_tokens, started.params.prompt_logprobs
 
     def _set_params(self, row: int, params: SamplingParams) -> None:
         assert params.seed is not None, "the engine draws a seed where the user gave none"

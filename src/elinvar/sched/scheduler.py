@@ -486,6 +486,10 @@ class Scheduler:
         self._loaded(output)
         updates = []
         planned, self._planned = self._planned, []
+        for index, values in output.prompt_logprobs.items():
+            # After a preemption some are computed again.
+            known = planned[index].prompt_logprobs
+            known += values[len(known) - plan.items[index].start :]
         for request, item, tokens, logprobs in zip(
             planned, plan.items, output.sampled, output.logprobs, strict=True
         ):

@@ -6,6 +6,7 @@ they are not served yet. No engine and no HTTP here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from elinvar.base.config import PolicyName
@@ -24,6 +25,9 @@ DEFAULT_COMPLETION_TOKENS = 16
 SERVICE_TIERS = "auto", "default", "priority", "flex"
 """Of OpenAI's words those that mean something here; `flex` is slower where others wait."""
 
+_ANY_TOKENS = 2**31 - 1
+"""While it is not known how many there is room for."""
+
 Prompt = str | list[int]
 Number = TypeVar("Number", int, float)
 
@@ -31,7 +35,7 @@ Number = TypeVar("Number", int, float)
 def wanted(request: ChatRequest | CompletionRequest) -> Wanted:
     """Everything but the prompt, checked. Raises ApiError or InputError naming the field."""
     check_supported(request)
-    params = sampling_params(request, 1, num_logprobs(request))
+    params = sampling_params(request, _ANY_TOKENS, num_logprobs(request))
     return Wanted(num_choices(request), token_limit(request), params)
 
 
@@ -125,6 +129,15 @@ def sampling_params(
         top_k=_or(request.top_k, 0),
         top_p=_or(request.top_p, 1.0),
         min_p=_or(request.min_p, 0.0),
+        typical_p=_or(request.typical_p, 1.0),
+        repetition_penalty=_or(request.repetition_penalty, 1.0),
+        presence_penalty=_or(request.presence_penalty, 0.0),
+        frequency_penalty=_or(request.frequency_penalty, 0.0),
+        logit_bias=logit_bias(request.logit_bias or {}),
+        bad_words=tuple(request.bad_words or ()),
+        min_tokens=_or(request.min_tokens, 0),
+        include_stop_str_in_output=bool(request.include_stop_str_in_output),
+        skip_special_tokens=request.skip_special_tokens is not False,
         seed=request.seed,
         stop=stops,
         stop_token_ids=tuple(request.stop_token_ids or ()),
@@ -133,6 +146,15 @@ def sampling_params(
         attention_window=request.attention_window,
         attention_sinks=_or(request.attention_sinks, SINKS),
     )
+
+
+def logit_bias(biases: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
+    """Keys of JSON are texts, and those of this field are token ids."""
+    for key in biases:
+        if not (key.isascii() and key.isdecimal()) or len(key) > 10:
+            message = f"The keys of logit_bias must be token ids, got {key[:100]!r}."
+            raise invalid_value("logit_bias", message)
+    return tuple((int(key), value) for key, value in biases.items())
 
 
 def _or(value: Number | None, default: Number) -> Number:

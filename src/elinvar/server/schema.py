@@ -113,6 +113,9 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
@@ -121,6 +124,13 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     # Extensions.
     top_k: int | None = None
     min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    bad_words: list[str] | None = None
+    min_tokens: int | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: int | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
     priority: int | None = None
@@ -131,10 +141,6 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     # Lossy (SamplingParams.attention_window): attend to the first and the last tokens alone.
     attention_window: int | None = None
     attention_sinks: int | None = None
-    # Not served yet.
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
 
 
 class ChatRequest(Common, kw_only=True):
@@ -207,14 +213,11 @@ DEFAULTS: dict[str, tuple[object, ...]] = {
     "audio": (),
     "best_of": (1,),
     "echo": (False,),
-    "frequency_penalty": (0.0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),
-    "presence_penalty": (0.0,),
     "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory",),
     "response_format": ({"type": "text"},),

@@ -176,12 +176,11 @@ class ChatRequest(Common, kw_only=True):
 class CompletionRequest(Common, kw_only=True):
     prompt: str | list[str | int | list[int]]
     logprobs: int | None = None
-    # Accepted; it changes nothing here.
-    metadata: dict[str, str] | None = None
-    # Not served yet.
     best_of: int | None = None
     echo: bool | None = None
     suffix: str | None = None
+    # Accepted; it changes nothing here.
+    metadata: dict[str, str] | None = None
 
 
 class LoadAdapterRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -211,8 +210,6 @@ class ForkRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 DEFAULTS: dict[str, tuple[object, ...]] = {
     "audio": (),
-    "best_of": (1,),
-    "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
@@ -222,7 +219,6 @@ DEFAULTS: dict[str, tuple[object, ...]] = {
     "prompt_cache_retention": ("in_memory",),
     "response_format": ({"type": "text"},),
     "store": (False,),
-    "suffix": ("",),
     "verbosity": ("medium",),
     "web_search_options": (),
 }

@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from elinvar.base.errors import EngineError
 from elinvar.server.adapters import AdapterRoutes
 from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
+from elinvar.server.live import Live, Shown
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
 from elinvar.server.openai import OpenAIRoutes
 from elinvar.server.service import Service
@@ -149,6 +150,8 @@ def create_app(
         routes += AdapterRoutes(engine, model_name, max_body_bytes).routes()
     routes += service.explanations.routes()
     routes += SessionRoutes(engine, max_body_bytes).routes()
+    live = Live(lambda: [Shown(model_name, engine, service)])
+    routes += live.routes()
     if trace is not None:
         core.watchers.append(trace)
     return _application(engine, routes, metrics, core.metrics.expose, grace_seconds, tenants, trace)

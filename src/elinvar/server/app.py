@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elinvar.base.errors import EngineError
 from elinvar.server.adapters import AdapterRoutes
+from elinvar.server.console import Console
 from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
 from elinvar.server.live import Live, Shown
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
@@ -133,11 +134,12 @@ def create_app(
     allow_adapter_loading: bool = False,
     tenants: Tenants = NOBODY,
     trace: TraceFile | None = None,
+    console: bool = True,
 ) -> Starlette:
     """The application that serves `engine` under the name `model_name`, and its adapters under their
     own. allow_adapter_loading: clients may load them from folders here, and unload them. tenants: those
     whose keys are asked for; their limits are the engine's (EngineConfig.tenants). trace: told of every
-    request that ends, and closed at the end.
+    request that ends, and closed at the end. console: browsers get it at /.
 
     Its lifespan starts the engine's thread and, at the end, lets what runs finish for
     `grace_seconds`. Beyond the rows that run, `max_waiting` answers may wait; more get a 429.
@@ -152,6 +154,8 @@ def create_app(
     routes += SessionRoutes(engine, max_body_bytes).routes()
     live = Live(lambda: [Shown(model_name, engine, service)])
     routes += live.routes()
+    if console:
+        routes += Console().routes()
     if trace is not None:
         core.watchers.append(trace)
     return _application(engine, routes, metrics, core.metrics.expose, grace_seconds, tenants, trace)

@@ -4,7 +4,7 @@ import { h, number } from "./dom.js";
 
 /** A chart of `series`: [{name, color (a CSS variable), values}]; update(values of each) draws. Under the
  * pointer, or the arrow keys, it tells the values of a second. */
-export function lineChart(title, series, { unit = "", fill = true, least = 1 } = {}) {
+export function lineChart(title, series, { unit = "", whole = false, least = 1 } = {}) {
   const canvas = h("canvas", { class: "plot", tabIndex: 0, role: "img" });
   const now = series.map(() => h("b", null, "–"));
   const when = h("span", { class: "when" });
@@ -28,6 +28,7 @@ export function lineChart(title, series, { unit = "", fill = true, least = 1 } =
     for (const share of [0, 0.5, 1]) {
       const line = Math.round(y(most * share)) + 0.5;
       context.beginPath(); context.moveTo(left, line); context.lineTo(right, line); context.stroke();
+      if (whole && (most * share) % 1) continue;
       context.textAlign = "right";
       context.fillText(short(most * share), left - 8, line);
     }
@@ -41,7 +42,6 @@ export function lineChart(title, series, { unit = "", fill = true, least = 1 } =
       context.beginPath();
       row.forEach((value, i) => (i ? context.lineTo(x(i), y(value)) : context.moveTo(x(i), y(value))));
       context.strokeStyle = color; context.lineWidth = 1.6; context.lineJoin = "round"; context.stroke();
-      if (!fill) return;
       context.lineTo(x(row.length - 1), y(0)); context.lineTo(x(0), y(0)); context.closePath();
       context.globalAlpha = 0.1; context.fillStyle = color; context.fill(); context.globalAlpha = 1;
     });
@@ -85,7 +85,8 @@ function nice(value) {
 }
 
 const short = (value) => (value >= 10000 ? `${number(value / 1000)}k` : number(value, value && value < 5 && value % 1 ? 1 : 0));
-const ago = (seconds) => (seconds === 0 ? "now" : seconds < 60 ? `${seconds} s ago` : `${number(seconds / 60, seconds % 60 ? 1 : 0)} min ago`);
+const minutes = (seconds) => String(Math.round(seconds / 6) / 10);
+const ago = (seconds) => (seconds === 0 ? "now" : seconds < 60 ? `${seconds} s ago` : `${minutes(seconds)} min ago`);
 
 /** Means over the last `size` values, for each. */
 export function smooth(values, size) {

@@ -95,12 +95,15 @@ function drawList() {
 }
 
 function drawMessages() {
-  const nodes = conversation.messages.map((message, at) => messageNode(message, actions(message, at)));
+  const nodes = conversation.messages.map((message, at) => messageNode(message, message === running?.message ? { writing: true } : actions(message, at)));
   if (!nodes.length) nodes.push(welcome());
   if (problem) nodes.push(h("p", { class: "problem", role: "alert" }, problem));
   parts.log.replaceChildren(...nodes);
   parts.log.scrollTop = parts.log.scrollHeight;
 }
+
+/** Whether the end of the conversation is seen. */
+const atEnd = () => parts.log.scrollHeight - parts.log.scrollTop - parts.log.clientHeight < 60;
 
 function welcome() {
   const tries = ["Why is the sky blue?", "Write a haiku about a clock spring.", "List three uses of nickel steel, as a table."];
@@ -193,14 +196,14 @@ function send() {
 async function generate() {
   problem = "";
   const asked = conversation, body = chatBody(asked.settings, asked.messages), answer = new Answer();
-  const message = { role: "assistant", content: "", meta: {} };
+  const message = { role: "assistant", content: "", model: body.model, meta: {} };
   asked.messages.push(message);
   const mine = (running = { answer, abort: new AbortController(), message });
   drawAll();
   let node = parts.log.lastElementChild;
   const draw = eachFrame(() => {
     if (running !== mine || !node.isConnected) return;
-    const low = parts.log.scrollHeight - parts.log.scrollTop - parts.log.clientHeight < 60;
+    const low = atEnd();
     const fresh = messageNode(Object.assign(message, { content: answer.content, reasoning: answer.reasoning, tool_calls: answer.toolCalls.filter(Boolean) }), { writing: true });
     node.replaceWith(fresh);
     node = fresh;
@@ -246,16 +249,22 @@ function actions(message, at) {
 }
 
 function drawKept(at) {
-  const message = conversation.messages[at];
-  const node = messageNode(message, actions(message, at));
-  parts.log.children[at]?.replaceWith(node);
-  node.querySelector("textarea, .token[tabindex='0']")?.focus({ preventScroll: true });
+  const message = conversation.messages[at], old = parts.log.children[at];
+  const label = old?.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
+  const node = messageNode(message, actions(message, at)), low = atEnd();
+  old?.replaceWith(node);
+  if (low) parts.log.scrollTop = parts.log.scrollHeight;
+  const same = label && node.querySelector(`button[aria-label="${CSS.escape(label)}"]`);
+  (node.querySelector(".editor textarea") ?? same)?.focus({ preventScroll: true });
+  return node;
 }
 
 /** The token view of the last answer. */
 export function toggleLastTokens() {
   const at = conversation.messages.findLastIndex((one) => kept.get(one)?.tokens.length);
-  if (at >= 0) actions(conversation.messages[at], at).toggleTokens();
+  if (at < 0) return;
+  actions(conversation.messages[at], at).toggleTokens();
+  parts.log.children[at].querySelector(".token-text .token")?.focus();
 }
 
 /** Asks once more with the seed of the answer and compares all of it. */

@@ -46,7 +46,7 @@ function dashboard() {
     ["hits", "Prefix hits", "of prompt tokens"], ["memory", "Memory", "resident"],
   ].map(([key, name, unit]) => [key, tile(name, unit)]));
   const throughput = lineChart("Throughput", [{ name: "output", color: "blue" }, { name: "prompt", color: "straw" }], { unit: " tok/s", least: 10 });
-  const queue = lineChart("Requests", [{ name: "running", color: "purple" }, { name: "waiting", color: "bronze" }], { least: 2 });
+  const queue = lineChart("Requests", [{ name: "running", color: "purple" }, { name: "waiting", color: "bronze" }], { whole: true, least: 2 });
   const blocks = blockBar(), times = latencies(), table = requestTable();
   const state = h("p", { class: "sub" });
   const node = h("div", { class: "page live" },
@@ -64,8 +64,8 @@ function dashboard() {
     remember(model);
     throughput.update([history.output, history.prompt]);
     queue.update([history.running, history.waiting]);
-    tiles.output.set(number(model.tokens_per_s.output, model.tokens_per_s.output < 10 ? 1 : 0));
-    tiles.prompt.set(number(model.tokens_per_s.prompt, model.tokens_per_s.prompt < 10 ? 1 : 0));
+    tiles.output.set(rate(model.tokens_per_s.output));
+    tiles.prompt.set(rate(model.tokens_per_s.prompt));
     tiles.running.set(number(model.rows.running), `of ${number(model.rows.max)} rows`);
     tiles.waiting.set(number(model.rows.waiting));
     tiles.hits.set(percent(model.prefix_hit_rate));
@@ -174,6 +174,8 @@ function requestRow(one) {
     cells[0].className = `state ${now.state}`;
   } };
 }
+
+const rate = (value) => number(value, value && value < 10 ? 1 : 0);
 
 export function bytes(count) {
   if (count === null || count === undefined) return "–";

@@ -11,7 +11,7 @@ const ENDS = { length: "cut at max tokens", stopped: "stopped by you", cancelled
 export function messageNode(message, does) {
   const { role } = message, view = does.view ?? {};
   return h("article", { class: `message ${role}${does.writing ? " writing" : ""}`, "aria-label": NAMES[role] },
-    h("h3", { class: "who" }, NAMES[role]),
+    h("h3", { class: "who" }, message.model || NAMES[role]),
     message.reasoning ? thoughts(message, does) : null,
     view.editing ? editor(message, does) : body(message, does, view),
     message.tool_calls?.length ? calls(message, does) : null,
@@ -59,7 +59,7 @@ function foot(message, does) {
       iconButton("copy", "Copy", does.copy), iconButton("edit", "Edit", does.edit),
       isAnswer ? iconButton("again", "Regenerate", does.regenerate) : null,
       isAnswer && does.tokens?.length ? iconButton("tokens", "Tokens", does.toggleTokens, { "aria-pressed": String(Boolean(does.view?.tokens)) }) : null,
-      isAnswer && Number.isFinite(meta?.seed) && does.body ? h("button", { type: "button", class: "plain", onclick: does.sameAgain, title: "Ask again with this seed, and compare" }, icon("equal"), "Same again") : null));
+      isAnswer && Number.isFinite(meta?.seed) && does.body ? h("button", { type: "button", class: "plain", onclick: does.sameAgain, "aria-label": "Same again", title: "Ask again with this seed, and compare" }, icon("equal"), "Same again") : null));
 }
 
 function facts({ finish, seed, usage, ttft, rate }, tokens) {

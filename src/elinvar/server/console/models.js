@@ -54,7 +54,7 @@ async function drawSessions(node) {
     await drawSessions(node);
   };
   const time = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en", { timeStyle: "short" });
-  node.replaceChildren(h("div", { class: "table" }, h("table", null,
+  node.replaceChildren(h("div", { class: "table" }, h("table", { class: "sessions" },
     h("thead", null, h("tr", null, ["Session", "Turns", "Tokens", "Kept", "Last used", ""].map((name) => h("th", { scope: "col" }, name || h("span", { class: "hidden" }, "Forget"))))),
     h("tbody", null, found.map((one) => h("tr", null, h("th", { scope: "row" }, h("code", null, one.id)), h("td", null, number(one.turns)), h("td", null, number(one.tokens.total)),
       h("td", null, number(one.tokens.leased)), h("td", null, time(one.last_used_at)), h("td", null, iconButton("trash", `Forget ${one.id}`, () => forget(one.id)))))))));

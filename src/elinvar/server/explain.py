@@ -18,8 +18,8 @@ from starlette.routing import Route
 
 from elinvar.engine.watch import Record, record
 from elinvar.server.errors import ApiError
+from elinvar.server.reply import reply
 from elinvar.server.tenants import tenant_of
-from elinvar.server.wire import encode
 
 if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
@@ -150,7 +150,7 @@ class Explanations:
             "request_id": entry.request_id,
             "choices": choices,
         }
-        return Response(encode(body), media_type="application/json")
+        return reply(body)
 
     def open_choices(self, wanted: str, tenant: str) -> tuple[str, list[str]] | None:
         """The id of an answer of the tenant's, and what the engine calls its choices that have not

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -22,14 +22,16 @@ from elinvar.base.errors import EngineError
 from elinvar.base.recent import WINDOW_S, Quantiles
 from elinvar.server.errors import CANCELLED, invalid_value
 from elinvar.server.explain import answer_id, not_found
+from elinvar.server.reply import encode, reply
 from elinvar.server.tenants import tenant_of
-from elinvar.server.wire import JSON, encode
 
 if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
     from elinvar.engine.core import Engine
     from elinvar.sched.request import Request as EngineRequest
-    from elinvar.server.service import Service
+    from elinvar.server.served import Served
+
+JSON = dict[str, Any]
 
 RATE_S = 5.0
 """Over how long a rate is taken."""
@@ -39,18 +41,10 @@ MAX_REQUESTS = 256
 _SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
-class Shown(NamedTuple):
-    """A model that is there."""
-
-    name: str
-    engine: AsyncEngine
-    service: Service
-
-
 class Live:
-    """models: those that are there, whenever it is asked."""
+    """models: those that run, whenever it is asked."""
 
-    def __init__(self, models: Callable[[], Iterable[Shown]]) -> None:
+    def __init__(self, models: Callable[[], Iterable[Served]]) -> None:
         self._models = models
         self._began = time.monotonic()
         self._second = -1
@@ -105,8 +99,8 @@ class Live:
         shown = [_model(one, tenant, now) for one in models]
         if history:
             for model, one in zip(shown, models, strict=True):
-                model["history"] = _history(one.engine.engine, now)
-        kv = sum(one.engine.engine.kv_bytes for one in models)
+                model["history"] = _history(one.core, now)
+        kv = sum(one.core.kv_bytes for one in models)
         body = {
             "time": time.time(),
             "uptime_s": now - self._began,
@@ -125,7 +119,7 @@ class Live:
                 answer, choices = found
                 ended = await one.engine.cancel(choices, CANCELLED) if choices else 0
                 body = {"id": answer, "object": "request.cancelled", "cancelled": ended}
-                return Response(encode(body), media_type="application/json")
+                return reply(body)
         raise not_found(wanted)
 
 
@@ -136,8 +130,8 @@ def _flag(request: Request, name: str) -> bool:
     return text == "1"
 
 
-def _model(one: Shown, tenant: str, now: float) -> JSON:
-    core = one.engine.engine
+def _model(one: Served, tenant: str, now: float) -> JSON:
+    core = one.core
     metrics, scheduler = core.metrics, core.scheduler
     recent, of_late = metrics.timeline.growth(RATE_S, now), metrics.timeline.growth(WINDOW_S, now)
     asked = of_late.asked_tokens

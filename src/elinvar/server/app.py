@@ -154,7 +154,7 @@ def create_app(
         routes += AdapterRoutes(engine, model_name, max_body_bytes).routes()
     routes += service.explanations.routes()
     routes += SessionRoutes(engine, max_body_bytes).routes()
-    live = Live(lambda: models.running)
+    live = Live(lambda: models.loaded)
     routes += live.routes()
     if console:
         routes += Console().routes()

@@ -64,7 +64,7 @@ class Models:
         return [name for one in self._served.values() for name in _names(one)]
 
     @property
-    def running(self) -> list[Served]:
+    def loaded(self) -> list[Served]:
         return list(self._served.values())
 
     async def use(self, scope: Scope, name: str) -> Target:

@@ -26,8 +26,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elinvar.base.errors import EngineError
 from elinvar.server.adapters import AdapterRoutes
+from elinvar.server.console import Console
 from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
 from elinvar.server.explain import ExplainRoutes
+from elinvar.server.live import Live
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
 from elinvar.server.models import Models
 from elinvar.server.openai import OpenAIRoutes
@@ -144,6 +146,8 @@ class Settings:
     """Pages of these origins may ask from browsers; `*`: all."""
     hung_s: float = HUNG_S
     """A step that takes longer hangs."""
+    console: bool = True
+    """Browsers get it at /."""
 
 
 def create_app(
@@ -184,6 +188,10 @@ def create_models_app(
         routes += AdapterRoutes(models, limit).routes()
     routes += ExplainRoutes(lambda: [s.service.explanations for s in models.loaded]).routes()
     routes += SessionRoutes(models, limit).routes()
+    live = Live(lambda: models.loaded)
+    routes += live.routes()
+    if settings.console:
+        routes += Console().routes()
 
     def more_metrics() -> bytes:
         return b"".join(served.core.metrics.expose() for served in models.loaded)
@@ -191,7 +199,8 @@ def create_models_app(
     def engines() -> list[AsyncEngine]:
         return [served.engine for served in models.loaded]
 
-    return _application(models, routes, metrics, more_metrics, settings, engines, trace)
+    ended = (lambda: None) if trace is None else trace.close
+    return _application(models, routes, metrics, more_metrics, settings, engines, live.close, ended)
 
 
 def create_text_app(
@@ -204,7 +213,7 @@ def create_text_app(
     shorten = matryoshka or engine.model.recipe.matryoshka
     limits = chosen.max_waiting, chosen.max_body_bytes
     routes = TextRoutes(engine, model_name, shorten, *limits).routes()
-    return _application(_Alone(engine), routes, metrics, lambda: b"", chosen, list, None)
+    return _application(_Alone(engine), routes, metrics, lambda: b"", chosen, list)
 
 
 class _Runs(Protocol):
@@ -238,10 +247,13 @@ def _application(
     more_metrics: Callable[[], bytes],
     settings: Settings,
     engines: Callable[[], Sequence[Steps]],
-    trace: TraceFile | None,
+    watching: Callable[[], None] = lambda: None,
+    ended: Callable[[], None] = lambda: None,
 ) -> Starlette:
-    """app.state.leave(): /ready is 503 from then on, for those who send requests to learn that it
-    ends soon. app.state.tenants: those of now."""
+    """watching: ends the streams that would never end by themselves. ended: called at the very end.
+
+    app.state.leave(): /ready is 503 from then on, for those who send requests to learn that it ends
+    soon. app.state.tenants: those of now."""
     watchdog = Watchdog(settings.hung_s)
     state = {"started": False, "leaving": False}
 
@@ -280,8 +292,11 @@ def _application(
         finally:
             state["started"] = False
             await runs.shutdown(settings.grace_seconds)
-            if trace is not None:
-                trace.close()
+            ended()
+
+    def leave() -> None:
+        state["leaving"] = True
+        watching()
 
     keys = Middleware(Keys, tenants=tenants_of_now, admin_port=settings.admin_port)
     layers = [Middleware(Door, metrics=metrics), keys]
@@ -298,7 +313,7 @@ def _application(
         exception_handlers={HTTPException: _http_exception},
         lifespan=lifespan,
     )
-    app.state.leave = lambda: state.update(leaving=True)
+    app.state.leave = leave
     app.state.tenants = settings.tenants
     app.router.redirect_slashes = False
     return app

@@ -151,7 +151,9 @@ class Explanations:
     def open_choices(self, wanted: str, tenant: str | None) -> tuple[str, list[str]] | None:
         """The id of an answer of the tenant's (None: of anybody's), and what the engine calls its choices that have not
         ended; None when there is no such answer. wanted: as for `explain`."""
-        entry = self._entries.get(wanted) if tenant is None else self._find(wanted, tenant)
+        entry = self._find(wanted, tenant or "")
+        if entry is None and tenant is None:
+            entry = self._entries.get(wanted)
         if entry is None:
             return None
         open_ = [i for i in range(entry.size) if i not in entry.ended]

@@ -13,6 +13,7 @@ import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import uvicorn
@@ -31,6 +32,7 @@ from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
 from elinvar.server.openai import OpenAIRoutes
 from elinvar.server.served import Models, Served
 from elinvar.server.sessions import SessionRoutes
+from elinvar.server.state import State
 from elinvar.server.tenants import NOBODY, Keys, Tenants
 from elinvar.server.texts import TextRoutes
 from elinvar.server.trace import TraceFile
@@ -132,11 +134,13 @@ def create_app(
     allow_adapter_loading: bool = False,
     tenants: Tenants = NOBODY,
     trace: TraceFile | None = None,
+    state_dir: Path | None = None,
 ) -> Starlette:
     """The application that serves `engine` under the name `model_name`, and its adapters under their
     own. allow_adapter_loading: clients may load them from folders here, and unload them. tenants: those
     whose keys are asked for; their limits are the engine's (EngineConfig.tenants). trace: told of every
-    request that ends, and closed at the end.
+    request that ends, and closed at the end. state_dir: where responses, files and batches are kept;
+    None: nowhere that outlives the server.
 
     Its lifespan starts the engine's thread and, at the end, lets what runs finish for
     `grace_seconds`. Beyond the rows that run, `max_waiting` answers may wait; more get a 429.
@@ -153,7 +157,11 @@ def create_app(
     routes += SessionRoutes(engine, max_body_bytes).routes()
     if trace is not None:
         core.watchers.append(trace)
-    return _application(engine, routes, metrics, core.metrics.expose, grace_seconds, tenants, trace)
+    state = State(state_dir, max_body_bytes)
+    routes += state.routes(routes, models)
+    return _application(
+        engine, routes, metrics, core.metrics.expose, grace_seconds, tenants, trace, state
+    )
 
 
 def create_text_app(
@@ -191,6 +199,7 @@ def _application(
     grace_seconds: float,
     tenants: Tenants = NOBODY,
     trace: TraceFile | None = None,
+    state: State | None = None,
 ) -> Starlette:
     ready = False
 
@@ -210,11 +219,15 @@ def _application(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         nonlocal ready
         engine.start()
+        if state is not None:
+            await state.start()
         ready = True
         try:
             yield
         finally:
             ready = False
+            if state is not None:
+                await state.shutdown()
             await engine.shutdown(grace_seconds)
             if trace is not None:
                 trace.close()

@@ -21,6 +21,7 @@ from elinvar.server.answer import Answer
 from elinvar.server.asked import Asked
 from elinvar.server.body import read_body
 from elinvar.server.chats import ask_chat, make_choices, run_sized
+from elinvar.server.inside import handled
 from elinvar.server.openai_messages import conversation
 from elinvar.server.reply import reply
 from elinvar.server.schema import ChatRequest, CompletionRequest, decode
@@ -84,7 +85,8 @@ class OpenAIRoutes:
 def _handling(
     target: Target, parsed: ChatRequest | CompletionRequest, request: Request
 ) -> Handling:
-    return prepare.handling(parsed, tenant_of(request.scope), target.served.core.config.policy)
+    scope, policy = request.scope, target.served.core.config.policy
+    return handled(scope, prepare.handling(parsed, tenant_of(scope), policy))
 
 
 def _answer(

@@ -84,14 +84,7 @@ class Output:
         kind = type(piece)
         if kind is not self._kind:
             self._close(events)
-            if kind is Text:
-                more: JSON = {"role": "assistant", "content": []}
-                self._index = self._begin("msg", "message", more, events)
-            else:
-                more = {"summary": [], "content": []}
-                self._index = self._begin("rs", "reasoning", more, events)
-            self._kind, self._texts, self._logprobs = kind, [], []
-            events.append(self._part("added", ""))
+            self._open(kind, events)
         self._texts.append(piece.text)
         logprobs, self._pending = self._pending, []
         if kind is Text:
@@ -99,6 +92,16 @@ class Output:
             events.append(self._text_event("delta", {"delta": piece.text, "logprobs": logprobs}))
         else:
             events.append(self._text_event("delta", {"delta": piece.text}))
+
+    def _open(self, kind: type[Text] | type[Thought], events: list[JSON]) -> None:
+        if kind is Text:
+            more: JSON = {"role": "assistant", "content": []}
+            self._index = self._begin("msg", "message", more, events)
+        else:
+            more = {"summary": [], "content": []}
+            self._index = self._begin("rs", "reasoning", more, events)
+        self._kind, self._texts, self._logprobs = kind, [], []
+        events.append(self._part("added", ""))
 
     def _close(self, events: list[JSON]) -> None:
         """What is open, other than calls."""
@@ -120,21 +123,17 @@ class Output:
         self._end(self._index, events)
 
     def _finish(self, events: list[JSON]) -> None:
-        last = len(self.items) - 1
-        if self._kind is None and not self.items:
+        if not self.items:
             # Clients look for a message, even if there is nothing in it.
-            more: JSON = {"role": "assistant", "content": []}
-            self._index = last = self._begin("msg", "message", more, events)
-            self._kind, self._texts, self._logprobs = Text, [], []
-            events.append(self._part("added", ""))
+            self._open(Text, events)
         if self.reason == "length":
-            self.items[last]["status"] = "incomplete"
+            self.items[-1]["status"] = "incomplete"
         self._close(events)
         for index, arguments in self._calls.values():
             item = self.items[index]
             item["arguments"] = "".join(arguments)
-            shown = {"name": item["name"], "arguments": item["arguments"]}
-            events.append(self._event(f"{_ARGUMENTS}.done", index, **shown))
+            arguments_done = self._event(f"{_ARGUMENTS}.done", index, arguments=item["arguments"])
+            events.append(arguments_done)
             self._end(index, events)
 
     def cut_off(self) -> list[JSON]:

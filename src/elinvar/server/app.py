@@ -32,7 +32,7 @@ from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
 from elinvar.server.openai import OpenAIRoutes
 from elinvar.server.served import Models, Served
 from elinvar.server.sessions import SessionRoutes
-from elinvar.server.state import State
+from elinvar.server.state import State, StateOptions
 from elinvar.server.tenants import NOBODY, Keys, Tenants
 from elinvar.server.texts import TextRoutes
 from elinvar.server.trace import TraceFile
@@ -157,8 +157,8 @@ def create_app(
     routes += SessionRoutes(engine, max_body_bytes).routes()
     if trace is not None:
         core.watchers.append(trace)
-    state = State(state_dir, max_body_bytes)
-    routes += state.routes(routes, models)
+    state = State(StateOptions(state_dir, max_body_bytes, core.config.max_rows))
+    routes += state.routes(routes, lambda name: name in models.names, models)
     return _application(
         engine, routes, metrics, core.metrics.expose, grace_seconds, tenants, trace, state
     )
@@ -172,13 +172,16 @@ def create_text_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     grace_seconds: float = GRACE_SECONDS,
     matryoshka: bool = False,
+    state_dir: Path | None = None,
 ) -> Starlette:
     """The same for an embedding model or a reranker. `max_waiting`: texts. `matryoshka`: clients may
     shorten vectors, whatever config.json says of it."""
     metrics = HTTPMetrics(lambda: engine.num_live)
     shorten = matryoshka or engine.model.recipe.matryoshka
-    api = TextRoutes(engine, model_name, shorten, max_waiting, max_body_bytes)
-    return _application(engine, api.routes(), metrics, lambda: b"", grace_seconds)
+    routes = TextRoutes(engine, model_name, shorten, max_waiting, max_body_bytes).routes()
+    state = State(StateOptions(state_dir, max_body_bytes))
+    routes += state.routes(routes, lambda name: name == model_name, None)
+    return _application(engine, routes, metrics, lambda: b"", grace_seconds, state=state)
 
 
 class _Runs(Protocol):

@@ -74,7 +74,7 @@ class Answer:
         async for step in steps:
             collector.push(step)
             self.wire.see(step)
-        body = self.wire.whole(collector.finish(), usage)
+        body = self.wire.whole(self.asked.best(collector.finish()), usage)
         if self.keep is not None:
             await self.keep()
         length = (b"content-length", b"%d" % len(body))

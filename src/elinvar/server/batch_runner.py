@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -36,6 +37,7 @@ _MAX_WAIT_S = 60.0
 _READ_AHEAD = 64
 _LATER = {429, 503, 507}
 """What an endpoint answers where the line is not to blame."""
+_NO_MODEL = b'"model_not_found"'
 _ENDS = {"expired": "batch_expired", "cancelled": "batch_cancelled"}
 _REASONS = {
     "expired": "The batch's time was over before this line was run.",
@@ -58,9 +60,10 @@ class Runner:
         batches: Batches,
         files: Files,
         inside: Inside,
-        has_model: Callable[[str], bool],
+        has_model: Callable[[str, str], bool],
         limits: Limits,
     ) -> None:
+        """has_model: whether a tenant may ask for a model of a name."""
         self._batches, self._files, self._inside = batches, files, inside
         self._has_model, self._limits = has_model, limits
         self._slots = asyncio.Semaphore(limits.concurrency)
@@ -97,7 +100,7 @@ class Runner:
         try:
             batch = await self._patiently(lambda: self._batches.get(tenant, name))
             if batch["status"] == "validating":
-                batch = await self._patiently(lambda: self._validate(batch))
+                batch = await self._patiently(lambda: self._validate(tenant, batch))
             if batch["status"] == "in_progress":
                 await self._run_lines(tenant, batch)
             if batch["status"] != "failed":
@@ -105,10 +108,11 @@ class Runner:
         except Exception:
             log.exception("Unexpected error in %s; it goes on when the server starts again.", name)
 
-    async def _validate(self, batch: Body) -> Body:
+    async def _validate(self, tenant: str, batch: Body) -> Body:
+        has_model = partial(self._has_model, tenant)
         path = self._files.path(batch["input_file_id"])
         most, endpoint = self._limits.max_line_bytes, batch["endpoint"]
-        checked = await asyncio.to_thread(check, path, endpoint, self._has_model, most)
+        checked = await asyncio.to_thread(check, path, endpoint, has_model, most)
 
         def change(body: Body) -> None:
             if body["status"] != "validating":
@@ -157,7 +161,8 @@ class Runner:
         body = bytes(line.body)
         while True:
             status, answer, headers = await self._inside.post(endpoint, body, tenant, request_id)
-            if status not in _LATER:
+            # Lines are accepted for models that there are: it comes back.
+            if status not in _LATER and not (status == 404 and _NO_MODEL in answer):
                 break
             wait = float(headers.get("Retry-After", self._limits.retry_s))
             await asyncio.sleep(min(wait, _MAX_WAIT_S))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,9 @@ from starlette.types import ASGIApp, Message, Scope
 
 from elinvar.base.handling import Handling
 from elinvar.server.errors import INTERNAL, as_api_error
+
+ScopeOf = Callable[[str, str], dict[str, Any]]
+"""What requests of a tenant have, whoever sends them, from (tenant, request id)."""
 
 log = logging.getLogger(__name__)
 
@@ -30,28 +33,22 @@ class Inside:
     """The endpoints, by their paths."""
 
     apps: Mapping[str, ASGIApp]
+    scope_of: ScopeOf
 
     @classmethod
-    def of(cls, routes: Iterable[Route], paths: Iterable[str]) -> Inside:
+    def of(cls, routes: Iterable[Route], paths: Iterable[str], scope_of: ScopeOf) -> Inside:
         """Those of `paths` that there are."""
         wanted = set(paths)
-        return cls({route.path: route.app for route in routes if route.path in wanted})
+        apps = {route.path: route.app for route in routes if route.path in wanted}
+        return cls(apps, scope_of)
 
     async def post(
         self, path: str, body: bytes, tenant: str, request_id: str
     ) -> tuple[int, bytes, dict[str, str]]:
         """(status, body, headers) of the answer. Cancelling ends what it runs."""
-        scope: dict[str, Any] = {
-            "type": "http",
-            "method": "POST",
-            "path": path,
-            "headers": [],
-            "query_string": b"",
-            "path_params": {},
-            "elinvar.request_id": request_id,
-            "elinvar.tenant": tenant,
-            "elinvar.inside": True,
-        }
+        scope = self.scope_of(tenant, request_id)
+        scope |= {"method": "POST", "path": path, "headers": [], "query_string": b""}
+        scope |= {"path_params": {}, "elinvar.inside": True}
         sent, parts = [], []
         unread = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -75,6 +72,9 @@ class Inside:
                 log.exception("Unexpected error in request %s.", request_id)
                 known = INTERNAL
             return known.status, known.body(), known.headers
+        finally:
+            for release in scope.get("elinvar.releases", ()):
+                release()
         (start,) = sent
         headers = {name.decode(): value.decode() for name, value in start.get("headers", [])}
         return start["status"], b"".join(parts), headers

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,7 +26,8 @@ from elinvar.server.asked import Asked
 from elinvar.server.body import read_body
 from elinvar.server.chats import Conversation, Wanted, ask_chat
 from elinvar.server.errors import ApiError, bad_request, invalid_value
-from elinvar.server.inside import handled
+from elinvar.server.inside import ScopeOf, handled
+from elinvar.server.models import Models
 from elinvar.server.openai_messages import conversation
 from elinvar.server.pages import Page
 from elinvar.server.reply import encode, reply
@@ -43,7 +45,7 @@ from elinvar.server.responses_schema import INCLUDED, InputTokensRequest, Respon
 from elinvar.server.responses_state import Kept, Responses
 from elinvar.server.responses_wire import ResponseWire
 from elinvar.server.schema import decode
-from elinvar.server.served import Models, Target
+from elinvar.server.served import Target
 from elinvar.server.tenants import tenant_of
 
 ROOM_TO_ANSWER = 512
@@ -56,6 +58,7 @@ class ResponseRoutes:
     models: Models
     responses: Responses
     background: Background
+    scope_of: ScopeOf
     max_body_bytes: int
 
     def routes(self) -> list[Route]:
@@ -75,9 +78,11 @@ class ResponseRoutes:
         check_supported(parsed)
         tenant = tenant_of(scope)
         said, given = await self._items(tenant, parsed)
+        target = await self.models.use(scope, parsed.model)
+        # What is wrong with it is told now, of what runs later, too.
+        asked = await _ask(target, scope, parsed, [*said, *given])
         if parsed.background:
-            return await self._run_later(scope, parsed, said, given)
-        target, asked = await self._ask(scope, parsed, [*said, *given])
+            return await self._run_later(scope, parsed, target, given)
         wire = _wire(f"resp_{uuid.uuid4().hex}", target, parsed)
 
         async def keep() -> None:
@@ -92,7 +97,8 @@ class ResponseRoutes:
         names = set(ResponseRequest.__struct_fields__) & set(counted.__struct_fields__)
         parsed = ResponseRequest(**{name: getattr(counted, name) for name in names})
         said, given = await self._items(tenant_of(request.scope), parsed)
-        _, asked = await self._ask(request.scope, parsed, [*said, *given])
+        target = await self.models.use(request.scope, parsed.model)
+        asked = await _ask(target, request.scope, parsed, [*said, *given])
         count = len(asked.choices[0].prompt_ids)
         return reply({"object": "response.input_tokens", "input_tokens": count})
 
@@ -142,15 +148,13 @@ class ResponseRoutes:
     # ---- what runs in the background ------------------------------------------------------------
 
     async def _run_later(
-        self, scope: Scope, parsed: ResponseRequest, said: Sequence[Item], given: list[Item]
+        self, scope: Scope, parsed: ResponseRequest, target: Target, given: list[Item]
     ) -> Response:
         self.background.check_room()
         if parsed.seed is None:
             parsed.seed = draw_seed()
-        # What is wrong with it is told now.
-        target, _ = await self._ask(scope, parsed, [*said, *given])
         wire = _wire(f"resp_{uuid.uuid4().hex}", target, parsed)
-        run = self._make(scope, parsed, wire, given)
+        run = self._make(tenant_of(scope), scope["elinvar.request_id"], parsed, wire, given)
         await self.background.begin(run)
         return _streamed(run.follow(0)) if parsed.stream else reply(run.shown)
 
@@ -158,24 +162,29 @@ class ResponseRoutes:
         """What had not ended when the server did."""
         for name, tenant, created, raw, given in await self.responses.open():
             parsed = msgspec.json.decode(raw, type=ResponseRequest)
-            scope = {"type": "http", "elinvar.tenant": tenant, "elinvar.request_id": name}
-            try:
-                target = self.models.find(parsed.model)
-            except ApiError:
-                continue  # it stays until the model is served again
-            run = self._make(scope, parsed, _wire(name, target, parsed, int(created)), given)
+            if not self.models.has(self.scope_of(tenant, name), parsed.model):
+                continue  # it waits for a server that has it
+            wire = _wire(name, None, parsed, int(created))
+            run = self._make(tenant, name, parsed, wire, given)
             run.add(run.wire.begin(queued=True))
             self.background.go(run)
 
     def _make(
-        self, scope: Scope, parsed: ResponseRequest, wire: ResponseWire, given: list[Item]
+        self,
+        tenant: str,
+        request_id: str,
+        parsed: ResponseRequest,
+        wire: ResponseWire,
+        given: list[Item],
     ) -> Run:
-        tenant, request_id = tenant_of(scope), scope["elinvar.request_id"]
-        own = {"type": "http", "elinvar.tenant": tenant, "elinvar.request_id": request_id}
+        scope = self.scope_of(tenant, request_id)
 
-        async def ask() -> Asked:
+        @asynccontextmanager
+        async def ask() -> AsyncIterator[Asked]:
             said, _ = await self.responses.before(tenant, parsed.previous_response_id, ())
-            return (await self._ask(own, parsed, [*said, *given]))[1]
+            async with self.models.using(scope, parsed.model) as target:
+                wire.output.names = target.served.names
+                yield await _ask(target, scope, parsed, [*said, *given])
 
         parsed.input = None  # its items are stored by themselves
         return Run(tenant, request_id, wire, ask, given, encode(parsed))
@@ -192,23 +201,24 @@ class ResponseRoutes:
         given = [] if parsed.input is None else read_items(parsed.input)
         return await self.responses.before(tenant, parsed.previous_response_id, given)
 
-    async def _ask(
-        self, scope: Scope, parsed: ResponseRequest, items: Sequence[Item]
-    ) -> tuple[Target, Asked]:
-        target = await self.models.use(scope, parsed.model)
-        with in_our_words():
-            chat = as_chat(parsed, items)
-            wanted = prepare.wanted(chat)
-            policy = target.served.core.config.policy
-            handling = handled(scope, prepare.handling(chat, tenant_of(scope), policy))
-            said = replace(conversation(chat), field_name="input")
-            ask = partial(ask_chat, target, wanted=wanted, handling=handling)
-            try:
-                return target, await ask(said)
-            except ApiError as error:
-                if parsed.truncation != "auto" or error.code != "context_length_exceeded":
-                    raise
-                return target, await _shortened(ask, said, wanted, target)
+
+async def _ask(
+    target: Target, scope: Scope, parsed: ResponseRequest, items: Sequence[Item]
+) -> Asked:
+    """The answer to the conversation of these items, ready to run."""
+    with in_our_words():
+        chat = as_chat(parsed, items)
+        wanted = prepare.wanted(chat)
+        policy = target.served.core.config.policy
+        handling = handled(scope, prepare.handling(chat, tenant_of(scope), policy))
+        said = replace(conversation(chat), field_name="input")
+        ask = partial(ask_chat, target, wanted=wanted, handling=handling)
+        try:
+            return await ask(said)
+        except ApiError as error:
+            if parsed.truncation != "auto" or error.code != "context_length_exceeded":
+                raise
+            return await _shortened(ask, said, wanted, target)
 
 
 async def _shortened(ask: Any, said: Conversation, wanted: Wanted, target: Target) -> Asked:
@@ -237,12 +247,13 @@ async def _shortened(ask: Any, said: Conversation, wanted: Wanted, target: Targe
 
 
 def _wire(
-    name: str, target: Target, parsed: ResponseRequest, created_at: int | None = None
+    name: str, target: Target | None, parsed: ResponseRequest, created_at: int | None = None
 ) -> ResponseWire:
+    """target None: its names come later."""
     return ResponseWire(
         name,
         shown(parsed),
-        target.served.names,
+        None if target is None else target.served.names,
         with_logprobs=with_logprobs(parsed),
         sealed=INCLUDED[1] in (parsed.include or ()),
         created_at=created_at,

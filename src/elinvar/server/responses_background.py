@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,8 +34,8 @@ class Run:
     tenant: str
     request_id: str
     wire: ResponseWire
-    ask: Callable[[], Awaitable[Asked]]
-    """Makes what is run: the model may have to be there for it."""
+    ask: Callable[[], AbstractAsyncContextManager[Asked]]
+    """What is run, while its model is there."""
     given: list[Item]
     request: bytes
     events: list[bytes] = field(default_factory=list)
@@ -116,8 +117,7 @@ class Background:
     async def _run(self, run: Run) -> None:
         usage = Usage()
         try:
-            asked = await run.ask()
-            while not await self._try(run, asked, usage):
+            while not await self._try(run, usage):
                 await asyncio.sleep(self._retry_s)
             ending = run.wire.end(usage)
         except asyncio.CancelledError:
@@ -132,10 +132,13 @@ class Background:
         run.settled = True
         await self._keep(run, ending)
 
-    async def _try(self, run: Run, asked: Asked, usage: Usage) -> bool:
+    async def _try(self, run: Run, usage: Usage) -> bool:
         """Whether it came to its end: false where the queue was full, before anything was said."""
         try:
-            async with asked.run(run.wire.id, run.request_id, usage) as steps:
+            async with (
+                run.ask() as asked,
+                asked.run(run.wire.id, run.request_id, usage) as steps,
+            ):
                 async for step in steps:
                     run.add(run.wire.advance(step))
         except Exception as error:

@@ -37,6 +37,8 @@ def check_supported(request: kinds.ResponseRequest) -> None:
         raise not_supported("n", "More than one answer")
     if request.max_tokens is not None:
         raise not_supported("max_tokens", remedy="give max_output_tokens")
+    if request.prompt_logprobs is not None:
+        raise not_supported("prompt_logprobs")
     if request.max_tool_calls is not None and request.max_tool_calls < 1:
         raise invalid_value("max_tool_calls", "max_tool_calls must be at least 1.")
     if request.background and request.store is False:

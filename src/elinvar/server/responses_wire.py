@@ -34,14 +34,16 @@ class Output:
     """
 
     def __init__(
-        self, response_id: str, names: TokenNames, *, with_logprobs: bool, sealed: bool
+        self, response_id: str, names: TokenNames | None, *, with_logprobs: bool, sealed: bool
     ) -> None:
         """with_logprobs: of the text; sealed: thoughts are written as `encrypted_content`, too."""
         self.items: list[JSON] = []
         self.reason: str | None = None
         self.seed: int | None = None
         self._tail = response_id.removeprefix("resp_")
-        self._names, self._with_logprobs, self._sealed = names, with_logprobs, sealed
+        self.names = names
+        """Needed for log-probs."""
+        self._with_logprobs, self._sealed = with_logprobs, sealed
         self._kind: type[Piece] | None = None
         """Of what is open, a message or thoughts."""
         self._index = 0
@@ -57,7 +59,7 @@ class Output:
         events: list[JSON] = []
         if self._with_logprobs and step.logprobs:
             values = zip(step.ids, step.logprobs, strict=True)
-            self._pending += [self._logprob(token, value) for token, value in values]
+            self._pending += [self._logprob(token, value) for token, value in values if value]
         for piece in step.pieces:
             self._add(piece, events)
         if step.reason is not None:
@@ -181,7 +183,8 @@ class Output:
         return self._entry(token, value.logprob) | {"top_logprobs": top}
 
     def _entry(self, token: int, logprob: float) -> JSON:
-        text, raw = self._names.chat(token)
+        assert self.names is not None
+        text, raw = self.names.chat(token)
         return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": raw}
 
 
@@ -192,7 +195,7 @@ class ResponseWire(Wire):
         self,
         response_id: str,
         shown: JSON,
-        names: TokenNames,
+        names: TokenNames | None,
         *,
         with_logprobs: bool = False,
         sealed: bool = False,

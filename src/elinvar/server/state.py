@@ -6,19 +6,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from starlette.routing import Route
+from starlette.types import Scope
 
 from elinvar.server.batch_runner import RETRY_S, Limits, Runner
 from elinvar.server.batch_state import Batches
 from elinvar.server.batches import ENDPOINTS, BatchRoutes
 from elinvar.server.files import FileRoutes, Files
 from elinvar.server.inside import Inside
+from elinvar.server.models import Models
 from elinvar.server.responses import ResponseRoutes
 from elinvar.server.responses_background import Background
 from elinvar.server.responses_state import Responses
-from elinvar.server.served import Models
 from elinvar.server.store import Store
+from elinvar.server.tenants import NOBODY, Tenants
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +41,44 @@ class State:
         """Raises ElinvarError for a folder that is there and cannot be used."""
         self.store = Store(options.folder)
         self._options = options
+        self.tenants: Callable[[], Tenants] = lambda: NOBODY
+        """Those of now."""
         self._responses: ResponseRoutes | None = None
         self._batches: BatchRoutes | None = None
 
     def routes(
-        self, others: Sequence[Route], has_model: Callable[[str], bool], models: Models | None
+        self,
+        others: Sequence[Route],
+        has_model: Callable[[Scope, str], bool],
+        models: Models | None = None,
     ) -> list[Route]:
-        """others: the endpoints that lines of batches may ask for. models: those that answer in
-        /v1/responses."""
+        """others: the endpoints that lines of batches may ask for. has_model: whether who sends the
+        request of a scope may ask for a model. models: those that answer in /v1/responses."""
         options, routes = self._options, []
         if models is not None:
             responses = Responses(self.store)
             background = Background(responses, options.retry_s)
-            self._responses = ResponseRoutes(models, responses, background, options.max_body_bytes)
+            self._responses = ResponseRoutes(
+                models, responses, background, self._scope_of, options.max_body_bytes
+            )
             routes += self._responses.routes()
         files, batches = Files(self.store), Batches(self.store)
-        inside = Inside.of([*others, *routes], ENDPOINTS)
+        inside = Inside.of([*others, *routes], ENDPOINTS, self._scope_of)
         limits = Limits(options.concurrency, options.max_body_bytes, options.retry_s)
-        runner = Runner(batches, files, inside, has_model, limits)
+        runner = Runner(
+            batches,
+            files,
+            inside,
+            lambda tenant, name: has_model(self._scope_of(tenant), name),
+            limits,
+        )
         there = frozenset(inside.apps)
         self._batches = BatchRoutes(batches, files, runner, there, options.max_body_bytes)
         return [*routes, *FileRoutes(files).routes(), *self._batches.routes()]
+
+    def _scope_of(self, tenant: str, request_id: str = "") -> dict[str, Any]:
+        named = {"elinvar.tenant": tenant, "elinvar.request_id": request_id}
+        return {"type": "http", **named, "elinvar.models": self.tenants().models.get(tenant)}
 
     async def start(self) -> None:
         """Goes on with what the last server of this folder left."""

@@ -96,6 +96,11 @@ class Tokenizer:
         ids: list[int] = encoded[0].ids
         return [*self._prefix, *ids] if add_special else ids
 
+    def control_id(self, name: str) -> int | None:
+        """The id of a control token; None: the model has none of this name."""
+        found: int | None = self._backend.token_to_id(name)
+        return found if found in self._added else None
+
     def encode_chat(self, text: str) -> list[int]:
         """Token ids of a rendered chat template. Where the model's format wants BOS before chats,
         it comes first once, whoever wrote it."""

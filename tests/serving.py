@@ -18,7 +18,8 @@ from starlette.applications import Starlette
 from elinvar.base.config import EngineConfig
 from elinvar.engine.aio import AsyncEngine
 from elinvar.engine.core import Engine
-from elinvar.server.app import create_app, listen, uvicorn_config
+from elinvar.server.app import create_app
+from elinvar.server.process import listen, uvicorn_config
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"

@@ -390,6 +390,8 @@ def test_logprobs() -> None:
         ({"attention_window": 0}, "attention_window"),
         ({"attention_sinks": 64}, "attention_sinks"),
         ({"attention_sinks": 4}, "attention_sinks"),
+        ({"attention_budget": 0}, "attention_budget"),
+        ({"attention_budget": 64, "attention_window": 64}, "attention_budget"),
     ],
 )
 def test_ranges(fields: dict[str, Any], param: str | None) -> None:

@@ -118,6 +118,18 @@ class Provider:
         chunk: int,
         first: int,
     ) -> Any: ...
+    def block_shares(
+        self,
+        q: Any,
+        kv: Cache,
+        query_start: Any,
+        tables: Any,
+        positions: Any,
+        scale: float,
+        shares: Any,
+        softcap: float,
+        sinks: Any | None,
+    ) -> None: ...
     def index_select(
         self,
         q: Any,

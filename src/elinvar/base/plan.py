@@ -114,3 +114,6 @@ class StepOutput:
     """Keys of the plan's loads that were not there any more, or damaged."""
     moving_s: float = 0.0
     """Seconds that saves and loads took."""
+    kept: dict[int, list[int]] = field(default_factory=dict)
+    """By the index of an item which ends a prompt that is seen in part from now on: the blocks of it
+    that are seen, by their places in the row's tables."""

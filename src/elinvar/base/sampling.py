@@ -16,6 +16,8 @@ MAX_BAD_TOKENS = 64
 """Of one bad word."""
 SINKS = 4
 """Tokens that suffice (Xiao et al., 2024)."""
+WATCHED = 32
+"""Last tokens of a prompt whose attention says what an attention_budget keeps of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class SamplingParams:
     """Tokens that end the answer, besides the model's own end tokens."""
     ignore_eos: bool = False
     """Go on after the model's end token (for benchmarks)."""
+    special_text: tuple[int, ...] = ()
+    """Control tokens that have a text in the answer, their name: those by which it is understood."""
     logprobs: int | None = None
     """None: none; k: the sampled token's log-prob and those of the k likeliest tokens, as the model has
     them: before temperature and all that changes logits."""
@@ -79,6 +83,11 @@ class SamplingParams:
     Memory stays bounded however long the sequence grows. None: they see everything."""
     attention_sinks: int = SINKS
     """First tokens that are always seen where there is an attention_window; rounded up to 32s."""
+    attention_budget: int | None = None
+    """LOSSY: in layers of full attention the answer sees so many tokens of the prompt alone, in whole
+    blocks of 32, and all of itself. Decided once, when the prompt has been read: kept are the first
+    block, those of the last 32 tokens, and those that these attend to most (after SnapKV: Li et al.,
+    2024), the same in all layers. The others' memory is given back. None: it sees everything."""
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -101,8 +110,10 @@ class SamplingParams:
             raise InputError("stop", f"stop takes at most {MAX_STOPS} texts, got {len(self.stop)}.")
         if any(not isinstance(s, str) or not s for s in self.stop):
             raise InputError("stop", "stop must hold non-empty texts.")
-        for t in self.stop_token_ids:
-            _integer("stop_token_ids", t, 0, 2**31 - 1)
+        object.__setattr__(self, "special_text", _tuple("special_text", self.special_text))
+        for name in ("stop_token_ids", "special_text"):
+            for t in getattr(self, name):
+                _integer(name, t, 0, 2**31 - 1)
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise InputError("adapter", f"adapter must be a name, got {self.adapter!r}.")
         _integer("attention_sinks", self.attention_sinks, 1, 2**31 - 1)
@@ -110,6 +121,13 @@ class SamplingParams:
             _integer("attention_window", self.attention_window, 1, 2**31 - 1)
         elif self.attention_sinks != SINKS:
             raise InputError("attention_sinks", "attention_sinks needs an attention_window, too.")
+        if self.attention_budget is not None:
+            _integer("attention_budget", self.attention_budget, 1, 2**31 - 1)
+            if self.attention_window is not None:
+                raise InputError(
+                    "attention_budget",
+                    "attention_budget and attention_window exclude each other: leave one out.",
+                )
         for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 got = getattr(self, name)
@@ -172,6 +190,15 @@ class SamplingParams:
         if self.attention_window is None:
             return None
         return -(-self.attention_sinks // BLOCK_SIZE), -(-self.attention_window // BLOCK_SIZE)
+
+    def kept_of_prompt(self, num_tokens: int) -> int | None:
+        """Blocks of a prompt of so many tokens that its answer sees. None: all."""
+        if self.attention_budget is None:
+            return None
+        num_blocks = -(-num_tokens // BLOCK_SIZE)
+        always = 1 + num_blocks - max(0, num_tokens - WATCHED) // BLOCK_SIZE
+        kept = max(always, -(-self.attention_budget // BLOCK_SIZE))
+        return kept if kept < num_blocks else None
 
 
 def _tuple(name: str, value: object) -> tuple[object, ...]:

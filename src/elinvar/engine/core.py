@@ -41,7 +41,7 @@ from elinvar.models.load import load_parts, reloaded
 from elinvar.ops import Ops, load_provider
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.run.runner import Runner
-from elinvar.sched.door import max_total_tokens, why_no_window
+from elinvar.sched.door import max_total_tokens, why_no_budget, why_no_window
 from elinvar.sched.policy import make_policy
 from elinvar.sched.request import Request, RequestUpdate
 from elinvar.sched.scheduler import Scheduler
@@ -190,6 +190,7 @@ class Engine:
         if self.tiers is not None:
             self.metrics.tiers = self.tiers.stats
         self._no_window = why_no_window(model.config.layer_kinds)
+        self._no_budget = why_no_budget(model.config.layer_kinds, model.config.index is not None)
         longest = self._context
         if self._no_window:  # or a sequence may outgrow the cache
             longest = min(longest, self.scheduler.kv.max_sequence + 1)
@@ -252,9 +253,12 @@ class Engine:
         self._check_open()
         if params.adapter is not None:
             self.adapters.find(params.adapter)
-        if params.kept_blocks is not None and self._no_window:
-            message = f"This model {self._no_window}: leave attention_window out."
-            raise InputError("attention_window", message)
+        for field, why_not in (
+            ("attention_window", self._no_window),
+            ("attention_budget", self._no_budget),
+        ):
+            if why_not and getattr(params, field) is not None:
+                raise InputError(field, f"This model {why_not}: leave {field} out.")
         kv_tokens = self.scheduler.kv.longest(params.kept_blocks)
         max_total_tokens(len(prompt_ids), params.max_tokens, self._context, kv_tokens)
         for kind in set(map(type, prompt_ids)):

@@ -17,7 +17,8 @@ COSTS: dict[str, Callable[..., Cost]] = {
         *(cost.add, cost.concat, cost.scale, cost.scale_heads, cost.mul, cost.mix),
         *(cost.softcap, cost.activate, cost.sparsify, cost.gated_rms_norm, cost.sigmoid_gate),
         *(caches.rope_write, caches.rope_queries, caches.latent_write, caches.attention),
-        *(caches.index_select, caches.sparse_attention, caches.causal_conv, caches.delta_rule),
+        *(caches.index_select, caches.sparse_attention, caches.block_shares),
+        *(caches.causal_conv, caches.delta_rule),
     )
 }
 """By the op's name: every op of `Ops` that computes."""

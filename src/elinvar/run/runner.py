@@ -89,6 +89,7 @@ class Runner:
             logits_LV, output.prompt_logprobs = scores
         else:
             logits_LV = self.graphs.forward(batch)
+        output.kept = rows.choose(items, batch)
         if not rows_L:
             return output
         result = self.ops.sample(logits_LV, rows.sample_args(rows_L, position_L))

@@ -7,10 +7,10 @@ event loop reads; each entry is of one HTTP request and has a record a choice.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -117,32 +117,22 @@ class Explanations:
             return []
         return _server_timing(entry.before_first[index], ("queued", "prefill"))
 
-    # ---- the endpoint -----------------------------------------------------------------------
+    # ---- what is told -----------------------------------------------------------------------
 
-    def routes(self) -> list[Route]:
-        return [Route("/v1/requests/{id:path}/explain", self.explain, methods=["GET"])]
-
-    async def explain(self, request: Request) -> Response:
-        wanted, tenant = request.path_params["id"], tenant_of(request.scope)
+    async def explain(self, wanted: str, tenant: str) -> dict[str, Any] | None:
+        """Of an answer's id, or an x-request-id; None: there is no such request."""
         entry = self._entries.get(wanted)
         if entry is None or entry.tenant != tenant:
             entry = self._by_request.get((tenant, wanted))
         choices = [] if entry is None else await self._records(entry)
         if entry is None or not choices:
-            raise ApiError(
-                404,
-                f"No request '{wanted[:200]}' runs or ended lately; give the id of an answer, or "
-                "its x-request-id.",
-                "id",
-                "request_not_found",
-            )
-        body = {
+            return None
+        return {
             "id": entry.response_id,
             "object": "request.explanation",
             "request_id": entry.request_id,
             "choices": choices,
         }
-        return reply(body)
 
     async def _records(self, entry: _Entry) -> list[Record]:
         indices = range(entry.size)
@@ -152,6 +142,29 @@ class Explanations:
         # What ended while we asked is no longer among those that run.
         records = ((i, entry.ended.get(i, one)) for i, one in found)
         return [{**one, "id": entry.response_id, "index": i} for i, one in records if one]
+
+
+class ExplainRoutes:
+    """explanations: of all models that run."""
+
+    def __init__(self, explanations: Callable[[], Sequence[Explanations]]) -> None:
+        self._explanations = explanations
+
+    def routes(self) -> list[Route]:
+        return [Route("/v1/requests/{id:path}/explain", self.explain, methods=["GET"])]
+
+    async def explain(self, request: Request) -> Response:
+        wanted, tenant = request.path_params["id"], tenant_of(request.scope)
+        for one in self._explanations():
+            if (found := await one.explain(wanted, tenant)) is not None:
+                return reply(found)
+        raise ApiError(
+            404,
+            f"No request '{wanted[:200]}' runs or ended lately; give the id of an answer, or its "
+            "x-request-id.",
+            "id",
+            "request_not_found",
+        )
 
 
 def _server_timing(parts: Mapping[str, int], always: Iterable[str]) -> list[tuple[bytes, bytes]]:

@@ -22,10 +22,11 @@ from elinvar.server.asked import Asked
 from elinvar.server.body import read_body
 from elinvar.server.chats import ask_chat
 from elinvar.server.completions import ask_completion, echo_shift
+from elinvar.server.models import Models
 from elinvar.server.openai_messages import conversation
 from elinvar.server.reply import reply
 from elinvar.server.schema import ChatRequest, CompletionRequest, decode
-from elinvar.server.served import Models, Target
+from elinvar.server.served import Target
 from elinvar.server.tenants import tenant_of
 from elinvar.server.wire import ChatWire, CompletionWire, OpenAIWire
 
@@ -46,12 +47,12 @@ class OpenAIRoutes:
         ]
 
     async def list_models(self, request: Request) -> Response:
-        models = self.models
-        data = [models.describe(name) for name in models.names]
+        models, scope = self.models, request.scope
+        data = [models.describe(scope, name) for name in models.names_for(scope)]
         return reply({"object": "list", "data": data})
 
     async def get_model(self, request: Request) -> Response:
-        return reply(self.models.describe(request.path_params["model"]))
+        return reply(self.models.describe(request.scope, request.path_params["model"]))
 
     async def chat(self, request: Request) -> Any:
         body = await read_body(request.scope, request.receive, self.max_body_bytes)

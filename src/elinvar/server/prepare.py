@@ -163,6 +163,7 @@ def sampling_params(
         prompt_logprobs=_prompt_logprobs(request, logprobs),
         attention_window=request.attention_window,
         attention_sinks=_or(request.attention_sinks, SINKS),
+        attention_budget=request.attention_budget,
     )
 
 

@@ -141,6 +141,8 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     # Lossy (SamplingParams.attention_window): attend to the first and the last tokens alone.
     attention_window: int | None = None
     attention_sinks: int | None = None
+    # Lossy: the answer attends to so many tokens of the prompt alone.
+    attention_budget: int | None = None
 
 
 class ChatRequest(Common, kw_only=True):
@@ -195,9 +197,10 @@ class UnloadAdapterRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SessionRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Of a session that there is, all but the id."""
+    """Of a session that there is, all but the id and the model."""
 
     id: str | None = None
+    model: str | None = None
     expect_return_s: float | None = None
     ttl_s: float | None = None
     pause_kind: str | None = None

@@ -7,7 +7,7 @@ before the first byte of the answer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -87,6 +87,7 @@ def _answer(
     kind: Callable[..., OpenAIWire],
 ) -> Answer:
     served = target.served
+    asked = replace(asked, beams=prepare.beams(parsed))
     wire = kind(
         parsed.model,
         served.core.fingerprint_of(target.adapter),

@@ -26,6 +26,7 @@ from elinvar.server.models import Models
 from elinvar.server.openai_messages import conversation
 from elinvar.server.reply import reply
 from elinvar.server.schema import ChatRequest, CompletionRequest, decode
+from elinvar.server.searched import beams
 from elinvar.server.served import Target
 from elinvar.server.tenants import tenant_of
 from elinvar.server.wire import ChatWire, CompletionWire, OpenAIWire
@@ -87,7 +88,7 @@ def _answer(
     kind: Callable[..., OpenAIWire],
 ) -> Answer:
     served = target.served
-    asked = replace(asked, beams=prepare.beams(parsed))
+    asked = replace(asked, beams=beams(parsed))
     wire = kind(
         parsed.model,
         served.core.fingerprint_of(target.adapter),

@@ -31,7 +31,8 @@ class Delta:
     seed: int
     """The request's seed, also where the user gave none: giving it again repeats the answer."""
     error: str | None = None
-    """With finish_reason `error`: what went wrong, one sentence."""
+    """With finish_reason `error`: what went wrong, one sentence. With `abort`: who wanted it, if
+    somebody did."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """With the first tokens of a request that asked for them: of the prompt's, from its second on."""
 

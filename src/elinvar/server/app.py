@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.applications import Starlette
@@ -26,8 +27,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elinvar.base.errors import EngineError
 from elinvar.server.adapters import AdapterRoutes
+from elinvar.server.console import Console
 from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
 from elinvar.server.explain import ExplainRoutes
+from elinvar.server.live import Live
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
 from elinvar.server.models import Models
 from elinvar.server.openai import OpenAIRoutes
@@ -35,6 +38,7 @@ from elinvar.server.process import GRACE_S
 from elinvar.server.reply import reply
 from elinvar.server.served import Served
 from elinvar.server.sessions import SessionRoutes
+from elinvar.server.state import State, StateOptions
 from elinvar.server.tenants import NOBODY, Keys, Tenants
 from elinvar.server.texts import TextRoutes
 from elinvar.server.trace import TraceFile
@@ -50,6 +54,8 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 MAX_WAITING = 1024
 MAX_BODY_BYTES = 16 * 2**20
+DEFAULT_ROWS = 8
+"""Lines of batches that run at once where no model is there to say how many it runs."""
 
 
 class Door:
@@ -144,6 +150,10 @@ class Settings:
     """Pages of these origins may ask from browsers; `*`: all."""
     hung_s: float = HUNG_S
     """A step that takes longer hangs."""
+    console: bool = True
+    """Browsers get it at /."""
+    state_dir: Path | None = None
+    """Where responses, files and batches are kept; None: nowhere that outlives the server."""
 
 
 def create_app(
@@ -184,6 +194,10 @@ def create_models_app(
         routes += AdapterRoutes(models, limit).routes()
     routes += ExplainRoutes(lambda: [s.service.explanations for s in models.loaded]).routes()
     routes += SessionRoutes(models, limit).routes()
+    live = Live(lambda: models.loaded)
+    routes += live.routes()
+    if settings.console:
+        routes += Console().routes()
 
     def more_metrics() -> bytes:
         return b"".join(served.core.metrics.expose() for served in models.loaded)
@@ -191,7 +205,12 @@ def create_models_app(
     def engines() -> list[AsyncEngine]:
         return [served.engine for served in models.loaded]
 
-    return _application(models, routes, metrics, more_metrics, settings, engines, trace)
+    rows = max((one.core.config.max_rows for one in models.loaded), default=DEFAULT_ROWS)
+    kept = State(StateOptions(settings.state_dir, limit, rows))
+    routes += kept.routes(routes, models.has, models)
+    ended = (lambda: None) if trace is None else trace.close
+    ends = live.close, ended
+    return _application(models, routes, metrics, more_metrics, settings, engines, kept, *ends)
 
 
 def create_text_app(
@@ -204,7 +223,9 @@ def create_text_app(
     shorten = matryoshka or engine.model.recipe.matryoshka
     limits = chosen.max_waiting, chosen.max_body_bytes
     routes = TextRoutes(engine, model_name, shorten, *limits).routes()
-    return _application(_Alone(engine), routes, metrics, lambda: b"", chosen, list, None)
+    kept = State(StateOptions(chosen.state_dir, chosen.max_body_bytes))
+    routes += kept.routes(routes, lambda _, name: name == model_name)
+    return _application(_Alone(engine), routes, metrics, lambda: b"", chosen, list, kept)
 
 
 class _Runs(Protocol):
@@ -238,10 +259,14 @@ def _application(
     more_metrics: Callable[[], bytes],
     settings: Settings,
     engines: Callable[[], Sequence[Steps]],
-    trace: TraceFile | None,
+    kept: State,
+    watching: Callable[[], None] = lambda: None,
+    ended: Callable[[], None] = lambda: None,
 ) -> Starlette:
-    """app.state.leave(): /ready is 503 from then on, for those who send requests to learn that it
-    ends soon. app.state.tenants: those of now."""
+    """watching: ends the streams that would never end by themselves. ended: called at the very end.
+
+    app.state.leave(): /ready is 503 from then on, for those who send requests to learn that it ends
+    soon. app.state.tenants: those of now."""
     watchdog = Watchdog(settings.hung_s)
     state = {"started": False, "leaving": False}
 
@@ -273,15 +298,21 @@ def _application(
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await runs.start()
+        kept.tenants = tenants_of_now
+        await kept.start()
         state["started"] = True
         try:
             async with watchdog.watching(engines):
                 yield
         finally:
             state["started"] = False
+            await kept.shutdown()
             await runs.shutdown(settings.grace_seconds)
-            if trace is not None:
-                trace.close()
+            ended()
+
+    def leave() -> None:
+        state["leaving"] = True
+        watching()
 
     keys = Middleware(Keys, tenants=tenants_of_now, admin_port=settings.admin_port)
     layers = [Middleware(Door, metrics=metrics), keys]
@@ -298,7 +329,7 @@ def _application(
         exception_handlers={HTTPException: _http_exception},
         lifespan=lifespan,
     )
-    app.state.leave = lambda: state.update(leaving=True)
+    app.state.leave = leave
     app.state.tenants = settings.tenants
     app.router.redirect_slashes = False
     return app

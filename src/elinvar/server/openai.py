@@ -22,6 +22,7 @@ from elinvar.server.asked import Asked
 from elinvar.server.body import read_body
 from elinvar.server.chats import ask_chat
 from elinvar.server.completions import ask_completion, echo_shift
+from elinvar.server.inside import handled
 from elinvar.server.models import Models
 from elinvar.server.openai_messages import conversation
 from elinvar.server.reply import reply
@@ -78,7 +79,8 @@ class OpenAIRoutes:
 def _handling(
     target: Target, parsed: ChatRequest | CompletionRequest, request: Request
 ) -> Handling:
-    return prepare.handling(parsed, tenant_of(request.scope), target.served.core.config.policy)
+    scope, policy = request.scope, target.served.core.config.policy
+    return handled(scope, prepare.handling(parsed, tenant_of(scope), policy))
 
 
 def _answer(

@@ -18,7 +18,14 @@ from elinvar.base.limits import ANY_TENANT
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.aio import Ask
 from elinvar.server.beams import Beams, search
-from elinvar.server.errors import ApiError, invalid_value, overloaded, unavailable
+from elinvar.server.errors import (
+    CANCELLED,
+    ApiError,
+    cancelled,
+    invalid_value,
+    overloaded,
+    unavailable,
+)
 from elinvar.server.explain import Explanations, choice_id
 
 if TYPE_CHECKING:
@@ -158,5 +165,7 @@ async def _events(
                     500, f"A step failed: {delta.error}", None, "internal_error", "server_error"
                 )
             if delta.finish_reason == "abort":
+                if delta.error == CANCELLED:
+                    raise cancelled()
                 raise unavailable("The server ended this request before it was finished.")
             yield choices[index], delta

@@ -159,9 +159,9 @@ def of_key(key: str) -> Tenants:
 PUBLIC = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/favicon.ico"})
 """Paths that ask for no key."""
 _PUBLIC_FOLDERS = ("/console/",)
-ADMIN = frozenset({"/live", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+ADMIN = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 """Paths of the server rather than of one's own requests."""
-_ON_ADMIN_PORT = ADMIN | {"/metrics"}
+_ON_ADMIN_PORT = ADMIN | {"/metrics", "/live"}
 _EVERYWHERE = frozenset({"/health", "/ready"})
 
 
@@ -200,12 +200,18 @@ class Keys:
             message = f"{path} is for keys of tenants that have admin = true."
             raise ApiError(403, message, None, "not_an_admin", "permission_error")
         scope["elinvar.tenant"] = tenant
+        scope["elinvar.admin"] = tenant in known.admins or not known.limits
         scope["elinvar.models"] = known.models.get(tenant)
 
 
 def tenant_of(scope: Scope) -> str:
     """Whose request it is; "" where keys mean nothing."""
     return str(scope.get("elinvar.tenant", ""))
+
+
+def is_admin(scope: Scope) -> bool:
+    """Whether they may see and end what others asked for, too."""
+    return bool(scope.get("elinvar.admin", True))
 
 
 def allowed_models(scope: Scope) -> frozenset[str] | None:

@@ -70,7 +70,7 @@ class Answer:
         collector = Collector([choice.index for choice in self.asked.choices])
         async for step in steps:
             collector.push(step)
-        body = self.wire.whole(collector.finish(), usage)
+        body = self.wire.whole(self.asked.best(collector.finish()), usage)
         length = (b"content-length", b"%d" % len(body))
         timing = self._service.explanations.timing_of_all(self.wire.id)
         await _start(send, [*_JSON_HEADERS, length, *timing, *self._limits()])

@@ -7,10 +7,10 @@ event loop reads; each entry is of one HTTP request and has a record a choice.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -133,29 +133,25 @@ class Explanations:
             return []
         return _server_timing(entry.before_first[index], ("queued", "prefill"))
 
-    # ---- the endpoint -----------------------------------------------------------------------
+    # ---- what is told -----------------------------------------------------------------------
 
-    def routes(self) -> list[Route]:
-        return [Route("/v1/requests/{id:path}/explain", self.explain, methods=["GET"])]
-
-    async def explain(self, request: Request) -> Response:
-        wanted, tenant = request.path_params["id"], tenant_of(request.scope)
+    async def explain(self, wanted: str, tenant: str) -> dict[str, Any] | None:
+        """Of an answer's id, or an x-request-id; None: there is no such request."""
         entry = self._find(wanted, tenant)
         choices = [] if entry is None else await self._records(entry)
         if entry is None or not choices:
-            raise not_found(wanted)
-        body = {
+            return None
+        return {
             "id": entry.response_id,
             "object": "request.explanation",
             "request_id": entry.request_id,
             "choices": choices,
         }
-        return reply(body)
 
-    def open_choices(self, wanted: str, tenant: str) -> tuple[str, list[str]] | None:
-        """The id of an answer of the tenant's, and what the engine calls its choices that have not
+    def open_choices(self, wanted: str, tenant: str | None) -> tuple[str, list[str]] | None:
+        """The id of an answer of the tenant's (None: of anybody's), and what the engine calls its choices that have not
         ended; None when there is no such answer. wanted: as for `explain`."""
-        entry = self._find(wanted, tenant)
+        entry = self._entries.get(wanted) if tenant is None else self._find(wanted, tenant)
         if entry is None:
             return None
         open_ = [i for i in range(entry.size) if i not in entry.ended]
@@ -175,6 +171,23 @@ class Explanations:
         # What ended while we asked is no longer among those that run.
         records = ((i, entry.ended.get(i, one)) for i, one in found)
         return [{**one, "id": entry.response_id, "index": i} for i, one in records if one]
+
+
+class ExplainRoutes:
+    """explanations: of all models that run."""
+
+    def __init__(self, explanations: Callable[[], Sequence[Explanations]]) -> None:
+        self._explanations = explanations
+
+    def routes(self) -> list[Route]:
+        return [Route("/v1/requests/{id:path}/explain", self.explain, methods=["GET"])]
+
+    async def explain(self, request: Request) -> Response:
+        wanted, tenant = request.path_params["id"], tenant_of(request.scope)
+        for one in self._explanations():
+            if (found := await one.explain(wanted, tenant)) is not None:
+                return reply(found)
+        raise not_found(wanted)
 
 
 def _server_timing(parts: Mapping[str, int], always: Iterable[str]) -> list[tuple[bytes, bytes]]:

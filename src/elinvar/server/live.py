@@ -23,7 +23,7 @@ from elinvar.base.recent import WINDOW_S, Quantiles
 from elinvar.server.errors import CANCELLED, invalid_value
 from elinvar.server.explain import answer_id, not_found
 from elinvar.server.reply import encode, reply
-from elinvar.server.tenants import tenant_of
+from elinvar.server.tenants import is_admin, tenant_of
 
 if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
@@ -48,7 +48,7 @@ class Live:
         self._models = models
         self._began = time.monotonic()
         self._second = -1
-        self._made: dict[str, bytes] = {}
+        self._made: dict[str | None, bytes] = {}
         """Of this second, by tenant."""
         self._closing = asyncio.Event()
 
@@ -63,7 +63,7 @@ class Live:
         self._closing.set()
 
     async def live(self, request: Request) -> Response:
-        tenant = tenant_of(request.scope)
+        tenant = _seen(request)
         history, stream = _flag(request, "history"), _flag(request, "stream")
         first = self._snapshot(tenant, history=True) if history else self._current(tenant)
         headers = {"Cache-Control": "no-store"}
@@ -73,7 +73,7 @@ class Live:
         events = self._events(tenant, first)
         return StreamingResponse(events, headers=headers, media_type="text/event-stream")
 
-    async def _events(self, tenant: str, snapshot: bytes) -> AsyncIterator[bytes]:
+    async def _events(self, tenant: str | None, snapshot: bytes) -> AsyncIterator[bytes]:
         while not self._closing.is_set():
             yield b"data: " + snapshot + b"\n\n"
             try:
@@ -82,7 +82,7 @@ class Live:
             except TimeoutError:
                 snapshot = self._current(tenant)
 
-    def _current(self, tenant: str) -> bytes:
+    def _current(self, tenant: str | None) -> bytes:
         """The snapshot of this second."""
         second = int(time.monotonic() / EVERY_S)
         if second != self._second:
@@ -93,7 +93,7 @@ class Live:
             made = self._made[tenant] = self._snapshot(tenant)
         return made
 
-    def _snapshot(self, tenant: str, history: bool = False) -> bytes:
+    def _snapshot(self, tenant: str | None, history: bool = False) -> bytes:
         now = time.monotonic()
         models = list(self._models())
         shown = [_model(one, tenant, now) for one in models]
@@ -112,7 +112,7 @@ class Live:
 
     async def cancel(self, request: Request) -> Response:
         """Ends an answer of the tenant's, all choices of it."""
-        wanted, tenant = request.path_params["id"], tenant_of(request.scope)
+        wanted, tenant = request.path_params["id"], _seen(request)
         for one in self._models():
             found = one.service.explanations.open_choices(wanted, tenant)
             if found is not None:
@@ -123,6 +123,11 @@ class Live:
         raise not_found(wanted)
 
 
+def _seen(request: Request) -> str | None:
+    """The tenant whose requests are shown; None: all are."""
+    return None if is_admin(request.scope) else tenant_of(request.scope)
+
+
 def _flag(request: Request, name: str) -> bool:
     text = request.query_params.get(name, "0")
     if text not in ("0", "1"):
@@ -130,7 +135,7 @@ def _flag(request: Request, name: str) -> bool:
     return text == "1"
 
 
-def _model(one: Served, tenant: str, now: float) -> JSON:
+def _model(one: Served, tenant: str | None, now: float) -> JSON:
     core = one.core
     metrics, scheduler = core.metrics, core.scheduler
     recent, of_late = metrics.timeline.growth(RATE_S, now), metrics.timeline.growth(WINDOW_S, now)
@@ -172,9 +177,9 @@ def _quantiles(times: Quantiles, now: float) -> JSON:
     }
 
 
-def _requests(running: Sequence[EngineRequest], tenant: str, now: float) -> list[JSON]:
-    """Of the tenant: others' are not its business."""
-    own = (one for one in running if one.handling.tenant == tenant)
+def _requests(running: Sequence[EngineRequest], tenant: str | None, now: float) -> list[JSON]:
+    """Of the tenant: others' are not its business. None: of all."""
+    own = (one for one in running if tenant in (None, one.handling.tenant))
     return [
         {
             "id": answer_id(one.id),

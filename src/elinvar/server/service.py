@@ -33,6 +33,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Echo:
+    """What an answer begins with, where it repeats its prompt."""
+
+    text: str
+    num_top: int | None
+    """Alternatives in its log-probs; None: it has none."""
+    alone: bool
+    """The prompt is all that was asked for: what is sampled is left out."""
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """One of the answers that a request asked for."""
 
@@ -40,6 +51,9 @@ class Choice:
     prompt_index: int
     prompt_ids: list[int]
     params: SamplingParams
+    echo: Echo | None = None
+    prompt_top: int | None = None
+    """Alternatives in the log-probs of its prompt, where the client asked for them."""
 
 
 Event = tuple[Choice, "Delta"]

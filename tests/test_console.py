@@ -381,7 +381,8 @@ def test_it_reads_well(
     check("welcome")
     for field, value in (("max_tokens", "60"), ("temperature", "0.3"), ("seed", "4")):
         page.locator(f"[name={field}]").evaluate(
-            "(node, value) => { node.value = value; node.dispatchEvent(new Event('input')); }", value
+            "(node, value) => { node.value = value; node.dispatchEvent(new Event('input')); }",
+            value,
         )
     page.fill("[name=message]", "Write a list of two fruits.")
     page.locator(".go").click()

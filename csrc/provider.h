@@ -163,6 +163,8 @@ class Provider {
     void sample(const float* logits, int rows, int vocab, const SampleRow* args, int num_top,
                 int32_t* ids, float* logprobs, int32_t* top_ids, float* top_logprobs,
                 const SampleEdits& edits = {});
+    void score(const float* logits, int rows, int vocab, const int32_t* ids, int num_top,
+               float* logprobs, int32_t* top_ids, float* top_logprobs);
 
   private:
     QuantRows quantize(const float* x, int rows, int k);

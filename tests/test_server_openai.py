@@ -301,7 +301,7 @@ def test_async_client(tiny: Serving) -> None:
         ({"temperature": -1}, "temperature"),
         ({"top_p": 3}, "top_p"),
         ({"n": 0}, "n"),
-        ({"presence_penalty": 1}, "presence_penalty"),
+        ({"presence_penalty": 3}, "presence_penalty"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"messages": []}, "messages"),

@@ -31,7 +31,9 @@ class RowStart:
     adapter: int = -1
     """Number of the adapter that the request runs with; -1: none."""
     num_prompt_tokens: int = 0
-    """Of token_ids."""
+    """How many of token_ids are the prompt."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end the answer."""
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ class StepPlan:
 
 @dataclass(slots=True)
 class TokenLogprobs:
-    """Log-probs of one sampled token, of the softmax over the raw logits (temperature 1)."""
+    """Log-probs of one token, of the softmax over the raw logits (temperature 1)."""
 
     logprob: float
     top: list[tuple[int, float]]
@@ -106,6 +108,8 @@ class StepOutput:
     sampled: list[list[int]]
     logprobs: list[list[TokenLogprobs]]
     """Empty lists for requests that asked for none."""
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    """By the number of an item: of the prompt's tokens that follow those it computed."""
     lost: list[bytes] = field(default_factory=list)
     """Keys of the plan's loads that were not there any more, or damaged."""
     moving_s: float = 0.0

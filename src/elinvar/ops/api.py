@@ -394,3 +394,7 @@ class Ops(Protocol):
         not 0, keeps the first tokens that together reach p, ordered by |z - mean of z| of the
         tempered logits z, which is how far -log p is from the entropy; equal ones by id."""
         ...
+
+    def score(self, logits_LV: F32, ids_L: I32, num_logprobs: int) -> SampleResult:
+        """What `sample` would tell if it had sampled these."""
+        ...

@@ -341,3 +341,6 @@ class CpuOps:
                 args.mask_rows,
             )
         )
+
+    def score(self, logits_LV: F32, ids_L: I32, num_logprobs: int) -> SampleResult:
+        return SampleResult(ids_L, *self._provider.score(logits_LV, ids_L, num_logprobs))

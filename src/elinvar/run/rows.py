@@ -19,6 +19,7 @@ from elinvar.base.config import BLOCK_SIZE, KVSpec
 from elinvar.base.plan import PlanItem, RowStart
 from elinvar.base.sampling import SamplingParams
 from elinvar.ops.arguments import SampleArgs
+from elinvar.run.edits import RowEdits, edit
 from elinvar.run.sights import Sights, table_width
 from elinvar.run.watches import Watches
 
@@ -43,6 +44,10 @@ class Rows:
         self.min_p = np.zeros(max_rows, np.float32)
         self.num_logprobs: list[int | None] = [None] * max_rows
         """As in SamplingParams.logprobs."""
+        self.scored: dict[int, tuple[int, int]] = {}
+        """Of the rows whose prompts get log-probs: how long it is, and how many alternatives."""
+        self.edits: dict[int, RowEdits] = {}
+        """Of the rows that have any."""
         self.adapters = np.full(max_rows, -1, np.int32)
         self.sights = Sights(max_rows, [spec.kind == "full" for spec in specs], self.tables)
         self.watches = Watches()
@@ -65,6 +70,12 @@ class Rows:
         self._set_params(row, started.params)
         kept = started.params.kept_of_prompt(started.num_prompt_tokens)
         self.watches.start(row, started.num_prompt_tokens, kept)
+        self.edits.pop(row, None)
+        if started.params.edits_logits:
+            self.edits[row] = RowEdits(started)
+        self.scored.pop(row, None)
+        if started.params.prompt_logprobs is not None:
+            self.scored[row] = started.num_prompt_tokens, started.params.prompt_logprobs
 
     def _set_params(self, row: int, params: SamplingParams) -> None:
         assert params.seed is not None, "the engine draws a seed where the user gave none"
@@ -179,4 +190,9 @@ class Rows:
             params = (self.temperature, self.top_k, self.top_p, self.min_p)
             self._sampling = rows_L, self.seeds[rows_L], tuple(p[rows_L] for p in params), most
         _, seeds, (temperature, top_k, top_p, min_p), num_logprobs = self._sampling
-        return SampleArgs(seeds, position_L, temperature, top_k, top_p, min_p, num_logprobs)
+        args = SampleArgs(seeds, position_L, temperature, top_k, top_p, min_p, num_logprobs)
+        if self.edits and not self.edits.keys().isdisjoint(rows_L):
+            stops = zip(rows_L, position_L.tolist(), strict=True)
+            tokens = [self.token_ids[row, :stop] for row, stop in stops]
+            edit(args, [self.edits.get(row) for row in rows_L], tokens)
+        return args

@@ -13,15 +13,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVSpec
 from elinvar.base.plan import StepOutput, StepPlan, TokenLogprobs
 from elinvar.models.family import Model
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.ops.api import Ops
-from elinvar.ops.arguments import SampleResult
 from elinvar.ops.caches import LayerCache
 from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
+from elinvar.run.score import prompt_spans, score_prompts, token_logprobs
+from elinvar.run.thinking import ThinkingRows
 
 
 class Below(Protocol):
@@ -50,6 +52,7 @@ class Runner:
         self._below = below
         self.ops, self._adapted = ops, adapted
         self.rows = Rows(max_rows, max_context, specs)
+        self._thinking = ThinkingRows()
         layers: dict[int, LayerCache] = {}
         self._blocks: list[NDArray[np.uint8]] = []
         """Per group [B, bytes]."""
@@ -74,17 +77,27 @@ class Runner:
         lost, moving_s = self._move(plan)
         for started in plan.started:
             rows.start(started)
+            self._thinking.start(started)
         sampled: list[list[int]] = [[] for _ in items]
         logprobs: list[list[TokenLogprobs]] = [[] for _ in items]
         if not items:
-            return StepOutput(sampled, logprobs, lost, moving_s)
+            return StepOutput(sampled, logprobs, lost=lost, moving_s=moving_s)
         rows.append_blocks(items)
         batch, rows_L, position_L = rows.gather(items)
-        logits_LV = self.graphs.forward(batch)
-        kept = rows.choose(items, batch)
+        output = StepOutput(sampled, logprobs, lost=lost, moving_s=moving_s)
+        spans = prompt_spans(items, rows.scored) if rows.scored else []
+        if spans:
+            assert isinstance(batch, ForwardBatch)
+            scores = score_prompts(self.graphs, batch, spans, rows.token_ids)
+            logits_LV, output.prompt_logprobs = scores
+        else:
+            logits_LV = self.graphs.forward(batch)
+        output.kept = rows.choose(items, batch)
         if not rows_L:
-            return StepOutput(sampled, logprobs, lost, moving_s, kept)
-        result = self.ops.sample(logits_LV, rows.sample_args(rows_L, position_L))
+            return output
+        args = rows.sample_args(rows_L, position_L)
+        self._thinking.limit(args, rows_L, position_L, rows.token_ids, logits_LV.shape[1])
+        result = self.ops.sample(logits_LV, args)
         sampling = [i for i, item in enumerate(items) if item.sample]
         for at, (i, token) in enumerate(zip(sampling, result.ids.tolist(), strict=True)):
             item = items[i]
@@ -92,8 +105,8 @@ class Runner:
             rows.token_ids[item.row, item.start + item.num_tokens] = token
             asked = rows.num_logprobs[item.row]
             if asked is not None:
-                logprobs[i] = [_token_logprobs(result, at, asked)]
-        return StepOutput(sampled, logprobs, lost, moving_s, kept)
+                logprobs[i] = [token_logprobs(result, at, asked)]
+        return output
 
     def _move(self, plan: StepPlan) -> tuple[list[bytes], float]:
         """Save, copy and load blocks. Returns keys that were not to be had, and the seconds that
@@ -115,9 +128,3 @@ class Runner:
             or not below.get(move.key, memoryview(self._blocks[move.group][move.block]))
         ]
         return lost, saved - began + time.monotonic() - copied
-
-
-def _token_logprobs(result: SampleResult, at: int, num_top: int) -> TokenLogprobs:
-    ids = result.top_ids[at, :num_top].tolist()
-    values = result.top_logprobs[at, :num_top].tolist()
-    return TokenLogprobs(float(result.logprobs[at]), list(zip(ids, values, strict=True)))

@@ -88,8 +88,18 @@ class Admission:
                 request.ledger.found(tier, count)
         # A copy: the plan is plain data, and the request's list grows.
         tokens = list(request.token_ids)
-        rest = request.params, taken.start, request.adapter, request.num_prompt_tokens
-        plan.started.append(RowStart(request.id, request.row, tokens, *rest))
+        plan.started.append(
+            RowStart(
+                request.id,
+                request.row,
+                tokens,
+                request.params,
+                taken.start,
+                request.adapter,
+                request.num_prompt_tokens,
+                request.stop_ids,
+            )
+        )
         if taken.loads:
             for table, blocks in zip(taken.start, taken.blocks, strict=True):
                 table += blocks

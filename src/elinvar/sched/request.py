@@ -62,6 +62,8 @@ class Request:
     row: int = -1
     kv: SequenceKV = field(init=False)
     finish_reason: FinishReason | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Where asked for: of the prompt's tokens from the second on, as far as they are known."""
     num_preemptions: int = 0
     num_reached_tokens: int = -1
     """Most that were computed when it was preempted: until there are more it is not again."""

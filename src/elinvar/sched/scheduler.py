@@ -186,6 +186,10 @@ class Scheduler:
         self._loaded(output)
         updates = []
         planned, self._roster.planned = self._roster.planned, []
+        for index, values in output.prompt_logprobs.items():
+            # After a preemption some are computed again.
+            known = planned[index].prompt_logprobs
+            known += values[len(known) - plan.items[index].start :]
         for i, (request, item, tokens, logprobs) in enumerate(
             zip(planned, plan.items, output.sampled, output.logprobs, strict=True)
         ):

@@ -1,0 +1,183 @@
+"""Grammars in llguidance's words: a main grammar in its dialect of Lark, and those it refers to.
+
+Owns how the parts of a grammar are put together. What is regular becomes one terminal as far as it
+goes, because the library's lexer is greedy: of two terminals in a row the first takes all it can,
+where within one every way of dividing the text counts (docs/design/030-grammars.md).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from elinvar.base import grammar as g
+from elinvar.base.errors import InputError
+from elinvar.engine.schemas import checked_schema
+
+MAX_SOURCE = 1 << 17
+"""Characters of a schema, a pattern, a Lark source or a text."""
+MAX_PARTS = 10_000
+MAX_DEPTH = 32
+"""Of parts in parts."""
+MAX_REPEAT = 100_000
+
+_OPTIONS = '%llguidance {"no_forcing": true}'
+"""Masks then follow from the text alone; else the library picks the token where a text is forced."""
+_TEMPERATURE = re.compile(r"^\s*[\w!-]+\s*\[[^\]\n]*\btemperature\b", re.MULTILINE)
+
+
+def translated(grammar: g.Grammar, control: Mapping[str, int]) -> str:
+    """What llguidance compiles, as JSON. control: the vocabulary's control tokens by name. Raises
+    InputError (`grammar`) for what exceeds the limits, or cannot be said."""
+    writer = _Writer(control)
+    start = writer.rule(writer.say(grammar))
+    source = "\n".join([_OPTIONS, f"start: {start}", *writer.terminals])
+    return json.dumps({"grammars": [{"lark_grammar": source}, *writer.others]})
+
+
+def refused(message: str) -> InputError:
+    return InputError("grammar", message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    text: str
+    """An expression: of terminals where it is regular, else of rules."""
+    regular: bool
+
+
+@dataclass(slots=True)
+class _Writer:
+    control: Mapping[str, int]
+    terminals: list[str] = field(default_factory=list)
+    others: list[dict[str, Any]] = field(default_factory=list)
+    num_parts: int = 0
+
+    def say(self, part: g.Grammar, depth: int = 0) -> _Said:
+        self.num_parts += 1
+        if depth > MAX_DEPTH or self.num_parts > MAX_PARTS:
+            raise refused(f"A grammar has at most {MAX_PARTS} parts, {MAX_DEPTH} in one another.")
+        match part:
+            case g.JsonSchema(schema):
+                return self._other("json_schema", checked_schema(_sized(schema)))
+            case g.Lark(source):
+                return self._other("lark_grammar", _lark(source))
+            case g.Regex(pattern):
+                return _Said(_regex(pattern), True)
+            case g.Anything():
+                return _Said("/(?s:.*)/", True)
+            case g.Special(token):
+                return _Said(self._special(token), False)
+            case g.Literal(text):
+                return self._sequence([self._piece(piece) for piece in self._pieces(text)])
+            case g.Until(stop):
+                return self._until(stop)
+            case g.Sequence(parts):
+                return self._sequence([self.say(p, depth + 1) for p in parts])
+            case g.Choice(parts):
+                return self._choice([self.say(p, depth + 1) for p in parts])
+            case g.Repeat(inner, least, most):
+                one = self.say(inner, depth + 1)
+                return _Said(f"({one.text}){_times(least, most)}", one.regular)
+
+    def rule(self, said: _Said) -> str:
+        """As an expression of rules: a regular one has a name there."""
+        if not said.regular:
+            return said.text
+        name = f"T{len(self.terminals)}"
+        self.terminals.append(f"{name}: {said.text}")
+        return name
+
+    def _sequence(self, parts: list[_Said]) -> _Said:
+        runs = []
+        for regular, run in groupby(parts, lambda part: part.regular):
+            runs.append(_Said(" ".join(part.text for part in run), regular))
+        if len(runs) <= 1:
+            return _Said(f"({runs[0].text})", runs[0].regular) if runs else _Said(_text(""), True)
+        return _Said(f"({' '.join(map(self.rule, runs))})", False)
+
+    def _choice(self, parts: list[_Said]) -> _Said:
+        if not parts:
+            raise refused("A choice has at least one part.")
+        regular = all(part.regular for part in parts)
+        words = [part.text if regular else self.rule(part) for part in parts]
+        return _Said(f"({' | '.join(words)})", regular)
+
+    def _other(self, kind: str, content: Any) -> _Said:
+        name = f"g{len(self.others)}"
+        self.others.append({"name": name, kind: content})
+        return _Said(f"@{name}", False)
+
+    def _special(self, token: str) -> str:
+        if token not in self.control:
+            raise refused(f"The model's vocabulary has no control token {token[:100]!r}.")
+        return f"<[{self.control[token]}]>"
+
+    def _until(self, stop: g.Literal | g.Special) -> _Said:
+        if isinstance(stop, g.Special):
+            # No text has a control token in it.
+            return self._sequence([_Said("/(?s:.*)/", True), _Said(self._special(stop.token), False)])
+        if not stop.text:
+            return _Said(_text(""), True)
+        text = _text(stop.text)
+        # All that ends with the text, but what has it before, too.
+        written = _Said(f"((/(?s:.*)/ {text}) & ~(/(?s:.*)/ {text} /(?s:.+)/))", True)
+        if stop.text not in self.control:
+            return written
+        without = _Said(f"(/(?s:.*)/ & ~(/(?s:.*)/ {text} /(?s:.*)/))", True)
+        token = self._sequence([without, _Said(self._special(stop.text), False)])
+        return self._choice([written, token])
+
+    def _piece(self, piece: str) -> _Said:
+        """A control token's name is the token, or its letters."""
+        written = _Said(_text(piece), True)
+        if piece not in self.control:
+            return written
+        return self._choice([written, _Said(self._special(piece), False)])
+
+    def _pieces(self, text: str) -> list[str]:
+        """The text, cut before and behind names of control tokens."""
+        names = sorted((name for name in self.control if name in text), key=len, reverse=True)
+        if not names:
+            return [text]
+        return [piece for piece in re.split(f"({'|'.join(map(re.escape, names))})", text) if piece]
+
+
+def _text(text: str) -> str:
+    """A terminal that is this text."""
+    letters = "".join(c if c.isalnum() else f"\\x{{{ord(c):x}}}" for c in _sized(text))
+    return f"/{letters}/" if text else '""'
+
+
+def _regex(pattern: str) -> str:
+    from llguidance import regex_to_lark
+
+    return f"(/{regex_to_lark(_sized(pattern))}/)" if pattern else '""'
+
+
+def _lark(source: str) -> str:
+    from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+
+    if _TEMPERATURE.search(_sized(source)):
+        raise refused("A rule's temperature is not supported; the request's holds everywhere.")
+    try:
+        return str(any_to_lark(source))
+    except (GbnfToLarkError, RecursionError) as error:
+        raise refused(f"The grammar cannot be read as GBNF: {str(error)[:300]}.") from None
+
+
+def _times(least: int, most: int | None) -> str:
+    if not 0 <= least <= (MAX_REPEAT if most is None else most) <= MAX_REPEAT:
+        raise refused(f"A part is repeated from 0 to {MAX_REPEAT} times, got {least} to {most}.")
+    return f"{{{least},{'' if most is None else most}}}"
+
+
+def _sized(text: str) -> str:
+    if len(text) > MAX_SOURCE:
+        message = f"A grammar's text has at most {MAX_SOURCE} characters, this one {len(text)}."
+        raise refused(message)
+    return text

@@ -29,7 +29,7 @@ from elinvar.server.adapters import AdapterRoutes
 from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
 from elinvar.server.openai import OpenAIRoutes
-from elinvar.server.service import Service
+from elinvar.server.served import Models, Served
 from elinvar.server.sessions import SessionRoutes
 from elinvar.server.tenants import NOBODY, Keys, Tenants
 from elinvar.server.texts import TextRoutes
@@ -142,9 +142,11 @@ def create_app(
     `grace_seconds`. Beyond the rows that run, `max_waiting` answers may wait; more get a 429.
     """
     core = engine.engine
-    service = Service(engine, core.config.max_rows + max_waiting)
+    served = Served.of(model_name, engine, max_waiting)
+    service = served.service
     metrics = HTTPMetrics(lambda: service.num_live)
-    routes = OpenAIRoutes(core, service, model_name, max_body_bytes).routes()
+    models = Models([served])
+    routes = OpenAIRoutes(models, max_body_bytes).routes()
     if allow_adapter_loading:
         routes += AdapterRoutes(engine, model_name, max_body_bytes).routes()
     routes += service.explanations.routes()

@@ -18,8 +18,8 @@ from starlette.routing import Route
 
 from elinvar.engine.watch import Record, record
 from elinvar.server.errors import ApiError
+from elinvar.server.reply import reply
 from elinvar.server.tenants import tenant_of
-from elinvar.server.wire import encode
 
 if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
@@ -142,7 +142,7 @@ class Explanations:
             "request_id": entry.request_id,
             "choices": choices,
         }
-        return Response(encode(body), media_type="application/json")
+        return reply(body)
 
     async def _records(self, entry: _Entry) -> list[Record]:
         indices = range(entry.size)

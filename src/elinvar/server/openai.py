@@ -6,51 +6,38 @@ before the first byte of the answer.
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from elinvar.base.handling import Handling
-from elinvar.engine.seeds import choice_seed
 from elinvar.server import prepare
 from elinvar.server.answer import Answer
+from elinvar.server.asked import Asked
 from elinvar.server.body import read_body
-from elinvar.server.errors import invalid_value, unknown_model
+from elinvar.server.chats import ask_chat, make_choices, run_sized
+from elinvar.server.openai_messages import conversation
+from elinvar.server.reply import reply
 from elinvar.server.schema import ChatRequest, CompletionRequest, decode
-from elinvar.server.service import Choice, Service
+from elinvar.server.served import Models, Target
 from elinvar.server.tenants import tenant_of
-from elinvar.server.tokens import TokenNames
-from elinvar.server.wire import ChatWire, CompletionWire, Wire, encode
+from elinvar.server.wire import ChatWire, CompletionWire, OpenAIWire
 
 if TYPE_CHECKING:
-    from elinvar.engine.core import Engine
-
-Given = TypeVar("Given")
-Ids = TypeVar("Ids")
-
-_INLINE_CHARS = 4096
-"""Longer texts are tokenised in a thread, so that the streams of others go on."""
+    from elinvar.engine.tokenizer import Tokenizer
 
 
+@dataclass(frozen=True, slots=True)
 class OpenAIRoutes:
-    """One model under the OpenAI API."""
+    """The models under the OpenAI API."""
 
-    def __init__(
-        self, engine: Engine, service: Service, model_name: str, max_body_bytes: int
-    ) -> None:
-        self._engine = engine
-        self._service = service
-        self._model_name = model_name
-        self._max_body_bytes = max_body_bytes
-        self._names = TokenNames(engine.tokenizer)
-        self._created = int(time.time())
+    models: Models
+    max_body_bytes: int
 
     def routes(self) -> list[Route]:
         return [
@@ -61,121 +48,62 @@ class OpenAIRoutes:
         ]
 
     async def list_models(self, request: Request) -> Response:
-        names = [self._model_name, *self._engine.adapters.names]
-        return _json({"object": "list", "data": [self._model(name) for name in names]})
+        models = self.models
+        data = [models.describe(name) for name in models.names]
+        return reply({"object": "list", "data": data})
 
     async def get_model(self, request: Request) -> Response:
-        name = request.path_params["model"]
-        self._adapter(name)
-        return _json(self._model(name))
+        return reply(self.models.describe(request.path_params["model"]))
 
     async def chat(self, request: Request) -> Any:
-        body = await read_body(request.scope, request.receive, self._max_body_bytes)
+        body = await read_body(request.scope, request.receive, self.max_body_bytes)
         parsed = decode(body, ChatRequest)
-        wanted = self._wanted(parsed)
-        handling = self._handling(parsed, request)
-        self._service.check_count(wanted.n, "n", handling.tenant)
-        messages = prepare.chat_messages(parsed)
-        options, size = prepare.chat_options(parsed), prepare.text_length(messages)
-        encode = partial(self._engine.encode_chat, options=options)
-        prompt = await _run(size, encode, messages)
-        choices = self._choices(wanted, [prompt], None, "messages")
-        return self._answer(parsed, ChatWire, wanted, choices, handling)
+        target = await self.models.use(request.scope, parsed.model)
+        wanted = prepare.wanted(parsed)
+        handling = _handling(target, parsed, request)
+        asked = await ask_chat(target, conversation(parsed), wanted, handling)
+        return _answer(target, asked, parsed, ChatWire)
 
     async def completions(self, request: Request) -> Any:
-        body = await read_body(request.scope, request.receive, self._max_body_bytes)
+        body = await read_body(request.scope, request.receive, self.max_body_bytes)
         parsed = decode(body, CompletionRequest)
-        wanted = self._wanted(parsed)
-        handling = self._handling(parsed, request)
-        prompts = prepare.completion_prompts(parsed, self._engine.model_config.vocab_size)
-        field = "n" if len(prompts) == 1 else "prompt"
-        self._service.check_count(len(prompts) * wanted.n, field, handling.tenant)
-        size = sum(len(p) for p in prompts if isinstance(p, str))
-        ids = await _run(size, self._encode_all, prompts)
-        choices = self._choices(wanted, ids, prepare.DEFAULT_COMPLETION_TOKENS, "prompt")
-        return self._answer(parsed, CompletionWire, wanted, choices, handling)
-
-    def _wanted(self, parsed: ChatRequest | CompletionRequest) -> prepare.Wanted:
-        adapter = self._adapter(parsed.model)
+        target = await self.models.use(request.scope, parsed.model)
         wanted = prepare.wanted(parsed)
-        return replace(wanted, params=replace(wanted.params, adapter=adapter))
-
-    def _handling(self, parsed: ChatRequest | CompletionRequest, request: Request) -> Handling:
-        return prepare.handling(parsed, tenant_of(request.scope), self._engine.config.policy)
-
-    def _choices(
-        self,
-        wanted: prepare.Wanted,
-        prompts: Sequence[list[int]],
-        default_tokens: int | None,
-        field: str,
-    ) -> list[Choice]:
-        """All choices of prompt 0 first, as OpenAI orders them.
-
-        `default_tokens`: max_tokens where the client said nothing; None: as many as fit.
-        """
-        choices = []
-        context = self._engine.context_of(wanted.params)
-        for p, ids in enumerate(prompts):
-            if not ids:
-                raise invalid_value(field, f"{field} must hold at least one token.")
-            room = prepare.fit(wanted.max_tokens, default_tokens, len(ids), context, field)
-            for k in range(wanted.n):
-                seed = wanted.params.seed
-                seed = None if seed is None else choice_seed(seed, k)
-                params = replace(wanted.params, max_tokens=room, seed=seed)
-                choices.append(Choice(p * wanted.n + k, p, ids, params))
-        return choices
-
-    def _answer(
-        self,
-        parsed: ChatRequest | CompletionRequest,
-        kind: type[Wire],
-        wanted: prepare.Wanted,
-        choices: Sequence[Choice],
-        handling: Handling,
-    ) -> Answer:
-        fingerprint = self._engine.fingerprint_of(wanted.params.adapter)
-        tier = prepare.tier_used(parsed)
-        return Answer(
-            service=self._service,
-            wire=kind(parsed.model, fingerprint, self._names, wanted.stream_usage, tier),
-            choices=choices,
-            handling=handling,
-            end_ids=self._engine.tokenizer.eos_ids,
-            stream=bool(parsed.stream),
-            with_usage=wanted.stream_usage,
-        )
-
-    def _encode_all(self, prompts: Sequence[prepare.Prompt]) -> list[list[int]]:
-        encode_text = self._engine.tokenizer.encode
-        return [encode_text(p) if isinstance(p, str) else p for p in prompts]
-
-    def _adapter(self, model: str) -> str | None:
-        """The adapter that a request for `model` asks for: they are models of their own names."""
-        if model == self._model_name:
-            return None
-        names = self._engine.adapters.names
-        if model in names:
-            return model
-        raise unknown_model(model, [self._model_name, *names])
-
-    def _model(self, name: str) -> dict[str, Any]:
-        model = {
-            "id": name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "elinvar",
-            "max_context": self._engine.max_context,
-        }
-        return model if name == self._model_name else model | {"parent": self._model_name}
+        handling = _handling(target, parsed, request)
+        core = target.served.core
+        prompts = prepare.completion_prompts(parsed, core.model_config.vocab_size)
+        field = "n" if len(prompts) == 1 else "prompt"
+        target.served.service.check_count(len(prompts) * wanted.n, field, handling.tenant)
+        size = sum(len(p) for p in prompts if isinstance(p, str))
+        ids = await run_sized(size, partial(_encode_all, core.tokenizer), prompts)
+        default = prepare.DEFAULT_COMPLETION_TOKENS
+        choices = make_choices(target, wanted, ids, default, "prompt")
+        return _answer(target, Asked(target.served, choices, handling), parsed, CompletionWire)
 
 
-async def _run(num_chars: int, tokenise: Callable[[Given], Ids], given: Given) -> Ids:
-    if num_chars <= _INLINE_CHARS:
-        return tokenise(given)
-    return await asyncio.to_thread(tokenise, given)
+def _handling(
+    target: Target, parsed: ChatRequest | CompletionRequest, request: Request
+) -> Handling:
+    return prepare.handling(parsed, tenant_of(request.scope), target.served.core.config.policy)
 
 
-def _json(value: object) -> Response:
-    return Response(encode(value), media_type="application/json")
+def _answer(
+    target: Target,
+    asked: Asked,
+    parsed: ChatRequest | CompletionRequest,
+    kind: type[OpenAIWire],
+) -> Answer:
+    served = target.served
+    wire = kind(
+        parsed.model,
+        served.core.fingerprint_of(target.adapter),
+        served.names,
+        with_usage=prepare.stream_usage(parsed),
+        with_logprobs=asked.choices[0].params.logprobs is not None,
+        service_tier=prepare.tier_used(parsed),
+    )
+    return Answer(asked, wire, stream=bool(parsed.stream))
+
+
+def _encode_all(tokenizer: Tokenizer, prompts: Sequence[prepare.Prompt]) -> list[list[int]]:
+    return [tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]

@@ -6,17 +6,15 @@ they are not served yet. No engine and no HTTP here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from elinvar.base.config import PolicyName
 from elinvar.base.errors import InputError
 from elinvar.base.handling import Handling
 from elinvar.base.sampling import MAX_LOGPROBS, SINKS, SamplingParams
-from elinvar.engine.chat import ChatOptions
-from elinvar.server.errors import bad_request, invalid_value, not_supported, too_long
-from elinvar.server.schema import DEFAULTS, ChatRequest, CompletionRequest, Message
+from elinvar.server.chats import Wanted
+from elinvar.server.errors import bad_request, invalid_value, not_supported
+from elinvar.server.schema import DEFAULTS, ChatRequest, CompletionRequest
 
 MAX_CHOICES = 128
 """OpenAI's own limit of `n`."""
@@ -30,24 +28,11 @@ Prompt = str | list[int]
 Number = TypeVar("Number", int, float)
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a request asks of every prompt."""
-
-    n: int
-    max_tokens: int | None
-    """What the client allows in one answer; None where it did not say."""
-    params: SamplingParams
-    """All but max_tokens, which depends on the prompt."""
-    stream_usage: bool
-    """Whether a stream ends with a usage chunk."""
-
-
 def wanted(request: ChatRequest | CompletionRequest) -> Wanted:
     """Everything but the prompt, checked. Raises ApiError or InputError naming the field."""
     check_supported(request)
     params = sampling_params(request, 1, num_logprobs(request))
-    return Wanted(num_choices(request), token_limit(request), params, stream_usage(request))
+    return Wanted(num_choices(request), token_limit(request), params)
 
 
 def check_supported(request: ChatRequest | CompletionRequest) -> None:
@@ -59,63 +44,6 @@ def check_supported(request: ChatRequest | CompletionRequest) -> None:
             if name == "response_format" and isinstance(value, dict):
                 what = f"{name} of type {value.get('type')!r}"
             raise not_supported(name, what)
-
-
-def chat_messages(request: ChatRequest) -> list[dict[str, Any]]:
-    """Messages as chat templates take them: role, content and perhaps a name."""
-    if not request.messages:
-        raise invalid_value("messages", "messages must hold at least one message, got none.")
-    return [_message(m, f"messages[{i}]") for i, m in enumerate(request.messages)]
-
-
-def chat_options(request: ChatRequest) -> ChatOptions:
-    """What the prompt is made from beside the messages."""
-    return ChatOptions(
-        variables=request.chat_template_kwargs or {}, reasoning_effort=request.reasoning_effort
-    )
-
-
-def text_length(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Characters of the messages; each costs something even where it is empty."""
-    contents = [m["content"] for m in messages]
-    texts = [c if isinstance(c, str) else "".join(part["text"] for part in c) for c in contents]
-    return sum(len(text) + 64 for text in texts)
-
-
-def _message(message: Message, path: str) -> dict[str, Any]:
-    if message.role in ("tool", "function"):
-        raise not_supported(f"{path}.role", f"The role {message.role!r}")
-    for name in ("tool_calls", "tool_call_id", "function_call", "audio"):
-        if getattr(message, name):
-            raise not_supported(f"{path}.{name}")
-    # Templates know the older word for OpenAI's `developer`.
-    role = "system" if message.role == "developer" else message.role
-    result = {"role": role, "content": _content(message, f"{path}.content")}
-    if message.name is not None:
-        result["name"] = message.name
-    return result
-
-
-def _content(message: Message, path: str) -> str | list[dict[str, str]]:
-    content = message.content
-    if content is None and message.refusal is not None:
-        return message.refusal
-    if content is None:
-        raise bad_request(f"Missing required parameter: '{path}'.", path, "invalid_type")
-    if isinstance(content, str):
-        return content
-    if not content:
-        raise invalid_value(path, f"{path} must hold at least one part, got none.")
-    parts = []
-    for i, part in enumerate(content):
-        if part.type != "text":
-            raise not_supported(f"{path}[{i}]", f"Content of type {part.type[:100]!r}")
-        if part.text is None:
-            name = f"{path}[{i}].text"
-            message_ = f"Missing required parameter: '{name}'."
-            raise bad_request(message_, name, "missing_required_parameter")
-        parts.append({"type": "text", "text": part.text})
-    return parts
 
 
 def completion_prompts(request: CompletionRequest, vocab_size: int) -> list[Prompt]:
@@ -180,21 +108,6 @@ def token_limit(request: ChatRequest | CompletionRequest) -> int | None:
             raise invalid_value("max_tokens", "Give max_tokens or max_completion_tokens, not both.")
     if limit is not None and limit < 1:
         raise invalid_value(name, f"{name} must be at least 1, got {limit}.")
-    return limit
-
-
-def fit(limit: int | None, default: int | None, num_prompt: int, context: int, param: str) -> int:
-    """max_tokens of one prompt of `num_prompt` tokens in a context of `context` tokens.
-
-    What the client asked for must fit; a default (None: as much as there is) is cut to what does.
-    """
-    room = context - num_prompt
-    if room < 1:
-        raise too_long(context, num_prompt, limit, param)
-    if limit is None:
-        return room if default is None else min(default, room)
-    if limit > room:
-        raise too_long(context, num_prompt, limit, param)
     return limit
 
 

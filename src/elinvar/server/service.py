@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from elinvar.base.handling import Handling
 from elinvar.base.limits import ANY_TENANT
@@ -36,29 +36,6 @@ class Choice:
 
 
 Event = tuple[Choice, "Delta"]
-
-
-class Usage:
-    """Token counts of one HTTP request. A prompt counts once, however many choices it has."""
-
-    def __init__(self) -> None:
-        self._prompts: dict[int, tuple[int, int]] = {}
-        self.completion_tokens = 0
-
-    def push(self, choice: Choice, delta: Delta) -> None:
-        counts = (delta.num_prompt_tokens, delta.num_cached_tokens)
-        self._prompts.setdefault(choice.prompt_index, counts)
-        self.completion_tokens += len(delta.token_ids)
-
-    def as_json(self) -> dict[str, Any]:
-        prompt = sum(count for count, _ in self._prompts.values())
-        cached = sum(count for _, count in self._prompts.values())
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": prompt + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": cached},
-        }
 
 
 class Service:

@@ -19,9 +19,9 @@ from elinvar.base.errors import InputError
 from elinvar.kv.session import Hints, NoSessionError, SessionInfo
 from elinvar.server.body import read_body
 from elinvar.server.errors import ApiError, invalid_value
+from elinvar.server.reply import reply
 from elinvar.server.schema import ForkRequest, SessionRequest, decode
 from elinvar.server.tenants import tenant_of
-from elinvar.server.wire import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,7 @@ class SessionRoutes:
     async def create_session(self, request: Request) -> Response:
         asked = decode(await self._body(request), SessionRequest)
         name, tenant, hints = _name(asked.id), tenant_of(request.scope), _hints(asked)
-        return _json(_shown(await self._ask(lambda s: s.create(name, tenant, hints))))
+        return reply(_shown(await self._ask(lambda s: s.create(name, tenant, hints))))
 
     async def list_sessions(self, request: Request) -> Response:
         """The one used last first; `after`: an id of the list before."""
@@ -68,11 +68,11 @@ class SessionRoutes:
             if after not in names:
                 raise _unknown(after)
             found = found[names.index(after) + 1 :]
-        return _json(_listed(found[:limit]) | {"has_more": len(found) > limit})
+        return reply(_listed(found[:limit]) | {"has_more": len(found) > limit})
 
     async def get_session(self, request: Request) -> Response:
         name, tenant = _named(request)
-        return _json(_shown(await self._ask(lambda s: s.info(name, tenant))))
+        return reply(_shown(await self._ask(lambda s: s.info(name, tenant))))
 
     async def update_session(self, request: Request) -> Response:
         name, tenant = _named(request)
@@ -80,7 +80,7 @@ class SessionRoutes:
         if asked.id not in (None, name):
             raise invalid_value("id", "A session keeps its id; fork it to go on under another one.")
         hints = _hints(asked)
-        return _json(_shown(await self._ask(lambda s: s.hint(name, tenant, hints))))
+        return reply(_shown(await self._ask(lambda s: s.hint(name, tenant, hints))))
 
     async def fork_session(self, request: Request) -> Response:
         name, tenant = _named(request)
@@ -91,12 +91,12 @@ class SessionRoutes:
         if asked.id is not None and count > 1:
             raise invalid_value("id", "An id is of one session; leave it out where n is above 1.")
         new = [_name(asked.id) for _ in range(count)]
-        return _json(_listed(await self._ask(lambda s: s.fork(name, new, tenant))))
+        return reply(_listed(await self._ask(lambda s: s.fork(name, new, tenant))))
 
     async def delete_session(self, request: Request) -> Response:
         name, tenant = _named(request)
         await self._ask(lambda s: s.delete(name, tenant))
-        return _json({"id": name, "object": "session.deleted", "deleted": True})
+        return reply({"id": name, "object": "session.deleted", "deleted": True})
 
     async def _body(self, request: Request) -> bytes:
         """All fields may be left out, and so may all of it."""
@@ -157,7 +157,3 @@ def _shown(info: SessionInfo) -> dict[str, Any]:
         "expect_return_s": info.expect_return_s,
         "tokens": tokens,
     }
-
-
-def _json(value: object) -> Response:
-    return Response(encode(value), media_type="application/json")

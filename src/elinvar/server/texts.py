@@ -21,8 +21,8 @@ from elinvar.engine.embed import ranked
 from elinvar.server.answer import cancelled_when_client_leaves
 from elinvar.server.body import read_body
 from elinvar.server.errors import invalid_value, not_supported, overloaded, unknown_model
+from elinvar.server.reply import reply
 from elinvar.server.schema import decode
-from elinvar.server.wire import encode
 
 if TYPE_CHECKING:
     from elinvar.engine.encodings import Input
@@ -84,11 +84,11 @@ class TextRoutes:
         ]
 
     async def list_models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": [self._described()]})
+        return reply({"object": "list", "data": [self._described()]})
 
     async def get_model(self, request: Request) -> Response:
         self._check_model(request.path_params["model"])
-        return _json(self._described())
+        return reply(self._described())
 
     async def embeddings(self, request: Request) -> Response:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
@@ -116,7 +116,7 @@ class TextRoutes:
             }
             for i, vector in enumerate(vectors)
         ]
-        return _json({"object": "list", "data": data, "model": self._name, "usage": _usage(task)})
+        return reply({"object": "list", "data": data, "model": self._name, "usage": _usage(task)})
 
     async def rerank(self, request: Request) -> Response:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
@@ -140,7 +140,7 @@ class TextRoutes:
             for result in results:
                 result["document"] = {"text": documents[result["index"]]}
         answer = {"id": f"rerank-{uuid.uuid4().hex}", "model": self._name, "results": results}
-        return _json(answer | {"usage": _usage(task)})
+        return reply(answer | {"usage": _usage(task)})
 
     async def _run(self, request: Request, make: Callable[[], Task]) -> tuple[Task, F32]:
         """The task, made in a thread, and its answer; a client that goes away ends it."""
@@ -189,7 +189,3 @@ def _usage(task: Task) -> dict[str, int]:
 
 def _base64(vector: F32) -> str:
     return base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()
-
-
-def _json(value: object) -> Response:
-    return Response(encode(value), media_type="application/json")

@@ -1,4 +1,4 @@
-"""How answers look on the wire: whole responses, and the chunks of a stream.
+"""How OpenAI's answers look on the wire: whole responses, and the chunks of a stream.
 
 A chunk is written once a token for every stream, so its unchanging parts are encoded once a
 response and a chunk is one `join`. Whole responses are plain dictionaries.
@@ -13,9 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from elinvar.base.plan import TokenLogprobs
+from elinvar.engine.pieces import Call, Piece, Text, Thought
+from elinvar.server.asked import Done, MadeCall, Step, Usage
+from elinvar.server.errors import ApiError
+from elinvar.server.reply import encode
 from elinvar.server.tokens import TokenNames
 
 JSON = dict[str, Any]
@@ -23,14 +25,39 @@ DONE = b"data: [DONE]\n\n"
 _MIN_LOGPROB = -9999.0
 """What OpenAI writes for a token that is out of the question; JSON has no -inf."""
 
-encode = msgspec.json.encode
-
 
 class Wire(ABC):
-    """One response of one endpoint; the subclasses are the endpoints. `index` is a choice's."""
+    """How one response of one API is written. What it returns is sent as it is."""
+
+    id: str
+    """The response's."""
+
+    @abstractmethod
+    def opening(self, indices: Sequence[int], usage: Usage) -> bytes:
+        """What a stream of these choices begins with; of the usage, the prompts' is known."""
+
+    @abstractmethod
+    def chunk(self, step: Step) -> bytes:
+        """One step of one choice; may be empty."""
+
+    @abstractmethod
+    def ending(self, usage: Usage) -> bytes:
+        """What a stream ends with."""
+
+    @abstractmethod
+    def error(self, error: ApiError) -> bytes:
+        """What a stream ends with that cannot go on."""
+
+    @abstractmethod
+    def whole(self, choices: Sequence[Done], usage: Usage) -> bytes:
+        """The response in one piece."""
+
+
+class OpenAIWire(Wire):
+    """What both kinds of completions share; the subclasses are the endpoints."""
 
     id_prefix: str
-    whole: str
+    object: str
     part: str
 
     def __init__(
@@ -38,11 +65,15 @@ class Wire(ABC):
         model: str,
         fingerprint: str,
         names: TokenNames,
-        with_usage: bool,
+        *,
+        with_usage: bool = False,
+        with_logprobs: bool = False,
         service_tier: str | None = None,
     ) -> None:
+        """with_usage: a stream ends with a chunk that has it."""
         self.id = f"{self.id_prefix}{uuid.uuid4().hex}"
         self.names = names
+        self._with_usage, self._with_logprobs = with_usage, with_logprobs
         self._fields = {"created": int(time.time()), "model": model}
         self._fingerprint = {"system_fingerprint": fingerprint}
         if service_tier is not None:
@@ -51,93 +82,127 @@ class Wire(ABC):
         self._head = b"data: " + encode(head)[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if with_usage else b"]}\n\n"
 
-    @abstractmethod
-    def opening(self, index: int) -> bytes:
-        """What a choice begins with in a stream; may be empty."""
+    def chunk(self, step: Step) -> bytes:
+        index = step.index
+        logprobs = self.logprobs(index, step.ids, step.logprobs) if step.logprobs else None
+        # Log-probs go with the first piece of their step.
+        chunks = []
+        for piece in step.pieces or ((Text(""),) if logprobs else ()):
+            chunks.append(self.piece(index, piece, logprobs))
+            logprobs = None
+        if step.reason is not None:
+            chunks.append(self.closing(index, step.reason, step.seed))
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def ending(self, usage: Usage) -> bytes:
+        if not self._with_usage:
+            return DONE
+        return self._head + b'],"usage":' + encode(usage.as_json()) + b"}\n\n" + DONE
+
+    def error(self, error: ApiError) -> bytes:
+        return b"data: " + error.body() + b"\n\n"
+
+    def whole(self, choices: Sequence[Done], usage: Usage) -> bytes:
+        done = [
+            {
+                "index": one.index,
+                **self.content(one),
+                "logprobs": self.logprobs(one.index, one.ids, one.logprobs)
+                if self._with_logprobs
+                else None,
+                "finish_reason": one.reason,
+                "seed": one.seed,
+            }
+            for one in choices
+        ]
+        body = {"id": self.id, "object": self.object, **self._fields}
+        return encode(body | {"choices": done, "usage": usage.as_json()} | self._fingerprint)
 
     @abstractmethod
-    def piece(self, index: int, text: str, logprobs: Any) -> bytes:
-        """The chunk of new text; `logprobs` as `logprobs()` made them, or None."""
+    def piece(self, index: int, piece: Piece, logprobs: Any) -> bytes:
+        """The chunk of a piece; `logprobs` as `logprobs()` made them, or None."""
 
     @abstractmethod
     def closing(self, index: int, reason: str, seed: int) -> bytes:
         """The chunk that says why a choice ended, and the seed that repeats it."""
-
-    def usage(self, usage: JSON) -> bytes:
-        """The chunk without choices that ends a stream where the client asked for it."""
-        return self._head + b'],"usage":' + encode(usage) + b"}\n\n"
 
     @abstractmethod
     def logprobs(self, index: int, ids: Sequence[int], values: Sequence[TokenLogprobs]) -> Any:
         """The log-probs of some tokens of a choice, following those of the call before."""
 
     @abstractmethod
-    def content(self, text: str, logprobs: Sequence[Any] | None) -> JSON:
-        """The text of a finished choice; `logprobs`: what `logprobs()` made of each delta."""
-
-    def response(self, choices: Sequence[JSON], usage: JSON) -> bytes:
-        """The whole response; a choice has `index`, its content, `finish_reason` and `seed`."""
-        body = {"id": self.id, "object": self.whole, **self._fields}
-        return encode(body | {"choices": choices, "usage": usage} | self._fingerprint)
+    def content(self, done: Done) -> JSON:
+        """What a finished choice says."""
 
     def _chunk(self, index: int, content: bytes, logprobs: bytes, end: bytes) -> bytes:
         parts = (self._head, index, content, logprobs, end, self._tail)
         return b'%b{"index":%d,%b,"logprobs":%b,"finish_reason":%b}%b' % parts
 
 
-class ChatWire(Wire):
+class ChatWire(OpenAIWire):
     """/v1/chat/completions."""
 
     id_prefix = "chatcmpl-"
-    whole = "chat.completion"
+    object = "chat.completion"
     part = "chat.completion.chunk"
 
-    def opening(self, index: int) -> bytes:
+    def opening(self, indices: Sequence[int], usage: Usage) -> bytes:
         delta = b'"delta":{"role":"assistant","content":"","refusal":null}'
-        return self._chunk(index, delta, b"null", b"null")
+        return b"".join(self._chunk(index, delta, b"null", b"null") for index in indices)
 
-    def piece(self, index: int, text: str, logprobs: Any) -> bytes:
-        written = b"null" if logprobs is None else encode({"content": logprobs, "refusal": None})
-        return self._chunk(index, b'"delta":{"content":%b}' % encode(text), written, b"null")
+    def piece(self, index: int, piece: Piece, logprobs: Any) -> bytes:
+        written = b"null" if logprobs is None else encode(logprobs)
+        if type(piece) is Text:
+            delta = b'{"content":%b}' % encode(piece.text)
+        elif type(piece) is Thought:
+            delta = b'{"reasoning_content":%b}' % encode(piece.text)
+        else:
+            delta = encode({"tool_calls": [_call_delta(piece)]})
+        return self._chunk(index, b'"delta":' + delta, written, b"null")
 
     def closing(self, index: int, reason: str, seed: int) -> bytes:
         return self._chunk(index, b'"delta":{}', b"null", _end(reason, seed))
 
     def logprobs(self, index: int, ids: Sequence[int], values: Sequence[TokenLogprobs]) -> Any:
-        return [
+        entries = [
             self._entry(token, value.logprob)
             | {"top_logprobs": [self._entry(t, p) for t, p in value.top]}
             for token, value in zip(ids, values, strict=True)
         ]
+        return {"content": entries, "refusal": None}
 
     def _entry(self, token: int, logprob: float) -> JSON:
         text, raw = self.names.chat(token)
         return {"token": text, "logprob": max(logprob, _MIN_LOGPROB), "bytes": raw}
 
-    def content(self, text: str, logprobs: Sequence[Any] | None) -> JSON:
-        joined: JSON | None = None
-        if logprobs is not None:
-            joined = {"content": [entry for part in logprobs for entry in part], "refusal": None}
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"message": message, "logprobs": joined}
+    def content(self, done: Done) -> JSON:
+        calls = done.calls
+        text = done.text
+        message: JSON = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message |= {"content": text or None, "tool_calls": [_call(one) for one in calls]}
+        if thoughts := done.thoughts:
+            message["reasoning_content"] = thoughts
+        return {"message": message}
 
 
-class CompletionWire(Wire):
+class CompletionWire(OpenAIWire):
     """/v1/completions."""
 
     id_prefix = "cmpl-"
-    whole = "text_completion"
+    object = "text_completion"
     part = "text_completion"
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self._offsets: dict[int, _Offsets] = {}
 
-    def opening(self, index: int) -> bytes:
+    def opening(self, indices: Sequence[int], usage: Usage) -> bytes:
         return b""
 
-    def piece(self, index: int, text: str, logprobs: Any) -> bytes:
-        return self._chunk(index, b'"text":%b' % encode(text), encode(logprobs), b"null")
+    def piece(self, index: int, piece: Piece, logprobs: Any) -> bytes:
+        assert isinstance(piece, Text)
+        return self._chunk(index, b'"text":%b' % encode(piece.text), encode(logprobs), b"null")
 
     def closing(self, index: int, reason: str, seed: int) -> bytes:
         return self._chunk(index, b'"text":""', b"null", _end(reason, seed))
@@ -151,12 +216,21 @@ class CompletionWire(Wire):
             "text_offset": [offsets.push(self.names.raw(token)) for token in ids],
         }
 
-    def content(self, text: str, logprobs: Sequence[Any] | None) -> JSON:
-        joined: JSON | None = None
-        if logprobs is not None:
-            keys = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-            joined = {key: [entry for part in logprobs for entry in part[key]] for key in keys}
-        return {"text": text, "logprobs": joined}
+    def content(self, done: Done) -> JSON:
+        return {"text": done.text}
+
+
+def _call_delta(piece: Piece) -> JSON:
+    if isinstance(piece, Call):
+        function = {"name": piece.name, "arguments": ""}
+        return {"index": piece.number, "id": piece.id, "type": "function", "function": function}
+    assert not isinstance(piece, Text | Thought)
+    return {"index": piece.number, "function": {"arguments": piece.text}}
+
+
+def _call(call: MadeCall) -> JSON:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _end(reason: str, seed: int) -> bytes:

@@ -1,0 +1,225 @@
+"""What a request asks of a model, ready to run, and what comes of it step by step.
+
+Between the engine and how an API writes answers: all of them are run here, and read by the same
+readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from elinvar.base.handling import Handling
+from elinvar.base.plan import TokenLogprobs
+from elinvar.engine.pieces import Arguments, Call, Piece, Reader, Text, Thought
+from elinvar.server.service import Choice, Event
+
+if TYPE_CHECKING:
+    from elinvar.engine.output import Delta
+    from elinvar.server.served import Served
+
+
+@dataclass(slots=True)
+class Step:
+    """What one step of the engine added to one choice."""
+
+    index: int
+    """The choice's."""
+    pieces: Sequence[Piece]
+    ids: Sequence[int]
+    """New tokens that have a text: without the end token."""
+    logprobs: Sequence[TokenLogprobs]
+    """One a token of `ids` where the request asked for them."""
+    reason: str | None
+    """Why the choice ended: stop, length or tool_calls."""
+    seed: int
+
+
+class Usage:
+    """Token counts of one HTTP request. A prompt counts once, however many choices it has."""
+
+    def __init__(self) -> None:
+        self._prompts: dict[int, tuple[int, int]] = {}
+        self.completion_tokens = 0
+        self.reasoning_tokens = 0
+        """Those of steps that brought nothing but thoughts."""
+
+    def push(self, choice: Choice, delta: Delta, pieces: Sequence[Piece]) -> None:
+        counts = (delta.num_prompt_tokens, delta.num_cached_tokens)
+        self._prompts.setdefault(choice.prompt_index, counts)
+        self.completion_tokens += len(delta.token_ids)
+        if pieces and type(pieces[-1]) is Thought:
+            self.reasoning_tokens += len(delta.token_ids)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(count for count, _ in self._prompts.values())
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(count for _, count in self._prompts.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """As OpenAI's chat and text completions write it."""
+        prompt = self.prompt_tokens
+        usage: dict[str, Any] = {
+            "prompt_tokens": prompt,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": prompt + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+        if self.reasoning_tokens:
+            details = {"reasoning_tokens": self.reasoning_tokens}
+            usage["completion_tokens_details"] = details
+        return usage
+
+
+@dataclass(slots=True)
+class MadeCall:
+    """A call of a tool, whole."""
+
+    id: str
+    name: str
+    arguments: str
+    """A JSON object."""
+
+
+@dataclass(slots=True)
+class Done:
+    """What one choice came to."""
+
+    index: int
+    parts: list[Text | Thought | MadeCall] = field(default_factory=list)
+    """In the order in which they were written; neighbours of one kind are one."""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    reason: str = ""
+    seed: int = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+    @property
+    def thoughts(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, Thought))
+
+    @property
+    def calls(self) -> list[MadeCall]:
+        return [part for part in self.parts if isinstance(part, MadeCall)]
+
+
+class Collector:
+    """Joins the steps of all choices."""
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        self._done = {index: Done(index) for index in indices}
+        self._pieces: dict[int, list[Piece]] = {index: [] for index in indices}
+
+    def push(self, step: Step) -> None:
+        done = self._done[step.index]
+        self._pieces[step.index] += step.pieces
+        done.ids += step.ids
+        done.logprobs += step.logprobs
+        if step.reason is not None:
+            done.reason, done.seed = step.reason, step.seed
+
+    def finish(self) -> list[Done]:
+        """In the order of the indices."""
+        for index, done in self._done.items():
+            done.parts = _joined(self._pieces[index])
+        return list(self._done.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The choices of one request for one model, checked."""
+
+    served: Served
+    choices: Sequence[Choice]
+    handling: Handling
+    reader: Callable[[], Reader] | None = None
+    """Makes what reads a choice's answer; None: all of it is text."""
+
+    @asynccontextmanager
+    async def run(
+        self, response_id: str, request_id: str, usage: Usage
+    ) -> AsyncIterator[AsyncGenerator[Step, None]]:
+        """The steps of all choices as they come, counted in `usage`. Leaving the context aborts what
+        still runs. Raises as Service.run."""
+        events = self.served.service.run(response_id, request_id, self.choices, self.handling)
+        async with events as stream, aclosing(self._steps(stream, usage)) as steps:
+            yield steps
+
+    async def collect(
+        self, response_id: str, request_id: str, usage: Usage | None = None
+    ) -> list[Done]:
+        """All of it, for those whom nobody waits for piece by piece."""
+        collector = Collector([choice.index for choice in self.choices])
+        async with self.run(response_id, request_id, usage or Usage()) as steps:
+            async for step in steps:
+                collector.push(step)
+        return collector.finish()
+
+    async def _steps(
+        self, events: AsyncGenerator[Event, None], usage: Usage
+    ) -> AsyncGenerator[Step, None]:
+        make = self.reader
+        readers = {} if make is None else {choice.index: make() for choice in self.choices}
+        calling: set[int] = set()
+        end_ids = self.served.core.tokenizer.eos_ids
+        async for choice, delta in events:
+            reader = readers.get(choice.index)
+            pieces: Sequence[Piece] = _read(reader, delta)
+            usage.push(choice, delta, pieces)
+            if reader is not None and any(type(piece) is Call for piece in pieces):
+                calling.add(choice.index)
+            ids, logprobs, reason = delta.token_ids, delta.logprobs, delta.finish_reason
+            if reason == "stop" and ids:
+                if ids[-1] in end_ids or ids[-1] in choice.params.stop_token_ids:
+                    ids, logprobs = ids[:-1], logprobs[:-1]
+                if choice.index in calling:
+                    yield Step(choice.index, pieces, ids, logprobs, "tool_calls", delta.seed)
+                    continue
+            yield Step(choice.index, pieces, ids, logprobs, reason, delta.seed)
+
+
+def _read(reader: Reader | None, delta: Delta) -> Sequence[Piece]:
+    if reader is None:
+        return (Text(delta.text),) if delta.text else ()
+    pieces = reader.push(delta.text) if delta.text else []
+    return pieces if delta.finish_reason is None else [*pieces, *reader.finish()]
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Text | Thought | MadeCall]:
+    """Calls by their number, since the arguments of several may come in turns."""
+    parts: list[Text | Thought | MadeCall] = []
+    calls: dict[int, tuple[MadeCall, list[str]]] = {}
+    texts: list[str] = []
+    kind: type[Text] | type[Thought] = Text
+
+    def flush() -> None:
+        if texts:
+            parts.append(kind("".join(texts)))
+            texts.clear()
+
+    for piece in pieces:
+        if isinstance(piece, Arguments):
+            calls[piece.number][1].append(piece.text)
+            continue
+        if isinstance(piece, Call):
+            flush()
+            call = MadeCall(piece.id, piece.name, "")
+            calls[piece.number] = call, []
+            parts.append(call)
+            continue
+        if type(piece) is not kind:
+            flush()
+            kind = type(piece)
+        texts.append(piece.text)
+    flush()
+    for call, arguments in calls.values():
+        call.arguments = "".join(arguments)
+    return parts

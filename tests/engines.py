@@ -39,8 +39,9 @@ class ByteTokenizer:
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         return list(text.encode())
 
-    def text_bytes(self, ids: Iterable[int]) -> bytes:
-        return bytes(i for i in ids if i < 256)
+    def text_bytes(self, ids: Iterable[int], skip_special: bool = True) -> bytes:
+        hidden = b"" if skip_special else b"<end>"
+        return b"".join(bytes([i]) if i < 256 else hidden for i in ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         return codecs.decode(self.text_bytes(ids), "utf-8", "replace")

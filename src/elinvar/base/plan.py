@@ -30,6 +30,10 @@ class RowStart:
     sliding group needs none (it lies outside the window). Empty lists when nothing was found."""
     adapter: int = -1
     """Number of the adapter that the request runs with; -1: none."""
+    num_prompt_tokens: int = 0
+    """How many of token_ids are the prompt."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end the answer."""
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from elinvar.base.config import BLOCK_SIZE
@@ -10,6 +10,10 @@ from elinvar.base.errors import InputError
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
+MAX_BIASES = 1024
+MAX_BAD_WORDS = 256
+MAX_BAD_TOKENS = 64
+"""Of one bad word."""
 SINKS = 4
 """Tokens that suffice (Xiao et al., 2024)."""
 
@@ -32,10 +36,32 @@ class SamplingParams:
     """Keep the smallest set of most likely tokens whose probability reaches p."""
     min_p: float = 0.0
     """Keep tokens at least min_p times as likely as the likeliest."""
+    typical_p: float = 1.0
+    """Keep the tokens whose surprise is nearest to what is to be expected, until their probability
+    reaches p (Meister et al., 2023)."""
+    repetition_penalty: float = 1.0
+    """Of tokens of the prompt and the answer: a positive logit is divided by it, another multiplied
+    (Keskar et al., 2019); above 1 makes them less likely."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens that the answer has."""
+    frequency_penalty: float = 0.0
+    """Taken from the logits of tokens of the answer, once for each time they are in it."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """What is added to the logits of tokens, -100 to 100; a mapping of ids is taken, too."""
+    bad_words: tuple[str | tuple[int, ...], ...] = ()
+    """Texts, or token ids, that the answer must not go on to: the last token of one is forbidden
+    where those before it, of prompt and answer, are its others. Of a text that is each way in which
+    it is written alone, after a space, and after another text."""
+    min_tokens: int = 0
+    """Tokens before which none that ends the answer is sampled, and no stop text ends it."""
     seed: int | None = None
     """64-bit seed of the sampling noise; None: drawn at random (the result tells which)."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer; they are not part of it."""
+    include_stop_str_in_output: bool = False
+    """Or they are, and so is the text of one of stop_token_ids."""
+    skip_special_tokens: bool = True
+    """Control tokens have no text; else they have their names."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end the answer, besides the model's own end tokens."""
     ignore_eos: bool = False
@@ -62,6 +88,7 @@ class SamplingParams:
         if self.top_p == 0.0:
             raise InputError("top_p", "top_p must be above 0 and at most 1, got 0.")
         _number("min_p", self.min_p, 0.0, 1.0)
+        self._check_edits()
         if self.seed is not None:
             _integer("seed", self.seed, -(2**63), 2**64 - 1)
         if self.logprobs is not None:
@@ -79,10 +106,62 @@ class SamplingParams:
             _integer("attention_window", self.attention_window, 1, 2**31 - 1)
         elif self.attention_sinks != SINKS:
             raise InputError("attention_sinks", "attention_sinks needs an attention_window, too.")
-        if not isinstance(self.ignore_eos, bool):
-            raise InputError(
-                "ignore_eos", f"ignore_eos must be true or false, got {self.ignore_eos!r}."
-            )
+        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                got = getattr(self, name)
+                raise InputError(name, f"{name} must be true or false, got {got!r}.")
+
+    def _check_edits(self) -> None:
+        """Of what changes logits before a token is chosen."""
+        _number("typical_p", self.typical_p, 0.0, 1.0)
+        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0)
+        for name in ("typical_p", "repetition_penalty"):
+            if getattr(self, name) == 0.0:
+                raise InputError(name, f"{name} must be above 0, got 0.")
+        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        biases = self.logit_bias
+        biases = tuple(biases.items()) if isinstance(biases, Mapping) else biases
+        object.__setattr__(self, "logit_bias", _tuple("logit_bias", biases))
+        _at_most("logit_bias", self.logit_bias, MAX_BIASES, "tokens")
+        for bias in self.logit_bias:
+            if not isinstance(bias, tuple) or len(bias) != 2:
+                raise InputError("logit_bias", f"logit_bias must map ids to biases, got {bias!r}.")
+            _integer("logit_bias", bias[0], 0, 2**31 - 1)
+            _number("logit_bias", bias[1], -100.0, 100.0)
+        if len({token for token, _ in self.logit_bias}) < len(self.logit_bias):
+            raise InputError("logit_bias", "logit_bias has a token twice.")
+        _integer("min_tokens", self.min_tokens, 0, 2**31 - 1)
+        if self.min_tokens > self.max_tokens:
+            message = f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})."
+            raise InputError("min_tokens", message)
+        words = (self.bad_words,) if isinstance(self.bad_words, str) else self.bad_words
+        words = _tuple("bad_words", words)
+        words = tuple(
+            word if isinstance(word, str) else _tuple("bad_words", word) for word in words
+        )
+        object.__setattr__(self, "bad_words", words)
+        _at_most("bad_words", words, MAX_BAD_WORDS, "words")
+        for word in self.bad_words:
+            if not word:
+                raise InputError("bad_words", "bad_words must hold no empty text.")
+            if isinstance(word, tuple):
+                _at_most("bad_words", word, MAX_BAD_TOKENS, "tokens of a word")
+                for token in word:
+                    _integer("bad_words", token, 0, 2**31 - 1)
+
+    @property
+    def edits_logits(self) -> bool:
+        """Whether anything changes logits, or filters by typical_p."""
+        return bool(
+            self.logit_bias
+            or self.bad_words
+            or self.min_tokens
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.repetition_penalty != 1.0
+            or self.typical_p != 1.0
+        )
 
     @property
     def kept_blocks(self) -> tuple[int, int] | None:
@@ -97,6 +176,11 @@ def _tuple(name: str, value: object) -> tuple[object, ...]:
     if not isinstance(value, Sequence | Set):
         raise InputError(name, f"{name} must be a list, got {value!r}.")
     return tuple(value)
+
+
+def _at_most(name: str, values: Sequence[object], most: int, what: str) -> None:
+    if len(values) > most:
+        raise InputError(name, f"{name} takes at most {most} {what}, got {len(values)}.")
 
 
 def _integer(name: str, value: object, low: int, high: int) -> None:

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any, Self, cast
@@ -26,6 +26,7 @@ from elinvar.base.metrics import EngineMetrics
 from elinvar.base.plan import StepPlan, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.adapters import Adapters
+from elinvar.engine.bad_words import spelled
 from elinvar.engine.below import identity, open_tiers
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.memory import available_memory, give_back
@@ -262,6 +263,9 @@ class Engine:
                     "prompt", f"Token ids of the prompt must be integers, got {kind.__name__}."
                 )
         vocab_size = self.model_config.vocab_size
+        _check_ids("logit_bias", (token for token, _ in params.logit_bias), vocab_size)
+        for word in params.bad_words:
+            _check_ids("bad_words", () if isinstance(word, str) else word, vocab_size)
         if min(prompt_ids) < 0 or max(prompt_ids) >= vocab_size:
             wrong = next(t for t in prompt_ids if not 0 <= t < vocab_size)
             raise InputError(
@@ -287,6 +291,8 @@ class Engine:
         self.check(prompt_ids, params)
         if params.seed is None:
             params = replace(params, seed=draw_seed())
+        if params.bad_words:
+            params = replace(params, bad_words=spelled(self.tokenizer, params.bad_words))
         request = Request(
             request_id or uuid.uuid4().hex,
             list(prompt_ids),
@@ -298,7 +304,7 @@ class Engine:
         self.scheduler.add(request)
         if params.adapter is not None:  # after what may raise: it is not forgotten until _forget
             request.adapter = self.adapters.begin(params.adapter)
-        self._live[request.id] = _Live(request, AnswerText(self.tokenizer, params.stop))
+        self._live[request.id] = _Live(request, AnswerText(self.tokenizer, params))
         return request.id
 
     def _namespace(self, params: SamplingParams, tenant: str) -> bytes:
@@ -424,7 +430,8 @@ class Engine:
         reason: FinishReason | None = request.finish_reason
         ids, logprobs = update.new_token_ids, update.logprobs
         # A token that ends the answer has no text.
-        text, count, stopped = live.text.push(ids[:-1] if reason == "stop" else ids)
+        ended = reason == "stop" and not live.text.shows(ids[-1])
+        text, count, stopped = live.text.push(ids[:-1] if ended else ids)
         if not stopped and update.finished:
             rest, stopped = live.text.finish()
             text += rest
@@ -469,6 +476,13 @@ class Engine:
             message = f"{type(error).__name__}: {error}"
             deltas.append(_delta(live.request, finish_reason="error", error=message))
         return deltas
+
+
+def _check_ids(field: str, ids: Iterable[int], vocab_size: int) -> None:
+    for token in ids:
+        if token >= vocab_size:
+            message = f"Token ids of {field} must be from 0 to {vocab_size - 1}, got {token}."
+            raise InputError(field, message)
 
 
 def _fingerprint(config: EngineConfig, weights: str) -> str:

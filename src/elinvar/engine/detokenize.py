@@ -19,15 +19,16 @@ class IncrementalDetokenizer:
     The concatenation of all pieces and of finish() equals tokenizer.decode of all the ids.
     """
 
-    __slots__ = ("_decoder", "_tokenizer")
+    __slots__ = ("_decoder", "_skip_special", "_tokenizer")
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._skip_special = skip_special
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that `ids` make certain; special tokens have none."""
-        return self._decoder.decode(self._tokenizer.text_bytes(ids))
+        """The text that `ids` make certain; special tokens have none, unless they are not skipped."""
+        return self._decoder.decode(self._tokenizer.text_bytes(ids, self._skip_special))
 
     def finish(self) -> str:
         """What an unfinished character at the end becomes: U+FFFD, or nothing."""

@@ -23,14 +23,14 @@ class SampleRef:
             z = row - row.max()
             lse = np.log(np.exp(z).sum())
             order = np.lexsort((np.arange(vocab), -row))
-            ids[i] = _choice(_edited(row, i, args), i, args)
+            ids[i] = _choice(edited(row, i, args), i, args)
             logprobs[i] = z[ids[i]] - lse
             top_ids[i] = order[: args.num_logprobs]
             top[i] = z[top_ids[i]] - lse
         return SampleResult(ids, logprobs, top_ids, top)
 
 
-def _edited(row: F64, i: int, args: SampleArgs) -> F64:
+def edited(row: F64, i: int, args: SampleArgs) -> F64:
     """Row i as a token is chosen from it; -inf where it may not be."""
     most = float(np.finfo(np.float32).max)
     clipped = np.clip(np.nan_to_num(row, nan=-most), -most, most)
@@ -41,6 +41,8 @@ def _edited(row: F64, i: int, args: SampleArgs) -> F64:
         if args.biases is not None:
             span = slice(args.biases.starts[i], args.biases.starts[i + 1])
             for token, value in zip(args.biases.ids[span], args.biases.values[span], strict=True):
+                if token >= len(x):
+                    continue
                 x[token] += 0.0 if lenient and np.isneginf(value) else value
         if args.masks is not None:
             for words in args.masks[args.mask_rows == i]:
@@ -67,14 +69,14 @@ def _choice(x: F64, i: int, args: SampleArgs) -> int:
         return int(order[0])
     z = (x - x[order[0]]) / temperature
     if args.typical_p is not None and args.typical_p[i] < 1:
-        order = order[np.isin(order, _typical(z, float(args.typical_p[i])))]
+        order = order[np.isin(order, typical(z, float(args.typical_p[i])))]
         z = z - z[order[0]]
     kept = _kept(z, order, args.top_k[i], args.top_p[i], args.min_p[i])
     scores = z[kept] + gumbel(int(args.seeds[i]), int(args.positions[i]), kept)
     return int(kept[np.lexsort((kept, -scores))[0]])
 
 
-def _typical(z: F64, typical_p: float) -> NDArray[Any]:
+def typical(z: F64, typical_p: float) -> NDArray[Any]:
     """Token ids that are kept, nearest to the entropy first."""
     p = np.exp(z)
     mean = (p[p > 0] * z[p > 0]).sum() / p.sum()

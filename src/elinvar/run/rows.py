@@ -19,6 +19,7 @@ from elinvar.base.config import BLOCK_SIZE, KVSpec
 from elinvar.base.plan import PlanItem, RowStart
 from elinvar.base.sampling import SamplingParams
 from elinvar.ops.arguments import SampleArgs
+from elinvar.run.edits import RowEdits, edit
 from elinvar.run.sights import Sights, table_width
 
 _SEED_MASK = 2**64 - 1
@@ -42,6 +43,8 @@ class Rows:
         self.min_p = np.zeros(max_rows, np.float32)
         self.num_logprobs: list[int | None] = [None] * max_rows
         """As in SamplingParams.logprobs."""
+        self.edits: dict[int, RowEdits] = {}
+        """Of the rows that have any."""
         self.adapters = np.full(max_rows, -1, np.int32)
         self.sights = Sights(max_rows, [spec.kind == "full" for spec in specs], self.tables)
         # Of the last step, until a row or a table changes: most steps are like the one before.
@@ -61,6 +64,9 @@ class Rows:
             table[row, : len(blocks)] = blocks
             lens[row] = len(blocks)
         self._set_params(row, started.params)
+        self.edits.pop(row, None)
+        if started.params.edits_logits:
+            self.edits[row] = RowEdits(started)
 
     def _set_params(self, row: int, params: SamplingParams) -> None:
         assert params.seed is not None, "the engine draws a seed where the user gave none"
@@ -161,4 +167,9 @@ class Rows:
             params = (self.temperature, self.top_k, self.top_p, self.min_p)
             self._sampling = rows_L, self.seeds[rows_L], tuple(p[rows_L] for p in params), most
         _, seeds, (temperature, top_k, top_p, min_p), num_logprobs = self._sampling
-        return SampleArgs(seeds, position_L, temperature, top_k, top_p, min_p, num_logprobs)
+        args = SampleArgs(seeds, position_L, temperature, top_k, top_p, min_p, num_logprobs)
+        if self.edits and not self.edits.keys().isdisjoint(rows_L):
+            stops = zip(rows_L, position_L.tolist(), strict=True)
+            tokens = [self.token_ids[row, :stop] for row, stop in stops]
+            edit(args, [self.edits.get(row) for row in rows_L], tokens)
+        return args

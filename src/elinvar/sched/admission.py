@@ -89,7 +89,16 @@ class Admission:
         # A copy: the plan is plain data, and the request's list grows.
         tokens = list(request.token_ids)
         plan.started.append(
-            RowStart(request.id, request.row, tokens, request.params, taken.start, request.adapter)
+            RowStart(
+                request.id,
+                request.row,
+                tokens,
+                request.params,
+                taken.start,
+                request.adapter,
+                request.num_prompt_tokens,
+                request.stop_ids,
+            )
         )
         if taken.loads:
             for table, blocks in zip(taken.start, taken.blocks, strict=True):

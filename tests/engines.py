@@ -35,6 +35,10 @@ class ByteTokenizer:
     eos_ids = frozenset([EOS])
     bos_id = None
     chat_template = None
+    special_ids = frozenset([EOS])
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < 256 else b"<end>" * (token_id == EOS)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         return list(text.encode())

@@ -112,3 +112,5 @@ class StepOutput:
     """Keys of the plan's loads that were not there any more, or damaged."""
     moving_s: float = 0.0
     """Seconds that saves and loads took."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Requests that cannot go on, which got no token, and why."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from elinvar.base.config import BLOCK_SIZE
 from elinvar.base.errors import InputError
+from elinvar.base.grammar import Grammar
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
@@ -68,6 +69,10 @@ class SamplingParams:
     """Go on after the model's end token (for benchmarks)."""
     logprobs: int | None = None
     """None: none; k: the sampled token's log-prob and those of the k likeliest tokens."""
+    grammar: Grammar | None = None
+    """What the answer keeps to: tokens that leave it are not sampled, and where it is complete and
+    nothing may follow, only tokens that end the answer are. None: any text. Where other parameters
+    forbid all that it allows, it has the last word."""
     adapter: str | None = None
     """Name of the loaded LoRA adapter that answers; None: the model as it is."""
     attention_window: int | None = None
@@ -99,6 +104,9 @@ class SamplingParams:
             raise InputError("stop", "stop must hold non-empty texts.")
         for t in self.stop_token_ids:
             _integer("stop_token_ids", t, 0, 2**31 - 1)
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            message = f"grammar must be one of elinvar.base.grammar, got {self.grammar!r}."
+            raise InputError("grammar", message)
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise InputError("adapter", f"adapter must be a name, got {self.adapter!r}.")
         _integer("attention_sinks", self.attention_sinks, 1, 2**31 - 1)

@@ -27,6 +27,8 @@ MAX_REPEAT = 100_000
 
 _OPTIONS = '%llguidance {"no_forcing": true}'
 """Masks then follow from the text alone; else the library picks the token where a text is forced."""
+_START = re.compile(r"^\s*[?!]?start\b[^:]*:(?!:)", re.MULTILINE)
+"""What a source in Lark's notation has and one in GBNF has not."""
 _TEMPERATURE = re.compile(r"^\s*[\w!-]+\s*\[[^\]\n]*\btemperature\b", re.MULTILINE)
 
 
@@ -156,16 +158,19 @@ def _text(text: str) -> str:
 def _regex(pattern: str) -> str:
     from llguidance import regex_to_lark
 
-    return f"(/{regex_to_lark(_sized(pattern))}/)" if pattern else '""'
+    # "dw": digits and words are of ASCII, as in JSON Schema.
+    return f"(/{regex_to_lark(_sized(pattern), 'dw')}/)" if pattern else '""'
 
 
 def _lark(source: str) -> str:
-    from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+    from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
     if _TEMPERATURE.search(_sized(source)):
         raise refused("A rule's temperature is not supported; the request's holds everywhere.")
+    if _START.search(source) or "::=" not in source:
+        return source
     try:
-        return str(any_to_lark(source))
+        return str(gbnf_to_lark(source))
     except (GbnfToLarkError, RecursionError) as error:
         raise refused(f"The grammar cannot be read as GBNF: {str(error)[:300]}.") from None
 

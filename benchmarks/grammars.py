@@ -42,7 +42,9 @@ class Guidance:
 
     name = "llguidance"
 
-    def __init__(self, tokens: Sequence[bytes], special: Sequence[int], ends: Sequence[int]) -> None:
+    def __init__(
+        self, tokens: Sequence[bytes], special: Sequence[int], ends: Sequence[int]
+    ) -> None:
         import llguidance
 
         class Vocabulary:
@@ -84,7 +86,9 @@ class XGrammar:
 
     name = "xgrammar"
 
-    def __init__(self, tokens: Sequence[bytes], special: Sequence[int], ends: Sequence[int]) -> None:
+    def __init__(
+        self, tokens: Sequence[bytes], special: Sequence[int], ends: Sequence[int]
+    ) -> None:
         import xgrammar
 
         self._library, self._ends = xgrammar, ends
@@ -178,7 +182,9 @@ CASES = {
 
 
 def masks(models: Sequence[str]) -> None:
-    print("| vocabulary | library | made in s | grammar | compiled in ms | mask us p50 | p99 | max |")
+    print(
+        "| vocabulary | library | made in s | grammar | compiled in ms | mask us p50 | p99 | max |"
+    )
     for model in models:
         checkpoint = open_checkpoint(resolve(model))
         tokenizer = load_tokenizer(checkpoint, cache_root())
@@ -221,7 +227,9 @@ def _mask_times(
 
 
 def coverage(folders: Sequence[Path]) -> None:
-    print("| suite | library | schemas | refused | tests | valid, yet kept from | invalid, yet let |")
+    print(
+        "| suite | library | schemas | refused | tests | valid, yet kept from | invalid, yet let |"
+    )
     # A token is a byte.
     vocabulary = [bytes([i]) for i in range(256)], [], [256]
     for folder in folders:

@@ -130,7 +130,9 @@ def regular(depth: int) -> st.SearchStrategy[tuple[Grammar, str]]:
     words = st.text("ab", max_size=3)
     leaves = st.one_of(
         words.map(lambda w: (Literal(w), w)),
-        st.sampled_from(["a*", "b+", "(ab)?", "[ab]", "a|bb"]).map(lambda r: (Regex(r), f"(?:{r})")),
+        st.sampled_from(["a*", "b+", "(ab)?", "[ab]", "a|bb"]).map(
+            lambda r: (Regex(r), f"(?:{r})")
+        ),
         words.filter(bool).map(lambda w: (Until(Literal(w)), f"(?:(?:(?!{w})[ab])*{w})")),
         st.just((Anything(), "[ab]*")),
     )
@@ -140,7 +142,10 @@ def regular(depth: int) -> st.SearchStrategy[tuple[Grammar, str]]:
     return st.one_of(
         leaves,
         inner.map(
-            lambda parts: (Sequence(tuple(p for p, _ in parts)), "".join(f"(?:{r})" for _, r in parts))
+            lambda parts: (
+                Sequence(tuple(p for p, _ in parts)),
+                "".join(f"(?:{r})" for _, r in parts),
+            )
         ),
         inner.map(
             lambda parts: (
@@ -181,14 +186,19 @@ SCALARS = st.sampled_from(
         {"type": "string", "format": "date"},
         {"type": ["null", "boolean"]},
         {"enum": ["x", 1, None, [1, "é"], {"k": False}]},
-        {"const": "\\\"/\u2028"},
+        {"const": '\\"/\u2028'},
     ]
 )
 SCHEMAS = st.recursive(
     SCALARS,
     lambda inner: st.one_of(
         st.builds(
-            lambda items, least: {"type": "array", "items": items, "minItems": least, "maxItems": 3},
+            lambda items, least: {
+                "type": "array",
+                "items": items,
+                "minItems": least,
+                "maxItems": 3,
+            },
             inner,
             st.integers(0, 2),
         ),
@@ -290,7 +300,10 @@ REFUSED = {
     "false": (JsonSchema("false"), "A schema is an object, got false"),
     "broken": (JsonSchema('{"type":'), "not JSON"),
     "infinite": (JsonSchema('{"maximum": Infinity}'), "Infinity is no number"),
-    "library's": (JsonSchema('{"x-guidance": {"lenient": true}, "uniqueItems": true}'), "x-guidance"),
+    "library's": (
+        JsonSchema('{"x-guidance": {"lenient": true}, "uniqueItems": true}'),
+        "x-guidance",
+    ),
     "cycle": (JsonSchema('{"$ref": "#"}'), "no text"),
     "deep": (JsonSchema(nested(90)), "60 deep"),
     "deeper": (JsonSchema(nested(10_000)), "131072|not JSON|60 deep"),

@@ -166,9 +166,7 @@ class _Vocabulary:
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(
-        self, tokenizer: Tokenizer, size: int, special: Sequence[int], end: int
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, size: int, special: Sequence[int], end: int) -> None:
         self.tokens = [tokenizer.token_bytes(i) for i in range(size)]
         self.special_token_ids, self.eos_token_id = special, end
         self._tokenizer = tokenizer

@@ -122,7 +122,9 @@ class _Writer:
     def _until(self, stop: g.Literal | g.Special) -> _Said:
         if isinstance(stop, g.Special):
             # No text has a control token in it.
-            return self._sequence([_Said("/(?s:.*)/", True), _Said(self._special(stop.token), False)])
+            return self._sequence(
+                [_Said("/(?s:.*)/", True), _Said(self._special(stop.token), False)]
+            )
         if not stop.text:
             return _Said(_text(""), True)
         text = _text(stop.text)

@@ -20,7 +20,7 @@ MAX_PROPERTIES = 2000
 MAX_MULTIPLE = 100_000
 """Digits of multipleOf without the point: as many states tell the remainders apart."""
 
-WHITE_SPACE = r" |\n[ \t]{0,80}"
+WHITE_SPACE = r" |\n( {0,40}|\t{0,10})"
 """Between the parts of a value: a space, or a new line with its indentation. Any number of them is
 JSON as well, but a model that begins to repeat one would not end."""
 

@@ -23,7 +23,7 @@ from elinvar.base.errors import EngineError, InputError, ModelError
 from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.limits import ANY_TENANT
 from elinvar.base.metrics import EngineMetrics
-from elinvar.base.plan import StepPlan, TokenLogprobs
+from elinvar.base.plan import TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.adapters import Adapters
 from elinvar.engine.bad_words import spelled
@@ -311,7 +311,7 @@ class Engine:
         self.scheduler.add(request)
         if params.adapter is not None:  # after what may raise: it is not forgotten until _forget
             request.adapter = self.adapters.begin(params.adapter)
-        grammar = params.grammar and self.grammars.compile(params.grammar)
+        grammar = None if params.grammar is None else self.grammars.compile(params.grammar)
         self._live[request.id] = _Live(request, AnswerText(self.tokenizer, params), grammar)
         return request.id
 

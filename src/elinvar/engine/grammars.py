@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from elinvar.base.errors import EngineError, InputError
+from elinvar.base.errors import EngineError
 from elinvar.base.grammar import Grammar
 from elinvar.engine.lark import refused, translated
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 MAX_KEPT = 64
 """Compiled grammars that wait for somebody to ask again; those in use are kept besides."""
-LIMITS: dict[str, int | bool] = {
+LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 400_000,
     "max_grammar_size": 50_000,
     "max_items_in_row": 8_000,
@@ -92,8 +91,6 @@ class Grammars:
         self._lock, self._compiling = threading.Lock(), threading.Lock()
         self.worker = ThreadPoolExecutor(1, "elinvar-grammar")
         """For those who cannot wait while one is compiled."""
-        self.compile_s = 0.0
-        """Spent on compiling so far."""
 
     def find(self, grammar: Grammar) -> Compiled | None:
         """The grammar, where it is compiled."""
@@ -112,11 +109,9 @@ class Grammars:
         with self._compiling:
             if (compiled := self.find(grammar)) is not None:
                 return compiled
-            began = time.monotonic()
             if self._library is None:
                 self._library = _Library(self._tokenizer, self._vocab_size)
             compiled = Compiled(translated(grammar, self._library.control), self._library)
-            self.compile_s += time.monotonic() - began
         with self._lock:
             self._used[grammar] = self._kept[grammar] = compiled
             while len(self._kept) > MAX_KEPT:
@@ -144,7 +139,7 @@ class _Library:
         self._words = -(-vocab_size // 32)
         self._make = llguidance.LLMatcher
         self._limits = llguidance.LLParserLimits(**LIMITS)
-        vocabulary = _Vocabulary(tokenizer, vocab_size, special, ends[0])
+        vocabulary: Any = _Vocabulary(tokenizer, vocab_size, special, ends[0])
         self._tokens = llguidance.LLTokenizer(vocabulary, eos_token=ends)
 
     def compile(self, source: str) -> Any:

@@ -82,7 +82,9 @@ class Runner:
             return StepOutput(sampled, logprobs, lost, moving_s)
         rows.append_blocks(items)
         batch, rows_L, position_L = rows.gather(items)
-        masks = self._masks and self._masks.begin(rows_L, position_L, rows.token_ids)
+        masks = None
+        if self._masks is not None:
+            masks = self._masks.begin(rows_L, position_L, rows.token_ids)
         logits_LV = self.graphs.forward(batch)
         if not rows_L:
             return StepOutput(sampled, logprobs, lost, moving_s)

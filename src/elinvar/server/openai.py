@@ -21,6 +21,7 @@ from elinvar.server.answer import Answer
 from elinvar.server.asked import Asked
 from elinvar.server.body import read_body
 from elinvar.server.chats import ask_chat, make_choices, run_sized
+from elinvar.server.formats import make_ready
 from elinvar.server.openai_messages import conversation
 from elinvar.server.reply import reply
 from elinvar.server.schema import ChatRequest, CompletionRequest, decode
@@ -74,6 +75,7 @@ class OpenAIRoutes:
         prompts = prepare.completion_prompts(parsed, core.model_config.vocab_size)
         field = "n" if len(prompts) == 1 else "prompt"
         target.served.service.check_count(len(prompts) * wanted.n, field, handling.tenant)
+        await make_ready(target.served.engine, wanted.params.grammar, wanted.grammar_field)
         size = sum(len(p) for p in prompts if isinstance(p, str))
         ids = await run_sized(size, partial(_encode_all, core.tokenizer), prompts)
         default = prepare.DEFAULT_COMPLETION_TOKENS

@@ -2,6 +2,7 @@
 compiling, and JSON Schemas refused, too strict and too lax on the official test suite.
 
     python benchmarks/grammars.py masks smollm2-135m gemma3-270m
+    python benchmarks/grammars.py steps smollm2-135m
     python benchmarks/grammars.py coverage PATH/json/tests/draft2020-12 PATH/json/tests/draft7
 
 The suite comes with the source package of `jsonschema` (pip download --no-binary jsonschema --no-deps
@@ -23,6 +24,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from elinvar.base.config import EngineConfig
+from elinvar.base.grammar import JsonSchema
+from elinvar.base.sampling import SamplingParams
+from elinvar.engine.core import Engine
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
 from elinvar.weights.cache import cache_root
 from elinvar.weights.checkpoint import open_checkpoint
@@ -223,6 +228,32 @@ def _mask_times(
     return compiled, times
 
 
+# ---- what a step costs more --------------------------------------------------------------------
+
+
+def steps(model: str, rows: Sequence[int]) -> None:
+    """Decode steps of answers that none, or all, keep to the form of a person."""
+    engine = Engine.load(model, EngineConfig(max_rows=max(rows), prefix_cache=False))
+    prompt = engine.tokenizer.encode("A form, filled with great care and in every detail: ")
+    print("| rows | ms a step, free | with a grammar |")
+    for count in rows:
+        times = {}
+        for grammar in (None, JsonSchema(json.dumps(PERSON))):
+            params = SamplingParams(
+                max_tokens=64, temperature=0.8, seed=1, grammar=grammar, ignore_eos=True
+            )
+            for _ in range(count):
+                engine.add(prompt, params)
+            engine.step()
+            spent = []
+            while engine.has_work:
+                began = time.perf_counter()
+                engine.step()
+                spent.append(time.perf_counter() - began)
+            times[grammar is None] = float(np.median(spent)) * 1e3
+        print(f"| {count} | {times[True]:.2f} | {times[False]:.2f} |")
+
+
 # ---- what schemas are understood ----------------------------------------------------------------
 
 
@@ -294,10 +325,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("masks").add_argument("models", nargs="+")
+    stepping = commands.add_parser("steps")
+    stepping.add_argument("model")
+    stepping.add_argument("--rows", nargs="+", type=int, default=[1, 8, 32])
     commands.add_parser("coverage").add_argument("folders", nargs="+", type=Path)
     options = parser.parse_args()
     if options.command == "masks":
         masks(options.models)
+    elif options.command == "steps":
+        steps(options.model, options.rows)
     else:
         coverage(options.folders)
 

@@ -40,6 +40,9 @@ class Vocabulary:
     eos_ids = frozenset([END])
     special_ids = frozenset([END, CALL, THINK])
 
+    def encode(self, text: str, add_special: bool) -> list[int]:
+        return [259 + PIECES.index(text)] if text in PIECES else list(text.encode())
+
     def token_bytes(self, token_id: int) -> bytes:
         names = [b"<end>", b"<call>", b"</think>", *(piece.encode() for piece in PIECES)]
         return bytes([token_id]) if token_id < 256 else names[token_id - 256]
@@ -88,6 +91,8 @@ THEN = Sequence((Until(Literal("</t>")), SCHEMA))
         (Lark('start: "a" start "b" | "c"'), [["aacbb"]], [["aacb"]]),
         (Lark('root ::= "a" root "b" | [0-9]+'), [["a12b"]], [["a12"]]),
         (Special("<call>"), [[CALL]], [["<call>"], [""]]),
+        (Special("think>"), [["think>"], [260]], [["think"]]),
+        (Until(Special("think>")), [["a think>"], [260]], [["think> think>"]]),
         (Literal("<call>{"), [[CALL, "{"], ["<call>{"]], [["<call>"]]),
         (Until(Literal("aba")), [["aba"], ["xxaba"], ["abbaba"]], [["ababa"], ["ab"], ["abax"]]),
         (Until(Literal("")), [[""]], [["a"]]),
@@ -287,7 +292,7 @@ REFUSED = {
         "fuel exhausted",
     ),
     "long": (Regex("a" * 200_000), "131072 characters"),
-    "unknown token": (Special("<none>"), "no control token '<none>'"),
+    "unknown token": (Special("<none>"), "no token '<none>'"),
     "deep parts": (parts(100), "32 in one another"),
     "many parts": (Choice((Literal("a"),) * 20_000), "10000 parts"),
     "no choice": (Choice(()), "at least one"),
@@ -309,7 +314,7 @@ REFUSED = {
     "deeper": (JsonSchema(nested(10_000)), "131072|not JSON|60 deep"),
     "properties": (
         JsonSchema(json.dumps({"properties": {f"p{i}": {} for i in range(3000)}})),
-        "2000 properties",
+        "1000 properties",
     ),
     "remainders": (JsonSchema('{"type": "integer", "multipleOf": 1000003}'), "multipleOf"),
     "enum": (JsonSchema(json.dumps({"enum": list(range(60_000))})), "characters|values|too big"),

@@ -97,8 +97,7 @@ class Grammars:
         with self._lock:
             compiled = self._used.get(grammar)
             if compiled is not None:
-                self._kept[grammar] = compiled
-                self._kept.move_to_end(grammar)
+                self._keep(grammar, compiled)
             return compiled
 
     def compile(self, grammar: Grammar) -> Compiled:
@@ -111,12 +110,19 @@ class Grammars:
                 return compiled
             if self._library is None:
                 self._library = _Library(self._tokenizer, self._vocab_size)
-            compiled = Compiled(translated(grammar, self._library.control), self._library)
-        with self._lock:
-            self._used[grammar] = self._kept[grammar] = compiled
-            while len(self._kept) > MAX_KEPT:
-                self._kept.popitem(last=False)
+            library = self._library
+            source = translated(grammar, library.control, library.is_token)
+            compiled = Compiled(source, library)
+            with self._lock:
+                self._used[grammar] = compiled
+                self._keep(grammar, compiled)
         return compiled
+
+    def _keep(self, grammar: Grammar, compiled: Compiled) -> None:
+        self._kept[grammar] = compiled
+        self._kept.move_to_end(grammar)
+        if len(self._kept) > MAX_KEPT:
+            self._kept.popitem(last=False)
 
     def matcher(self, grammar: Grammar) -> GrammarMatcher:
         return GrammarMatcher(self.compile(grammar))
@@ -136,11 +142,15 @@ class _Library:
             raise refused("The model has no end token, so an answer could not end its grammar.")
         special = sorted(i for i in tokenizer.special_ids if i < vocab_size)
         self.control = {tokenizer.token_bytes(i).decode(): i for i in special}
+        self._tokenizer = tokenizer
         self._words = -(-vocab_size // 32)
         self._make = llguidance.LLMatcher
         self._limits = llguidance.LLParserLimits(**LIMITS)
         vocabulary: Any = _Vocabulary(tokenizer, vocab_size, special, ends[0])
         self._tokens = llguidance.LLTokenizer(vocabulary, eos_token=ends)
+
+    def is_token(self, text: str) -> bool:
+        return len(self._tokenizer.encode(text, add_special=False)) == 1
 
     def compile(self, source: str) -> Any:
         matcher = self._make(self._tokens, source, log_level=0, limits=self._limits)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -32,10 +32,13 @@ _START = re.compile(r"^\s*[?!]?start\b[^:]*:(?!:)", re.MULTILINE)
 _TEMPERATURE = re.compile(r"^\s*[\w!-]+\s*\[[^\]\n]*\btemperature\b", re.MULTILINE)
 
 
-def translated(grammar: g.Grammar, control: Mapping[str, int]) -> str:
-    """What llguidance compiles, as JSON. control: the vocabulary's control tokens by name. Raises
-    InputError (`grammar`) for what exceeds the limits, or cannot be said."""
-    writer = _Writer(control)
+def translated(
+    grammar: g.Grammar, control: Mapping[str, int], is_token: Callable[[str], bool]
+) -> str:
+    """What llguidance compiles, as JSON. control: the vocabulary's control tokens by name; is_token:
+    whether a text is one token. Raises InputError (`grammar`) for what exceeds the limits, or cannot be
+    said."""
+    writer = _Writer(control, is_token)
     start = writer.rule(writer.say(grammar))
     source = "\n".join([_OPTIONS, f"start: {start}", *writer.terminals])
     return json.dumps({"grammars": [{"lark_grammar": source}, *writer.others]})
@@ -55,6 +58,7 @@ class _Said:
 @dataclass(slots=True)
 class _Writer:
     control: Mapping[str, int]
+    is_token: Callable[[str], bool]
     terminals: list[str] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
     num_parts: int = 0
@@ -73,7 +77,7 @@ class _Writer:
             case g.Anything():
                 return _Said("/(?s:.*)/", True)
             case g.Special(token):
-                return _Said(self._special(token), False)
+                return self._special(token)
             case g.Literal(text):
                 return self._sequence([self._piece(piece) for piece in self._pieces(text)])
             case g.Until(stop):
@@ -114,34 +118,36 @@ class _Writer:
         self.others.append({"name": name, kind: content})
         return _Said(f"@{name}", False)
 
-    def _special(self, token: str) -> str:
-        if token not in self.control:
-            raise refused(f"The model's vocabulary has no control token {token[:100]!r}.")
-        return f"<[{self.control[token]}]>"
+    def _special(self, token: str) -> _Said:
+        """Vocabularies have tokens of their own for tags that they take for text."""
+        if token in self.control:
+            return _Said(f"<[{self.control[token]}]>", False)
+        if self.is_token(token):
+            return _Said(_text(token), True)
+        raise refused(f"The model's vocabulary has no token {token[:100]!r}.")
 
     def _until(self, stop: g.Literal | g.Special) -> _Said:
         if isinstance(stop, g.Special):
-            # No text has a control token in it.
-            return self._sequence(
-                [_Said("/(?s:.*)/", True), _Said(self._special(stop.token), False)]
-            )
-        if not stop.text:
+            token = self._special(stop.token)
+            if not token.regular:  # and so in no text
+                return self._sequence([_Said("/(?s:.*)/", True), token])
+        name = stop.token if isinstance(stop, g.Special) else stop.text
+        if not name:
             return _Said(_text(""), True)
-        text = _text(stop.text)
         # All that ends with the text, but what has it before, too.
+        text = _text(name)
         written = _Said(f"((/(?s:.*)/ {text}) & ~(/(?s:.*)/ {text} /(?s:.+)/))", True)
-        if stop.text not in self.control:
+        if name not in self.control:
             return written
         without = _Said(f"(/(?s:.*)/ & ~(/(?s:.*)/ {text} /(?s:.*)/))", True)
-        token = self._sequence([without, _Said(self._special(stop.text), False)])
-        return self._choice([written, token])
+        return self._choice([written, self._sequence([without, self._special(name)])])
 
     def _piece(self, piece: str) -> _Said:
         """A control token's name is the token, or its letters."""
         written = _Said(_text(piece), True)
         if piece not in self.control:
             return written
-        return self._choice([written, _Said(self._special(piece), False)])
+        return self._choice([written, self._special(piece)])
 
     def _pieces(self, text: str) -> list[str]:
         """The text, cut before and behind names of control tokens."""

@@ -15,9 +15,9 @@ from elinvar.base.errors import InputError
 MAX_DEPTH = 60
 """Of objects and lists in the schema; the library reads 128, a $ref goes on from anywhere."""
 MAX_VALUES = 50_000
-MAX_PROPERTIES = 2000
+MAX_PROPERTIES = 1000
 """Of one object; compiling those that may be left out takes time in their square."""
-MAX_MULTIPLE = 100_000
+MAX_MULTIPLE = 10_000
 """Digits of multipleOf without the point: as many states tell the remainders apart."""
 
 WHITE_SPACE = r" |\n( {0,40}|\t{0,10})"

@@ -27,7 +27,7 @@ from elinvar.base.grammar import (
     Special,
     Until,
 )
-from elinvar.engine.grammars import LIMITS, GrammarMatcher, Grammars
+from elinvar.engine.grammars import LIMITS, Compiled, GrammarMatcher, Grammars
 
 END, CALL, THINK = 256, 257, 258
 PIECES = ["</", "think>", "}<", "ab", '"}', "é", "\n", ' "']
@@ -376,7 +376,15 @@ def test_a_shared_lexer_that_is_full_is_made_anew(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(LIMITS, "max_lexer_states", 400)
     vocabulary: Any = Vocabulary()
     store = Grammars(vocabulary, NUM_TOKENS)
-    grammar, errors = Regex("(a|b)*a(a|b){8}c"), 0
+    grammar, errors, renewed = Regex("(a|b)*a(a|b){8}c"), 0, 0
+    renew = Compiled.renew
+
+    def counted(self: Compiled) -> Any:
+        nonlocal renewed
+        renewed += 1
+        return renew(self)
+
+    monkeypatch.setattr(Compiled, "renew", counted)
     for seed in range(60):
         matcher, rng = store.matcher(grammar), np.random.default_rng(seed)
         for _ in range(40):
@@ -386,4 +394,4 @@ def test_a_shared_lexer_that_is_full_is_made_anew(monkeypatch: pytest.MonkeyPatc
                 errors += 1
                 break
             matcher.accept([int(rng.choice(tokens))])
-    assert errors == 0
+    assert errors == 0 and renewed > 0

@@ -108,7 +108,7 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("name", family_names())
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_what_is_permitted_is_a_call(name: str, data: Any) -> None:
     family = FAMILIES[name]
@@ -127,7 +127,7 @@ def test_what_is_permitted_is_a_call(name: str, data: Any) -> None:
 
 
 @pytest.mark.parametrize("name", family_names())
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_strict_tools_leave_all_else_free(name: str, data: Any) -> None:
     assert dialect(name).grammar([NOW, LOOSE], "auto") is None

@@ -143,6 +143,18 @@ def test_strict_tools_leave_all_else_free(name: str, data: Any) -> None:
 
 
 @pytest.mark.parametrize("name", family_names())
+@settings(max_examples=8)
+@given(data=st.data())
+def test_what_is_said_keeps_to_a_grammar_and_thoughts_do_not(name: str, data: Any) -> None:
+    thinking, begun = data.draw(st.booleans()), data.draw(st.booleans())
+    grammar = dialect(name).saying(g.JsonSchema('{"type": "integer"}'), thinking, begun)
+    answer = data.draw(texts(grammar))
+    found = understood(read(FAMILIES[name], answer, tools=(), in_thought=begun))
+    assert isinstance(json.loads(found.text), int)
+    assert thinking or begun or not found.thought
+
+
+@pytest.mark.parametrize("name", family_names())
 def test_choices_that_are_none_are_refused(name: str) -> None:
     for tools, choice in ((TOOLS, "other"), ((), "required")):
         with pytest.raises(InputError, match="tool_choice"):

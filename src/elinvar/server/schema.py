@@ -184,6 +184,8 @@ class ChatRequest(Common, kw_only=True):
     tools: list[Tool] | None = None
     tool_choice: str | NamedChoice | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
+    # An extension: of all thoughts of an answer.
+    max_thinking_tokens: int | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     # An extension: what else the model's chat template reads.
     chat_template_kwargs: dict[str, Any] | None = None

@@ -73,6 +73,8 @@ class Runner:
         """
         rows, items = self.rows, plan.items
         lost, moving_s = self._move(plan)
+        if plan.released_rows:
+            rows.release(plan.released_rows)
         for started in plan.started:
             rows.start(started)
         sampled: list[list[int]] = [[] for _ in items]

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from elinvar.base.handling import Handling
 from elinvar.base.sampling import SamplingParams
+from elinvar.engine.bad_words import spelled
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.seeds import choice_seed
 from elinvar.server.asked import Asked
@@ -141,6 +142,9 @@ def make_choices(
     """
     choices = []
     params = replace(wanted.params, adapter=target.adapter)
+    if params.bad_words:  # once for all, and not in the thread that steps
+        words = spelled(target.served.core.tokenizer, params.bad_words)
+        params = replace(params, bad_words=words)
     context = target.served.core.context_of(params)
     for p, ids in enumerate(prompts):
         if not ids:

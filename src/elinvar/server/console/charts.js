@@ -8,7 +8,7 @@ export function lineChart(title, series, { unit = "", whole = false, least = 1 }
   const canvas = h("canvas", { class: "plot", tabIndex: 0, role: "img" });
   const now = series.map(() => h("b", null, "–"));
   const when = h("span", { class: "when" });
-  const node = h("figure", { class: "chart" }, h("figcaption", null, h("h3", null, title), when,
+  const node = h("figure", { class: "chart" }, h("figcaption", null, h("h2", null, title), when,
     h("span", { class: "keys-of" }, series.map(({ name, color }, i) => h("span", { class: `key ${color}` }, name, " ", now[i])))), canvas);
   let rows = series.map(() => []), at = null;
 

@@ -106,7 +106,7 @@ function blockBar() {
   const sub = h("span", { class: "when" });
   const segments = Object.fromEntries(STATES.map(([state, color]) => [state, h("i", { class: color })]));
   bar.append(...Object.values(segments));
-  const node = h("section", { class: "card" }, h("div", { class: "card-head" }, h("h3", null, "KV cache"), sub), bar, legend);
+  const node = h("section", { class: "card" }, h("div", { class: "card-head" }, h("h2", null, "KV cache"), sub), bar, legend);
   return { node, update: ({ blocks, tokens }) => {
     sub.textContent = `${number(blocks.total)} blocks, room for ${number(tokens)} tokens`;
     for (const [state] of STATES) segments[state].style.flexGrow = String(blocks[state] ?? 0);
@@ -120,7 +120,7 @@ function latencies() {
   const rows = [["ttft_ms", "To the first token"], ["itl_ms", "Between tokens"], ["step_ms", "One step"]];
   const names = ["p50", "p95", "p99"];
   const cells = Object.fromEntries(rows.map(([key]) => [key, names.map(() => h("td", null, "–"))]));
-  const node = h("section", { class: "card" }, h("div", { class: "card-head" }, h("h3", null, "Latency"), h("span", { class: "when" }, "ms, last five minutes")),
+  const node = h("section", { class: "card" }, h("div", { class: "card-head" }, h("h2", null, "Latency"), h("span", { class: "when" }, "ms, last five minutes")),
     h("table", { class: "numbers" }, h("thead", null, h("tr", null, h("td"), names.map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", null, rows.map(([key, name]) => h("tr", null, h("th", { scope: "row" }, name), cells[key])))));
   return { node, update: (model) => {
@@ -131,7 +131,7 @@ function latencies() {
 function requestTable() {
   const body = h("tbody"), count = h("span", { class: "when" });
   const head = ["Request", "State", "Age", "Prompt", "Cached", "Output", "Tenant", "Session", ""];
-  const node = h("section", { class: "card" }, h("div", { class: "card-head" }, h("h3", null, "Requests"), count),
+  const node = h("section", { class: "card" }, h("div", { class: "card-head" }, h("h2", null, "Requests"), count),
     h("div", { class: "table" }, h("table", { class: "requests" }, h("thead", null, h("tr", null, head.map((name) => h("th", { scope: "col" }, name || h("span", { class: "hidden" }, "Cancel"))))), body)));
   const rows = new Map();
   return { node, update: (requests, total) => {

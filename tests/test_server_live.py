@@ -90,7 +90,8 @@ def test_a_whole_answer_that_is_cancelled_is_not_tried_again(tiny: Serving) -> N
         client = openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="x", http_client=http)
 
         def cancel() -> bool:
-            requests = look(tiny)["models"][0]["requests"]
+            # Not the snapshot of this second, which may be older than the request.
+            requests = look(tiny, "?history=1")["models"][0]["requests"]
             return any(tiny.post(f"/v1/requests/{r['id']}/cancel").is_success for r in requests)
 
         thread = threading.Thread(target=lambda: eventually(cancel))

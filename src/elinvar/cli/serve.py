@@ -80,6 +80,14 @@ _TRACES = "Traces"
     help="Append a line of JSON for each request that ends: where its time went, no texts.",
     section=_TRACES,
 )
+@option(
+    "--state-dir",
+    type=opt.FILE,
+    metavar="FOLDER",
+    help="Where responses, files and batches of clients are kept (default: elinvar/PORT in the user's "
+    "state folder); made when there is something to keep.",
+    section="State",
+)
 @option("--trace-events", is_flag=True, help="Lines list each change of state.", section=_TRACES)
 @opt.adapters
 @option(
@@ -115,6 +123,7 @@ def serve(models: tuple[str, ...], **flags: Any) -> int:
         "cors_origins": flags["cors_origins"],
         "console": not flags["no_console"],
         "admin_port": sockets[1].getsockname()[1] if sockets[1:] else None,
+        "state_dir": serving.state_dir(flags["state_dir"], sockets[0]),
     }
     if _of_texts(models, flags, config):
         app = _texts_app(models[0], names[0], config, flags, settings)

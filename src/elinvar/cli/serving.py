@@ -145,6 +145,13 @@ def read_door(api_key: str | None, tenants: Path | None) -> Tenants:
     return NOBODY if tenants is None else read_tenants(tenants)
 
 
+def state_dir(given: Path | None, listener: socket.socket) -> Path:
+    """One a port: two servers cannot use the same."""
+    from elinvar.server.store import state_root
+
+    return given or state_root() / str(listener.getsockname()[1])
+
+
 def read_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> TLS | None:
     from elinvar.server.process import TLS
 

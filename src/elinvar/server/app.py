@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.applications import Starlette
@@ -37,8 +38,10 @@ from elinvar.server.process import GRACE_S
 from elinvar.server.reply import reply
 from elinvar.server.served import Served
 from elinvar.server.sessions import SessionRoutes
+from elinvar.server.state import State, StateOptions
 from elinvar.server.tenants import NOBODY, Keys, Tenants
 from elinvar.server.texts import TextRoutes
+from elinvar.server.tokenize import TokenizeRoutes, version
 from elinvar.server.trace import TraceFile
 from elinvar.server.watchdog import HUNG_S, Steps, Watchdog
 
@@ -52,6 +55,8 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 MAX_WAITING = 1024
 MAX_BODY_BYTES = 16 * 2**20
+DEFAULT_ROWS = 8
+"""Lines of batches that run at once where no model is there to say how many it runs."""
 
 
 class Door:
@@ -148,6 +153,8 @@ class Settings:
     """A step that takes longer hangs."""
     console: bool = True
     """Browsers get it at /."""
+    state_dir: Path | None = None
+    """Where responses, files and batches are kept; None: nowhere that outlives the server."""
 
 
 def create_app(
@@ -192,6 +199,7 @@ def create_models_app(
     routes += live.routes()
     if settings.console:
         routes += Console().routes()
+    routes += TokenizeRoutes(models, limit).routes()
 
     def more_metrics() -> bytes:
         return b"".join(served.core.metrics.expose() for served in models.loaded)
@@ -199,8 +207,12 @@ def create_models_app(
     def engines() -> list[AsyncEngine]:
         return [served.engine for served in models.loaded]
 
+    rows = max((one.core.config.max_rows for one in models.loaded), default=DEFAULT_ROWS)
+    kept = State(StateOptions(settings.state_dir, limit, rows))
+    routes += kept.routes(routes, models.has, models)
     ended = (lambda: None) if trace is None else trace.close
-    return _application(models, routes, metrics, more_metrics, settings, engines, live.close, ended)
+    ends = live.close, ended
+    return _application(models, routes, metrics, more_metrics, settings, engines, kept, *ends)
 
 
 def create_text_app(
@@ -213,7 +225,9 @@ def create_text_app(
     shorten = matryoshka or engine.model.recipe.matryoshka
     limits = chosen.max_waiting, chosen.max_body_bytes
     routes = TextRoutes(engine, model_name, shorten, *limits).routes()
-    return _application(_Alone(engine), routes, metrics, lambda: b"", chosen, list)
+    kept = State(StateOptions(chosen.state_dir, chosen.max_body_bytes))
+    routes += kept.routes(routes, lambda _, name: name == model_name)
+    return _application(_Alone(engine), routes, metrics, lambda: b"", chosen, list, kept)
 
 
 class _Runs(Protocol):
@@ -247,6 +261,7 @@ def _application(
     more_metrics: Callable[[], bytes],
     settings: Settings,
     engines: Callable[[], Sequence[Steps]],
+    kept: State,
     watching: Callable[[], None] = lambda: None,
     ended: Callable[[], None] = lambda: None,
 ) -> Starlette:
@@ -285,12 +300,15 @@ def _application(
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await runs.start()
+        kept.tenants = tenants_of_now
+        await kept.start()
         state["started"] = True
         try:
             async with watchdog.watching(engines):
                 yield
         finally:
             state["started"] = False
+            await kept.shutdown()
             await runs.shutdown(settings.grace_seconds)
             ended()
 
@@ -307,6 +325,7 @@ def _application(
             *routes,
             Route("/health", health, methods=["GET"]),
             Route("/ready", ready, methods=["GET"]),
+            Route("/version", version, methods=["GET"]),
             Route("/metrics", show_metrics, methods=["GET"]),
         ],
         middleware=layers,

@@ -112,6 +112,15 @@ def unavailable(message: str) -> ApiError:
     return ApiError(503, message, None, "service_unavailable", "server_error")
 
 
+def no_room(message: str) -> ApiError:
+    """The server's disk is full."""
+    return ApiError(507, message, None, "insufficient_storage", "server_error")
+
+
+def not_found(what: str, name: str, param: str = "id") -> ApiError:
+    return ApiError(404, f"There is no {what} {name[:200]!r}.", param, "not_found")
+
+
 def as_api_error(error: Exception) -> ApiError | None:
     """What the client is told; None for a bug, which the caller logs and answers with a 500."""
     match error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from elinvar.base.errors import ElinvarError
-from elinvar.server.errors import too_many, unavailable, unknown_model
+from elinvar.server.errors import ApiError, too_many, unavailable, unknown_model
 from elinvar.server.served import Served, Target
 from elinvar.server.tenants import allowed_models
 
@@ -113,6 +113,14 @@ class Models:
         if served is not None:
             model["max_context"] = served.core.max_context
         return model if entry.name == name else model | {"parent": entry.name}
+
+    def has(self, scope: Scope, name: str) -> bool:
+        """Whether whoever sent the request of `scope` may ask for it."""
+        try:
+            self._find(scope, name)
+        except ApiError:
+            return False
+        return True
 
     def _find(self, scope: Scope, name: str) -> tuple[Entry, str | None]:
         """The entry, and the adapter that the name is of."""

@@ -7,7 +7,7 @@ before the first byte of the answer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,10 +22,12 @@ from elinvar.server.asked import Asked
 from elinvar.server.body import read_body
 from elinvar.server.chats import ask_chat
 from elinvar.server.completions import ask_completion, echo_shift
+from elinvar.server.inside import handled
 from elinvar.server.models import Models
 from elinvar.server.openai_messages import conversation
 from elinvar.server.reply import reply
 from elinvar.server.schema import ChatRequest, CompletionRequest, decode
+from elinvar.server.searched import beams
 from elinvar.server.served import Target
 from elinvar.server.tenants import tenant_of
 from elinvar.server.wire import ChatWire, CompletionWire, OpenAIWire
@@ -77,7 +79,8 @@ class OpenAIRoutes:
 def _handling(
     target: Target, parsed: ChatRequest | CompletionRequest, request: Request
 ) -> Handling:
-    return prepare.handling(parsed, tenant_of(request.scope), target.served.core.config.policy)
+    scope, policy = request.scope, target.served.core.config.policy
+    return handled(scope, prepare.handling(parsed, tenant_of(scope), policy))
 
 
 def _answer(
@@ -87,6 +90,7 @@ def _answer(
     kind: Callable[..., OpenAIWire],
 ) -> Answer:
     served = target.served
+    asked = replace(asked, beams=beams(parsed))
     wire = kind(
         parsed.model,
         served.core.fingerprint_of(target.adapter),

@@ -131,6 +131,8 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     prompt_logprobs: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
     priority: int | None = None
@@ -257,11 +259,19 @@ _NAMES = {"str": "a string", "int": "an integer", "float": "a number", "bool": "
 _NAMES |= {"array": "an array", "object": "an object"}
 
 
-def _validation_error(text: str, kind: type[msgspec.Struct]) -> ApiError:
-    """msgspec's sentence about a wrong value, in the API's words."""
+def convert(value: object, kind: type[Request], path: str) -> Request:
+    """A decoded value at `path` as a structure, or ApiError 400 naming what is wrong with it."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _validation_error(str(error), kind, path) from None
+
+
+def _validation_error(text: str, kind: type[msgspec.Struct], at: str = "") -> ApiError:
+    """msgspec's sentence about a wrong value, in the API's words. at: the path of the whole."""
     match = _AT.match(text)
     assert match is not None  # every part of the pattern is optional
-    what, path = match[1], match[2] or ""
+    what, path = match[1], ".".join(part for part in (at, match[2]) if part)
     if expected := _EXPECTED.match(what):
         wanted, got = (_type_names(group) for group in expected.groups())
         if not path:

@@ -23,7 +23,7 @@ from elinvar.server.tokens import TokenNames
 
 JSON = dict[str, Any]
 DONE = b"data: [DONE]\n\n"
-_MIN_LOGPROB = -9999.0
+MIN_LOGPROB = -9999.0
 """What OpenAI writes for a token that is out of the question; JSON has no -inf."""
 
 
@@ -48,6 +48,9 @@ class Wire(ABC):
     @abstractmethod
     def error(self, error: ApiError) -> bytes:
         """What a stream ends with that cannot go on."""
+
+    def see(self, step: Step) -> None:  # noqa: B027 (few want to)
+        """One step of a response that will be sent whole, for wires that read steps themselves."""
 
     @abstractmethod
     def whole(self, choices: Sequence[Done], usage: Usage) -> bytes:
@@ -158,7 +161,7 @@ class OpenAIWire(Wire):
         told |= {t: (p, rank) for rank, (t, p) in enumerate(value.top, 1)}
         return {
             str(t): {
-                "logprob": max(p, _MIN_LOGPROB),
+                "logprob": max(p, MIN_LOGPROB),
                 "rank": rank,
                 "decoded_token": self.names.chat(t)[0],
             }
@@ -207,7 +210,7 @@ class ChatWire(OpenAIWire):
 
     def _entry(self, token: int, logprob: float) -> JSON:
         text, raw = self.names.chat(token)
-        return {"token": text, "logprob": max(logprob, _MIN_LOGPROB), "bytes": raw}
+        return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": raw}
 
     def content(self, done: Done) -> JSON:
         calls = done.calls
@@ -255,9 +258,9 @@ class CompletionWire(OpenAIWire):
         )
         return {
             "tokens": [name(token) for token in ids],
-            "token_logprobs": [v and max(v.logprob, _MIN_LOGPROB) for v in values],
+            "token_logprobs": [v and max(v.logprob, MIN_LOGPROB) for v in values],
             "top_logprobs": [
-                v and {name(t): max(p, _MIN_LOGPROB) for t, p in v.top} for v in values
+                v and {name(t): max(p, MIN_LOGPROB) for t, p in v.top} for v in values
             ],
             "text_offset": [offsets.push(self.names.raw(token)) for token in ids],
         }

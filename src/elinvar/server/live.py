@@ -48,8 +48,8 @@ class Live:
         self._models = models
         self._began = time.monotonic()
         self._second = -1
-        self._made: dict[tuple[str | None, bool], bytes] = {}
-        """Of this second, by tenant, with history or without."""
+        self._made: dict[str | None, bytes] = {}
+        """Of this second, by tenant."""
         self._closing = asyncio.Event()
 
     def routes(self) -> list[Route]:
@@ -65,7 +65,7 @@ class Live:
     async def live(self, request: Request) -> Response:
         tenant = _seen(request)
         history, stream = _flag(request, "history"), _flag(request, "stream")
-        first = self._current(tenant, history)
+        first = self._snapshot(tenant, history=True) if history else self._current(tenant)
         headers = {"Cache-Control": "no-store"}
         if not stream:
             return Response(first, headers=headers, media_type="application/json")
@@ -82,18 +82,18 @@ class Live:
             except TimeoutError:
                 snapshot = self._current(tenant)
 
-    def _current(self, tenant: str | None, history: bool = False) -> bytes:
+    def _current(self, tenant: str | None) -> bytes:
         """The snapshot of this second."""
         second = int(time.monotonic() / EVERY_S)
         if second != self._second:
             self._second = second
             self._made.clear()
-        made = self._made.get((tenant, history))
+        made = self._made.get(tenant)
         if made is None:
-            made = self._made[tenant, history] = self._snapshot(tenant, history)
+            made = self._made[tenant] = self._snapshot(tenant)
         return made
 
-    def _snapshot(self, tenant: str | None, history: bool) -> bytes:
+    def _snapshot(self, tenant: str | None, history: bool = False) -> bytes:
         now = time.monotonic()
         models = list(self._models())
         shown = [_model(one, tenant, now) for one in models]

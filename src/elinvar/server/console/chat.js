@@ -187,6 +187,7 @@ function send() {
   const text = parts.box.value;
   if (!text.trim() || running || checkSettings(conversation.settings)) return;
   conversation.messages.push({ role: "user", content: text });
+  store.save(conversation);
   parts.box.value = "";
   grow();
   generate();

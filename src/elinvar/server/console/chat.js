@@ -222,7 +222,7 @@ async function generate() {
   Object.assign(message, answer.message());
   kept.set(message, { tokens: answer.tokens, body });
   if (answer.finish === "error" && !answer.content && !answer.reasoning && !answer.toolCalls.length) asked.messages.pop();
-  store.save(asked);
+  if (store.conversations().includes(asked)) store.save(asked); // it may have been deleted meanwhile
   drawAll();
   say(problem || `The answer ended: ${message.meta.finish}.`);
 }

@@ -76,7 +76,7 @@ export async function copy(text) {
     await navigator.clipboard.writeText(text);
   } catch { // without https there is no clipboard but the old one
     const area = h("textarea", { value: text, class: "hidden" });
-    document.body.append(area);
+    (document.querySelector("dialog[open]") ?? document.body).append(area); // what is beside a dialog gets no focus
     area.select();
     document.execCommand("copy");
     area.remove();

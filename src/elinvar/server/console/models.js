@@ -9,7 +9,7 @@ export async function showModels(main) {
     h("div", { class: "page-head" }, h("h1", null, "Models")), problem, models,
     h("section", { class: "card", "aria-label": "Sessions" }, h("div", { class: "card-head" }, h("h2", null, "Sessions"), h("span", { class: "when" }, "conversations whose cache is kept for their next turn")), sessions)));
   try {
-    const [listed, live] = await Promise.all([getJson("/v1/models"), getJson("/live")]);
+    const [listed, live] = await Promise.all([getJson("/v1/models"), getJson("/live").catch(() => ({ models: [] }))]);
     models.replaceChildren(...cards(listed.data, live.models));
   } catch (error) {
     problem.hidden = false;

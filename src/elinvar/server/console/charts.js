@@ -74,8 +74,7 @@ export function lineChart(title, series, { unit = "", whole = false, least = 1 }
     move(Math.max(0, Math.min(rows[0].length - 1, (at ?? rows[0].length - 1) + step)));
   });
   new ResizeObserver(draw).observe(canvas);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  return { node, update: (values) => { rows = values; draw(); }, draw };
+  return { node, update: (values) => { rows = values; draw(); } };
 }
 
 /** The next of 1, 2, 5 times a power of ten. */

@@ -148,7 +148,7 @@ def test_it_connects_again() -> None:
             self.end_headers()
             self.wfile.write(b"data: " + json.dumps(live()).encode() + b"\n\n")
 
-        log_message: Callable[..., None] = lambda *_: None  # noqa: E731
+        log_message: Callable[..., None] = lambda *_: None
 
     with HTTPServer(("127.0.0.1", 0), Brief) as server:
         Thread(target=server.serve_forever, daemon=True).start()

@@ -99,5 +99,6 @@ export function number(value, digits = 0) {
 }
 
 export function percent(share) {
+  if (share > 0 && share < 0.001) return "< 0.1 %";
   return share === null || share === undefined ? "–" : `${number(share * 100, share > 0 && share < 0.1 ? 1 : 0)} %`;
 }

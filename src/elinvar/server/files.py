@@ -220,7 +220,7 @@ class FileRoutes:
         try:
             # A form is a little more than its file.
             if int(size) > self.files.max_file_bytes + 2**16:
-                raise _too_large(self.files.max_file_bytes)
+                raise await _too_large(request, self.files.max_file_bytes)
             async with self.files.writing() as content:
                 fields, name = await self._receive(request, form, content)
                 purpose, age_s = _read_fields(fields)
@@ -229,10 +229,6 @@ class FileRoutes:
                 await content.settle()
                 tenant = tenant_of(request.scope)
                 return reply(await self.files.keep(content, tenant, purpose, name, age_s))
-        except ApiError as error:
-            if error.status == 413:
-                await drain(request.receive)
-            raise
         except OSError as error:
             raise as_told(error, self.files.folder) from error
 
@@ -278,7 +274,7 @@ class FileRoutes:
                 elif part == "file":
                     await content.write(event)
                     if content.size > self.files.max_file_bytes:
-                        raise _too_large(self.files.max_file_bytes)
+                        raise await _too_large(request, self.files.max_file_bytes)
                 else:
                     fields[part] += event
                     if len(fields[part]) > _MAX_FIELD:
@@ -331,7 +327,10 @@ def _named(request: Request) -> tuple[str, str]:
     return tenant_of(request.scope), request.path_params["id"]
 
 
-def _too_large(limit: int) -> ApiError:
+async def _too_large(request: Request, limit: int) -> ApiError:
+    # With `expect` the client waits to be told, otherwise it is writing.
+    if "expect" not in request.headers:
+        await drain(request.receive)
     return ApiError(
         413,
         f"The file is larger than this server's limit of {limit} bytes.",

@@ -150,7 +150,7 @@ class ResponseRoutes:
     async def _run_later(
         self, scope: Scope, parsed: ResponseRequest, target: Target, given: list[Item]
     ) -> Response:
-        self.background.check_room()
+        self.background.check_room(tenant_of(scope))
         if parsed.seed is None:
             parsed.seed = draw_seed()
         wire = _wire(f"resp_{uuid.uuid4().hex}", target, parsed)

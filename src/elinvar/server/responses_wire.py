@@ -48,6 +48,8 @@ class Output:
         """Of what is open, a message or thoughts."""
         self._index = 0
         """Of the open one among the items."""
+        self._delta: JSON = {}
+        """What its deltas have in common: there is one a token."""
         self._texts: list[str] = []
         self._logprobs: list[JSON] = []
         self._pending: list[JSON] = []
@@ -91,9 +93,9 @@ class Output:
         logprobs, self._pending = self._pending, []
         if kind is Text:
             self._logprobs += logprobs
-            events.append(self._text_event("delta", {"delta": piece.text, "logprobs": logprobs}))
+            events.append({**self._delta, "delta": piece.text, "logprobs": logprobs})
         else:
-            events.append(self._text_event("delta", {"delta": piece.text}))
+            events.append({**self._delta, "delta": piece.text})
 
     def _open(self, kind: type[Text] | type[Thought], events: list[JSON]) -> None:
         if kind is Text:
@@ -103,6 +105,7 @@ class Output:
             more = {"summary": [], "content": []}
             self._index = self._begin("rs", "reasoning", more, events)
         self._kind, self._texts, self._logprobs = kind, [], []
+        self._delta = self._text_event("delta", {})
         events.append(self._part("added", ""))
 
     def _close(self, events: list[JSON]) -> None:
@@ -281,13 +284,12 @@ class ResponseWire(Wire):
         return {**self._head, "status": status, **self._shown, "output": output, **unset}
 
     def _numbered(self, events: Sequence[JSON]) -> list[bytes]:
-        first = self._number
-        self._number += len(events)
-        return [
-            b"event: %b\ndata: %b\n\n"
-            % (event["type"].encode(), encode(event | {"sequence_number": first + i}))
-            for i, event in enumerate(events)
-        ]
+        written = []
+        for event in events:
+            event["sequence_number"] = self._number
+            self._number += 1
+            written.append(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), encode(event)))
+        return written
 
 
 def usage_json(usage: Usage) -> JSON:

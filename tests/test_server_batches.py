@@ -16,7 +16,7 @@ from openai.types import Batch
 
 from elinvar.server import batches as batch_routes
 from elinvar.server import state as state_module
-from elinvar.server.files import Content
+from elinvar.server.file_store import Content
 from elinvar.server.store import Store
 from serving import Serving, eventually, serving
 

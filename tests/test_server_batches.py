@@ -16,6 +16,7 @@ from openai.types import Batch
 
 from elinvar.server import batches as batch_routes
 from elinvar.server import state as state_module
+from elinvar.server.batch_results import result_line
 from elinvar.server.file_store import Content
 from elinvar.server.store import Store
 from serving import Serving, eventually, serving
@@ -183,6 +184,13 @@ def test_cancelling(client: openai.OpenAI, tiny: Serving) -> None:
     with pytest.raises(openai.ConflictError):
         client.batches.cancel(batch.id)
     client.files.delete(batch.input_file_id)
+
+
+def test_a_result_is_one_line_for_everybody() -> None:
+    text = "a\x85b\u2028c\u2029d\x0b\x0c\x1c\n\re\u00e9"
+    line = result_line(text, {"body": text}, None)
+    assert len(line.decode().splitlines()) == 1
+    assert json.loads(line)["custom_id"] == json.loads(line)["response"]["body"] == text
 
 
 def _completed(client: openai.OpenAI, batch: Batch) -> int:

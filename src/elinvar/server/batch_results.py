@@ -11,10 +11,16 @@ from elinvar.server.reply import encode
 
 Body = dict[str, Any]
 
+_LINE_ENDS = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\x85\u2028\u2029")
+"""What JSON may hold as it is, and Python's splitlines takes for the end of a line."""
+
 
 def result_line(custom_id: str, response: Body | None, error: Body | None) -> bytes:
     name = f"batch_req_{uuid.uuid4().hex}"
-    return encode({"id": name, "custom_id": custom_id, "response": response, "error": error})
+    line = encode({"id": name, "custom_id": custom_id, "response": response, "error": error})
+    for raw, escaped in _LINE_ENDS:
+        line = line.replace(raw, escaped)
+    return line
 
 
 NO_USAGE = dict.fromkeys(

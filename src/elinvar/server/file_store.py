@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from elinvar.server.errors import ApiError, not_found
+from elinvar.server.errors import FULL_STATUS, ApiError, not_found
 from elinvar.server.store import Connection, Store
 
 MAX_FILE_BYTES = 200 * 2**20
@@ -124,16 +124,26 @@ class Files:
         return [_shown(row) for row in rows]
 
     async def delete(self, tenant: str, name: str) -> None:
-        def task(db: Connection) -> None:
+        def check(db: Connection) -> None:
             _row(db, tenant, name)
             user = db.execute(f"SELECT id FROM batches WHERE input = ? AND {ACTIVE}", (name,))
             if (batch := user.fetchone()) is not None:
                 message = f"The batch {batch[0]} reads this file; cancel it or wait for its end."
                 raise ApiError(409, message, "file_id", "file_in_use")
+
+        def forget(db: Connection) -> None:
             db.execute("DELETE FROM files WHERE id = ?", (name,))
 
-        await self._store.run(task)
-        self.path(name).unlink(missing_ok=True)
+        await self._store.run(check)
+        try:
+            await self._store.run(forget)
+            self.path(name).unlink(missing_ok=True)
+        except ApiError as error:
+            if error.status != FULL_STATUS:
+                raise
+            # Even forgetting takes a little room: the content makes it.
+            self.path(name).unlink(missing_ok=True)
+            await self._store.run(forget)
 
     async def expire(self) -> None:
         """Removes what is too old."""

@@ -152,6 +152,14 @@ class AsyncEngine:
         await self._between_steps(look)
         return found
 
+    async def cancel(self, request_ids: Sequence[str], why: str) -> int:
+        """End requests: whoever reads them gets a last delta with finish_reason `abort` and `why`.
+        Returns how many had not ended. It waits for the step in progress."""
+        found: list[bool] = []
+        abort = self.engine.abort
+        await self._between_steps(lambda: found.extend([abort(one, why) for one in request_ids]))
+        return sum(found)
+
     async def with_sessions(self, ask: Callable[[Sessions], Got]) -> Got:
         """What `ask` does with Engine.sessions, between steps. Raises what it raises."""
         found: list[Got] = []

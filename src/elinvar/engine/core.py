@@ -150,6 +150,8 @@ class Engine:
             max_step_tokens=config.max_step_tokens,
         )
         log.info("KV cache: %s; %d bytes", describe_blocks(specs, kv.num_blocks), kv.num_bytes)
+        self.kv_bytes = kv.num_bytes
+        """Memory of the KV cache."""
         self.config = config
         self._weights = weights_fingerprint
         self.fingerprint = _fingerprint(config, weights_fingerprint)
@@ -267,6 +269,8 @@ class Engine:
                     "prompt", f"Token ids of the prompt must be integers, got {kind.__name__}."
                 )
         vocab_size = self.model_config.vocab_size
+        if params.thinking is not None and max(params.thinking.end) >= vocab_size:
+            raise InputError("max_thinking_tokens", "This model has no token that ends a thought.")
         _check_ids("logit_bias", (token for token, _ in params.logit_bias), vocab_size)
         for word in params.bad_words:
             _check_ids("bad_words", () if isinstance(word, str) else word, vocab_size)
@@ -330,14 +334,18 @@ class Engine:
         live = self._live.get(request_id)
         return None if live is None else record(live.request)
 
-    def abort(self, request_id: str) -> bool:
-        """End a request now; its blocks are free at once and its last delta comes with the next
-        step. False when there is none of this id."""
+    def running(self) -> list[Request]:
+        """All that have not ended, the oldest first. Any thread may ask, to look at them."""
+        return [live.request for live in self._live.copy().values()]
+
+    def abort(self, request_id: str, why: str | None = None) -> bool:
+        """End a request now; its blocks are free at once and its last delta, whose `error` is `why`,
+        comes with the next step. False when there is none of this id."""
         if request_id not in self._live:
             return False
         self.scheduler.abort(request_id)
         live = self._forget(request_id, "abort")
-        self._ready.append(_delta(live.request, finish_reason="abort"))
+        self._ready.append(_delta(live.request, finish_reason="abort", error=why))
         return True
 
     def context_of(self, params: SamplingParams) -> int:
@@ -367,6 +375,7 @@ class Engine:
             if not deltas and self._live:
                 time.sleep(min(self.scheduler.idle_s, LONGEST_NAP_S))
         else:
+            self.metrics.timeline.begin(began)
             try:
                 output = self.runner.execute(plan)
             except Exception as error:
@@ -379,6 +388,8 @@ class Engine:
                 self.metrics.steps += 1
                 self.metrics.computed_tokens += plan.num_tokens
                 self.metrics.step_seconds.observe(now - began)
+                self.metrics.recent_steps.observe(now - began, now)
+            self.metrics.timeline.end(time.monotonic())
         return deltas
 
     def push_weights(self, arrays: Mapping[str, NDArray[Any]]) -> int:
@@ -471,12 +482,14 @@ class Engine:
         metrics.generated_tokens += num_tokens
         if live.last_token is None:
             metrics.ttft_seconds.observe(now - live.request.arrival)
+            metrics.recent_ttft.observe(now - live.request.arrival, now)
             metrics.prompt_tokens += live.request.num_prompt_tokens
             metrics.cached_tokens += live.request.num_cached_tokens
             for watcher in self.watchers:
                 watcher.began(live.request)
         else:
             metrics.itl_seconds.observe(now - live.last_token)
+            metrics.recent_itl.observe(now - live.last_token, now)
         live.last_token = now
 
     def _give_up(self, plan: StepPlan, error: Exception) -> list[Delta]:

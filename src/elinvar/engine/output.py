@@ -31,7 +31,8 @@ class Delta:
     seed: int
     """The request's seed, also where the user gave none: giving it again repeats the answer."""
     error: str | None = None
-    """With finish_reason `error`: what went wrong, one sentence."""
+    """With finish_reason `error`: what went wrong, one sentence. With `abort`: who wanted it, if
+    somebody did."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """With the first tokens of a request that asked for them: of the prompt's, from its second on."""
 
@@ -66,7 +67,8 @@ class CompletionBuilder:
         self.texts.append(delta.text)
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs
-        self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
         if delta.finish_reason is None:
             return None
         return Completion(

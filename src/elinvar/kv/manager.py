@@ -370,6 +370,17 @@ class KVManager:
         return max(1.0 - pool.num_free / pool.num_blocks for pool in self.pools)
 
     @property
+    def blocks(self) -> dict[str, int]:
+        """How many of all groups' are in each state: held by running sequences, leased to sessions,
+        cached, or free of any content."""
+        total = sum(pool.num_blocks for pool in self.pools)
+        leased = sum(len(pool.leased) for pool in self.pools)
+        cached = sum(len(pool.cached) for pool in self.pools)
+        held = total - sum(pool.num_free for pool in self.pools)
+        free = max(0, total - held - leased - cached)  # others may write meanwhile
+        return {"total": total, "free": free, "held": held, "cached": cached, "leased": leased}
+
+    @property
     def max_sequence(self) -> int:
         """Most tokens that one sequence, alone, can have in blocks."""
         return self.need.max_sequence

@@ -27,8 +27,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elinvar.base.errors import EngineError
 from elinvar.server.adapters import AdapterRoutes
+from elinvar.server.console import Console
 from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
 from elinvar.server.explain import ExplainRoutes
+from elinvar.server.live import Live
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
 from elinvar.server.models import Models
 from elinvar.server.openai import OpenAIRoutes
@@ -149,6 +151,8 @@ class Settings:
     """Pages of these origins may ask from browsers; `*`: all."""
     hung_s: float = HUNG_S
     """A step that takes longer hangs."""
+    console: bool = True
+    """Browsers get it at /."""
     state_dir: Path | None = None
     """Where responses, files and batches are kept; None: nowhere that outlives the server."""
 
@@ -191,6 +195,10 @@ def create_models_app(
         routes += AdapterRoutes(models, limit).routes()
     routes += ExplainRoutes(lambda: [s.service.explanations for s in models.loaded]).routes()
     routes += SessionRoutes(models, limit).routes()
+    live = Live(lambda: models.loaded)
+    routes += live.routes()
+    if settings.console:
+        routes += Console().routes()
     routes += TokenizeRoutes(models, limit).routes()
 
     def more_metrics() -> bytes:
@@ -202,7 +210,9 @@ def create_models_app(
     rows = max((one.core.config.max_rows for one in models.loaded), default=DEFAULT_ROWS)
     kept = State(StateOptions(settings.state_dir, limit, rows))
     routes += kept.routes(routes, models.has, models)
-    return _application(models, routes, metrics, more_metrics, settings, engines, trace, kept)
+    ended = (lambda: None) if trace is None else trace.close
+    ends = live.close, ended
+    return _application(models, routes, metrics, more_metrics, settings, engines, kept, *ends)
 
 
 def create_text_app(
@@ -217,7 +227,7 @@ def create_text_app(
     routes = TextRoutes(engine, model_name, shorten, *limits).routes()
     kept = State(StateOptions(chosen.state_dir, chosen.max_body_bytes))
     routes += kept.routes(routes, lambda _, name: name == model_name)
-    return _application(_Alone(engine), routes, metrics, lambda: b"", chosen, list, None, kept)
+    return _application(_Alone(engine), routes, metrics, lambda: b"", chosen, list, kept)
 
 
 class _Runs(Protocol):
@@ -251,11 +261,14 @@ def _application(
     more_metrics: Callable[[], bytes],
     settings: Settings,
     engines: Callable[[], Sequence[Steps]],
-    trace: TraceFile | None,
-    kept: State | None = None,
+    kept: State,
+    watching: Callable[[], None] = lambda: None,
+    ended: Callable[[], None] = lambda: None,
 ) -> Starlette:
-    """app.state.leave(): /ready is 503 from then on, for those who send requests to learn that it
-    ends soon. app.state.tenants: those of now."""
+    """watching: ends the streams that would never end by themselves. ended: called at the very end.
+
+    app.state.leave(): /ready is 503 from then on, for those who send requests to learn that it ends
+    soon. app.state.tenants: those of now."""
     watchdog = Watchdog(settings.hung_s)
     state = {"started": False, "leaving": False}
 
@@ -287,20 +300,21 @@ def _application(
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await runs.start()
-        if kept is not None:
-            kept.tenants = tenants_of_now
-            await kept.start()
+        kept.tenants = tenants_of_now
+        await kept.start()
         state["started"] = True
         try:
             async with watchdog.watching(engines):
                 yield
         finally:
             state["started"] = False
-            if kept is not None:
-                await kept.shutdown()
+            await kept.shutdown()
             await runs.shutdown(settings.grace_seconds)
-            if trace is not None:
-                trace.close()
+            ended()
+
+    def leave() -> None:
+        state["leaving"] = True
+        watching()
 
     keys = Middleware(Keys, tenants=tenants_of_now, admin_port=settings.admin_port)
     layers = [Middleware(Door, metrics=metrics), keys]
@@ -318,7 +332,7 @@ def _application(
         exception_handlers={HTTPException: _http_exception},
         lifespan=lifespan,
     )
-    app.state.leave = lambda: state.update(leaving=True)
+    app.state.leave = leave
     app.state.tenants = settings.tenants
     app.router.redirect_slashes = False
     return app

@@ -97,6 +97,17 @@ def too_many(message: str, retry_after_s: float) -> ApiError:
     return ApiError(429, message, None, "rate_limit_exceeded", "rate_limit_error", headers)
 
 
+CANCELLED = "cancelled"
+"""Why the engine ended a request: somebody asked for that."""
+
+
+def cancelled() -> ApiError:
+    # 499 is what gRPC's CANCELLED is in HTTP. Clients try again after 409, 429 and from 500 on, and
+    # this one shall not.
+    message = "The request was cancelled before it was finished."
+    return ApiError(499, message, None, "request_cancelled", "request_cancelled")
+
+
 def unavailable(message: str) -> ApiError:
     return ApiError(503, message, None, "service_unavailable", "server_error")
 

@@ -49,6 +49,22 @@ def choice_id(response_id: str, index: int) -> str:
     return f"{response_id}-{index}"
 
 
+def answer_id(engine_id: str) -> str:
+    """The answer that such a choice belongs to; what is no choice's id stays as it is."""
+    answer, dash, index = engine_id.rpartition("-")
+    return answer if dash and index.isdecimal() else engine_id
+
+
+def not_found(wanted: str) -> ApiError:
+    return ApiError(
+        404,
+        f"No request '{wanted[:200]}' runs or ended lately; give the id of an answer, or "
+        "its x-request-id.",
+        "id",
+        "request_not_found",
+    )
+
+
 class Explanations:
     """A Watcher of the engine."""
 
@@ -121,9 +137,7 @@ class Explanations:
 
     async def explain(self, wanted: str, tenant: str) -> dict[str, Any] | None:
         """Of an answer's id, or an x-request-id; None: there is no such request."""
-        entry = self._entries.get(wanted)
-        if entry is None or entry.tenant != tenant:
-            entry = self._by_request.get((tenant, wanted))
+        entry = self._find(wanted, tenant)
         choices = [] if entry is None else await self._records(entry)
         if entry is None or not choices:
             return None
@@ -133,6 +147,24 @@ class Explanations:
             "request_id": entry.request_id,
             "choices": choices,
         }
+
+    def open_choices(self, wanted: str, tenant: str | None) -> tuple[str, list[str]] | None:
+        """The id of an answer of the tenant's (None: of anybody's), and what the engine calls its
+        choices that have not ended; None when there is no such answer. wanted: as for `explain`."""
+        entry = self._find(wanted, tenant)
+        if entry is None:
+            return None
+        open_ = [i for i in range(entry.size) if i not in entry.ended]
+        return entry.response_id, [choice_id(entry.response_id, i) for i in open_]
+
+    def _find(self, wanted: str, tenant: str | None) -> _Entry | None:
+        entry = self._entries.get(wanted)
+        if entry is not None and tenant in (None, entry.tenant):
+            return entry
+        if tenant is not None:
+            return self._by_request.get((tenant, wanted))
+        of_anybody = (one for (_, name), one in self._by_request.items() if name == wanted)
+        return next(of_anybody, None)
 
     async def _records(self, entry: _Entry) -> list[Record]:
         indices = range(entry.size)
@@ -158,13 +190,7 @@ class ExplainRoutes:
         for one in self._explanations():
             if (found := await one.explain(wanted, tenant)) is not None:
                 return reply(found)
-        raise ApiError(
-            404,
-            f"No request '{wanted[:200]}' runs or ended lately; give the id of an answer, or its "
-            "x-request-id.",
-            "id",
-            "request_not_found",
-        )
+        raise not_found(wanted)
 
 
 def _server_timing(parts: Mapping[str, int], always: Iterable[str]) -> list[tuple[bytes, bytes]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import json
-import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -272,25 +270,6 @@ def _limit_pages(store: Store, more: int) -> None:
 def _refused(running: Serving) -> bool:
     body = {"model": "tiny", "input": "x" * 500, "max_output_tokens": 1}
     return running.post("/v1/responses", body).status_code == 507
-
-
-def test_a_folder_that_another_uses(tiny_gguf: Path, tmp_path: Path) -> None:
-    from elinvar.base.errors import ElinvarError
-
-    first = Store(tmp_path)
-    first._thread.submit(first._opened).result()
-    with pytest.raises(ElinvarError, match="in use by another server"):
-        Store(tmp_path)
-    asyncio.run(first.close())
-    asyncio.run(Store(tmp_path).close())
-    (tmp_path / "state.db").write_bytes(b"no database at all" * 100)
-    with pytest.raises(ElinvarError, match="cannot be used"):
-        Store(tmp_path)
-    (tmp_path / "state.db").unlink()
-    with sqlite3.connect(tmp_path / "state.db") as db:
-        db.execute("PRAGMA user_version = 99")
-    with pytest.raises(ElinvarError, match="newer Elinvar"):
-        Store(tmp_path)
 
 
 def test_a_state_folder_comes_late(tiny_gguf: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from elinvar.base.config import BLOCK_SIZE
 from elinvar.base.errors import InputError
+from elinvar.base.grammar import Grammar
 from elinvar.base.thinking import ThinkingBudget
 
 MAX_LOGPROBS = 20
@@ -78,6 +79,10 @@ class SamplingParams:
     them: before temperature and all that changes logits."""
     prompt_logprobs: int | None = None
     """The same of the prompt's tokens but the first. The prompt is computed, whatever is cached of it."""
+    grammar: Grammar | None = None
+    """What the answer keeps to: tokens that leave it are not sampled, and where it is complete and
+    nothing may follow, only tokens that end the answer are. None: any text. Where other parameters
+    forbid all that it allows, it has the last word."""
     adapter: str | None = None
     """Name of the loaded LoRA adapter that answers; None: the model as it is."""
     attention_window: int | None = None
@@ -117,6 +122,9 @@ class SamplingParams:
         for name in ("stop_token_ids", "special_text"):
             for t in getattr(self, name):
                 _integer(name, t, 0, 2**31 - 1)
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            message = f"grammar must be one of elinvar.base.grammar, got {self.grammar!r}."
+            raise InputError("grammar", message)
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise InputError("adapter", f"adapter must be a name, got {self.adapter!r}.")
         _integer("attention_sinks", self.attention_sinks, 1, 2**31 - 1)

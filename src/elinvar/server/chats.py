@@ -17,6 +17,7 @@ from elinvar.engine.chat import ChatOptions
 from elinvar.engine.seeds import choice_seed
 from elinvar.server.asked import Asked
 from elinvar.server.errors import invalid_value, too_long
+from elinvar.server.formats import make_ready
 from elinvar.server.served import Target
 from elinvar.server.service import Choice
 
@@ -55,6 +56,8 @@ class Wanted:
     """What the client allows in one answer; None where it did not say."""
     params: SamplingParams
     """All but max_tokens, which depends on the prompt, and the adapter, which is the target's."""
+    grammar_field: str = "grammar"
+    """What the API calls where the grammar came from, for its errors."""
 
 
 async def ask_chat(
@@ -64,6 +67,7 @@ async def ask_chat(
     the model does not take."""
     served, field_name = target.served, conversation.field_name
     served.service.check_count(wanted.n, "n", handling.tenant)
+    await make_ready(served.engine, wanted.params.grammar, wanted.grammar_field)
     options = conversation.options
     if conversation.tools and conversation.tool_choice != "none":
         options = replace(options, tools=conversation.tools)

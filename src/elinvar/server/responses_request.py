@@ -11,13 +11,19 @@ from typing import Any
 from elinvar.base.errors import InputError
 from elinvar.server import prepare, schema
 from elinvar.server import responses_schema as kinds
-from elinvar.server.errors import ApiError, as_api_error, invalid_value, not_supported
+from elinvar.server.errors import (
+    ApiError,
+    as_api_error,
+    bad_request,
+    invalid_value,
+    not_supported,
+)
 from elinvar.server.responses_items import Item, to_messages
 from elinvar.server.schema import ChatRequest, convert
 
 MAX_METADATA, MAX_KEY, MAX_VALUE = 16, 64, 512
 """OpenAI's own limits: pairs, and characters of each."""
-_OTHERS = "n", "max_tokens", "stream_options"
+_OTHERS = "n", "max_tokens", "stream_options", "response_format"
 """Fields of `Common` that this API has not, or means otherwise."""
 _OF_CHATS = "prompt_logprobs", "use_beam_search", "length_penalty"
 """Extensions that need several answers, or a place to be told."""
@@ -158,14 +164,18 @@ def _tool_choice(given: str | dict[str, Any] | None) -> Any:
     return schema.AllowedChoice(schema.AllowedTools(allowed.mode, tools))
 
 
-def _response_format(given: kinds.TextFormat | None) -> dict[str, Any] | None:
+def _response_format(given: kinds.TextFormat | None) -> schema.ResponseFormat | None:
     if given is None or given.type == "text":
         return None
-    if given.type != "json_schema":
-        return {"type": given.type}
-    fields = {n: getattr(given, n) for n in ("name", "schema", "description", "strict")}
-    wanted = {name: value for name, value in fields.items() if value is not None}
-    return {"type": "json_schema", "json_schema": wanted}
+    if given.type == "json_object":
+        return schema.ResponseFormat("json_object")
+    if given.name is None:
+        name = "text.format.name"
+        raise bad_request(
+            f"Missing required parameter: '{name}'.", name, "missing_required_parameter"
+        )
+    wanted = schema.SchemaFormat(given.name, given.schema, given.description, given.strict)
+    return schema.ResponseFormat("json_schema", wanted)
 
 
 def shown(request: kinds.ResponseRequest) -> dict[str, Any]:

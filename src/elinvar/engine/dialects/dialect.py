@@ -11,7 +11,7 @@ from elinvar.base.errors import InputError
 from elinvar.base.grammar import Grammar
 from elinvar.base.thinking import ThinkingBudget
 from elinvar.engine.chat import Message
-from elinvar.engine.dialects.grammar import answer_grammar
+from elinvar.engine.dialects.grammar import answer_grammar, said_grammar
 from elinvar.engine.dialects.prompt import Takes, prepared
 from elinvar.engine.dialects.reader import AnswerReader
 from elinvar.engine.dialects.schema import functions
@@ -103,6 +103,15 @@ class Dialect:
             parallel=parallel,
             thinking=thinking,
             in_thought=begins_in_thought,
+        )
+
+    def saying(
+        self, grammar: Grammar, thinking: bool = True, begins_in_thought: bool = False
+    ) -> Grammar:
+        """What an answer keeps to whose words, without its thoughts, keep to `grammar`."""
+        special = frozenset(self.special)
+        return said_grammar(
+            self.family, special, grammar, thinking=thinking, in_thought=begins_in_thought
         )
 
     def prompt(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -35,17 +35,23 @@ class ByteTokenizer:
     eos_ids = frozenset([EOS])
     bos_id = None
     chat_template = None
-    special_ids = frozenset([EOS])
+    special_ids = frozenset(range(EOS, VOCAB))
 
     def token_bytes(self, token_id: int) -> bytes:
-        return bytes([token_id]) if token_id < 256 else b"<end>" * (token_id == EOS)
+        return (
+            bytes([token_id])
+            if token_id < EOS
+            else b"<end>"
+            if token_id == EOS
+            else b"<%d>" % token_id
+        )
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         return list(text.encode())
 
-    def text_bytes(self, ids: Iterable[int], skip_special: bool = True) -> bytes:
-        hidden = b"" if skip_special else b"<end>"
-        return b"".join(bytes([i]) if i < 256 else hidden for i in ids)
+    def text_bytes(self, ids: Iterable[int], hidden: Container[int] | None = None) -> bytes:
+        shown = b"<end>" if hidden is not None and 256 not in hidden else b""
+        return b"".join(bytes([i]) if i < 256 else shown for i in ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         return codecs.decode(self.text_bytes(ids), "utf-8", "replace")

@@ -17,6 +17,8 @@ MAX_BAD_TOKENS = 64
 """Of one bad word."""
 SINKS = 4
 """Tokens that suffice (Xiao et al., 2024)."""
+WATCHED = 32
+"""Last tokens of a prompt whose attention says what an attention_budget keeps of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,13 @@ class SamplingParams:
     """Tokens that end the answer, besides the model's own end tokens."""
     ignore_eos: bool = False
     """Go on after the model's end token (for benchmarks)."""
+    special_text: tuple[int, ...] = ()
+    """Control tokens that have a text in the answer, their name: those by which it is understood."""
     logprobs: int | None = None
-    """None: none; k: the sampled token's log-prob and those of the k likeliest tokens."""
+    """None: none; k: the sampled token's log-prob and those of the k likeliest tokens, as the model has
+    them: before temperature and all that changes logits."""
+    prompt_logprobs: int | None = None
+    """The same of the prompt's tokens but the first. The prompt is computed, whatever is cached of it."""
     grammar: Grammar | None = None
     """What the answer keeps to: tokens that leave it are not sampled, and where it is complete and
     nothing may follow, only tokens that end the answer are. None: any text. Where other parameters
@@ -81,6 +88,11 @@ class SamplingParams:
     Memory stays bounded however long the sequence grows. None: they see everything."""
     attention_sinks: int = SINKS
     """First tokens that are always seen where there is an attention_window; rounded up to 32s."""
+    attention_budget: int | None = None
+    """LOSSY: in layers of full attention the answer sees so many tokens of the prompt alone, in whole
+    blocks of 32, and all of itself. Decided once, when the prompt has been read: kept are the first
+    block, those of the last 32 tokens, and those that these attend to most (after SnapKV: Li et al.,
+    2024), the same in all layers. The others' memory is given back. None: it sees everything."""
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -96,14 +108,17 @@ class SamplingParams:
         self._check_edits()
         if self.seed is not None:
             _integer("seed", self.seed, -(2**63), 2**64 - 1)
-        if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _integer(name, getattr(self, name), 0, MAX_LOGPROBS)
         if len(self.stop) > MAX_STOPS:
             raise InputError("stop", f"stop takes at most {MAX_STOPS} texts, got {len(self.stop)}.")
         if any(not isinstance(s, str) or not s for s in self.stop):
             raise InputError("stop", "stop must hold non-empty texts.")
-        for t in self.stop_token_ids:
-            _integer("stop_token_ids", t, 0, 2**31 - 1)
+        object.__setattr__(self, "special_text", _tuple("special_text", self.special_text))
+        for name in ("stop_token_ids", "special_text"):
+            for t in getattr(self, name):
+                _integer(name, t, 0, 2**31 - 1)
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
             message = f"grammar must be one of elinvar.base.grammar, got {self.grammar!r}."
             raise InputError("grammar", message)
@@ -114,6 +129,13 @@ class SamplingParams:
             _integer("attention_window", self.attention_window, 1, 2**31 - 1)
         elif self.attention_sinks != SINKS:
             raise InputError("attention_sinks", "attention_sinks needs an attention_window, too.")
+        if self.attention_budget is not None:
+            _integer("attention_budget", self.attention_budget, 1, 2**31 - 1)
+            if self.attention_window is not None:
+                raise InputError(
+                    "attention_budget",
+                    "attention_budget and attention_window exclude each other: leave one out.",
+                )
         for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 got = getattr(self, name)
@@ -143,11 +165,9 @@ class SamplingParams:
         if self.min_tokens > self.max_tokens:
             message = f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})."
             raise InputError("min_tokens", message)
-        words = (self.bad_words,) if isinstance(self.bad_words, str) else self.bad_words
-        words = _tuple("bad_words", words)
-        words = tuple(
-            word if isinstance(word, str) else _tuple("bad_words", word) for word in words
-        )
+        bad = (self.bad_words,) if isinstance(self.bad_words, str) else self.bad_words
+        listed = _tuple("bad_words", bad)
+        words = tuple(w if isinstance(w, str) else _tuple("bad_words", w) for w in listed)
         object.__setattr__(self, "bad_words", words)
         _at_most("bad_words", words, MAX_BAD_WORDS, "words")
         for word in self.bad_words:
@@ -178,6 +198,15 @@ class SamplingParams:
         if self.attention_window is None:
             return None
         return -(-self.attention_sinks // BLOCK_SIZE), -(-self.attention_window // BLOCK_SIZE)
+
+    def kept_of_prompt(self, num_tokens: int) -> int | None:
+        """Blocks of a prompt of so many tokens that its answer sees. None: all."""
+        if self.attention_budget is None:
+            return None
+        num_blocks = -(-num_tokens // BLOCK_SIZE)
+        always = 1 + num_blocks - max(0, num_tokens - WATCHED) // BLOCK_SIZE
+        kept = max(always, -(-self.attention_budget // BLOCK_SIZE))
+        return kept if kept < num_blocks else None
 
 
 def _tuple(name: str, value: object) -> tuple[object, ...]:

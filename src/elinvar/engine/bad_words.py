@@ -15,14 +15,20 @@ def spelled(
 ) -> tuple[tuple[int, ...], ...]:
     """Each text alone, after a space, and right after something; token ids as they are."""
     found: dict[tuple[int, ...], None] = {}
-    before = tuple(tokenizer.encode(_BEFORE, add_special=False))
     for word in words:
         if isinstance(word, tuple):
             found[word] = None
             continue
         for text in (word, f" {word.lstrip()}"):
             found[tuple(tokenizer.encode(text, add_special=False))] = None
-        after = tuple(tokenizer.encode(_BEFORE + word, add_special=False))
-        if after[: len(before)] == before:
-            found[after[len(before) :]] = None
+        found[tuple(encode_after(tokenizer, word))] = None
     return tuple(ids for ids in found if ids)
+
+
+def encode_after(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text that follows another without a space."""
+    before = tokenizer.encode(_BEFORE, add_special=False)
+    both = tokenizer.encode(_BEFORE + text, add_special=False)
+    if both[: len(before)] == before:
+        return both[len(before) :]
+    return tokenizer.encode(text, add_special=False)

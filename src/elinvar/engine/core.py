@@ -43,7 +43,7 @@ from elinvar.ops import Ops, load_provider
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.run.grammar import Masks
 from elinvar.run.runner import Runner
-from elinvar.sched.door import max_total_tokens, why_no_window
+from elinvar.sched.door import max_total_tokens, why_no_budget, why_no_window
 from elinvar.sched.policy import make_policy
 from elinvar.sched.request import Request, RequestUpdate
 from elinvar.sched.scheduler import Scheduler
@@ -153,6 +153,8 @@ class Engine:
             max_step_tokens=config.max_step_tokens,
         )
         log.info("KV cache: %s; %d bytes", describe_blocks(specs, kv.num_blocks), kv.num_bytes)
+        self.kv_bytes = kv.num_bytes
+        """Memory of the KV cache."""
         self.config = config
         self._weights = weights_fingerprint
         self.fingerprint = _fingerprint(config, weights_fingerprint)
@@ -193,6 +195,7 @@ class Engine:
         if self.tiers is not None:
             self.metrics.tiers = self.tiers.stats
         self._no_window = why_no_window(model.config.layer_kinds)
+        self._no_budget = why_no_budget(model.config.layer_kinds, model.config.index is not None)
         longest = self._context
         if self._no_window:  # or a sequence may outgrow the cache
             longest = min(longest, self.scheduler.kv.max_sequence + 1)
@@ -259,9 +262,12 @@ class Engine:
             self.adapters.find(params.adapter)
         if params.grammar is not None:
             self.grammars.compile(params.grammar)
-        if params.kept_blocks is not None and self._no_window:
-            message = f"This model {self._no_window}: leave attention_window out."
-            raise InputError("attention_window", message)
+        for field, why_not in (
+            ("attention_window", self._no_window),
+            ("attention_budget", self._no_budget),
+        ):
+            if why_not and getattr(params, field) is not None:
+                raise InputError(field, f"This model {why_not}: leave {field} out.")
         kv_tokens = self.scheduler.kv.longest(params.kept_blocks)
         max_total_tokens(len(prompt_ids), params.max_tokens, self._context, kv_tokens)
         for kind in set(map(type, prompt_ids)):
@@ -316,7 +322,8 @@ class Engine:
         return request.id
 
     def _namespace(self, params: SamplingParams, tenant: str) -> bytes:
-        """Who has a name finds no prefix of others, unless both share: how long an answer takes would
+        """Whose blocks it finds, and who finds its. A prompt that gets log-probs is computed, so there it
+        finds its own alone, after a preemption. Who has a name finds no prefix of others, unless both share: how long an answer takes would
         tell what somebody else asked. What tokens become depends on what they saw."""
         adapter, kept = params.adapter, params.kept_blocks
         namespace = b"" if adapter is None else self.adapters.digest(adapter)
@@ -324,6 +331,8 @@ class Engine:
         limits = tenants.get(tenant) or tenants.get(ANY_TENANT)
         if tenant and not (limits and limits.share_prefixes):
             namespace += blake2b(tenant.encode(), digest_size=32, person=b"tenant").digest()
+        if params.prompt_logprobs is not None:
+            namespace += uuid.uuid4().bytes
         return namespace if kept is None else namespace + b"keeps %d+%d" % kept
 
     def explain(self, request_id: str) -> Record | None:
@@ -331,14 +340,18 @@ class Engine:
         live = self._live.get(request_id)
         return None if live is None else record(live.request)
 
-    def abort(self, request_id: str) -> bool:
-        """End a request now; its blocks are free at once and its last delta comes with the next
-        step. False when there is none of this id."""
+    def running(self) -> list[Request]:
+        """All that have not ended, the oldest first. Any thread may ask, to look at them."""
+        return [live.request for live in self._live.copy().values()]
+
+    def abort(self, request_id: str, why: str | None = None) -> bool:
+        """End a request now; its blocks are free at once and its last delta, whose `error` is `why`,
+        comes with the next step. False when there is none of this id."""
         if request_id not in self._live:
             return False
         self.scheduler.abort(request_id)
         live = self._forget(request_id, "abort")
-        self._ready.append(_delta(live.request, finish_reason="abort"))
+        self._ready.append(_delta(live.request, finish_reason="abort", error=why))
         return True
 
     def context_of(self, params: SamplingParams) -> int:
@@ -368,6 +381,7 @@ class Engine:
             if not deltas and self._live:
                 time.sleep(min(self.scheduler.idle_s, LONGEST_NAP_S))
         else:
+            self.metrics.timeline.begin(began)
             try:
                 output = self.runner.execute(plan)
             except Exception as error:
@@ -383,6 +397,8 @@ class Engine:
                 self.metrics.steps += 1
                 self.metrics.computed_tokens += plan.num_tokens
                 self.metrics.step_seconds.observe(now - began)
+                self.metrics.recent_steps.observe(now - began, now)
+            self.metrics.timeline.end(time.monotonic())
         return deltas
 
     def push_weights(self, arrays: Mapping[str, NDArray[Any]]) -> int:
@@ -454,11 +470,15 @@ class Engine:
             self.scheduler.finish(request.id)
         if stopped:
             reason = "stop"
+        begins = live.last_token is None and request.params.prompt_logprobs is not None
         self._time(live, len(ids), now)
         if reason is not None:
             self._forget(request.id, reason)
             self.metrics.e2e_seconds.observe(now - request.arrival)
-        return _delta(request, text, ids, logprobs, reason)
+        delta = _delta(request, text, ids, logprobs, reason)
+        if begins:
+            delta.prompt_logprobs = request.prompt_logprobs
+        return delta
 
     def _forget(self, request_id: str, reason: FinishReason) -> _Live:
         live = self._live.pop(request_id)
@@ -474,12 +494,14 @@ class Engine:
         metrics.generated_tokens += num_tokens
         if live.last_token is None:
             metrics.ttft_seconds.observe(now - live.request.arrival)
+            metrics.recent_ttft.observe(now - live.request.arrival, now)
             metrics.prompt_tokens += live.request.num_prompt_tokens
             metrics.cached_tokens += live.request.num_cached_tokens
             for watcher in self.watchers:
                 watcher.began(live.request)
         else:
             metrics.itl_seconds.observe(now - live.last_token)
+            metrics.recent_itl.observe(now - live.last_token, now)
         live.last_token = now
 
     def _give_up(self, failed: Mapping[str, str]) -> list[Delta]:

@@ -17,7 +17,9 @@ class AnswerText:
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
         self._params = params
-        self._detokenizer = IncrementalDetokenizer(tokenizer, params.skip_special_tokens)
+        skips = params.skip_special_tokens
+        shown = params.special_text if skips else tokenizer.special_ids
+        self._detokenizer = IncrementalDetokenizer(tokenizer, shown)
         keep = params.include_stop_str_in_output
         self._stops = StopMatcher(params.stop, keep) if params.stop else None
         self._too_early = params.min_tokens if params.stop else 0

@@ -64,7 +64,7 @@ class Admission:
         start = prefix.num_tokens
         # What is loaded takes steps; how much is computed behind it is decided when it is there.
         most = 1 if prefix.is_below else budget
-        end = min(request.num_tokens, start + most)
+        end = min(request.reach, start + most)
         allocation = kv.prepare(request.kv, start, end, prefix)
         assert allocation is not None
         if self._start(draft, request, allocation):

@@ -322,7 +322,7 @@ def test_restarts(tiny_gguf: Path, tmp_path: Path) -> None:
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
         ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
-        ({"text": {"format": {"type": "grammar"}}}, "text.format"),
+        ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
         ({"temperature": -1}, "temperature"),
         ({"top_logprobs": 50}, "top_logprobs"),
         ({"metadata": {"k": "v" * 600}}, "metadata"),

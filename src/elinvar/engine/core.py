@@ -425,19 +425,19 @@ class Engine:
         ids, logprobs = update.new_token_ids, update.logprobs
         # A token that ends the answer has no text.
         text, count, stopped = live.text.push(ids[:-1] if reason == "stop" else ids)
-        if not stopped and update.finished:
+        if stopped is None and update.finished:
             rest, stopped = live.text.finish()
             text += rest
-        elif stopped:
+        elif stopped is not None:
             ids, logprobs = ids[:count], logprobs[:count]
             self.scheduler.finish(request.id)
-        if stopped:
+        if stopped is not None:
             reason = "stop"
         self._time(live, len(ids), now)
         if reason is not None:
             self._forget(request.id, reason)
             self.metrics.e2e_seconds.observe(now - request.arrival)
-        return _delta(request, text, ids, logprobs, reason)
+        return _delta(request, text, ids, logprobs, reason, stop_text=stopped)
 
     def _forget(self, request_id: str, reason: FinishReason) -> _Live:
         live = self._live.pop(request_id)
@@ -483,6 +483,7 @@ def _delta(
     logprobs: Sequence[TokenLogprobs] = (),
     finish_reason: FinishReason | None = None,
     error: str | None = None,
+    stop_text: str | None = None,
 ) -> Delta:
     seed = request.params.seed
     assert seed is not None
@@ -496,4 +497,5 @@ def _delta(
         request.num_cached_tokens,
         seed,
         error,
+        stop_text,
     )

@@ -32,6 +32,8 @@ class Delta:
     """The request's seed, also where the user gave none: giving it again repeats the answer."""
     error: str | None = None
     """With finish_reason `error`: what went wrong, one sentence."""
+    stop_text: str | None = None
+    """With finish_reason `stop`: the stop text that ended the answer, if one did."""
 
 
 @dataclass(slots=True)

@@ -35,6 +35,8 @@ class Step:
     reason: str | None
     """Why the choice ended: stop, length or tool_calls."""
     seed: int
+    stop_text: str | None = None
+    """The stop text that ended it, if one did."""
 
 
 class Usage:
@@ -97,6 +99,7 @@ class Done:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     reason: str = ""
     seed: int = 0
+    stop_text: str | None = None
 
     @property
     def text(self) -> str:
@@ -125,6 +128,7 @@ class Collector:
         done.logprobs += step.logprobs
         if step.reason is not None:
             done.reason, done.seed = step.reason, step.seed
+            done.stop_text = step.stop_text
 
     def finish(self) -> list[Done]:
         """In the order of the indices."""
@@ -183,7 +187,7 @@ class Asked:
                 if choice.index in calling:
                     yield Step(choice.index, pieces, ids, logprobs, "tool_calls", delta.seed)
                     continue
-            yield Step(choice.index, pieces, ids, logprobs, reason, delta.seed)
+            yield Step(choice.index, pieces, ids, logprobs, reason, delta.seed, delta.stop_text)
 
 
 def _read(reader: Reader | None, delta: Delta) -> Sequence[Piece]:

@@ -297,7 +297,7 @@ def test_async_client(tiny: Serving) -> None:
         ({"top_p": 3}, "top_p"),
         ({"n": 0}, "n"),
         ({"presence_penalty": 1}, "presence_penalty"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"messages": []}, "messages"),
         ({"extra_body": {"tmperature": 1}}, "tmperature"),

@@ -12,7 +12,7 @@ from openai.types import completion_create_params as completion_types
 from openai.types.chat import completion_create_params as chat_types
 
 from elinvar.base.errors import InputError
-from elinvar.server import chats, prepare
+from elinvar.server import chats, openai_messages, prepare
 from elinvar.server.errors import ApiError
 from elinvar.server.schema import DEFAULTS, ChatRequest, CompletionRequest, decode
 
@@ -108,7 +108,7 @@ json_values = st.recursive(
 def test_any_values_are_read_or_refused(fields: dict[str, Any]) -> None:
     try:
         request = chat(**fields)
-        prepare.chat_messages(request)
+        openai_messages.chat_messages(request)
         prepare.wanted(request)
     except (ApiError, InputError):
         pass
@@ -140,8 +140,6 @@ def test_null_means_not_given() -> None:
         ("presence_penalty", 0.5),
         ("frequency_penalty", -1),
         ("logit_bias", {"5": 1}),
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "required"),
         ("functions", [{}]),
         ("response_format", {"type": "json_object"}),
         ("audio", {"voice": "x"}),
@@ -152,14 +150,14 @@ def test_null_means_not_given() -> None:
     ],
 )
 def test_known_but_not_served(field: str, value: Any) -> None:
-    with pytest.raises(ApiError, match="not supported yet") as info:
+    with pytest.raises(ApiError, match="not supported") as info:
         prepare.check_supported(chat(**{field: value}))
     assert (info.value.status, info.value.param) == (400, field)
 
 
 @pytest.mark.parametrize(("field", "value"), [("echo", True), ("suffix", "x"), ("best_of", 2)])
 def test_known_but_not_served_in_completions(field: str, value: Any) -> None:
-    with pytest.raises(ApiError, match="not supported yet") as info:
+    with pytest.raises(ApiError, match="not supported") as info:
         prepare.check_supported(completion(**{field: value}))
     assert info.value.param == field
 
@@ -173,8 +171,11 @@ def test_harmless_values_are_accepted() -> None:
                 prepare.check_supported(completion(**{name: value}))
 
 
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+
+
 def messages(*given: dict[str, Any]) -> list[dict[str, Any]]:
-    return prepare.chat_messages(chat(messages=list(given)))
+    return openai_messages.chat_messages(chat(messages=list(given)))
 
 
 def test_messages() -> None:
@@ -200,8 +201,22 @@ def test_messages() -> None:
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
             "messages[0].content[0]",
         ),
-        ({"role": "tool", "content": "x", "tool_call_id": "1"}, "messages[0].role"),
-        ({"role": "assistant", "content": "x", "tool_calls": [{}]}, "messages[0].tool_calls"),
+        ({"role": "function", "content": "x", "name": "f"}, "messages[0].role"),
+        ({"role": "tool", "content": "x"}, "messages[0].tool_call_id"),
+        ({"role": "user", "content": "x", "tool_call_id": "1"}, "messages[0].tool_call_id"),
+        ({"role": "user", "content": "x", "tool_calls": [CALL]}, "messages[0].tool_calls"),
+        ({"role": "user", "content": "x", "reasoning": "y"}, "messages[0].reasoning_content"),
+        (
+            {
+                "role": "assistant",
+                "tool_calls": [CALL | {"function": {"name": "f", "arguments": "["}}],
+            },
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [CALL | {"type": "custom"}]},
+            "messages[0].tool_calls[0].type",
+        ),
     ],
 )
 def test_messages_that_are_refused(message: dict[str, Any], param: str) -> None:
@@ -210,12 +225,81 @@ def test_messages_that_are_refused(message: dict[str, Any], param: str) -> None:
     assert (info.value.status, info.value.param) == (400, param)
 
 
+TOOLS = [
+    {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},
+    {"type": "function", "function": {"name": "g", "description": "gee", "strict": True}},
+]
+
+
+def test_calls_and_their_results() -> None:
+    said: list[dict[str, Any]] = [
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": "hm"},
+        {"role": "tool", "tool_call_id": "c1", "content": "4"},
+    ]
+    assert messages(*said) == [
+        {"role": "assistant", "tool_calls": [CALL], "reasoning_content": "hm"},
+        {"role": "tool", "content": "4", "tool_call_id": "c1"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "kind", "named"),
+    [
+        (None, "fg", "auto", None),
+        ("none", "fg", "none", None),
+        ("required", "fg", "required", None),
+        ({"type": "function", "function": {"name": "g"}}, "fg", "named", "g"),
+        (
+            {
+                "type": "allowed_tools",
+                "allowed_tools": {
+                    "mode": "required",
+                    "tools": [{"type": "function", "function": {"name": "g"}}],
+                },
+            },
+            "g",
+            "required",
+            None,
+        ),
+    ],
+)
+def test_tools(choice: Any, names: str, kind: str, named: str | None) -> None:
+    found = openai_messages.conversation(chat(tools=TOOLS, tool_choice=choice))
+    assert "".join(tool["function"]["name"] for tool in found.tools) == names
+    assert (found.tool_choice, found.tool_name) == (kind, named)
+    assert all("parameters" in tool["function"] for tool in found.tools)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [TOOLS[0], TOOLS[0]]}, "tools[1].function.name"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "no good"}}]},
+            "tools[0].function.name",
+        ),
+        ({"tools": TOOLS[:1] * 129}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
+        (
+            {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "h"}}},
+            "tool_choice",
+        ),
+    ],
+)
+def test_tools_that_are_refused(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as info:
+        openai_messages.conversation(chat(**fields))
+    assert (info.value.status, info.value.param) == (400, param)
+
+
 def test_chat_options() -> None:
     given = chat(chat_template_kwargs={"enable_thinking": False}, reasoning_effort="low")
-    options = prepare.conversation(given).options
+    options = openai_messages.conversation(given).options
     assert options.variables == {"enable_thinking": False}
     assert options.reasoning_effort == "low"
-    assert prepare.conversation(chat()).options.variables == {}
+    assert openai_messages.conversation(chat()).options.variables == {}
     for fields in ({"reasoning_effort": "very"}, {"chat_template_kwargs": [1]}):
         with pytest.raises(ApiError) as info:
             chat(**fields)

@@ -65,6 +65,8 @@ async def ask_chat(
     served, field_name = target.served, conversation.field_name
     served.service.check_count(wanted.n, "n", handling.tenant)
     options = conversation.options
+    if conversation.tools and conversation.tool_choice != "none":
+        options = replace(options, tools=conversation.tools)
     size = text_length(conversation.messages)
     encode = partial(served.core.encode_chat, options=options)
     prompt = await run_sized(size, encode, conversation.messages)

@@ -49,11 +49,11 @@ def invalid_value(param: str, message: str) -> ApiError:
     return ApiError(400, message, param, "invalid_value")
 
 
-def not_supported(param: str, what: str | None = None) -> ApiError:
-    """A parameter OpenAI knows and this server does not serve yet."""
+def not_supported(param: str, what: str | None = None, remedy: str | None = None) -> ApiError:
+    """A parameter that the API has and this server does not serve."""
     return ApiError(
         400,
-        f"{what or param} is not supported yet; leave {param} out.",
+        f"{what or param} is not supported; {remedy or f'leave {param} out'}.",
         param,
         "unsupported_parameter",
     )

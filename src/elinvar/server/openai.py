@@ -21,6 +21,7 @@ from elinvar.server.answer import Answer
 from elinvar.server.asked import Asked
 from elinvar.server.body import read_body
 from elinvar.server.chats import ask_chat, make_choices, run_sized
+from elinvar.server.openai_messages import conversation
 from elinvar.server.reply import reply
 from elinvar.server.schema import ChatRequest, CompletionRequest, decode
 from elinvar.server.served import Models, Target
@@ -60,7 +61,7 @@ class OpenAIRoutes:
         target = await self.models.use(request.scope, parsed.model)
         wanted = prepare.wanted(parsed)
         handling = _handling(target, parsed, request)
-        asked = await ask_chat(target, prepare.conversation(parsed), wanted, handling)
+        asked = await ask_chat(target, conversation(parsed), wanted, handling)
         return _answer(target, asked, parsed, ChatWire)
 
     async def completions(self, request: Request) -> Any:

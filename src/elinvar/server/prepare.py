@@ -12,10 +12,9 @@ from elinvar.base.config import PolicyName
 from elinvar.base.errors import InputError
 from elinvar.base.handling import Handling
 from elinvar.base.sampling import MAX_LOGPROBS, SINKS, SamplingParams
-from elinvar.engine.chat import ChatOptions
-from elinvar.server.chats import Conversation, Wanted
+from elinvar.server.chats import Wanted
 from elinvar.server.errors import bad_request, invalid_value, not_supported
-from elinvar.server.schema import DEFAULTS, ChatRequest, CompletionRequest, Message
+from elinvar.server.schema import DEFAULTS, ChatRequest, CompletionRequest
 
 MAX_CHOICES = 128
 """OpenAI's own limit of `n`."""
@@ -45,57 +44,6 @@ def check_supported(request: ChatRequest | CompletionRequest) -> None:
             if name == "response_format" and isinstance(value, dict):
                 what = f"{name} of type {value.get('type')!r}"
             raise not_supported(name, what)
-
-
-def chat_messages(request: ChatRequest) -> list[dict[str, Any]]:
-    """Messages as chat templates take them: role, content and perhaps a name."""
-    if not request.messages:
-        raise invalid_value("messages", "messages must hold at least one message, got none.")
-    return [_message(m, f"messages[{i}]") for i, m in enumerate(request.messages)]
-
-
-def conversation(request: ChatRequest) -> Conversation:
-    """What the prompt is made from."""
-    options = ChatOptions(
-        variables=request.chat_template_kwargs or {}, reasoning_effort=request.reasoning_effort
-    )
-    return Conversation(chat_messages(request), options=options)
-
-
-def _message(message: Message, path: str) -> dict[str, Any]:
-    if message.role in ("tool", "function"):
-        raise not_supported(f"{path}.role", f"The role {message.role!r}")
-    for name in ("tool_calls", "tool_call_id", "function_call", "audio"):
-        if getattr(message, name):
-            raise not_supported(f"{path}.{name}")
-    # Templates know the older word for OpenAI's `developer`.
-    role = "system" if message.role == "developer" else message.role
-    result = {"role": role, "content": _content(message, f"{path}.content")}
-    if message.name is not None:
-        result["name"] = message.name
-    return result
-
-
-def _content(message: Message, path: str) -> str | list[dict[str, str]]:
-    content = message.content
-    if content is None and message.refusal is not None:
-        return message.refusal
-    if content is None:
-        raise bad_request(f"Missing required parameter: '{path}'.", path, "invalid_type")
-    if isinstance(content, str):
-        return content
-    if not content:
-        raise invalid_value(path, f"{path} must hold at least one part, got none.")
-    parts = []
-    for i, part in enumerate(content):
-        if part.type != "text":
-            raise not_supported(f"{path}[{i}]", f"Content of type {part.type[:100]!r}")
-        if part.text is None:
-            name = f"{path}[{i}].text"
-            message_ = f"Missing required parameter: '{name}'."
-            raise bad_request(message_, name, "missing_required_parameter")
-        parts.append({"type": "text", "text": part.text})
-    return parts
 
 
 def completion_prompts(request: CompletionRequest, vocab_size: int) -> list[Prompt]:

@@ -27,23 +27,82 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ContentPart(msgspec.Struct):
-    """One part of a message. Only `text` is served; the others keep their type for the refusal."""
+    """One part of a message. Only text is served; the others keep their type for the refusal."""
 
     type: str
     text: str | None = None
+    refusal: str | None = None
+
+
+class CalledFunction(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+    function: CalledFunction
+    type: str = "function"
+    # What clients that join a stream's chunks leave in.
+    index: int | None = None
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=True):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
-    # What a client sends back of an earlier answer; anything but "empty" is refused.
+    # What a client sends back of an earlier answer.
     refusal: str | None = None
     annotations: list[Any] | None = None
     audio: Any = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     function_call: Any = None
+    # Extensions: what the assistant thought, under either of its names.
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class Function(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct):
+    """Other types keep theirs for the refusal."""
+
+    type: str
+    function: Function | None = None
+
+
+class FunctionName(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+
+
+class NamedTool(msgspec.Struct, forbid_unknown_fields=True):
+    function: FunctionName
+    type: Literal["function"] = "function"
+
+
+class NamedChoice(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="function"):
+    """tool_choice: this one."""
+
+    function: FunctionName
+
+
+class AllowedTools(msgspec.Struct, forbid_unknown_fields=True):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool]
+
+
+class AllowedChoice(
+    msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"
+):
+    """tool_choice: any of these."""
+
+    allowed_tools: AllowedTools
 
 
 class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -83,6 +142,9 @@ class ChatRequest(Common, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | NamedChoice | AllowedChoice | None = None
+    parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     # An extension: what else the model's chat template reads.
     chat_template_kwargs: dict[str, Any] | None = None
@@ -96,14 +158,11 @@ class ChatRequest(Common, kw_only=True):
     functions: list[Any] | None = None
     modalities: list[str] | None = None
     moderation: Any = None
-    parallel_tool_calls: bool | None = None
     prediction: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: str | None = None
     response_format: Any = None
     store: bool | None = None
-    tool_choice: Any = None
-    tools: list[Any] | None = None
     verbosity: str | None = None
     web_search_options: Any = None
 
@@ -154,7 +213,6 @@ DEFAULTS: dict[str, tuple[object, ...]] = {
     "logit_bias": ({},),
     "modalities": (["text"],),
     "moderation": (),
-    "parallel_tool_calls": (True, False),
     "prediction": (),
     "presence_penalty": (0.0,),
     "prompt_cache_options": (),
@@ -162,8 +220,6 @@ DEFAULTS: dict[str, tuple[object, ...]] = {
     "response_format": ({"type": "text"},),
     "store": (False,),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": ("medium",),
     "web_search_options": (),
 }

@@ -23,8 +23,7 @@ from elinvar.server.wire import Wire
 log = logging.getLogger(__name__)
 
 _JSON_HEADERS = [(b"content-type", b"application/json")]
-_SSE_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
+_STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     # nginx collects an answer before it passes it on, unless told otherwise.
     (b"x-accel-buffering", b"no"),
@@ -83,7 +82,8 @@ class Answer:
         # What fails before the first token has a status of its own, and how long that took is known.
         step = await anext(steps)
         timing = self._service.explanations.timing_of_first(wire.id, step.index)
-        await _start(send, [*_SSE_HEADERS, *timing, *self._limits()])
+        kind = (b"content-type", wire.stream_type)
+        await _start(send, [kind, *_STREAM_HEADERS, *timing, *self._limits()])
         try:
             opening = wire.opening([choice.index for choice in self.asked.choices], usage)
             await _more(send, opening + wire.chunk(step))

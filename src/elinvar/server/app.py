@@ -26,6 +26,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elinvar.base.errors import EngineError
 from elinvar.server.adapters import AdapterRoutes
+from elinvar.server.anthropic import AnthropicRoutes
+from elinvar.server.error_shapes import error_body
 from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
 from elinvar.server.openai import OpenAIRoutes
@@ -45,6 +47,8 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 MAX_WAITING = 1024
 MAX_BODY_BYTES = 16 * 2**20
+ID_HEADERS = b"x-request-id", b"request-id"
+"""OpenAI's name of the request's id, and Anthropic's."""
 GRACE_SECONDS = 30
 """How long open answers may go on after SIGTERM or SIGINT."""
 
@@ -68,7 +72,8 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                named = [(name, request_id) for name in ID_HEADERS]
+                message["headers"] = [*message["headers"], *named]
             await send(message)
 
         try:
@@ -80,13 +85,14 @@ class Door:
             log.warning("Request %s was cut off by the shutdown.", request_id.decode())
             if status == 499:
                 answer = unavailable("The server is shutting down.")
-                await _error_response(answer)(scope, receive, send_with_id)
+                await _error_response(answer, scope)(scope, receive, send_with_id)
         except Exception as error:
             known = as_api_error(error)
             if known is None:
                 log.exception("Unexpected error in request %s.", request_id.decode())
             if status == 499:
-                await _error_response(known or INTERNAL)(scope, receive, send_with_id)
+                response = _error_response(known or INTERNAL, scope)
+                await response(scope, receive, send_with_id)
         finally:
             endpoint = scope.get("endpoint")
             route = getattr(endpoint, "__name__", "unknown")
@@ -101,8 +107,9 @@ def _request_id(scope: Scope) -> bytes:
     return f"req_{uuid.uuid4().hex}".encode()
 
 
-def _error_response(error: ApiError) -> Response:
-    return Response(error.body(), error.status, error.headers, "application/json")
+def _error_response(error: ApiError, scope: Scope) -> Response:
+    body = error_body(error, scope)
+    return Response(body, error.status, error.headers, "application/json")
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
@@ -119,7 +126,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         there = ", ".join(path for path in known if "{" not in path)
         asked = f"{request.method} {request.url.path[:200]}"
         error = HTTPException(404, f"{asked}; this server has {there}")
-    return _error_response(as_api_error(error) or INTERNAL)
+    return _error_response(as_api_error(error) or INTERNAL, request.scope)
 
 
 def create_app(
@@ -147,6 +154,7 @@ def create_app(
     metrics = HTTPMetrics(lambda: service.num_live)
     models = Models([served])
     routes = OpenAIRoutes(models, max_body_bytes).routes()
+    routes += AnthropicRoutes(models, max_body_bytes).routes()
     if allow_adapter_loading:
         routes += AdapterRoutes(engine, model_name, max_body_bytes).routes()
     routes += service.explanations.routes()

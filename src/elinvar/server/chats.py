@@ -17,7 +17,7 @@ from elinvar.engine.chat import ChatOptions
 from elinvar.engine.seeds import choice_seed
 from elinvar.server.asked import Asked
 from elinvar.server.errors import invalid_value, too_long
-from elinvar.server.served import Target
+from elinvar.server.served import Served, Target
 from elinvar.server.service import Choice
 
 Given = TypeVar("Given")
@@ -55,6 +55,9 @@ class Wanted:
     """What the client allows in one answer; None where it did not say."""
     params: SamplingParams
     """All but max_tokens, which depends on the prompt, and the adapter, which is the target's."""
+    cut_to_room: bool = False
+    """Where max_tokens is more than there is room for, the answer ends with the context; else that is
+    an error."""
 
 
 async def ask_chat(
@@ -62,16 +65,27 @@ async def ask_chat(
 ) -> Asked:
     """The answers to a conversation, ready to run. Raises ApiError, InputError or ModelError for what
     the model does not take."""
-    served, field_name = target.served, conversation.field_name
+    served = target.served
     served.service.check_count(wanted.n, "n", handling.tenant)
+    prompt = await encode_chat(served, conversation)
+    choices = make_choices(target, wanted, [prompt], None, conversation.field_name)
+    return Asked(served, choices, handling)
+
+
+def switches_thinking(served: Served) -> bool:
+    """Whether the model's thinking can be switched on and off."""
+    template = served.core.tokenizer.chat_template
+    return template is not None and template.switches_thinking
+
+
+async def encode_chat(served: Served, conversation: Conversation) -> list[int]:
+    """The prompt. Raises InputError or ModelError for what the model does not take."""
     options = conversation.options
     if conversation.tools and conversation.tool_choice != "none":
         options = replace(options, tools=conversation.tools)
     size = text_length(conversation.messages)
     encode = partial(served.core.encode_chat, options=options)
-    prompt = await run_sized(size, encode, conversation.messages)
-    choices = make_choices(target, wanted, [prompt], None, field_name)
-    return Asked(served, choices, handling)
+    return await run_sized(size, encode, conversation.messages)
 
 
 def make_choices(
@@ -88,10 +102,13 @@ def make_choices(
     choices = []
     params = replace(wanted.params, adapter=target.adapter)
     context = target.served.core.context_of(params)
+    limit, default = wanted.max_tokens, default_tokens
+    if limit is not None and wanted.cut_to_room:
+        limit, default = None, limit
     for p, ids in enumerate(prompts):
         if not ids:
             raise invalid_value(field_name, f"{field_name} must hold at least one token.")
-        room = fit(wanted.max_tokens, default_tokens, len(ids), context, field_name)
+        room = fit(limit, default, len(ids), context, field_name)
         for k in range(wanted.n):
             seed = None if params.seed is None else choice_seed(params.seed, k)
             own = replace(params, max_tokens=room, seed=seed)

@@ -18,9 +18,11 @@ from starlette.routing import Route
 from elinvar.base.handling import Handling
 from elinvar.server import prepare
 from elinvar.server.answer import Answer
+from elinvar.server.anthropic_models import model_info, model_list
 from elinvar.server.asked import Asked
 from elinvar.server.body import read_body
 from elinvar.server.chats import ask_chat, make_choices, run_sized
+from elinvar.server.error_shapes import is_anthropic
 from elinvar.server.openai_messages import conversation
 from elinvar.server.reply import reply
 from elinvar.server.schema import ChatRequest, CompletionRequest, decode
@@ -49,11 +51,14 @@ class OpenAIRoutes:
 
     async def list_models(self, request: Request) -> Response:
         models = self.models
+        if is_anthropic(request.scope):
+            return reply(model_list(models))
         data = [models.describe(name) for name in models.names]
         return reply({"object": "list", "data": data})
 
     async def get_model(self, request: Request) -> Response:
-        return reply(self.models.describe(request.path_params["model"]))
+        described = self.models.describe(request.path_params["model"])
+        return reply(model_info(described) if is_anthropic(request.scope) else described)
 
     async def chat(self, request: Request) -> Any:
         body = await read_body(request.scope, request.receive, self.max_body_bytes)

@@ -26,6 +26,8 @@ DEFAULT = "default"
 """The tenant of everybody without a known key, where the file has one of this name."""
 _LIMITS = tuple(one.name for one in fields(TenantLimits))
 _KEYS = "key", "key_sha256"
+_ASKED = "/v1/", "/api/"
+"""Paths that a key is asked for."""
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _HALF = re.compile("[\ud800-\udfff]")
 """What JSON can write and UTF-8 cannot."""
@@ -133,15 +135,15 @@ def _texts(table: Mapping[str, Any], name: str) -> list[str]:
 
 
 class Keys:
-    """The layer that finds out whose request it is, for what is under /v1/."""
+    """The layer that finds out whose request it is, for what is under the paths of APIs."""
 
     def __init__(self, app: ASGIApp, tenants: Tenants) -> None:
         self._app = app
         self._tenants = tenants
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
-            tenant = self._tenants.of(_bearer(scope))
+        if scope["type"] == "http" and scope["path"].startswith(_ASKED):
+            tenant = self._tenants.of(_given_key(scope))
             if tenant is None:
                 raise _unknown_key()
             scope["elinvar.tenant"] = tenant
@@ -153,13 +155,13 @@ def tenant_of(scope: Scope) -> str:
     return str(scope.get("elinvar.tenant", ""))
 
 
-def _bearer(scope: Scope) -> bytes | None:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            kind, _, key = value.partition(b" ")
-            if kind.lower() == b"bearer":
-                return bytes(key).strip()
-    return None
+def _given_key(scope: Scope) -> bytes | None:
+    """From `Authorization: Bearer`, else from `x-api-key`, where Anthropic's clients have it."""
+    headers = dict(scope["headers"])
+    kind, _, key = headers.get(b"authorization", b"").partition(b" ")
+    if kind.lower() == b"bearer":
+        return bytes(key).strip()
+    return headers.get(b"x-api-key")
 
 
 def _unknown_key() -> ApiError:

@@ -10,11 +10,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from elinvar.server.answer import Answer
-from elinvar.server.anthropic_messages import conversation, has_cache_control, own_names, wanted
+from elinvar.server.anthropic_messages import OWN_NAMES, conversation, has_cache_control, wanted
 from elinvar.server.anthropic_schema import CountTokensRequest, MessagesRequest
 from elinvar.server.anthropic_wire import MessagesWire
 from elinvar.server.body import read_body
 from elinvar.server.chats import ask_chat, encode_chat, switches_thinking
+from elinvar.server.errors import own_names
 from elinvar.server.prepare import hinted
 from elinvar.server.reply import reply
 from elinvar.server.schema import decode
@@ -37,7 +38,7 @@ class AnthropicRoutes:
         body = await read_body(request.scope, request.receive, self.max_body_bytes)
         parsed = decode(body, MessagesRequest)
         target = await self.models.use(request.scope, parsed.model)
-        with own_names():
+        with own_names(OWN_NAMES):
             policy = target.served.core.config.policy
             handling = hinted(parsed, tenant_of(request.scope), policy)
             said = conversation(parsed, switches_thinking(target.served))
@@ -55,7 +56,7 @@ class AnthropicRoutes:
         body = await read_body(request.scope, request.receive, self.max_body_bytes)
         parsed = decode(body, CountTokensRequest)
         target = await self.models.use(request.scope, parsed.model)
-        with own_names():
+        with own_names(OWN_NAMES):
             said = conversation(parsed, switches_thinking(target.served))
             prompt = await encode_chat(target.served, said)
         return reply({"input_tokens": len(prompt)})

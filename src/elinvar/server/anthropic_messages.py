@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 
-from elinvar.base.errors import InputError
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.chat import ChatOptions
 from elinvar.server.anthropic_schema import (
@@ -32,28 +30,20 @@ from elinvar.server.anthropic_schema import (
 from elinvar.server.chats import Conversation, Wanted
 from elinvar.server.errors import invalid_value, not_supported
 from elinvar.server.openai_messages import MAX_TOOLS, TOOL_NAME
+from elinvar.server.schema import refuse_unserved
 
 _BETWEEN = "\n\n"
 """Between texts that are not one in the API, and are one to a template."""
-_OWN_NAMES = {
+OWN_NAMES = {
     "stop": "stop_sequences",
     "session": "session_id",
     "reasoning_effort": "output_config.effort",
     "thinking": "thinking.type",
 }
+"""What this API calls the fields of what is inside."""
 
 Message = dict[str, Any]
 ToolChoice = Literal["auto", "none", "required", "named"]
-
-
-@contextmanager
-def own_names() -> Iterator[None]:
-    """Complaints of what is inside name fields as this API does."""
-    try:
-        yield
-    except InputError as error:
-        own = _OWN_NAMES.get(error.field) or error.field
-        raise invalid_value(own, str(error).replace(error.field, own, 1)) from None
 
 
 def conversation(request: CountTokensRequest, switchable: bool) -> Conversation:
@@ -61,10 +51,7 @@ def conversation(request: CountTokensRequest, switchable: bool) -> Conversation:
 
     switchable: whether the model's thinking can be switched off; where it cannot, a client that asks
     for none has what it wants."""
-    for name, harmless in UNSERVED.items():
-        value = getattr(request, name, None)
-        if value is not None and value not in harmless:
-            raise not_supported(name)
+    refuse_unserved(request, UNSERVED)
     turns = _Turns()
     if request.system:
         turns.add("system", _text(request.system, "system"))

@@ -30,6 +30,9 @@ from elinvar.server.anthropic import AnthropicRoutes
 from elinvar.server.error_shapes import error_body
 from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
+from elinvar.server.ollama import OllamaRoutes
+from elinvar.server.ollama_models import OllamaModelRoutes, shown_of
+from elinvar.server.ollama_texts import OllamaTextRoutes
 from elinvar.server.openai import OpenAIRoutes
 from elinvar.server.served import Models, Served
 from elinvar.server.sessions import SessionRoutes
@@ -155,6 +158,8 @@ def create_app(
     models = Models([served])
     routes = OpenAIRoutes(models, max_body_bytes).routes()
     routes += AnthropicRoutes(models, max_body_bytes).routes()
+    routes += OllamaRoutes(models, max_body_bytes).routes()
+    routes += OllamaModelRoutes(lambda: shown_of(models), max_body_bytes).routes()
     if allow_adapter_loading:
         routes += AdapterRoutes(engine, model_name, max_body_bytes).routes()
     routes += service.explanations.routes()
@@ -178,7 +183,8 @@ def create_text_app(
     metrics = HTTPMetrics(lambda: engine.num_live)
     shorten = matryoshka or engine.model.recipe.matryoshka
     api = TextRoutes(engine, model_name, shorten, max_waiting, max_body_bytes)
-    return _application(engine, api.routes(), metrics, lambda: b"", grace_seconds)
+    routes = [*api.routes(), *OllamaTextRoutes(api, max_body_bytes).routes()]
+    return _application(engine, routes, metrics, lambda: b"", grace_seconds)
 
 
 class _Runs(Protocol):

@@ -58,6 +58,8 @@ class Wanted:
     cut_to_room: bool = False
     """Where max_tokens is more than there is room for, the answer ends with the context; else that is
     an error."""
+    max_context: int | None = None
+    """Tokens of prompt and answer, where that is less than what the model has."""
 
 
 async def ask_chat(
@@ -102,6 +104,8 @@ def make_choices(
     choices = []
     params = replace(wanted.params, adapter=target.adapter)
     context = target.served.core.context_of(params)
+    if wanted.max_context is not None:
+        context = min(context, wanted.max_context)
     limit, default = wanted.max_tokens, default_tokens
     if limit is not None and wanted.cut_to_room:
         limit, default = None, limit

@@ -13,7 +13,7 @@ from elinvar.base.errors import InputError
 from elinvar.base.handling import Handling, Service
 from elinvar.base.sampling import MAX_LOGPROBS, SINKS, SamplingParams
 from elinvar.server.chats import Wanted
-from elinvar.server.errors import bad_request, invalid_value, not_supported
+from elinvar.server.errors import bad_request, invalid_value, not_supported, own_names
 from elinvar.server.schema import DEFAULTS, ChatRequest, CompletionRequest
 
 MAX_CHOICES = 128
@@ -169,7 +169,7 @@ def hinted(
         if getattr(request, name) is not None and request.session_id is None:
             message = f"{name} says when a session comes back; give its session_id, too."
             raise invalid_value(name, message)
-    try:
+    with own_names({"session": "session_id"}):
         return Handling(
             tenant=tenant,
             service=service,
@@ -178,10 +178,6 @@ def hinted(
             expect_return_s=request.expect_return_s,
             pause_kind=request.pause_kind,
         )
-    except InputError as error:
-        if error.field != "session":
-            raise
-        raise invalid_value("session_id", f"session_id{str(error)[len('session') :]}") from None
 
 
 def tier_used(request: ChatRequest | CompletionRequest) -> str | None:

@@ -22,7 +22,7 @@ from elinvar.server.tokens import TokenNames
 
 JSON = dict[str, Any]
 DONE = b"data: [DONE]\n\n"
-_MIN_LOGPROB = -9999.0
+MIN_LOGPROB = -9999.0
 """What OpenAI writes for a token that is out of the question; JSON has no -inf."""
 
 
@@ -175,7 +175,7 @@ class ChatWire(OpenAIWire):
 
     def _entry(self, token: int, logprob: float) -> JSON:
         text, raw = self.names.chat(token)
-        return {"token": text, "logprob": max(logprob, _MIN_LOGPROB), "bytes": raw}
+        return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": raw}
 
     def content(self, done: Done) -> JSON:
         calls = done.calls
@@ -213,8 +213,8 @@ class CompletionWire(OpenAIWire):
         name, offsets = self.names.completion, self._offsets.setdefault(index, _Offsets())
         return {
             "tokens": [name(token) for token in ids],
-            "token_logprobs": [max(v.logprob, _MIN_LOGPROB) for v in values],
-            "top_logprobs": [{name(t): max(p, _MIN_LOGPROB) for t, p in v.top} for v in values],
+            "token_logprobs": [max(v.logprob, MIN_LOGPROB) for v in values],
+            "top_logprobs": [{name(t): max(p, MIN_LOGPROB) for t, p in v.top} for v in values],
             "text_offset": [offsets.push(self.names.raw(token)) for token in ids],
         }
 

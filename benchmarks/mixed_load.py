@@ -26,7 +26,6 @@ from elinvar.engine.core import Engine
 from elinvar.engine.tokenizer import load_tokenizer
 from elinvar.models.load import load_parts
 from elinvar.ops import load_provider
-from elinvar.sched.chunks import Chunks
 from elinvar.weights.cache import cache_root
 from elinvar.weights.checkpoint import open_checkpoint
 from elinvar.weights.sources import resolve
@@ -52,7 +51,7 @@ def measure(
 ) -> dict[str, float]:
     """Milliseconds between a stream's tokens before the prompt came and beside it, seconds until
     the prompt's first token, tokens a second from its arrival until everything is done."""
-    engine.scheduler.chunks = Chunks(target, BATCH)
+    engine.scheduler.chunks.aim_at(target, BATCH)
     rng = random.Random(1)
     vocab = min(engine.model_config.vocab_size, 40_000)
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "args.h"
+#include "edits.h"
 #include "kernels.h"
 #include "pool.h"
 
@@ -157,7 +158,8 @@ class Provider {
     void pool(const float* x, int dim, const int32_t* starts, int num_seqs, const float* weights,
               float* out);
     void sample(const float* logits, int rows, int vocab, const SampleRow* args, int num_top,
-                int32_t* ids, float* logprobs, int32_t* top_ids, float* top_logprobs);
+                int32_t* ids, float* logprobs, int32_t* top_ids, float* top_logprobs,
+                const SampleEdits& edits = {});
 
   private:
     QuantRows quantize(const float* x, int rows, int k);

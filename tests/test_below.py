@@ -259,7 +259,7 @@ class BelowBench(Bench):
         self.tiers = FakeTiers(random.Random(seed), room, badness)
         self.scheduler.use_tiers(self.tiers)  # type: ignore[arg-type]
         step_bytes = step_blocks * min(one.block_bytes for one in specs)
-        self.scheduler._loading = Loading(specs, step_bytes)
+        self.scheduler.loading.step_bytes = step_bytes
         self.executor: MovingExecutor = MovingExecutor(windows, self.tiers)
 
     def add(

@@ -141,7 +141,7 @@ def test_what_can_never_run_is_refused(ids: list[Any], params: dict[str, Any], f
     engine = tiny_engine(max_context=256) if field == "max_tokens" else tiny_engine()
     if field == "max_tokens":
         # A cache smaller than the context cannot be asked for; make one.
-        engine.scheduler.kv.max_sequence = 128
+        engine.scheduler.kv.need.max_sequence = 128
     with pytest.raises(InputError) as error:
         engine.add(ids, sampled(**params))
     assert error.value.field == field

@@ -204,7 +204,6 @@ def test_parts_add_up(
 ) -> None:
     bench = Bench(rows, blocks, budget)
     bench.clock.now = start
-    bench.scheduler._waits = Waits(start)
     for what, how, more in actions:
         if what == "add":
             number = len(bench.requests)

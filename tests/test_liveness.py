@@ -184,7 +184,7 @@ def careless(scheduler: Scheduler) -> None:
         start = prefix.num_tokens
         return scheduler.kv.prepare(request.kv, start, start + 1, prefix) is not None
 
-    scheduler._room.fits = fits  # type: ignore[method-assign]
+    scheduler.room.fits = fits  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

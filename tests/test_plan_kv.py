@@ -38,7 +38,7 @@ def test_one_longest_sequence_always_fits(
     assert 1 <= plan.max_context <= context
     manager = KVManager(specs, plan.num_blocks)
     assert manager.max_sequence >= plan.max_context
-    assert manager.can_admit(
+    assert manager.need.can_admit(
         manager.find_prefix(manager.new_sequence(), [0]), plan.max_context, chunk, [0] * len(specs)
     )
 

@@ -152,7 +152,7 @@ def test_who_was_away_saved_nothing_up() -> None:
     sim.until(lambda: sim.scheduler.num_waiting < 20)
     late = [sim.add(100, 50, of("b")) for _ in range(20)]
     sim.until(lambda: late[9].status is Status.FINISHED)
-    ended = sum(r.status is Status.FINISHED for r in sim.scheduler._requests.values())
+    ended = sum(r.status is Status.FINISHED for r in sim.scheduler._roster.requests.values())
     assert ended == 0
     # Half of the machine since they came, not all of it until they caught up.
     assert 5 <= sim.scheduler.num_waiting - sum(r.status is Status.WAITING for r in late) <= 15

@@ -166,4 +166,9 @@ class Provider:
         top_p: Any,
         min_p: Any,
         num_top: int,
+        typical_p: Any = None,
+        penalties: Any = None,
+        biases: Any = None,
+        masks: Any = None,
+        mask_rows: Any = None,
     ) -> Any: ...

@@ -4,13 +4,12 @@ Owns the pools, the tree of what is cached, and the rule by which sliding groups
 must not know requests, rows or budgets (the scheduler's) nor arrays (the runner's). All groups have
 the same block size, so the tables of a sequence have one length; where a group holds nothing its
 table has -1.
-How a prefix is found is kv/match.py's; what is particular to groups of recurrent states is
-kv/states.py's.
+How a prefix is found is kv/match.py's, what others may find kv/publish.py's, how much is still needed
+kv/need.py's; what is particular to groups of recurrent states is kv/states.py's.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
@@ -18,17 +17,18 @@ from typing import TYPE_CHECKING
 
 from elinvar.base.config import KVSpec
 from elinvar.base.plan import BlockCopy, BlockMove
+from elinvar.kv.check import check_blocks, check_nodes
 from elinvar.kv.match import Kept, Match
+from elinvar.kv.need import NEVER, Need
 from elinvar.kv.pool import BlockPool
+from elinvar.kv.publish import Publish
 from elinvar.kv.sequence import LOAD, Allocation, Lookup, Prefix, SequenceKV, Taken
 from elinvar.kv.states import WINDOW, States
-from elinvar.kv.tree import Node, Tree, key_of, pack
+from elinvar.kv.tree import Node, Tree, key_of
 
 if TYPE_CHECKING:
     from elinvar.kv.below import Below
     from elinvar.kv.tiers.hierarchy import Tiers
-
-NEVER = sys.maxsize
 
 
 class KVManager:
@@ -52,14 +52,14 @@ class KVManager:
         self.windows = [WINDOW if spec.state else spec.window for spec in specs]
         self._states = States(specs, self.pools, prefix_cache)
         self._match = Match(self.block_size, self.windows, self._states.groups, self.tree)
+        self._publish = Publish(self.block_size, self.pools, self._states, self.tree)
+        self.need = Need(specs, self.pools, self.windows, self._states.groups)
         self._paged = [g for g, spec in enumerate(specs) if not spec.state]
         self._sliding = [(g, w) for g, w in enumerate(self.windows) if w is not None]
         self._full = [g for g, w in enumerate(self.windows) if w is None]
         self._below: Below | None = None
         self._block_bytes = [spec.block_bytes for spec in specs]
         self.use_namespace(namespace)
-        self.max_sequence = min(self._alone(g) for g in range(len(specs)))
-        """Most tokens that one sequence, alone, can have in blocks."""
 
     def use_namespace(self, namespace: str) -> None:
         """From now on nothing is found that was cached in another one; its blocks are given out
@@ -185,49 +185,10 @@ class KVManager:
         if not (taken.loads or prefix.is_below):
             self.end_lookup(seq)  # nothing of what was fetched for it is waited for any more
         if self.prefix_cache:
-            self._announce(seq, prefix)
+            self._publish.announce(seq, prefix)
         self._set_next_event(seq)
 
-    # ---- what others can find ---------------------------------------------------------------
-
-    def _announce(self, seq: SequenceKV, prefix: Prefix) -> None:
-        """Say what this sequence is about to compute, so that others may wait for it."""
-        tokens, size = prefix.token_ids, self.block_size
-        seq.num_first = len(tokens)
-        seq.num_known = len(tokens) // size
-        seq.nodes = []
-        for index in range(seq.num_known):
-            node = self._extend(seq, tokens, index)
-            node.coming += index >= seq.num_published
-        if rest := tokens[seq.num_known * size :]:
-            seq.tail = self._hold(seq, seq.num_known, pack(rest))
-            seq.tail.coming += 1
-
-    def _extend(self, seq: SequenceKV, token_ids: Sequence[int], index: int) -> Node:
-        at = index * self.block_size
-        node = self._hold(seq, index, pack(token_ids[at : at + self.block_size]))
-        seq.nodes.append(node)
-        return node
-
-    def _hold(self, seq: SequenceKV, index: int, tokens: bytes) -> Node:
-        parent = seq.nodes[index - 1] if index else self.tree.root(seq.root)
-        node = self.tree.grow(parent, tokens)
-        node.holders += 1
-        return node
-
-    def _publish(self, seq: SequenceKV, node: Node, index: int) -> None:
-        for pool, table in zip(self.pools, seq.tables, strict=True):
-            if table[index] >= 0:
-                pool.publish(table[index], node)
-        old = self.tree.superseded(node)
-        if old is not None and not self._states.groups:
-            for pool, block in zip(self.pools, node.blocks, strict=True):
-                if block >= 0:
-                    pool.drop(old)
-
-    def _let_go(self, node: Node) -> None:
-        node.holders -= 1
-        self.tree.prune(node)
+    # ---- as it goes on, and ends -------------------------------------------------------------
 
     def advance(self, seq: SequenceKV, token_ids: Sequence[int], num_computed: int) -> None:
         """A step was committed: publish the blocks it filled, free those no query sees any more.
@@ -235,7 +196,7 @@ class KVManager:
         Needed only when num_computed reached seq.next_event.
         """
         if self.prefix_cache:
-            self._publish_all(seq, token_ids, num_computed)
+            self._publish.advance(seq, token_ids, num_computed)
         for group, _ in self._sliding:
             table, pool = seq.tables[group], self.pools[group]
             first = min(len(self._match.hidden(group, None, num_computed)), len(table))
@@ -260,23 +221,6 @@ class KVManager:
             count = max(len(hidden), count)
         seq.num_hidden = count
 
-    def _publish_all(self, seq: SequenceKV, token_ids: Sequence[int], num_computed: int) -> None:
-        for index in range(seq.num_published, num_computed // self.block_size):
-            known = index < len(seq.nodes)
-            node = seq.nodes[index] if known else self._extend(seq, token_ids, index)
-            node.coming -= known
-            self._publish(seq, node, index)
-            seq.num_published = index + 1
-        if seq.tail is not None and num_computed >= seq.num_first:
-            tail, seq.tail = seq.tail, None
-            tail.coming -= 1
-            if seq.num_published == seq.num_known and not self._states.groups:
-                # Others may begin in the middle of a block that this sequence goes on writing.
-                self._publish(seq, tail, seq.num_known)
-            self._let_go(tail)
-        if num_computed % self.block_size == 0:
-            self._states.left(seq, num_computed)
-
     def free(
         self, seq: SequenceKV, token_ids: Sequence[int] = (), num_computed: int = 0
     ) -> list[Node]:
@@ -287,12 +231,7 @@ class KVManager:
         what lies in the last block can be found, too. Returns what can be found of it now.
         """
         path = seq.nodes[: seq.num_published]
-        index, rest = divmod(num_computed, self.block_size)
-        if self.prefix_cache and rest and index == seq.num_published:
-            end = self._hold(seq, index, pack(token_ids[num_computed - rest : num_computed]))
-            self._publish(seq, end, index)
-            self._states.replace(seq)
-            self._let_go(end)
+        if self.prefix_cache and (end := self._publish.end(seq, token_ids, num_computed)):
             path.append(end)
         for group, pool in enumerate(self.pools):
             for block in reversed(seq.tables[group][seq.first_held[group] :]):
@@ -301,13 +240,7 @@ class KVManager:
             seq.tables[group] = []
             seq.first_held[group] = 0
         seq.num_hidden = 0
-        if seq.tail is not None:
-            seq.tail.coming -= 1
-            self._let_go(seq.tail)
-        for index in range(len(seq.nodes) - 1, -1, -1):
-            seq.nodes[index].coming -= index >= seq.num_published
-            self._let_go(seq.nodes[index])
-        seq.nodes, seq.tail = [], None
+        self._publish.leave(seq)
         self.end_lookup(seq)
         if seq.lookup is not None and not seq.lookup.failed:
             seq.lookup = None
@@ -409,129 +342,24 @@ class KVManager:
             event = min(event, (sum(seq.kept) + seq.num_hidden + 1) * size)
         seq.next_event = event
 
-    # ---- admission --------------------------------------------------------------------------
-
-    def _span(self, num_tokens: int) -> int:
-        """Most blocks that `num_tokens` successive positions can touch."""
-        return (num_tokens - 2) // self.block_size + 2
-
-    def _alone(self, group: int) -> int:
-        window, num_blocks = self.windows[group], self.pools[group].num_blocks
-        if group in self._states.groups:
-            return NEVER if num_blocks else 0
-        if window is not None and num_blocks >= self._span(window):
-            return NEVER
-        return num_blocks * self.block_size
-
-    def longest(self, kept: Kept | None) -> int:
-        """Most tokens that a sequence which keeps so much, alone, can have."""
-        if kept is None:
-            return self.max_sequence
-        return min(
-            NEVER
-            if window is None and self.pools[group].num_blocks > sum(kept)
-            else self._alone(group)
-            for group, window in enumerate(self.windows)
-        )
-
-    def to_come(
-        self,
-        held: Sequence[int],
-        reach: int,
-        num_tokens: int,
-        chunk: int,
-        kept: Kept | None = None,
-    ) -> list[int]:
-        """Per group: blocks that a sequence will still take until `num_tokens` are computed in
-        steps of at most `chunk`, when it holds `held` and its tables have `reach` entries. Of
-        states, none but its own: it can give up its snapshots."""
-        left = max(0, -(-num_tokens // self.block_size) - reach)
-        most = NEVER if kept is None else sum(kept) + self._span(chunk)
-        need = [
-            min(left, max(0, (most if window is None else self._span(window - 1 + chunk)) - have))
-            for window, have in zip(self.windows, held, strict=True)
-        ]
-        for group in self._states.groups:
-            need[group] = 0
-        return need
-
-    def to_come_for(self, seq: SequenceKV, num_tokens: int, chunk: int) -> list[int]:
-        """`to_come` of a sequence that has begun."""
-        return self.to_come(self.held(seq), len(seq.tables[0]), num_tokens, chunk, seq.kept)
-
-    def spare(self, num_sequences: int) -> list[int]:
-        """Per group: blocks that so many running sequences should find beyond those `to_come`."""
-        return [num_sequences if group in self._paged else 0 for group in range(len(self.pools))]
-
-    def can_admit(self, prefix: Prefix, num_tokens: int, chunk: int, reserve: list[int]) -> bool:
-        """Whether a sequence that starts with `prefix` can compute all its `num_tokens` and leave
-        `reserve` blocks of each group to those already running."""
-        held = [len(blocks) - blocks.count(-1) for blocks in prefix.blocks]
-        need = self.to_come(held, len(prefix.path), num_tokens, chunk, prefix.kept)
-        for group in self._states.groups:
-            need[group] = 1
-        return all(
-            more + taken + kept <= pool.num_free
-            for pool, more, taken, kept in zip(
-                self.pools, need, prefix.num_taken, reserve, strict=True
-            )
-        )
-
-    def held(self, seq: SequenceKV) -> list[int]:
-        """Per group: most blocks that freeing the sequence could give back."""
-        reach = len(seq.tables[0])
-        held = [reach - first for first in seq.first_held]
-        for group in self._full:
-            held[group] -= seq.num_hidden
-        return held
-
-    def lost(self, seq: SequenceKV, num_computed: int) -> int:
-        """Tokens that the sequence would compute again if it gave its blocks back and others took
-        them: all but those whose blocks others hold, too."""
-        shared = 0
-        for group, table in enumerate(seq.tables):
-            if self.windows[group] is None:
-                count = self.pools[group].ref_count
-                mine = (i for i, b in enumerate(table) if b < 0 or count(b) < 2)
-                first = next(mine, len(table))
-                shared = first * self.block_size
-                break
-        return max(0, num_computed - shared)
-
     @property
     def usage(self) -> float:
         """Share of blocks held by running sequences, of the group that is fullest."""
         return max(1.0 - pool.num_free / pool.num_blocks for pool in self.pools)
 
+    @property
+    def max_sequence(self) -> int:
+        """Most tokens that one sequence, alone, can have in blocks."""
+        return self.need.max_sequence
+
+    def longest(self, kept: Kept | None) -> int:
+        """The same of one that keeps so much."""
+        return self.need.longest(kept)
+
     def check(self, sequences: Iterable[SequenceKV]) -> None:
         """Assert all invariants, given every sequence that holds blocks."""
         sequences = list(sequences)
-        counts = [[0] * pool.num_blocks for pool in self.pools]
-        for seq in sequences:
-            assert {len(table) * self.block_size for table in seq.tables} == {seq.capacity}
-            assert seq.num_published * self.block_size <= seq.capacity
-            for group, table in enumerate(seq.tables):
-                first = seq.first_held[group]
-                assert all(block == -1 for block in table[:first]), "holds blocks out of sight"
-                if group in self._full:
-                    assert first == 0 and (seq.kept or not seq.num_hidden), "lost blocks"
-                    gap = self._match.hidden(group, seq.kept, seq.capacity)[: seq.num_hidden]
-                    assert {table[i] for i in gap} <= {-1} and len(gap) == seq.num_hidden
-                    table = [block for i, block in enumerate(table) if i not in gap]
-                for block in table[first:]:
-                    assert block >= 0 or group in self._states.groups, "a block is missing"
-                    if block >= 0:
-                        counts[group][block] += 1
-        for pool, expected in zip(self.pools, counts, strict=True):
-            pool.check()
-            actual = [pool.ref_count(block) for block in range(pool.num_blocks)]
-            assert actual == expected, "reference counts and tables disagree"
-        self.tree.check()
-        held = Counter(id(node) for seq in sequences for node in seq.nodes)
-        coming = Counter(id(n) for seq in sequences for n in seq.nodes[seq.num_published :])
-        tails = Counter(id(seq.tail) for seq in sequences if seq.tail is not None)
-        for node in self.tree.nodes():
-            assert node.holders == held[id(node)] + tails[id(node)], "somebody holds it, or nobody"
-            assert node.coming == coming[id(node)] + tails[id(node)], "nobody computes what comes"
+        check_blocks(sequences, self.pools, self._match, self._states.groups)
+        check_nodes(sequences, self.tree)
         if self._below is not None:
             self._below.check()

@@ -44,9 +44,9 @@ class Match:
     def __init__(
         self, block_size: int, windows: Sequence[int | None], states: Sequence[int], tree: Tree
     ) -> None:
-        self._size = block_size
+        self.block_size = block_size
         self._windows = windows
-        self._full = [group for group, window in enumerate(windows) if window is None]
+        self.full = [group for group, window in enumerate(windows) if window is None]
         self._windowed = [g for g, window in enumerate(windows) if window is not None]
         self._has_states = bool(states)
         self._tree = tree
@@ -70,23 +70,23 @@ class Match:
         held = self._num_held(path, has, kept)
         coming = self._coming(path, held, len(tokens))
         del path[held:]
-        shared = held * self._size if self._full else 0
-        block = self._size * TOKEN_BYTES
+        shared = held * self.block_size if self.full else 0
+        block = self.block_size * TOKEN_BYTES
         above, rest = path[-1] if path else top, tokens[held * block : (held + 1) * block]
         for child, count in self._tree.near(above, rest):
             if self._serves(path, child, count, has, kept):
-                return Found(held * self._size + count, path, child, shared, coming, kept)
+                return Found(held * self.block_size + count, path, child, shared, coming, kept)
             if child.coming and count >= _WORTH and not self._has_states:
                 coming = coming or child
         self._settle(path, has, kept)
-        return Found(len(path) * self._size, path, None, shared, coming, kept)
+        return Found(len(path) * self.block_size, path, None, shared, coming, kept)
 
     def chain(self, root: bytes, token_ids: Sequence[int]) -> tuple[Node, list[Node], bytes]:
         """What `within` takes: nodes of all whole blocks, of which some may not be in the tree."""
         tokens = pack(token_ids[: len(token_ids) - 1])
         top = self._tree.peek(root)
         path = self._walk(top, tokens)
-        block = self._size * TOKEN_BYTES
+        block = self.block_size * TOKEN_BYTES
         for at in range(len(path) * block, len(tokens) - block + 1, block):
             path.append(self._tree.imagine(path[-1] if path else top, tokens[at : at + block]))
         return top, path, tokens
@@ -106,7 +106,7 @@ class Match:
 
     def _walk(self, node: Node, tokens: bytes) -> list[Node]:
         path: list[Node] = []
-        block = self._size * TOKEN_BYTES
+        block = self.block_size * TOKEN_BYTES
         for at in range(0, len(tokens) - block + 1, block):
             child = self._tree.child(node, tokens[at : at + block])
             if child is None:
@@ -119,7 +119,7 @@ class Match:
         """Leading blocks that the groups which keep every block can serve; of a sequence that
         forgets, those that nobody is about to compute."""
         for index, node in enumerate(path):
-            is_missing = not all(has(node, group) for group in self._full)
+            is_missing = not all(has(node, group) for group in self.full)
             if is_missing and (kept is None or node.coming):
                 return index
         return len(path)
@@ -128,7 +128,7 @@ class Match:
         """States are left at the last border alone, where only who begins with all of it begins."""
         if held == len(path):
             return None
-        ends = len(path) == num_bytes // (self._size * TOKEN_BYTES)
+        ends = len(path) == num_bytes // (self.block_size * TOKEN_BYTES)
         node = path[-1] if self._has_states else path[held]
         return node if node.coming and (ends or not self._has_states) else None
 
@@ -141,7 +141,7 @@ class Match:
             return False
         if not all(has(tail, group) for group in range(len(tail.blocks))):
             return False
-        end = len(path) * self._size + count
+        end = len(path) * self.block_size + count
         return all(
             self._num_served(path, group, self.hidden(group, kept, end), has) == len(path)
             for group in self._partial(kept)
@@ -154,7 +154,7 @@ class Match:
         while path and len(path) != before:
             before = len(path)
             for group in self._partial(kept):
-                hidden = self.hidden(group, kept, len(path) * self._size)
+                hidden = self.hidden(group, kept, len(path) * self.block_size)
                 del path[self._num_served(path, group, hidden, has) :]
 
     def _partial(self, kept: Kept | None) -> Sequence[int]:
@@ -171,8 +171,8 @@ class Match:
     def hidden(self, group: int, kept: Kept | None, position: int) -> range:
         """Indices of the blocks that a query at `position` does not see any more."""
         if (window := self._windows[group]) is not None:
-            return range(max(0, position - window + 1) // self._size)
+            return range(max(0, position - window + 1) // self.block_size)
         if kept is None:
             return range(0)
         num_first, num_last = kept
-        return range(num_first, max(num_first, position // self._size - num_last))
+        return range(num_first, max(num_first, position // self.block_size - num_last))

@@ -361,6 +361,15 @@ class Ops(Protocol):
         ...
 
     def sample(self, logits_LV: F32, args: SampleArgs) -> SampleResult:
-        """Temperature, then top-k, top-p over what top-k kept, min-p; then the Gumbel-max rule
-        (Gumbel, 1954) over the kept tokens; equal scores go to the lower id."""
+        """Temperature, then typical-p, top-k over what that kept, top-p over what top-k kept, min-p;
+        then the Gumbel-max rule (Gumbel, 1954) over the kept tokens; equal scores go to the lower id.
+        Log-probs are those of the logits as they came.
+
+        Rows with penalties, biases, masks or typical-p (arguments.py) have their logits edited before
+        all that, in this order: NaN becomes the lowest float, and what follows saturates at the
+        largest; repetition, then frequency and presence; biases; what a bias of -inf or a mask
+        forbids is never sampled. Where that would leave no token, biases of -inf do not count; where
+        a mask allows none, it is token 0. Typical-p (Meister et al., 2023), where the temperature is
+        not 0, keeps the first tokens that together reach p, ordered by |z - mean of z| of the
+        tempered logits z, which is how far -log p is from the entropy; equal ones by id."""
         ...

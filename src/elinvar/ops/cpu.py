@@ -317,5 +317,10 @@ class CpuOps:
                 args.top_p,
                 args.min_p,
                 args.num_logprobs,
+                args.typical_p,
+                None if args.penalties is None else args.penalties.arrays,
+                None if args.biases is None else args.biases.arrays,
+                args.masks,
+                args.mask_rows,
             )
         )

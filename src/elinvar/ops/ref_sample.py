@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elinvar.ops.api import F32
-from elinvar.ops.arguments import SampleArgs, SampleResult
+from elinvar.ops.arguments import Penalties, SampleArgs, SampleResult
 from elinvar.ops.ref_rows import F64
 
 
@@ -23,19 +23,64 @@ class SampleRef:
             z = row - row.max()
             lse = np.log(np.exp(z).sum())
             order = np.lexsort((np.arange(vocab), -row))
-            if args.temperature[i] == 0:
-                ids[i] = order[0]
-            else:
-                kept = _kept(
-                    z / args.temperature[i], order, args.top_k[i], args.top_p[i], args.min_p[i]
-                )
-                noise = gumbel(int(args.seeds[i]), int(args.positions[i]), kept)
-                scores = z[kept] / args.temperature[i] + noise
-                ids[i] = kept[np.lexsort((kept, -scores))[0]]
+            ids[i] = _choice(_edited(row, i, args), i, args)
             logprobs[i] = z[ids[i]] - lse
             top_ids[i] = order[: args.num_logprobs]
             top[i] = z[top_ids[i]] - lse
         return SampleResult(ids, logprobs, top_ids, top)
+
+
+def _edited(row: F64, i: int, args: SampleArgs) -> F64:
+    """Row i as a token is chosen from it; -inf where it may not be."""
+    most = float(np.finfo(np.float32).max)
+    clipped = np.clip(np.nan_to_num(row, nan=-most), -most, most)
+    for lenient in (False, True):
+        x = clipped.copy()
+        if args.penalties is not None:
+            _penalise(x, i, args.penalties)
+        if args.biases is not None:
+            span = slice(args.biases.starts[i], args.biases.starts[i + 1])
+            for token, value in zip(args.biases.ids[span], args.biases.values[span], strict=True):
+                x[token] += 0.0 if lenient and np.isneginf(value) else value
+        if args.masks is not None:
+            for words in args.masks[args.mask_rows == i]:
+                allowed = np.unpackbits(words.view(np.uint8), bitorder="little")
+                x[allowed[: len(x)] == 0] = -np.inf
+        if np.isfinite(x).any():
+            break
+    return x
+
+
+def _penalise(x: F64, i: int, penalties: Penalties) -> None:
+    history = penalties.token_ids[penalties.starts[i] : penalties.starts[i + 1]]
+    seen = np.unique(history)
+    factor = np.float64(penalties.repetition[i])
+    x[seen] = np.where(x[seen] > 0, x[seen] / factor, x[seen] * factor)
+    ids, counts = np.unique(history[penalties.prompt_lens[i] :], return_counts=True)
+    x[ids] -= np.float64(penalties.frequency[i]) * counts + np.float64(penalties.presence[i])
+
+
+def _choice(x: F64, i: int, args: SampleArgs) -> int:
+    order = np.lexsort((np.arange(len(x)), -x))
+    temperature = np.float64(args.temperature[i])
+    if temperature == 0 or np.isneginf(x[order[0]]):
+        return int(order[0])
+    z = (x - x[order[0]]) / temperature
+    if args.typical_p is not None and args.typical_p[i] < 1:
+        order = order[np.isin(order, _typical(z, float(args.typical_p[i])))]
+        z = z - z[order[0]]
+    kept = _kept(z, order, args.top_k[i], args.top_p[i], args.min_p[i])
+    scores = z[kept] + gumbel(int(args.seeds[i]), int(args.positions[i]), kept)
+    return int(kept[np.lexsort((kept, -scores))[0]])
+
+
+def _typical(z: F64, typical_p: float) -> NDArray[Any]:
+    """Token ids that are kept, nearest to the entropy first."""
+    p = np.exp(z)
+    mean = (p[p > 0] * z[p > 0]).sum() / p.sum()
+    order = np.lexsort((np.arange(len(z)), np.abs(z - mean)))
+    reached = np.cumsum(p[order]) >= typical_p * p.sum()
+    return order[: int(np.argmax(reached)) + 1] if reached.any() else order
 
 
 def gumbel(seed: int, position: int, token_ids: NDArray[Any]) -> F64:

@@ -33,7 +33,7 @@ class Chunks:
     """Learns the time of steps. interactive, batch: the targets of those who are answered."""
 
     def __init__(self, interactive: Target, batch: Target) -> None:
-        self._targets = interactive.itl_s, batch.itl_s
+        self.aim_at(interactive, batch)
         # By the number of binary digits of the number of rows: seconds, and steps since measured.
         self._quiet: dict[int, float] = {}
         self._stale: dict[int, int] = {}
@@ -46,6 +46,10 @@ class Chunks:
         self._depth2 = self._product = 0.0
         """The variance of depth, and its covariance with the seconds."""
         self._tokens = self._seconds = 0.0
+
+    def aim_at(self, interactive: Target, batch: Target) -> None:
+        """What holds from now on."""
+        self._targets = interactive.itl_s, batch.itl_s
 
     @property
     def speed(self) -> float | None:

@@ -14,14 +14,14 @@ class Loading:
     """step_bytes: most that a step copies."""
 
     def __init__(self, specs: Sequence[KVSpec], step_bytes: int = MOST_BYTES) -> None:
-        self._step_bytes = step_bytes
+        self.step_bytes = step_bytes
         self._bytes = [spec.block_bytes for spec in specs]
         self._room = 0
         self._planned: list[tuple[Request, list[BlockMove]]] = []
 
     def begin(self) -> None:
         """A plan begins."""
-        self._room = self._step_bytes
+        self._room = self.step_bytes
 
     def go_on(self, plan: StepPlan, request: Request) -> bool:
         """Plan what is next to be copied; whether that is the last of it, so that the step can go on

@@ -61,24 +61,24 @@ class Room:
         """Besides its own tokens' blocks a newcomer must leave those that running requests still
         need for theirs and those that they will fill until its first token, or it would soon be
         preempted again. leaving: requests that might give theirs back."""
-        kv, chunk = self._kv, self._chunk
+        need, chunk = self._kv.need, self._chunk
         steps = (request.num_tokens - prefix.num_tokens) // chunk
-        reserve = kv.spare(len(running) * (1 + steps // self._block_size))
+        reserve = need.spare(len(running) * (1 + steps // self._block_size))
         for other in running:
             if other.num_tokens > other.kv.capacity:
-                more = kv.to_come_for(other.kv, other.num_tokens, chunk)
+                more = need.to_come_for(other.kv, other.num_tokens, chunk)
                 reserve = [a + b for a, b in zip(reserve, more, strict=True)]
         for other in self.put_off:
             none = [0] * len(reserve)
-            more = kv.to_come(none, 0, other.num_tokens, chunk, other.kv.kept)
+            more = need.to_come(none, 0, other.num_tokens, chunk, other.kv.kept)
             reserve = [a + b for a, b in zip(reserve, more, strict=True)]
         for other in leaving:
-            reserve = [a - b for a, b in zip(reserve, kv.held(other.kv), strict=True)]
-        return kv.can_admit(prefix, request.num_tokens, chunk, reserve)
+            reserve = [a - b for a, b in zip(reserve, need.held(other.kv), strict=True)]
+        return need.can_admit(prefix, request.num_tokens, chunk, reserve)
 
     def _cheapest(self, requests: Sequence[Request]) -> Request | None:
         """Batch requests first, then by what would have to be computed again."""
-        lost = self._kv.lost
+        lost = self._kv.need.lost
         return min(
             requests,
             key=lambda r: (not r.is_batch, lost(r.kv, r.num_computed_tokens), -r.order),

@@ -25,6 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elinvar.base.errors import EngineError
+from elinvar.server import openapi
 from elinvar.server.adapters import AdapterRoutes
 from elinvar.server.anthropic import AnthropicRoutes
 from elinvar.server.error_shapes import error_body
@@ -238,6 +239,7 @@ def _application(
             *routes,
             Route("/health", health, methods=["GET"]),
             Route("/metrics", show_metrics, methods=["GET"]),
+            openapi.route(),
         ],
         middleware=[Middleware(Door, metrics=metrics), Middleware(Keys, tenants=tenants)],
         exception_handlers={HTTPException: _http_exception},

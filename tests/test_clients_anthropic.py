@@ -13,6 +13,7 @@ import pytest
 from elinvar.base.config import EngineConfig
 from elinvar.base.limits import TenantLimits
 from elinvar.server.tenants import Tenants, hash_key
+from scripted import use_script
 from serving import Serving, serving
 
 SKY: Any = [{"role": "user", "content": "Why is the sky blue? Answer in one sentence."}]
@@ -214,6 +215,7 @@ def test_keys_and_limits(tiny_gguf: Path) -> None:
             create(stranger)
         body: Any = refused.value.body
         assert body["error"]["type"] == "authentication_error"
+        use_script(served.core, lambda prompt: "long " * 900)
         with by_key.messages.stream(model="smol", max_tokens=900, messages=SKY) as stream:
             next(iter(stream))
             with pytest.raises(anthropic.RateLimitError) as limited:

@@ -88,6 +88,20 @@ nb::tuple sample(Session& p, F32In logits, nb::ndarray<const uint64_t, nb::c_con
     return nb::make_tuple(ids, logprobs, top_ids, top);
 }
 
+nb::tuple score(Session& p, F32In logits, I32In ids, int num_top) {
+    const std::size_t rows = logits.shape(0);
+    num_top = std::min(num_top, last_of(logits));
+    auto logprobs = result<float>(p, {rows});
+    auto top_ids = result<int32_t>(p, {rows, static_cast<std::size_t>(num_top)});
+    auto top = result<float>(p, {rows, static_cast<std::size_t>(num_top)});
+    {
+        const Working working;
+        p.score(logits.data(), rows_of(logits), last_of(logits), ids.data(), num_top,
+                logprobs.data(), top_ids.data(), top.data());
+    }
+    return nb::make_tuple(logprobs, top_ids, top);
+}
+
 void begin_recording(Session& p) {
     p.recording = std::make_shared<Recording>();
     p.recording->workspace = p.workspace;
@@ -173,6 +187,7 @@ NB_MODULE(_cpu, m) {
         .def_prop_ro("num_threads", &Session::num_threads)
         .def("begin_recording", &begin_recording)
         .def("end_recording", &end_recording, nb::arg().none())
+        .def("score", &score)
         .def("sample", &sample, "logits"_a, "seeds"_a, "positions"_a, "temperature"_a, "top_k"_a,
              "top_p"_a, "min_p"_a, "num_top"_a, "typical_p"_a = nb::none(),
              "penalties"_a = nb::none(), "biases"_a = nb::none(), "masks"_a = nb::none(),

@@ -21,7 +21,7 @@ void SampleEdits::apply(int row, const float* logits, int vocab, float* out, flo
     for (const bool lenient : {false, true}) {
         for (int i = 0; i < vocab; ++i) out[i] = finite(logits[i]);
         penalise(row, vocab, out, seen);
-        bias(row, out, lenient);
+        bias(row, vocab, out, lenient);
         mask(row, vocab, out);
         // Where nothing would be left, the mask has the last word.
         if (std::any_of(out, out + vocab, [](float x) { return x != kForbidden; })) return;
@@ -48,9 +48,10 @@ void SampleEdits::penalise(int row, int vocab, float* x, float* seen) const {
     }
 }
 
-void SampleEdits::bias(int row, float* x, bool lenient) const {
+void SampleEdits::bias(int row, int vocab, float* x, bool lenient) const {
     if (bias_starts == nullptr) return;
     for (int32_t i = bias_starts[row]; i < bias_starts[row + 1]; ++i) {
+        if (bias_ids[i] >= vocab) continue;
         float& logit = x[bias_ids[i]];
         if (biases[i] != kForbidden)
             logit = logit == kForbidden ? logit : finite(logit + biases[i]);

@@ -32,7 +32,7 @@ struct SampleEdits {
   private:
     void penalise(int row, int vocab, float* x, float* seen) const;
     // Adds biases; forbids by them what they forbid, unless `lenient`.
-    void bias(int row, float* x, bool lenient) const;
+    void bias(int row, int vocab, float* x, bool lenient) const;
     void mask(int row, int vocab, float* x) const;
 };
 

@@ -142,6 +142,11 @@ constexpr std::size_t attention_part_floats(int rows, int padded_dim) {
     return (static_cast<std::size_t>(rows) * (static_cast<std::size_t>(padded_dim) + 2) + 15) & ~15;
 }
 
+// Of one call of block_shares.
+constexpr std::size_t shares_room(int num_blocks) {
+    return std::size_t{16} * ((static_cast<std::size_t>(num_blocks) + 15) / 16 * 16);
+}
+
 // Where the keys begin that a thread reads next, so that it may ask for them: two blocks of a KV
 // head, block * block_step + kv_head.
 struct AttentionAhead {
@@ -266,6 +271,11 @@ struct Kernels {
     void (*gated_rms_norm)(const GatedNorm& a, int first_token, int num_tokens);
     // x / (1 + e^-gate)
     void (*sigmoid_gate)(const float* x, const float* gate, std::size_t n, float* out);
+    // Added to row t of `shares`: what part of the attention of each of some tokens of a sequence,
+    // of all heads, goes to its first num_blocks blocks, which are all that any of them sees.
+    // `room` takes shares_room(num_blocks) floats.
+    void (*block_shares)(const Attention& a, int seq, int first_token, int num_tokens,
+                         int num_blocks, float* room, float* shares, std::ptrdiff_t stride);
 };
 
 // Instruction sets of this machine, widest first; always ends with "scalar".

@@ -147,16 +147,38 @@ int choose_edited(const Kernels& k, int vocab, const SampleRow& a, float typical
     return choose_token(k, x, vocab, stats, a, z);
 }
 
+// What is told of a row: the log-probs of its token and of the likeliest.
+struct Report {
+    const Kernels* k;
+    int vocab, num_top;
+    float* logprobs;
+    int32_t* top_ids;
+    float* top_logprobs;
+
+    void operator()(int m, const float* row, const RowStats& stats, int32_t token) const {
+        const auto logprob = [&](int32_t id) { return (row[id] - stats.max) - stats.log_sum; };
+        logprobs[m] = logprob(token);
+        if (num_top == 0) return;
+        Ids top;
+        largest(*k, row, vocab, num_top, top);
+        for (int j = 0; j < num_top; ++j) {
+            const int32_t id = top[static_cast<std::size_t>(j)];
+            top_ids[m * num_top + j] = id;
+            top_logprobs[m * num_top + j] = logprob(id);
+        }
+    }
+};
+
 }  // namespace
 
 void Provider::sample(const float* logits, int rows, int vocab, const SampleRow* args, int num_top,
                       int32_t* ids, float* logprobs, int32_t* top_ids, float* top_logprobs,
                       const SampleEdits& edits) {
     const auto size = static_cast<std::size_t>(vocab);
+    const Report report{kernels_, vocab, num_top, logprobs, top_ids, top_logprobs};
     pool_.run(rows, [&](int m, int thread) {
         const float* row = logits + static_cast<std::ptrdiff_t>(m) * vocab;
         const RowStats stats = kernels_->row_stats(row, vocab);
-        const auto logprob = [&](int32_t id) { return (row[id] - stats.max) - stats.log_sum; };
         ids[m] = stats.argmax;
         const bool typical = edits.is_typical(m) && args[m].temperature > 0;
         if (typical || edits.touch(m)) {
@@ -169,15 +191,16 @@ void Provider::sample(const float* logits, int rows, int vocab, const SampleRow*
             float* z = scratch(thread, size);
             ids[m] = choose_token(*kernels_, row, vocab, stats, args[m], z);
         }
-        logprobs[m] = logprob(ids[m]);
-        if (num_top == 0) return;
-        Ids top;
-        largest(*kernels_, row, vocab, num_top, top);
-        for (int j = 0; j < num_top; ++j) {
-            const int32_t id = top[static_cast<std::size_t>(j)];
-            top_ids[m * num_top + j] = id;
-            top_logprobs[m * num_top + j] = logprob(id);
-        }
+        report(m, row, stats, ids[m]);
+    });
+}
+
+void Provider::score(const float* logits, int rows, int vocab, const int32_t* ids, int num_top,
+                     float* logprobs, int32_t* top_ids, float* top_logprobs) {
+    const Report report{kernels_, vocab, num_top, logprobs, top_ids, top_logprobs};
+    pool_.run(rows, [&](int m, int) {
+        const float* row = logits + static_cast<std::ptrdiff_t>(m) * vocab;
+        report(m, row, kernels_->row_stats(row, vocab), ids[m]);
     });
 }
 

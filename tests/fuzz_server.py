@@ -22,6 +22,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance
 
 from elinvar.engine.aio import AsyncEngine
 from elinvar.engine.chat import ChatTemplate
+from elinvar.engine.core import Engine
 from elinvar.engine.tokenizer import Tokenizer
 from elinvar.server.app import create_app
 from engines import ByteTokenizer, tiny_engine
@@ -46,12 +47,16 @@ class ChatTokenizer(ByteTokenizer):
         return self.decode([token])
 
 
+def chat_engine() -> Engine:
+    engine = tiny_engine(max_context=96, num_blocks=64)
+    engine.tokenizer = cast(Tokenizer, ChatTokenizer())
+    return engine
+
+
 @contextmanager
 def tiny_server() -> Iterator[str]:
     """The URL of a server whose model has random weights and a short context."""
-    engine = tiny_engine(max_context=96, num_blocks=64)
-    engine.tokenizer = cast(Tokenizer, ChatTokenizer())
-    app = create_app(AsyncEngine(engine), NAME, allow_adapter_loading=True)
+    app = create_app(AsyncEngine(chat_engine()), NAME, allow_adapter_loading=True)
     with running(app) as (port, _):
         yield f"http://127.0.0.1:{port}"
 

@@ -123,7 +123,7 @@ def random_edits(rng: np.random.Generator, rows: int, vocab: int, parts: str) ->
         values[rng.random(len(values)) < 0.3] = -np.inf
         edits["biases"] = Biases(
             starts=np.cumsum([0, *counts]).astype(np.int32),
-            ids=rng.integers(0, vocab, len(values)).astype(np.int32),
+            ids=rng.integers(0, vocab + 3, len(values)).astype(np.int32),
             values=values,
         )
     if "m" in parts:

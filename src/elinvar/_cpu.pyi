@@ -118,6 +118,18 @@ class Provider:
         chunk: int,
         first: int,
     ) -> Any: ...
+    def block_shares(
+        self,
+        q: Any,
+        kv: Cache,
+        query_start: Any,
+        tables: Any,
+        positions: Any,
+        scale: float,
+        shares: Any,
+        softcap: float,
+        sinks: Any | None,
+    ) -> None: ...
     def index_select(
         self,
         q: Any,
@@ -156,6 +168,7 @@ class Provider:
     def gated_rms_norm(self, x: Any, gate: Any, first: int, gain: Any, eps: float) -> Any: ...
     def sigmoid_gate(self, x: Any, gate: Any) -> Any: ...
     def pool(self, x: Any, starts: Any, weights: Any) -> Any: ...
+    def score(self, logits: Any, ids: Any, num_top: int) -> Any: ...
     def sample(
         self,
         logits: Any,

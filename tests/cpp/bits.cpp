@@ -283,6 +283,9 @@ int main(int argc, char** argv) {
             a.chunk = 1060;
             p.attention(a, 1, starts.data());
             show("switched", o.data(), static_cast<std::size_t>(last * heads * dim) * 4);
+            std::vector<float> shares(static_cast<std::size_t>(last * blocks));
+            p.block_shares(a, 1, starts.data(), shares.data(), blocks);
+            show("shares", shares);
         }
     }
     latents(p);

@@ -284,6 +284,13 @@ memory = options(
         help="First tokens that are seen with a window; both count in blocks of 32.",
         section=_MEMORY,
     ),
+    option(
+        "--attention-budget",
+        type=AT_LEAST_1,
+        metavar="TOKENS",
+        help="Answer from the TOKENS of the prompt that its end attends to most (default: all).",
+        section=_MEMORY,
+    ),
 )
 
 

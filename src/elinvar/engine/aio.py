@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
@@ -78,6 +80,7 @@ class AsyncEngine:
         self._error: Exception | None = None
         # Only the step thread reads and writes this.
         self._streams: dict[str, _Stream] = {}
+        self._step_began: float | None = None
 
     def start(self) -> None:
         """Start the step thread. It is a daemon and sleeps when there is nothing to do."""
@@ -114,6 +117,17 @@ class AsyncEngine:
         if self._thread is None:
             raise EngineError("The engine is not running; call start() first.")
 
+    @property
+    def step_s(self) -> float:
+        """Seconds that the step in progress has taken so far; 0.0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def stack(self) -> str:
+        """Where the step thread is now, for the log."""
+        frame = sys._current_frames().get(self._thread.ident or 0) if self._thread else None
+        return "" if frame is None else "".join(traceback.format_stack(frame))
+
     async def load_adapter(self, name: str, path: str) -> None:
         """As Engine.load_adapter; answers go on meanwhile."""
         self.check_alive()
@@ -137,6 +151,14 @@ class AsyncEngine:
 
         await self._between_steps(look)
         return found
+
+    async def cancel(self, request_ids: Sequence[str], why: str) -> int:
+        """End requests: whoever reads them gets a last delta with finish_reason `abort` and `why`.
+        Returns how many had not ended. It waits for the step in progress."""
+        found: list[bool] = []
+        abort = self.engine.abort
+        await self._between_steps(lambda: found.extend([abort(one, why) for one in request_ids]))
+        return sum(found)
 
     async def with_sessions(self, ask: Callable[[Sessions], Got]) -> Got:
         """What `ask` does with Engine.sessions, between steps. Raises what it raises."""
@@ -204,7 +226,10 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             while self._take():
-                self._deliver(self.engine.step())
+                self._step_began = time.monotonic()
+                deltas = self.engine.step()
+                self._step_began = None
+                self._deliver(deltas)
         except Exception as error:
             log.exception("The engine stopped.")
             self._fail(error)

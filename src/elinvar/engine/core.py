@@ -10,7 +10,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any, Self, cast
@@ -26,6 +26,7 @@ from elinvar.base.metrics import EngineMetrics
 from elinvar.base.plan import StepPlan, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.adapters import Adapters
+from elinvar.engine.bad_words import spelled
 from elinvar.engine.below import identity, open_tiers
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.memory import available_memory, give_back
@@ -40,7 +41,7 @@ from elinvar.models.load import load_parts, reloaded
 from elinvar.ops import Ops, load_provider
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.run.runner import Runner
-from elinvar.sched.door import max_total_tokens, why_no_window
+from elinvar.sched.door import max_total_tokens, why_no_budget, why_no_window
 from elinvar.sched.policy import make_policy
 from elinvar.sched.request import Request, RequestUpdate
 from elinvar.sched.scheduler import Scheduler
@@ -149,6 +150,8 @@ class Engine:
             max_step_tokens=config.max_step_tokens,
         )
         log.info("KV cache: %s; %d bytes", describe_blocks(specs, kv.num_blocks), kv.num_bytes)
+        self.kv_bytes = kv.num_bytes
+        """Memory of the KV cache."""
         self.config = config
         self._weights = weights_fingerprint
         self.fingerprint = _fingerprint(config, weights_fingerprint)
@@ -189,6 +192,7 @@ class Engine:
         if self.tiers is not None:
             self.metrics.tiers = self.tiers.stats
         self._no_window = why_no_window(model.config.layer_kinds)
+        self._no_budget = why_no_budget(model.config.layer_kinds, model.config.index is not None)
         longest = self._context
         if self._no_window:  # or a sequence may outgrow the cache
             longest = min(longest, self.scheduler.kv.max_sequence + 1)
@@ -251,9 +255,12 @@ class Engine:
         self._check_open()
         if params.adapter is not None:
             self.adapters.find(params.adapter)
-        if params.kept_blocks is not None and self._no_window:
-            message = f"This model {self._no_window}: leave attention_window out."
-            raise InputError("attention_window", message)
+        for field, why_not in (
+            ("attention_window", self._no_window),
+            ("attention_budget", self._no_budget),
+        ):
+            if why_not and getattr(params, field) is not None:
+                raise InputError(field, f"This model {why_not}: leave {field} out.")
         kv_tokens = self.scheduler.kv.longest(params.kept_blocks)
         max_total_tokens(len(prompt_ids), params.max_tokens, self._context, kv_tokens)
         for kind in set(map(type, prompt_ids)):
@@ -262,6 +269,9 @@ class Engine:
                     "prompt", f"Token ids of the prompt must be integers, got {kind.__name__}."
                 )
         vocab_size = self.model_config.vocab_size
+        _check_ids("logit_bias", (token for token, _ in params.logit_bias), vocab_size)
+        for word in params.bad_words:
+            _check_ids("bad_words", () if isinstance(word, str) else word, vocab_size)
         if min(prompt_ids) < 0 or max(prompt_ids) >= vocab_size:
             wrong = next(t for t in prompt_ids if not 0 <= t < vocab_size)
             raise InputError(
@@ -287,6 +297,8 @@ class Engine:
         self.check(prompt_ids, params)
         if params.seed is None:
             params = replace(params, seed=draw_seed())
+        if params.bad_words:
+            params = replace(params, bad_words=spelled(self.tokenizer, params.bad_words))
         request = Request(
             request_id or uuid.uuid4().hex,
             list(prompt_ids),
@@ -298,11 +310,12 @@ class Engine:
         self.scheduler.add(request)
         if params.adapter is not None:  # after what may raise: it is not forgotten until _forget
             request.adapter = self.adapters.begin(params.adapter)
-        self._live[request.id] = _Live(request, AnswerText(self.tokenizer, params.stop))
+        self._live[request.id] = _Live(request, AnswerText(self.tokenizer, params))
         return request.id
 
     def _namespace(self, params: SamplingParams, tenant: str) -> bytes:
-        """Who has a name finds no prefix of others, unless both share: how long an answer takes would
+        """Whose blocks it finds, and who finds its. A prompt that gets log-probs is computed, so there it
+        finds its own alone, after a preemption. Who has a name finds no prefix of others, unless both share: how long an answer takes would
         tell what somebody else asked. What tokens become depends on what they saw."""
         adapter, kept = params.adapter, params.kept_blocks
         namespace = b"" if adapter is None else self.adapters.digest(adapter)
@@ -310,6 +323,8 @@ class Engine:
         limits = tenants.get(tenant) or tenants.get(ANY_TENANT)
         if tenant and not (limits and limits.share_prefixes):
             namespace += blake2b(tenant.encode(), digest_size=32, person=b"tenant").digest()
+        if params.prompt_logprobs is not None:
+            namespace += uuid.uuid4().bytes
         return namespace if kept is None else namespace + b"keeps %d+%d" % kept
 
     def explain(self, request_id: str) -> Record | None:
@@ -317,14 +332,18 @@ class Engine:
         live = self._live.get(request_id)
         return None if live is None else record(live.request)
 
-    def abort(self, request_id: str) -> bool:
-        """End a request now; its blocks are free at once and its last delta comes with the next
-        step. False when there is none of this id."""
+    def running(self) -> list[Request]:
+        """All that have not ended, the oldest first. Any thread may ask, to look at them."""
+        return [live.request for live in self._live.copy().values()]
+
+    def abort(self, request_id: str, why: str | None = None) -> bool:
+        """End a request now; its blocks are free at once and its last delta, whose `error` is `why`,
+        comes with the next step. False when there is none of this id."""
         if request_id not in self._live:
             return False
         self.scheduler.abort(request_id)
         live = self._forget(request_id, "abort")
-        self._ready.append(_delta(live.request, finish_reason="abort"))
+        self._ready.append(_delta(live.request, finish_reason="abort", error=why))
         return True
 
     def context_of(self, params: SamplingParams) -> int:
@@ -354,6 +373,7 @@ class Engine:
             if not deltas and self._live:
                 time.sleep(min(self.scheduler.idle_s, LONGEST_NAP_S))
         else:
+            self.metrics.timeline.begin(began)
             try:
                 output = self.runner.execute(plan)
             except Exception as error:
@@ -366,6 +386,8 @@ class Engine:
                 self.metrics.steps += 1
                 self.metrics.computed_tokens += plan.num_tokens
                 self.metrics.step_seconds.observe(now - began)
+                self.metrics.recent_steps.observe(now - began, now)
+            self.metrics.timeline.end(time.monotonic())
         return deltas
 
     def push_weights(self, arrays: Mapping[str, NDArray[Any]]) -> int:
@@ -424,7 +446,8 @@ class Engine:
         reason: FinishReason | None = request.finish_reason
         ids, logprobs = update.new_token_ids, update.logprobs
         # A token that ends the answer has no text.
-        text, count, stopped = live.text.push(ids[:-1] if reason == "stop" else ids)
+        ended = reason == "stop" and not live.text.shows(ids[-1])
+        text, count, stopped = live.text.push(ids[:-1] if ended else ids)
         if stopped is None and update.finished:
             rest, stopped = live.text.finish()
             text += rest
@@ -433,11 +456,15 @@ class Engine:
             self.scheduler.finish(request.id)
         if stopped is not None:
             reason = "stop"
+        begins = live.last_token is None and request.params.prompt_logprobs is not None
         self._time(live, len(ids), now)
         if reason is not None:
             self._forget(request.id, reason)
             self.metrics.e2e_seconds.observe(now - request.arrival)
-        return _delta(request, text, ids, logprobs, reason, stop_text=stopped)
+        delta = _delta(request, text, ids, logprobs, reason, stop_text=stopped)
+        if begins:
+            delta.prompt_logprobs = request.prompt_logprobs
+        return delta
 
     def _forget(self, request_id: str, reason: FinishReason) -> _Live:
         live = self._live.pop(request_id)
@@ -453,12 +480,14 @@ class Engine:
         metrics.generated_tokens += num_tokens
         if live.last_token is None:
             metrics.ttft_seconds.observe(now - live.request.arrival)
+            metrics.recent_ttft.observe(now - live.request.arrival, now)
             metrics.prompt_tokens += live.request.num_prompt_tokens
             metrics.cached_tokens += live.request.num_cached_tokens
             for watcher in self.watchers:
                 watcher.began(live.request)
         else:
             metrics.itl_seconds.observe(now - live.last_token)
+            metrics.recent_itl.observe(now - live.last_token, now)
         live.last_token = now
 
     def _give_up(self, plan: StepPlan, error: Exception) -> list[Delta]:
@@ -469,6 +498,13 @@ class Engine:
             message = f"{type(error).__name__}: {error}"
             deltas.append(_delta(live.request, finish_reason="error", error=message))
         return deltas
+
+
+def _check_ids(field: str, ids: Iterable[int], vocab_size: int) -> None:
+    for token in ids:
+        if token >= vocab_size:
+            message = f"Token ids of {field} must be from 0 to {vocab_size - 1}, got {token}."
+            raise InputError(field, message)
 
 
 def _fingerprint(config: EngineConfig, weights: str) -> str:
@@ -497,5 +533,5 @@ def _delta(
         request.num_cached_tokens,
         seed,
         error,
-        stop_text,
+        stop_text=stop_text,
     )

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 
 
 class StopMatcher:
-    """Follows all stop texts at once, character by character (Knuth, Morris and Pratt, 1977)."""
+    """Follows all stop texts at once, character by character (Knuth, Morris and Pratt, 1977).
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    keep: the stop text that ends the answer is a part of it."""
+
+    def __init__(self, stops: Sequence[str], keep: bool = False) -> None:
+        self._keep = keep
         self._stops = sorted(set(stops), key=len, reverse=True)
         self._failures = [_failure_table(stop) for stop in self._stops]
         self._matched = [0] * len(self._stops)
@@ -27,7 +30,7 @@ class StopMatcher:
             for i, stop in enumerate(self._stops):
                 if self._advance(i, char) == len(stop):
                     self._held = ""
-                    return held[: end - len(stop)], stop
+                    return held[: end if self._keep else end - len(stop)], stop
         keep = len(held) - max(self._matched, default=0)
         self._held = held[keep:]
         return held[:keep], None

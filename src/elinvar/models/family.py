@@ -30,6 +30,14 @@ class Model(Protocol):
         """Logits [L, V] of batch.logit_rows; kv holds one cache a layer and is written to."""
         ...
 
+    def hidden(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> F32:
+        """The same up to the head -> [L, D]."""
+        ...
+
+    def logits(self, h_LD: F32) -> F32:
+        """The head, of any rows of `hidden`."""
+        ...
+
 
 Built = TypeVar("Built", bound=Model | Encoder, covariant=True)
 

@@ -13,15 +13,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVSpec
 from elinvar.base.plan import StepOutput, StepPlan, TokenLogprobs
 from elinvar.models.family import Model
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.ops.api import Ops
-from elinvar.ops.arguments import SampleResult
 from elinvar.ops.caches import LayerCache
 from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
+from elinvar.run.score import prompt_spans, score_prompts, token_logprobs
 
 
 class Below(Protocol):
@@ -77,12 +78,20 @@ class Runner:
         sampled: list[list[int]] = [[] for _ in items]
         logprobs: list[list[TokenLogprobs]] = [[] for _ in items]
         if not items:
-            return StepOutput(sampled, logprobs, lost, moving_s)
+            return StepOutput(sampled, logprobs, lost=lost, moving_s=moving_s)
         rows.append_blocks(items)
         batch, rows_L, position_L = rows.gather(items)
-        logits_LV = self.graphs.forward(batch)
+        output = StepOutput(sampled, logprobs, lost=lost, moving_s=moving_s)
+        spans = prompt_spans(items, rows.scored) if rows.scored else []
+        if spans:
+            assert isinstance(batch, ForwardBatch)
+            scores = score_prompts(self.graphs, batch, spans, rows.token_ids)
+            logits_LV, output.prompt_logprobs = scores
+        else:
+            logits_LV = self.graphs.forward(batch)
+        output.kept = rows.choose(items, batch)
         if not rows_L:
-            return StepOutput(sampled, logprobs, lost, moving_s)
+            return output
         result = self.ops.sample(logits_LV, rows.sample_args(rows_L, position_L))
         sampling = [i for i, item in enumerate(items) if item.sample]
         for at, (i, token) in enumerate(zip(sampling, result.ids.tolist(), strict=True)):
@@ -91,8 +100,8 @@ class Runner:
             rows.token_ids[item.row, item.start + item.num_tokens] = token
             asked = rows.num_logprobs[item.row]
             if asked is not None:
-                logprobs[i] = [_token_logprobs(result, at, asked)]
-        return StepOutput(sampled, logprobs, lost, moving_s)
+                logprobs[i] = [token_logprobs(result, at, asked)]
+        return output
 
     def _move(self, plan: StepPlan) -> tuple[list[bytes], float]:
         """Save, copy and load blocks. Returns keys that were not to be had, and the seconds that
@@ -114,9 +123,3 @@ class Runner:
             or not below.get(move.key, memoryview(self._blocks[move.group][move.block]))
         ]
         return lost, saved - began + time.monotonic() - copied
-
-
-def _token_logprobs(result: SampleResult, at: int, num_top: int) -> TokenLogprobs:
-    ids = result.top_ids[at, :num_top].tolist()
-    values = result.top_logprobs[at, :num_top].tolist()
-    return TokenLogprobs(float(result.logprobs[at]), list(zip(ids, values, strict=True)))

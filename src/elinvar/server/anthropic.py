@@ -16,10 +16,11 @@ from elinvar.server.anthropic_wire import MessagesWire
 from elinvar.server.body import read_body
 from elinvar.server.chats import ask_chat, encode_chat, switches_thinking
 from elinvar.server.errors import own_names
+from elinvar.server.inside import handled
+from elinvar.server.models import Models
 from elinvar.server.prepare import hinted
 from elinvar.server.reply import reply
 from elinvar.server.schema import decode
-from elinvar.server.served import Models
 from elinvar.server.tenants import tenant_of
 
 
@@ -40,7 +41,8 @@ class AnthropicRoutes:
         target = await self.models.use(request.scope, parsed.model)
         with own_names(OWN_NAMES):
             policy = target.served.core.config.policy
-            handling = hinted(parsed, tenant_of(request.scope), policy)
+            scope = request.scope
+            handling = handled(scope, hinted(parsed, tenant_of(scope), policy))
             said = conversation(parsed, switches_thinking(target.served))
             asked = await ask_chat(target, said, wanted(parsed), handling)
         wire = MessagesWire(

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from elinvar.server.served import Models
 
-
-def model_list(models: Models) -> dict[str, Any]:
+def model_list(described: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """All on one page."""
-    data = [model_info(models.describe(name)) for name in models.names]
+    data = [model_info(one) for one in described]
     ends = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return {"data": data, "has_more": False, "first_id": ends[0], "last_id": ends[1]}
 
 
-def model_info(described: dict[str, Any]) -> dict[str, Any]:
+def model_info(described: Mapping[str, Any]) -> dict[str, Any]:
     """`described`: as Models.describe has it."""
     return {
         "type": "model",

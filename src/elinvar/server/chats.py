@@ -116,7 +116,8 @@ def make_choices(
         for k in range(wanted.n):
             seed = None if params.seed is None else choice_seed(params.seed, k)
             own = replace(params, max_tokens=room, seed=seed)
-            choices.append(Choice(p * wanted.n + k, p, ids, own))
+            top = params.prompt_logprobs
+            choices.append(Choice(p * wanted.n + k, p, ids, own, prompt_top=top))
     return choices
 
 

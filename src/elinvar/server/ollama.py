@@ -14,6 +14,7 @@ from elinvar.server.asked import Asked
 from elinvar.server.body import read_body
 from elinvar.server.chats import Wanted, ask_chat, make_choices, run_sized, switches_thinking
 from elinvar.server.errors import invalid_value, own_names
+from elinvar.server.models import Models
 from elinvar.server.ollama_messages import OWN_NAMES, chat, prompted, wanted
 from elinvar.server.ollama_models import plain_name
 from elinvar.server.ollama_schema import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
@@ -21,7 +22,7 @@ from elinvar.server.ollama_wire import OllamaChatWire, OllamaGenerateWire, Ollam
 from elinvar.server.prepare import hinted
 from elinvar.server.reply import reply
 from elinvar.server.schema import decode
-from elinvar.server.served import Models, Target
+from elinvar.server.served import Target
 from elinvar.server.tenants import tenant_of
 
 
@@ -64,7 +65,7 @@ class OllamaRoutes:
     async def _checked(
         self, request: Request, parsed: OllamaRequest
     ) -> tuple[Target, Wanted, Handling]:
-        known = parsed.model in self.models.names
+        known = self.models.has(request.scope, parsed.model)
         name = parsed.model if known else plain_name(parsed.model)
         target = await self.models.use(request.scope, name)
         core = target.served.core

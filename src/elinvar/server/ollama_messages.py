@@ -29,6 +29,10 @@ OWN_NAMES = {
     "top_k": "options.top_k",
     "top_p": "options.top_p",
     "min_p": "options.min_p",
+    "typical_p": "options.typical_p",
+    "repetition_penalty": "options.repeat_penalty",
+    "presence_penalty": "options.presence_penalty",
+    "frequency_penalty": "options.frequency_penalty",
     "seed": "options.seed",
     "stop": "options.stop",
     "session": "session_id",
@@ -82,11 +86,25 @@ def wanted(request: OllamaRequest, max_context: int) -> Wanted:
         top_k=TOP_K if given.top_k is None else given.top_k,
         top_p=TOP_P if given.top_p is None else given.top_p,
         min_p=given.min_p or 0.0,
+        typical_p=1.0 if given.typical_p is None else given.typical_p,
+        repetition_penalty=_repeat_penalty(given),
+        presence_penalty=given.presence_penalty or 0.0,
+        frequency_penalty=given.frequency_penalty or 0.0,
         seed=given.seed,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         logprobs=_num_logprobs(request),
     )
     return Wanted(1, limit, params, cut_to_room=True, max_context=context)
+
+
+def _repeat_penalty(given: OllamaOptions) -> float:
+    """Of all tokens that there are: none is forgotten after a while."""
+    if given.repeat_last_n not in (None, -1, 0):
+        name = "options.repeat_last_n"
+        raise invalid_value(name, f"{name} must be -1, all tokens, or 0, none.")
+    if given.repeat_penalty is None or given.repeat_last_n == 0:
+        return 1.0
+    return given.repeat_penalty
 
 
 def _num_logprobs(request: OllamaRequest) -> int | None:

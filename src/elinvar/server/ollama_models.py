@@ -10,14 +10,16 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Scope
 
 from elinvar.base.config import ModelConfig
 from elinvar.server.body import read_body
 from elinvar.server.errors import bad_request, not_supported, unknown_model
+from elinvar.server.models import Models
 from elinvar.server.ollama_schema import OllamaShowRequest
 from elinvar.server.reply import reply
 from elinvar.server.schema import decode
-from elinvar.server.served import Models
+from elinvar.server.served import Served
 
 API_VERSION = "0.12.6"
 """Of Ollama, whose API this is: clients ask it what they may use. Elinvar's own is in `elinvar`."""
@@ -72,13 +74,18 @@ def plain_name(name: str) -> str:
     return name.removesuffix(_LATEST)
 
 
-def shown_of(models: Models) -> list[Shown]:
-    return [_shown(models, name) for name in models.names]
+def shown_of(models: Models, scope: Scope) -> list[Shown]:
+    """Those that are loaded: of others nothing is known yet but the name."""
+    found = []
+    for name in models.names_for(scope):
+        served, adapter = models.look(scope, name)
+        if served is not None:
+            found.append(_shown(name, served, adapter))
+    return found
 
 
-def _shown(models: Models, name: str) -> Shown:
-    target = models.find(name)
-    core = target.served.core
+def _shown(name: str, served: Served, adapter: str | None) -> Shown:
+    core = served.core
     template = core.tokenizer.chat_template
     can = ["completion"]
     if template is not None and template.switches_thinking:
@@ -86,8 +93,8 @@ def _shown(models: Models, name: str) -> Shown:
     return Shown(
         name,
         core.model_config,
-        core.fingerprint_of(target.adapter),
-        target.served.created,
+        core.fingerprint_of(adapter),
+        served.created,
         core.max_context,
         can,
         "" if template is None else template.source,
@@ -95,7 +102,7 @@ def _shown(models: Models, name: str) -> Shown:
 
 
 class OllamaModelRoutes:
-    def __init__(self, shown: Callable[[], Sequence[Shown]], max_body_bytes: int) -> None:
+    def __init__(self, shown: Callable[[Scope], Sequence[Shown]], max_body_bytes: int) -> None:
         self._shown, self._max_body_bytes = shown, max_body_bytes
 
     def routes(self) -> list[Route]:
@@ -107,13 +114,13 @@ class OllamaModelRoutes:
         ]
 
     async def tags(self, request: Request) -> Response:
-        return reply({"models": [one.listed for one in self._shown()]})
+        return reply({"models": [one.listed for one in self._shown(request.scope)]})
 
     async def running(self, request: Request) -> Response:
         """All of them: they are loaded before the server listens, and stay."""
         models = [
             one.listed | {"expires_at": _NEVER, "size_vram": 0, "context_length": one.max_context}
-            for one in self._shown()
+            for one in self._shown(request.scope)
         ]
         return reply({"models": models})
 
@@ -127,7 +134,7 @@ class OllamaModelRoutes:
         if wanted is None:
             message = "Missing required parameter: 'model'."
             raise bad_request(message, "model", "missing_required_parameter")
-        there = {one.name: one for one in self._shown()}
+        there = {one.name: one for one in self._shown(request.scope)}
         one = there.get(wanted) or there.get(plain_name(wanted))
         if one is None:
             raise unknown_model(wanted, list(there))

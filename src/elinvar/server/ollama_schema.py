@@ -19,12 +19,12 @@ class OllamaOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     min_p: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
-    # Not served: penalties, and how the model is loaded, which is said where the server is started.
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     repeat_penalty: float | None = None
     repeat_last_n: int | None = None
     typical_p: float | None = None
+    # Not served; most of them say how the model is loaded, which is for who starts the server.
     tfs_z: float | None = None
     mirostat: int | None = None
     mirostat_eta: float | None = None
@@ -47,11 +47,6 @@ class OllamaOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 UNSERVED_OPTIONS: dict[str, tuple[object, ...]] = {
-    "frequency_penalty": (0.0,),
-    "presence_penalty": (0.0,),
-    "repeat_penalty": (1.0,),
-    "repeat_last_n": (0,),
-    "typical_p": (1.0,),
     "tfs_z": (1.0,),
     "mirostat": (0,),
     "mirostat_eta": (),

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Scope
 
 from elinvar.server.body import read_body
 from elinvar.server.errors import not_supported
@@ -66,7 +67,7 @@ class OllamaTextRoutes:
         _, vectors = await self._texts.embed(request, plain_name(parsed.model), [parsed.prompt])
         return reply({"embedding": vectors[0].tolist()})
 
-    def _shown(self) -> list[Shown]:
+    def _shown(self, scope: Scope) -> list[Shown]:
         texts, model = self._texts, self._texts.model
         can = ["rerank"] if model.reranks else ["embedding"]
         name, created = texts.name, texts.created

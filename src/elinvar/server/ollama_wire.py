@@ -92,11 +92,12 @@ class OllamaWire(Wire):
         self._calls = []
         return lines
 
-    def _logprobs(self, ids: Sequence[int], values: Sequence[TokenLogprobs]) -> list[JSON]:
+    def _logprobs(self, ids: Sequence[int], values: Sequence[TokenLogprobs | None]) -> list[JSON]:
         return [
             self._entry(token, value.logprob)
             | {"top_logprobs": [self._entry(t, p) for t, p in value.top]}
             for token, value in zip(ids, values, strict=True)
+            if value is not None
         ]
 
     def _entry(self, token: int, logprob: float) -> JSON:

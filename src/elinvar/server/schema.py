@@ -114,6 +114,9 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
@@ -122,6 +125,13 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     # Extensions.
     top_k: int | None = None
     min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    bad_words: list[str] | None = None
+    min_tokens: int | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: int | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
     priority: int | None = None
@@ -132,10 +142,8 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     # Lossy (SamplingParams.attention_window): attend to the first and the last tokens alone.
     attention_window: int | None = None
     attention_sinks: int | None = None
-    # Not served yet.
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    # Lossy: the answer attends to so many tokens of the prompt alone.
+    attention_budget: int | None = None
 
 
 class ChatRequest(Common, kw_only=True):
@@ -171,12 +179,11 @@ class ChatRequest(Common, kw_only=True):
 class CompletionRequest(Common, kw_only=True):
     prompt: str | list[str | int | list[int]]
     logprobs: int | None = None
-    # Accepted; it changes nothing here.
-    metadata: dict[str, str] | None = None
-    # Not served yet.
     best_of: int | None = None
     echo: bool | None = None
     suffix: str | None = None
+    # Accepted; it changes nothing here.
+    metadata: dict[str, str] | None = None
 
 
 class LoadAdapterRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -191,9 +198,10 @@ class UnloadAdapterRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SessionRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Of a session that there is, all but the id."""
+    """Of a session that there is, all but the id and the model."""
 
     id: str | None = None
+    model: str | None = None
     expect_return_s: float | None = None
     ttl_s: float | None = None
     pause_kind: str | None = None
@@ -206,21 +214,15 @@ class ForkRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 DEFAULTS: dict[str, tuple[object, ...]] = {
     "audio": (),
-    "best_of": (1,),
-    "echo": (False,),
-    "frequency_penalty": (0.0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),
-    "presence_penalty": (0.0,),
     "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory",),
     "response_format": ({"type": "text"},),
     "store": (False,),
-    "suffix": ("",),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -268,11 +270,19 @@ _NAMES = {"str": "a string", "int": "an integer", "float": "a number", "bool": "
 _NAMES |= {"array": "an array", "object": "an object"}
 
 
-def _validation_error(text: str, kind: type[msgspec.Struct]) -> ApiError:
-    """msgspec's sentence about a wrong value, in the API's words."""
+def convert(value: object, kind: type[Request], path: str) -> Request:
+    """A decoded value at `path` as a structure, or ApiError 400 naming what is wrong with it."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _validation_error(str(error), kind, path) from None
+
+
+def _validation_error(text: str, kind: type[msgspec.Struct], at: str = "") -> ApiError:
+    """msgspec's sentence about a wrong value, in the API's words. at: the path of the whole."""
     match = _AT.match(text)
     assert match is not None  # every part of the pattern is optional
-    what, path = match[1], match[2] or ""
+    what, path = match[1], ".".join(part for part in (at, match[2]) if part)
     if expected := _EXPECTED.match(what):
         wanted, got = (_type_names(group) for group in expected.groups())
         if not path:

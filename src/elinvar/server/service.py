@@ -17,12 +17,30 @@ from elinvar.base.handling import Handling
 from elinvar.base.limits import ANY_TENANT
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.aio import Ask
-from elinvar.server.errors import ApiError, invalid_value, overloaded, unavailable
+from elinvar.server.errors import (
+    CANCELLED,
+    ApiError,
+    cancelled,
+    invalid_value,
+    overloaded,
+    unavailable,
+)
 from elinvar.server.explain import Explanations, choice_id
 
 if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
     from elinvar.engine.output import Delta
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """What an answer begins with, where it repeats its prompt."""
+
+    text: str
+    num_top: int | None
+    """Alternatives in its log-probs; None: it has none."""
+    alone: bool
+    """The prompt is all that was asked for: what is sampled is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +51,9 @@ class Choice:
     prompt_index: int
     prompt_ids: list[int]
     params: SamplingParams
+    echo: Echo | None = None
+    prompt_top: int | None = None
+    """Alternatives in the log-probs of its prompt, where the client asked for them."""
 
 
 Event = tuple[Choice, "Delta"]
@@ -128,5 +149,7 @@ async def _events(
                     500, f"A step failed: {delta.error}", None, "internal_error", "server_error"
                 )
             if delta.finish_reason == "abort":
+                if delta.error == CANCELLED:
+                    raise cancelled()
                 raise unavailable("The server ended this request before it was finished.")
             yield choices[index], delta

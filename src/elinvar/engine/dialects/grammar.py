@@ -1,0 +1,182 @@
+"""Grammars that hold a model to its family's way of calling, and to the schemas of its tools."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from elinvar.base.errors import InputError
+from elinvar.base.grammar import (
+    Anything,
+    Choice,
+    Grammar,
+    Literal,
+    Regex,
+    Repeat,
+    Special,
+    Until,
+)
+from elinvar.base.grammar import Sequence as Row
+from elinvar.engine.dialects.arguments import arguments_grammar, fields_grammar, keywords_grammar
+from elinvar.engine.dialects.schema import parameters
+from elinvar.engine.dialects.words import (
+    Calls,
+    Channels,
+    Family,
+    Fields,
+    Function,
+    Id,
+    Json,
+    Keywords,
+    Name,
+    Part,
+)
+
+Functions = Mapping[str, Mapping[str, Any]]
+
+
+def answer_grammar(
+    family: Family,
+    special: Collection[str],
+    functions: Functions,
+    choice: str,
+    *,
+    parallel: bool,
+    thinking: bool,
+    in_thought: bool,
+) -> Grammar | None:
+    """See Dialect.grammar."""
+    if choice not in ("auto", "required"):
+        if choice not in functions:
+            raise InputError("tool_choice", f"tool_choice names {choice!r}, which is no tool.")
+        functions = {choice: functions[choice]}
+    if not functions:
+        raise InputError("tool_choice", "tool_choice needs tools, too.")
+    strict = {name for name, f in functions.items() if f.get("strict")}
+    if choice == "auto":
+        if not strict:
+            return None
+        functions = {n: f if n in strict else {} for n, f in functions.items()}
+    grammars = _Grammars(special)
+    if isinstance(family.calls, Channels):
+        return grammars.messages(family.calls, functions, choice == "auto", thinking, in_thought)
+    row: list[Grammar] = []
+    if family.thoughts and (thinking or in_thought):
+        close = grammars.until(family.thoughts.close)
+        opened = () if in_thought else grammars.text(family.thoughts.open.strip())
+        thought = Row((*opened, close, Regex(r"\s*")))
+        row.append(thought if in_thought else Repeat(thought, 0, 1))
+    row.append(grammars.calls(family.calls, functions, choice == "auto", parallel))
+    return Row(tuple(row))
+
+
+class _Grammars:
+    """Descriptions to grammars, for a vocabulary's control tokens."""
+
+    def __init__(self, special: Collection[str]) -> None:
+        names = sorted(special, key=len, reverse=True)
+        self._cut = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+    def text(self, literal: str) -> tuple[Grammar, ...]:
+        """A literal, cut into control tokens and texts."""
+        row: list[Grammar] = []
+        at = 0
+        for match in self._cut.finditer(literal):
+            if match.start() > at:
+                row.append(Literal(literal[at : match.start()]))
+            row.append(Special(match[0]))
+            at = match.end()
+        if at < len(literal):
+            row.append(Literal(literal[at:]))
+        return tuple(row)
+
+    def until(self, literal: str) -> Grammar:
+        """Any text up to the literal, and the literal."""
+        first, *rest = self.text(literal)
+        assert isinstance(first, Literal | Special)
+        return Row((Until(first), *rest))
+
+    def calls(self, words: Calls, functions: Functions, free: bool, parallel: bool) -> Grammar:
+        """One call at least; where `free`, any text and then perhaps calls."""
+        opener, closer = words.frames[0] if words.frames and not words.bare else ("", "")
+        call = Choice(
+            tuple(Row(self._call(words.call, name, functions[name])) for name in functions)
+        )
+        between = self.text(words.between)
+        more = (Repeat(Row((*between, call))),) if parallel and words.many else ()
+        inside = (*self.text(words.head), call, *more, *self.text(words.tail), *self.text(closer))
+        if not free:
+            framed = Row((*self.text(opener), *inside))
+            return Repeat(framed, 1, None) if parallel and not words.many and opener else framed
+        if not opener:
+            # What begins as a call does is one; all else is a text.
+            begins = re.escape(words.head or "{")
+            return Choice((Row(inside), Regex(rf"[^\s{begins}](?:.|\n)*")))
+        trigger = self.text(opener)
+        first = trigger[0]
+        assert isinstance(first, Literal | Special)
+        framed = Row((Until(first), *trigger[1:], *inside))
+        rest = Anything() if isinstance(first, Special) else Regex(without(first.text))
+        return Row((Repeat(framed, 0, None if parallel else 1), rest))
+
+    def _call(
+        self, parts: Sequence[Part], name: str, function: Mapping[str, Any]
+    ) -> tuple[Grammar, ...]:
+        schema = parameters(function)
+        row: list[Grammar] = []
+        for part in parts:
+            match part:
+                case str():
+                    row += self.text(part)
+                case Name():
+                    row += self.text(part.prefix + name)
+                    row += [Regex(r":\d{1,3}")] if part.numbered else []
+                case Id():
+                    pass
+                case Json():
+                    row.append(arguments_grammar(schema))
+                case Function():
+                    head = f'{{"{part.name}": {json.dumps(name)}, "{part.arguments}": '
+                    row += [Literal(head), arguments_grammar(schema), Literal("}")]
+                case Fields():
+                    row.append(fields_grammar(self.text, self.until, part, schema))
+                case Keywords():
+                    row.append(keywords_grammar(self.text, self.until, part, schema))
+        return tuple(row)
+
+    def messages(
+        self, words: Channels, functions: Functions, free: bool, thinking: bool, in_thought: bool
+    ) -> Grammar:
+        """A thought, and then a message that calls; where `free`, one to the user may come instead."""
+        again = self.text(words.start + words.role)
+        end = self.until(words.ends[0])
+        thought: tuple[Grammar, ...] = ()
+        if in_thought:
+            thought = (end, *again)
+        elif thinking:
+            head = self.text(f"{words.channel}{words.thoughts}{words.message}")
+            thought = (Repeat(Row((*head, end, *again)), 0, 1),)
+        calls: list[Grammar] = []
+        for name, function in functions.items():
+            head_text = f"{words.channel}{words.calls} to={words.recipient}{name} "
+            head = self.text(f"{head_text}{words.constrain}json{words.message}")
+            calls.append(Row((*head, arguments_grammar(parameters(function)))))
+        if free:
+            calls.append(Row((*self.text(f"{words.channel}final{words.message}"), Anything())))
+        return Row((*thought, Choice(tuple(calls))))
+
+
+def without(text: str) -> str:
+    """A regular expression for all texts that do not contain `text`, whose first character comes in it
+    once only."""
+    first = re.escape(text[0])
+    begun, broken = "", ""
+    for character in reversed(text[1:]):
+        other = f"[^{re.escape(character)}{first}]"
+        broken = f"(?:{other}|{re.escape(character)}{broken})" if broken else other
+    for character in reversed(text[1:-1]):
+        begun = f"(?:{re.escape(character)}{begun})?"
+    begun, broken = first + begun, first + broken
+    return f"(?:[^{first}]|(?:{begun})*{broken})*(?:{begun})*"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from elinvar.base.config import BLOCK_SIZE
 from elinvar.base.errors import InputError
+from elinvar.base.thinking import ThinkingBudget
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
@@ -70,6 +71,8 @@ class SamplingParams:
     """Go on after the model's end token (for benchmarks)."""
     special_text: tuple[int, ...] = ()
     """Control tokens that have a text in the answer, their name: those by which it is understood."""
+    thinking: ThinkingBudget | None = None
+    """How many tokens of thoughts there may be; None: any number."""
     logprobs: int | None = None
     """None: none; k: the sampled token's log-prob and those of the k likeliest tokens, as the model has
     them: before temperature and all that changes logits."""

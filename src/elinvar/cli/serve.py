@@ -59,6 +59,7 @@ _TRACES = "Traces"
     is_flag=True,
     help="Let clients shorten vectors, though config.json does not say that the model can.",
 )
+@option("--no-console", is_flag=True, help="Leave out the pages for browsers at /.")
 @opt.serving
 @serving.several
 @serving.door
@@ -120,6 +121,7 @@ def serve(models: tuple[str, ...], **flags: Any) -> int:
         "hung_s": flags["hung"],
         "tenants": known,
         "cors_origins": flags["cors_origins"],
+        "console": not flags["no_console"],
         "admin_port": sockets[1].getsockname()[1] if sockets[1:] else None,
         "state_dir": serving.state_dir(flags["state_dir"], sockets[0]),
     }
@@ -171,7 +173,7 @@ def _of_texts(models: tuple[str, ...], flags: dict[str, Any], config: EngineConf
 
 _GENERATING = (
     *("adapters", "chat_template", "allow_adapter_loading", "warm", "trace_requests"),
-    *("tenants", "aliases"),
+    *("tenants", "aliases", "no_console"),
 )
 _FLAGS = {"adapters": "--adapter", "aliases": "--alias"}
 

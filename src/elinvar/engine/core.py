@@ -269,6 +269,8 @@ class Engine:
                     "prompt", f"Token ids of the prompt must be integers, got {kind.__name__}."
                 )
         vocab_size = self.model_config.vocab_size
+        if params.thinking is not None and max(params.thinking.end) >= vocab_size:
+            raise InputError("max_thinking_tokens", "This model has no token that ends a thought.")
         _check_ids("logit_bias", (token for token, _ in params.logit_bias), vocab_size)
         for word in params.bad_words:
             _check_ids("bad_words", () if isinstance(word, str) else word, vocab_size)

@@ -120,6 +120,13 @@ class SampleArgs:
     mask_rows: I32 | None = None
     """[M] which of the L rows each belongs to; with several, all must allow a token."""
 
+    def add_masks(self, masks: U32, rows: I32) -> None:
+        """More of them."""
+        if self.masks is not None and self.mask_rows is not None:
+            masks = np.concatenate([self.masks, masks])
+            rows = np.concatenate([self.mask_rows, rows])
+        self.masks, self.mask_rows = masks, rows
+
 
 @dataclass(slots=True, eq=False)
 class SampleResult:

@@ -23,6 +23,7 @@ from elinvar.ops.caches import LayerCache
 from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
 from elinvar.run.score import prompt_spans, score_prompts, token_logprobs
+from elinvar.run.thinking import ThinkingRows
 
 
 class Below(Protocol):
@@ -51,6 +52,7 @@ class Runner:
         self._below = below
         self.ops, self._adapted = ops, adapted
         self.rows = Rows(max_rows, max_context, specs)
+        self._thinking = ThinkingRows()
         layers: dict[int, LayerCache] = {}
         self._blocks: list[NDArray[np.uint8]] = []
         """Per group [B, bytes]."""
@@ -75,6 +77,7 @@ class Runner:
         lost, moving_s = self._move(plan)
         for started in plan.started:
             rows.start(started)
+            self._thinking.start(started)
         sampled: list[list[int]] = [[] for _ in items]
         logprobs: list[list[TokenLogprobs]] = [[] for _ in items]
         if not items:
@@ -92,7 +95,9 @@ class Runner:
         output.kept = rows.choose(items, batch)
         if not rows_L:
             return output
-        result = self.ops.sample(logits_LV, rows.sample_args(rows_L, position_L))
+        args = rows.sample_args(rows_L, position_L)
+        self._thinking.limit(args, rows_L, position_L, rows.token_ids, logits_LV.shape[1])
+        result = self.ops.sample(logits_LV, args)
         sampling = [i for i, item in enumerate(items) if item.sample]
         for at, (i, token) in enumerate(zip(sampling, result.ids.tolist(), strict=True)):
             item = items[i]

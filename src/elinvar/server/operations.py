@@ -24,7 +24,8 @@ from elinvar.server.schema import (
     SessionRequest,
     UnloadAdapterRequest,
 )
-from elinvar.server.texts import EmbeddingRequest, RerankRequest
+from elinvar.server.texts import EmbeddingRequest, RerankRequest, ScoreRequest
+from elinvar.server.tokenize import DetokenizeRequest, TokenizeRequest
 
 JSON, EVENTS, LINES = "application/json", "text/event-stream", "application/x-ndjson"
 PLAIN, ANY = "text/plain", "application/octet-stream"
@@ -76,7 +77,17 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/batches/{id}"): Operation("One batch"),
     ("POST", "/v1/batches/{id}/cancel"): Operation("Ends a batch"),
     ("POST", "/v1/embeddings"): Operation("Vectors of texts", EmbeddingRequest),
-    ("POST", "/v1/rerank"): Operation("How well documents answer a query", RerankRequest),
+    **{
+        ("POST", path): Operation("How well documents answer a query", RerankRequest)
+        for path in ("/v1/rerank", "/v2/rerank", "/rerank")
+    },
+    **{
+        ("POST", path): Operation("How well pairs of texts go together", ScoreRequest)
+        for path in ("/v1/score", "/score")
+    },
+    ("POST", "/tokenize"): Operation("The tokens of a text, or of a conversation", TokenizeRequest),
+    ("POST", "/detokenize"): Operation("The text of tokens", DetokenizeRequest),
+    ("GET", "/version"): Operation("Elinvar's version"),
     ("POST", "/v1/messages"): Operation(
         "Anthropic's: the next message of a conversation", MessagesRequest, (JSON, EVENTS)
     ),

@@ -92,7 +92,7 @@ def num_answers(request: ChatRequest | CompletionRequest) -> int:
     """How many answers a prompt gets, of which `num_choices` are sent."""
     n = num_choices(request)
     best_of = request.best_of if isinstance(request, CompletionRequest) else None
-    if best_of is None:
+    if best_of is None or request.use_beam_search:  # then it says how many beams there are
         return n
     if not n <= best_of <= MAX_CHOICES:
         message = f"best_of must be from n ({n}) to {MAX_CHOICES}, got {best_of}."

@@ -111,7 +111,9 @@ def in_our_words() -> Iterator[None]:
         assert known is not None
         for theirs, ours in _WORDS.items():
             known.message = known.message.replace(theirs, ours)
-            known.param = None if known.param is None else known.param.replace(theirs, ours)
+            known.param = known.param and known.param.replace(theirs, ours)
+        if known.param is not None and known.param.startswith("messages"):
+            known.param = "input"
         raise known from None
 
 

@@ -132,6 +132,8 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     prompt_logprobs: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
     priority: int | None = None

@@ -34,6 +34,8 @@ from elinvar.engine.dialects.words import (
     Part,
 )
 
+_ANY = {"parameters": {"type": "object"}}
+_ID = Regex("[A-Za-z0-9]{9}")
 Functions = Mapping[str, Mapping[str, Any]]
 
 
@@ -58,7 +60,9 @@ def answer_grammar(
     if choice == "auto":
         if not strict:
             return None
-        functions = {n: f if n in strict else {} for n, f in functions.items()}
+        if isinstance(family.calls, Calls) and not _begins_with_a_sign(family.calls):
+            return None
+        functions = {n: f if n in strict else _ANY for n, f in functions.items()}
     grammars = _Grammars(special)
     if isinstance(family.calls, Channels):
         return grammars.messages(family.calls, functions, choice == "auto", thinking, in_thought)
@@ -100,16 +104,20 @@ class _Grammars:
 
     def calls(self, words: Calls, functions: Functions, free: bool, parallel: bool) -> Grammar:
         """One call at least; where `free`, any text and then perhaps calls."""
-        opener, closer = words.frames[0] if words.frames and not words.bare else ("", "")
-        call = Choice(
-            tuple(Row(self._call(words.call, name, functions[name])) for name in functions)
-        )
+        opener, closer = words.frames[0]
+        ends = (*self.text(words.tail), *self.text(closer))
+        # What closes a call may begin as more of it would: they must be told apart as one.
+        own = () if words.many else ends
+        rows = (self._call(words.call, name, function) for name, function in functions.items())
+        call = Choice(tuple(Row((*row, *own)) for row in rows))
         between = self.text(words.between)
-        more = (Repeat(Row((*between, call))),) if parallel and words.many else ()
-        inside = (*self.text(words.head), call, *more, *self.text(words.tail), *self.text(closer))
+        more = (Repeat(Row((*between, call))),) if parallel else ()
+        inside = (*self.text(words.head), call, *((*more, *ends) if words.many else ()))
         if not free:
             framed = Row((*self.text(opener), *inside))
-            return Repeat(framed, 1, None) if parallel and not words.many and opener else framed
+            if not parallel or words.many or not opener:
+                return framed
+            return Row((framed, Repeat(Row((Repeat(Literal("\n"), 0, 1), framed)))))
         if not opener:
             # What begins as a call does is one; all else is a text.
             begins = re.escape(words.head or "{")
@@ -134,7 +142,7 @@ class _Grammars:
                     row += self.text(part.prefix + name)
                     row += [Regex(r":\d{1,3}")] if part.numbered else []
                 case Id():
-                    pass
+                    row += [*self.text(part.before), _ID] if part.needed else []
                 case Json():
                     row.append(arguments_grammar(schema))
                 case Function():
@@ -166,6 +174,11 @@ class _Grammars:
         if free:
             calls.append(Row((*self.text(f"{words.channel}final{words.message}"), Anything())))
         return Row((*thought, Choice(tuple(calls))))
+
+
+def _begins_with_a_sign(words: Calls) -> bool:
+    """Else any text may begin as a call does, and nothing tells when to hold a model to one."""
+    return bool(words.frames[0][0] or words.head or isinstance(words.call[0], Function))
 
 
 def without(text: str) -> str:

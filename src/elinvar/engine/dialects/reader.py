@@ -83,6 +83,7 @@ class AnswerReader:
         source, pieces, family = self.source, self.pieces, self.family
         thoughts, drops = family.thoughts, family.drops
         frames = dict(calls.frames) if self.calls_tools else {}
+        bare = frames.pop("", None) is not None
         thought = thoughts.open.strip() if thoughts else ""
         if thoughts and in_thought:
             yield from source.space()
@@ -104,7 +105,7 @@ class AnswerReader:
                 source.take(len(found))
                 fits = True
                 continue
-            if found in frames or (calls.bare and fits and self.calls_tools and not found):
+            if found in frames or (bare and fits and not found):
                 number = pieces.number
                 glued = yield from self._try(calls, found, frames.get(found, ""))
                 silent = fits = pieces.number > number and glued
@@ -136,7 +137,7 @@ class AnswerReader:
         try:
             yield from self._calls(calls, bare=not opener)
             yield from source.space()
-            yield from source.accept(closer)
+            yield from source.accept(closer.strip())
         except MalformedError:
             text = source.give_back()
             self.pieces.say(text)

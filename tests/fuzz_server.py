@@ -40,6 +40,9 @@ class ChatTokenizer(ByteTokenizer):
     def encode_chat(self, text: str) -> list[int]:
         return self.encode(text)
 
+    def control_id(self, token: str) -> int | None:
+        return None
+
     def token_bytes(self, token: int) -> bytes:
         return self.text_bytes([token])
 

@@ -37,8 +37,9 @@ class ByteTokenizer:
     chat_template = None
     special_ids = frozenset(range(EOS, VOCAB))
 
-    def token_bytes(self, token_id: int) -> bytes:
-        return bytes([token_id]) if token_id < 256 else b"<end>" * (token_id == EOS)
+    def spellings(self, count: int) -> list[bytes]:
+        names = [b"<end>", *(b"<%d>" % i for i in range(EOS + 1, VOCAB))]
+        return [*(bytes([i]) for i in range(EOS)), *names][:count]
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         return list(text.encode())

@@ -216,6 +216,7 @@ def test_beam_search(client: openai.OpenAI, tiny: Serving) -> None:
         ({"stop": "x"}, "stop"),
         ({"stream": True}, "stream"),
         ({"echo": True}, "echo"),
+        ({"attention_budget": 64}, "attention_budget"),
         ({"skip_special_tokens": False}, "skip_special_tokens"),
         ({"n": 11}, "n"),
         ({"guided_regex": "a+"}, "use_beam_search"),

@@ -40,7 +40,8 @@ def wanted(request: ChatRequest | CompletionRequest) -> Wanted:
     grammar, field = asked_grammar(request)
     params = sampling_params(request, _ANY_TOKENS, num_logprobs(request))
     params = replace(params, grammar=grammar)
-    return Wanted(num_answers(request), token_limit(request), params, field)
+    thinking = request.max_thinking_tokens if isinstance(request, ChatRequest) else None
+    return Wanted(num_answers(request), token_limit(request), params, field, thinking)
 
 
 def check_supported(request: ChatRequest | CompletionRequest) -> None:

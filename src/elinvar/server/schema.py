@@ -144,7 +144,6 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    response_format: ResponseFormat | None = None
     # Extensions.
     guided_json: dict[str, Any] | bool | str | None = None
     guided_regex: str | None = None
@@ -178,12 +177,15 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 class ChatRequest(Common, kw_only=True):
     messages: list[Message]
+    response_format: ResponseFormat | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[Tool] | None = None
     tool_choice: str | NamedChoice | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
+    # An extension: of all thoughts of an answer.
+    max_thinking_tokens: int | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     # An extension: what else the model's chat template reads.
     chat_template_kwargs: dict[str, Any] | None = None
@@ -207,6 +209,8 @@ class ChatRequest(Common, kw_only=True):
 
 class CompletionRequest(Common, kw_only=True):
     prompt: str | list[str | int | list[int]]
+    # An extension: OpenAI's has none.
+    response_format: ResponseFormat | None = None
     logprobs: int | None = None
     best_of: int | None = None
     echo: bool | None = None

@@ -12,7 +12,8 @@ from elinvar.server.schema import ChatRequest, CompletionRequest
 _NOT_SEARCHED = (
     *("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty"),
     *("presence_penalty", "frequency_penalty", "logit_bias", "bad_words", "min_tokens", "stop"),
-    *("include_stop_str_in_output", "skip_special_tokens", "prompt_logprobs", "attention_window"),
+    *("include_stop_str_in_output", "skip_special_tokens", "prompt_logprobs"),
+    *("attention_window", "attention_budget"),
     *("stream", "echo"),
 )
 _SAMPLED: dict[str, object] = {

@@ -219,6 +219,7 @@ def test_beam_search(client: openai.OpenAI, tiny: Serving) -> None:
         ({"attention_budget": 64}, "attention_budget"),
         ({"skip_special_tokens": False}, "skip_special_tokens"),
         ({"n": 11}, "n"),
+        ({"guided_regex": "a+"}, "use_beam_search"),
         ({"n": 2, "best_of": 11}, "best_of"),
         ({"length_penalty": 1000}, "length_penalty"),
         ({"use_beam_search": False, "length_penalty": 1.0}, "length_penalty"),

@@ -14,7 +14,6 @@ from elinvar.server import responses_schema as kinds
 from elinvar.server.errors import (
     ApiError,
     as_api_error,
-    bad_request,
     invalid_value,
     not_supported,
 )
@@ -25,6 +24,8 @@ MAX_METADATA, MAX_KEY, MAX_VALUE = 16, 64, 512
 """OpenAI's own limits: pairs, and characters of each."""
 _OTHERS = "n", "max_tokens", "stream_options", "response_format"
 """Fields of `Common` that this API has not, or means otherwise."""
+_OF_CHATS = "prompt_logprobs", "use_beam_search", "length_penalty"
+"""Extensions that need several answers, or a place to be told."""
 _WORDS = {
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
@@ -43,8 +44,9 @@ def check_supported(request: kinds.ResponseRequest) -> None:
         raise not_supported("n", "More than one answer")
     if request.max_tokens is not None:
         raise not_supported("max_tokens", remedy="give max_output_tokens")
-    if request.prompt_logprobs is not None:
-        raise not_supported("prompt_logprobs")
+    for name in _OF_CHATS:
+        if getattr(request, name) not in (None, False):
+            raise not_supported(name)
     if request.max_tool_calls is not None and request.max_tool_calls < 1:
         raise invalid_value("max_tool_calls", "max_tool_calls must be at least 1.")
     if request.background and request.store is False:
@@ -162,17 +164,14 @@ def _tool_choice(given: str | dict[str, Any] | None) -> Any:
 
 
 def _response_format(given: kinds.TextFormat | None) -> schema.ResponseFormat | None:
-    if given is None or given.type == "text":
+    if given is None:
         return None
-    if given.type == "json_object":
-        return schema.ResponseFormat("json_object")
-    if given.name is None:
-        name = "text.format.name"
-        raise bad_request(
-            f"Missing required parameter: '{name}'.", name, "missing_required_parameter"
-        )
-    wanted = schema.SchemaFormat(given.name, given.schema, given.description, given.strict)
-    return schema.ResponseFormat("json_schema", wanted)
+    fields = {n: getattr(given, n) for n in ("name", "schema", "description", "strict")}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    wanted: dict[str, Any] = {"type": given.type}
+    if fields or given.type == "json_schema":
+        wanted["json_schema"] = fields
+    return convert(wanted, schema.ResponseFormat, "response_format")
 
 
 def shown(request: kinds.ResponseRequest) -> dict[str, Any]:

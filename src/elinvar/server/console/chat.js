@@ -1,5 +1,6 @@
 // The playground: a conversation, its composer, and what can be done with each message.
 
+import { askAgain, isEmpty, kept, write } from "./answers.js";
 import { getJson } from "./api.js";
 import { UNTITLED, conversationList, welcome } from "./conversations.js";
 import { copy, eachFrame, h, icon, iconButton, say } from "./dom.js";
@@ -8,16 +9,13 @@ import { showPrograms } from "./programs.js";
 import { chatBody, checkSettings } from "./request.js";
 import { settingsPanel } from "./settings.js";
 import * as store from "./store.js";
-import { Answer, run } from "./stream.js";
-import { compare } from "./tokens.js";
 
 const wide = matchMedia("(min-width: 70rem)");
 
 let conversation = null;
 let models = [];
-let running = null; // {answer, abort, at}: the one that is written, and where its message is
+let running = null; // {message, abort}: the answer that is written
 let problem = ""; // of the last answer
-const kept = new WeakMap(); // message -> {tokens, body}: too much for localStorage
 const views = new WeakMap(); // message -> what of it is unfolded
 let parts = {};
 
@@ -275,56 +273,35 @@ function send() {
 async function generate() {
   problem = "";
   const asked = conversation,
-    body = chatBody(asked.settings, asked.messages),
-    answer = new Answer();
+    body = chatBody(asked.settings, asked.messages);
   const message = { role: "assistant", content: "", model: body.model, meta: {} };
   asked.messages.push(message);
-  const mine = (running = { answer, abort: new AbortController(), message });
+  running = { message, abort: new AbortController() };
   drawAll();
-  let node = parts.log.lastElementChild;
-  const draw = eachFrame(() => {
-    if (running !== mine || !node.isConnected) return;
-    const low = atEnd();
-    const fresh = messageNode(
-      Object.assign(message, {
-        content: answer.content,
-        reasoning: answer.reasoning,
-        tool_calls: answer.toolCalls.filter(Boolean),
-      }),
-      { writing: true },
-    );
-    node.replaceWith(fresh);
-    node = fresh;
-    if (low) parts.log.scrollTop = parts.log.scrollHeight;
-  });
-  try {
-    await run(body, answer, mine.abort.signal, draw);
-  } catch (error) {
-    answer.finish =
-      error.name === "AbortError"
-        ? "stopped"
-        : error.code === "request_cancelled"
-          ? "cancelled"
-          : "error";
-    if (answer.finish === "error") problem = error.message;
-  }
+  const told = await write(body, message, running.abort.signal, eachFrame(drawWriting));
   running = null;
-  delete message.reasoning;
-  delete message.tool_calls;
-  Object.assign(message, answer.message());
-  kept.set(message, { tokens: answer.tokens, body });
-  if (answer.finish === "error" && !answer.content && !answer.reasoning && !answer.toolCalls.length)
-    asked.messages.pop();
+  if (message.meta.finish === "error") {
+    problem = told;
+    if (isEmpty(message)) asked.messages.pop();
+  }
   if (store.conversations().includes(asked)) store.save(asked); // it may have been deleted meanwhile
   drawAll();
-  say(problem || `The answer ended: ${message.meta.finish}.`);
+  say(told);
+}
+
+function drawWriting() {
+  const node = parts.log.querySelector(".message.writing");
+  if (!running || !node) return;
+  const low = atEnd();
+  node.replaceWith(messageNode(running.message, { writing: true }));
+  if (low) parts.log.scrollTop = parts.log.scrollHeight;
 }
 
 /** What can be done with a message: handed to the node that shows it. */
 function actions(message, at) {
   const view = views.get(message) ?? {};
   const show = (change) => {
-    views.set(message, { ...view, ...change });
+    views.set(message, { ...views.get(message), ...change });
     drawKept(at);
   };
   return {
@@ -352,7 +329,12 @@ function actions(message, at) {
       generate();
     },
     toggleTokens: () => show({ tokens: !view.tokens }),
-    sameAgain: () => sameAgain(message, show),
+    sameAgain: async () => {
+      show({ same: "Asking again …" });
+      const told = await askAgain(message);
+      show({ same: told });
+      say(told);
+    },
     answerCalls: (results) => {
       if (running) return;
       conversation.messages.length = at + 1;
@@ -382,26 +364,4 @@ export function toggleLastTokens() {
   if (at < 0) return;
   actions(conversation.messages[at], at).toggleTokens();
   parts.log.children[at].querySelector(".token-text .token")?.focus();
-}
-
-/** Asks once more with the seed of the answer and compares all of it. */
-async function sameAgain(message, show) {
-  const { tokens: first, body } = kept.get(message),
-    second = new Answer();
-  show({ same: "Asking again …" });
-  let told;
-  try {
-    await run({ ...body, seed: message.meta.seed }, second, undefined, () => {});
-    const { equal, count, at } = compare(first, second.tokens);
-    const text = second.content === message.content;
-    if (equal && text)
-      told = count
-        ? `The same: all ${count} tokens and their log-probs are equal, to the last digit.`
-        : "The same text.";
-    else told = at < 0 ? "The text differs." : `It differs from token ${at + 1} on.`;
-  } catch (error) {
-    told = error.message;
-  }
-  show({ same: told });
-  say(told);
 }

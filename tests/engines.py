@@ -37,6 +37,10 @@ class ByteTokenizer:
     chat_template = None
     special_ids = frozenset(range(EOS, VOCAB))
 
+    def spellings(self, count: int) -> list[bytes]:
+        names = [b"<end>", *(b"<%d>" % i for i in range(EOS + 1, VOCAB))]
+        return [*(bytes([i]) for i in range(EOS)), *names][:count]
+
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         return list(text.encode())
 

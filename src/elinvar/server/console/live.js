@@ -120,7 +120,7 @@ function dashboard() {
     tiles.running.set(number(model.rows.running), `of ${number(model.rows.max)} rows`);
     tiles.waiting.set(number(model.rows.waiting));
     tiles.hits.set(percent(model.prefix_hit_rate));
-    tiles.memory.set(bytes(live.memory.rss), `KV cache up to ${bytes(live.memory.kv)}`);
+    tiles.memory.set(bytes(live.memory.rss), `KV up to ${bytes(live.memory.kv)}`);
     state.textContent = `Elinvar ${live.version} · up ${duration(live.uptime_s)} · ${model.name} is ${model.state}`;
     blocks.update(model.kv);
     times.update(model);

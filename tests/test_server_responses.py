@@ -6,10 +6,11 @@ import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
+import pydantic
 import pytest
 from openai.types import batch_create_params
 from openai.types.responses import Response, input_token_count_params, response_create_params
@@ -171,6 +172,27 @@ def test_what_is_stored(client: openai.OpenAI, tiny: Serving) -> None:
     assert client.responses.retrieve(streamed.response.id) == streamed.response  # type: ignore[union-attr]
 
 
+class Picked(pydantic.BaseModel):
+    colour: Literal["red", "green"]
+    sure: bool
+
+
+def test_formats(client: openai.OpenAI) -> None:
+    """parse() as it is used, whole and in a stream, and after another answer."""
+    ask = ASK | {"max_output_tokens": 60, "extra_body": {"seed": 7}}
+    whole = client.responses.parse(**ask, text_format=Picked)
+    assert whole.output_parsed is not None and whole.output_parsed.colour in ("red", "green")
+    assert whole.status == "completed" and whole.text is not None and whole.text.format is not None
+    assert whole.text.format.type == "json_schema" and whole.text.format.name == "Picked"
+    with client.responses.stream(**ask, text_format=Picked) as stream:
+        assert stream.get_final_response().output_parsed == whole.output_parsed
+    choices: Any = {"guided_choice": ["yes", "no"]}
+    after = client.responses.create(
+        **ASK, previous_response_id=whole.id, extra_body=choices | {"seed": 7}
+    )
+    assert after.output_text in ("yes", "no")
+
+
 def test_input_tokens(client: openai.OpenAI) -> None:
     counted = client.responses.input_tokens.count(model="tiny", input="Hello", instructions="Hm")
     made = client.responses.create(**ASK, instructions="Hm")
@@ -317,12 +339,15 @@ def test_restarts(tiny_gguf: Path, tmp_path: Path) -> None:
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_tokens": 3}, "max_tokens"),
         ({"n": 2}, "n"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
+        ({"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "x"}}}}, "text.format.schema"),
         ({"use_beam_search": True}, "use_beam_search"),
         ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
         ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
-        ({"text": {"format": {"type": "grammar"}}}, "text.format"),
+        ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
         ({"temperature": -1}, "temperature"),
         ({"top_logprobs": 50}, "top_logprobs"),
         ({"metadata": {"k": "v" * 600}}, "metadata"),

@@ -45,6 +45,8 @@ def check_supported(request: kinds.ResponseRequest) -> None:
         raise not_supported("n", "More than one answer")
     if request.max_tokens is not None:
         raise not_supported("max_tokens", remedy="give max_output_tokens")
+    if request.response_format is not None:
+        raise not_supported("response_format", remedy="give text.format")
     for name in _OF_CHATS:
         if getattr(request, name) not in (None, False):
             raise not_supported(name)

@@ -31,7 +31,9 @@ from elinvar.engine.grammars import LIMITS, Compiled, GrammarMatcher, Grammars
 
 END, CALL, THINK = 256, 257, 258
 PIECES = ["</", "think>", "}<", "ab", '"}', "é", "\n", ' "']
-NUM_TOKENS = 259 + len(PIECES)
+CONTROL = [b"<end>", b"<call>", b"</think>"]
+SPELLINGS = [*(bytes([i]) for i in range(256)), *CONTROL, *(piece.encode() for piece in PIECES)]
+NUM_TOKENS = len(SPELLINGS)
 
 
 class Vocabulary:
@@ -43,9 +45,8 @@ class Vocabulary:
     def encode(self, text: str, add_special: bool) -> list[int]:
         return [259 + PIECES.index(text)] if text in PIECES else list(text.encode())
 
-    def token_bytes(self, token_id: int) -> bytes:
-        names = [b"<end>", b"<call>", b"</think>", *(piece.encode() for piece in PIECES)]
-        return bytes([token_id]) if token_id < 256 else names[token_id - 256]
+    def spellings(self, count: int) -> list[bytes]:
+        return SPELLINGS[:count]
 
 
 @pytest.fixture(scope="module")
@@ -230,12 +231,12 @@ def wander(matcher: GrammarMatcher, seed: int) -> bytes | None:
     text = b""
     for _ in range(600):
         tokens = sorted(allowed(matcher))
-        closing = [t for t in tokens if Vocabulary().token_bytes(t)[-1:] in b'"}],1']
+        closing = [t for t in tokens if SPELLINGS[t][-1:] in b'"}],1']
         token = int(rng.choice(closing if closing and rng.random() < 0.4 else tokens))
         if token == END or (END in tokens and rng.random() < 0.3):
             return text
         matcher.accept([token])
-        text += Vocabulary().token_bytes(token)
+        text += SPELLINGS[token]
     return None
 
 

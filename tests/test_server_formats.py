@@ -253,3 +253,22 @@ def test_the_client_cannot_parse_a_cut_answer(tiny: Serving) -> None:
         tiny.client().chat.completions.parse(
             model="tiny", messages=HELLO, response_format=Person, max_tokens=2
         )
+
+
+def test_responses_too(smollm: Serving) -> None:
+    answer = smollm.client().responses.parse(
+        model="smollm", input="Ann likes blue.", text_format=Person, temperature=0
+    )
+    assert isinstance(answer.output_parsed, Person)
+    with pytest.raises(openai.BadRequestError, match="uniqueItems") as info:
+        smollm.client().responses.create(
+            model="smollm",
+            input="x",
+            text={"format": {"type": "json_schema", "name": "n", "schema": {"uniqueItems": True}}},
+        )
+    assert info.value.param == "text.format.schema"
+    with pytest.raises(openai.BadRequestError) as info:
+        smollm.client().responses.create(
+            model="smollm", input="x", extra_body={"text": {"format": {"type": "xml"}}}
+        )
+    assert info.value.param == "text.format.type"

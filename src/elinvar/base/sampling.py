@@ -14,8 +14,10 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_BIASES = 1024
 MAX_BAD_WORDS = 256
-MAX_BAD_TOKENS = 64
-"""Of one bad word."""
+MAX_BAD_LENGTH = 256
+"""Characters of a bad word."""
+MAX_SPELLINGS = 1024
+"""Bad words as token ids, and tokens of one: a text has three spellings, a character up to four tokens."""
 SINKS = 4
 """Tokens that suffice (Xiao et al., 2024)."""
 WATCHED = 32
@@ -172,14 +174,17 @@ class SamplingParams:
         listed = _tuple("bad_words", bad)
         words = tuple(w if isinstance(w, str) else _tuple("bad_words", w) for w in listed)
         object.__setattr__(self, "bad_words", words)
-        _at_most("bad_words", words, MAX_BAD_WORDS, "words")
-        for word in self.bad_words:
+        _at_most("bad_words", [w for w in words if isinstance(w, str)], MAX_BAD_WORDS, "texts")
+        _at_most("bad_words", words, MAX_SPELLINGS, "words")
+        for word in words:
             if not word:
                 raise InputError("bad_words", "bad_words must hold no empty text.")
-            if isinstance(word, tuple):
-                _at_most("bad_words", word, MAX_BAD_TOKENS, "tokens of a word")
-                for token in word:
-                    _integer("bad_words", token, 0, 2**31 - 1)
+            if isinstance(word, str):
+                _at_most("bad_words", word, MAX_BAD_LENGTH, "characters a word")
+                continue
+            _at_most("bad_words", word, MAX_SPELLINGS + 8, "tokens a word")
+            for token in word:
+                _integer("bad_words", token, 0, 2**31 - 1)
 
     @property
     def edits_logits(self) -> bool:

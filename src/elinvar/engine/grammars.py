@@ -132,7 +132,9 @@ class Grammars:
 
 
 class _Library:
-    """llguidance with a vocabulary: a token is its bytes, control tokens are none of a text's."""
+    """llguidance with a vocabulary: a token is its bytes, control tokens are none of a text's.
+
+    Making it holds the interpreter's lock: 0.1 s of 49k tokens, 0.6 s and 80 MB of 262k."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         import llguidance
@@ -141,13 +143,14 @@ class _Library:
         if not ends:
             raise refused("The model has no end token, so an answer could not end its grammar.")
         special = sorted(i for i in tokenizer.special_ids if i < vocab_size)
-        self.control = {tokenizer.token_bytes(i).decode(): i for i in special}
+        vocabulary: Any = _Vocabulary(tokenizer, vocab_size, special, ends[0])
+        self.control = {vocabulary.tokens[i].decode(): i for i in special}
         self._tokenizer = tokenizer
         self._words = -(-vocab_size // 32)
         self._make = llguidance.LLMatcher
         self._limits = llguidance.LLParserLimits(**LIMITS)
-        vocabulary: Any = _Vocabulary(tokenizer, vocab_size, special, ends[0])
         self._tokens = llguidance.LLTokenizer(vocabulary, eos_token=ends)
+        vocabulary.tokens = []  # it has copied them
 
     def is_token(self, text: str) -> bool:
         return len(self._tokenizer.encode(text, add_special=False)) == 1
@@ -172,7 +175,7 @@ class _Vocabulary:
     bos_token_id = None
 
     def __init__(self, tokenizer: Tokenizer, size: int, special: Sequence[int], end: int) -> None:
-        self.tokens = [tokenizer.token_bytes(i) for i in range(size)]
+        self.tokens = tokenizer.spellings(size)
         self.special_token_ids, self.eos_token_id = special, end
         self._tokenizer = tokenizer
 

@@ -125,6 +125,7 @@ class Runner:
             self._masks.close()
 
     def _start(self, plan: StepPlan) -> None:
+        self.rows.release(plan.released_rows)
         for started in plan.started:
             self.rows.start(started)
             self._thinking.start(started)

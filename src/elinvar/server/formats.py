@@ -15,13 +15,13 @@ from elinvar.server.errors import bad_request, invalid_value
 
 if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
-    from elinvar.server.schema import Common, ResponseFormat
+    from elinvar.server.schema import ChatRequest, CompletionRequest, ResponseFormat
 
 ANY_OBJECT = JsonSchema('{"type":"object"}')
 """What json_object means."""
 
 
-def asked_grammar(request: Common) -> tuple[Grammar | None, str]:
+def asked_grammar(request: ChatRequest | CompletionRequest) -> tuple[Grammar | None, str]:
     """The grammar of the answer, and the field that asks for it. Raises ApiError naming the field."""
     found = list(_fields(request))
     if len(found) > 1:
@@ -40,7 +40,7 @@ async def make_ready(engine: AsyncEngine, grammar: Grammar | None, field: str) -
             raise InputError(field, f"{field}: {error}") from None
 
 
-def _fields(request: Common) -> Iterator[tuple[str, Grammar]]:
+def _fields(request: ChatRequest | CompletionRequest) -> Iterator[tuple[str, Grammar]]:
     if request.response_format is not None:
         yield from _response_format(request.response_format)
     old = {

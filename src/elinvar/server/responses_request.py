@@ -14,7 +14,6 @@ from elinvar.server import responses_schema as kinds
 from elinvar.server.errors import (
     ApiError,
     as_api_error,
-    bad_request,
     invalid_value,
     not_supported,
 )
@@ -167,17 +166,14 @@ def _tool_choice(given: str | dict[str, Any] | None) -> Any:
 
 
 def _response_format(given: kinds.TextFormat | None) -> schema.ResponseFormat | None:
-    if given is None or given.type == "text":
+    if given is None:
         return None
-    if given.type == "json_object":
-        return schema.ResponseFormat("json_object")
-    if given.name is None:
-        name = "text.format.name"
-        raise bad_request(
-            f"Missing required parameter: '{name}'.", name, "missing_required_parameter"
-        )
-    wanted = schema.SchemaFormat(given.name, given.schema, given.description, given.strict)
-    return schema.ResponseFormat("json_schema", wanted)
+    fields = {n: getattr(given, n) for n in ("name", "schema", "description", "strict")}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    wanted: dict[str, Any] = {"type": given.type}
+    if fields or given.type == "json_schema":
+        wanted["json_schema"] = fields
+    return convert(wanted, schema.ResponseFormat, "response_format")
 
 
 def shown(request: kinds.ResponseRequest) -> dict[str, Any]:

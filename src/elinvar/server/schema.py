@@ -13,12 +13,13 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from elinvar.server.errors import ApiError, bad_request
+from elinvar.server.errors import ApiError, bad_request, not_supported
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -144,7 +145,6 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    response_format: ResponseFormat | None = None
     # Extensions.
     guided_json: dict[str, Any] | bool | str | None = None
     guided_regex: str | None = None
@@ -178,12 +178,15 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 class ChatRequest(Common, kw_only=True):
     messages: list[Message]
+    response_format: ResponseFormat | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[Tool] | None = None
     tool_choice: str | NamedChoice | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
+    # An extension: of all thoughts of an answer.
+    max_thinking_tokens: int | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     # An extension: what else the model's chat template reads.
     chat_template_kwargs: dict[str, Any] | None = None
@@ -207,6 +210,8 @@ class ChatRequest(Common, kw_only=True):
 
 class CompletionRequest(Common, kw_only=True):
     prompt: str | list[str | int | list[int]]
+    # An extension: OpenAI's has none.
+    response_format: ResponseFormat | None = None
     logprobs: int | None = None
     best_of: int | None = None
     echo: bool | None = None
@@ -255,6 +260,18 @@ DEFAULTS: dict[str, tuple[object, ...]] = {
     "web_search_options": (),
 }
 """Parameters that are not served yet, with the values that ask for nothing."""
+
+
+def refuse_unserved(
+    request: msgspec.Struct, harmless: Mapping[str, tuple[object, ...]], prefix: str = ""
+) -> None:
+    """Raises ApiError for fields that are known, but not served. harmless: those, with the values
+    that ask for nothing."""
+    for name, values in harmless.items():
+        value = getattr(request, name, None)
+        if value is not None and value not in values:
+            raise not_supported(prefix + name)
+
 
 Request = TypeVar("Request", bound=msgspec.Struct)
 

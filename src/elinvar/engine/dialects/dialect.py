@@ -35,6 +35,14 @@ class Dialect:
     def name(self) -> str:
         return self.family.name
 
+    @property
+    def opening(self) -> str | None:
+        """What opens a thought; None: it has none."""
+        words, thoughts = self.family.calls, self.family.thoughts
+        if isinstance(words, Channels):
+            return words.channel
+        return None if thoughts is None else thoughts.open.strip()
+
     @cached_property
     def special_text(self) -> tuple[int, ...]:
         """Control tokens that its reader must see in the text (see SamplingParams.special_text)."""

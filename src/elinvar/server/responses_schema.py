@@ -52,7 +52,9 @@ class ResponseRequest(Common, kw_only=True):
     background: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
     metadata: dict[str, str] | None = None
+    # Extensions, as chats have them.
     chat_template_kwargs: dict[str, Any] | None = None
+    max_thinking_tokens: int | None = None
     # Shown again in the answer; they change nothing here.
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None

@@ -92,7 +92,7 @@ _TRACES = "Traces"
     type=opt.FILE,
     metavar="FOLDER",
     help="Where responses, files and batches of clients are kept (default: elinvar/PORT in the user's "
-    "state folder); made when there is something to keep.",
+    "state folder); made when there is something to keep. 'none' keeps them no longer than the server.",
     section="State",
 )
 @option("--trace-events", is_flag=True, help="Lines list each change of state.", section=_TRACES)

@@ -318,6 +318,10 @@ REFUSED = {
         "1000 properties",
     ),
     "remainders": (JsonSchema('{"type": "integer", "multipleOf": 1000003}'), "multipleOf"),
+    "remainders together": (
+        JsonSchema(json.dumps({"allOf": [{"multipleOf": n} for n in (0.97, 1.01, True, 10**90)]})),
+        "common multiple",
+    ),
     "enum": (JsonSchema(json.dumps({"enum": list(range(60_000))})), "characters|values|too big"),
     "products": (
         JsonSchema(

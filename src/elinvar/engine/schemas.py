@@ -17,8 +17,9 @@ MAX_DEPTH = 60
 MAX_VALUES = 50_000
 MAX_PROPERTIES = 1000
 """Of one object; compiling those that may be left out takes time in their square."""
-MAX_MULTIPLE = 10_000
-"""Digits of multipleOf without the point: as many states tell the remainders apart."""
+MAX_MULTIPLE = 1_000
+"""The least common multiple of all multipleOf, whose digits are taken without the point: as many states
+tell the remainders apart where they meet."""
 
 WHITE_SPACE = r" |\n( {0,40}|\t{0,10})"
 """Between the parts of a value: a space, or a new line with its indentation. Any number of them is
@@ -43,7 +44,7 @@ def checked_schema(text: str) -> dict[str, Any]:
 
 def _check(schema: dict[str, Any]) -> None:
     stack: list[tuple[Any, int]] = [(schema, 1)]
-    count = 0
+    count, multiple = 0, 1
     while stack:
         value, depth = stack.pop()
         count += 1
@@ -52,22 +53,23 @@ def _check(schema: dict[str, Any]) -> None:
         if count > MAX_VALUES:
             raise _refused(f"A schema has at most {MAX_VALUES} values in it.")
         if isinstance(value, dict):
-            _check_numbers(value)
+            multiple = math.lcm(multiple, _digits(value.get("multipleOf")))
             properties = value.get("properties")
             if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
                 raise _refused(f"An object has at most {MAX_PROPERTIES} properties.")
             value = list(value.values())
         if isinstance(value, list):
             stack += [(one, depth + 1) for one in value]
-
-
-def _check_numbers(value: dict[str, Any]) -> None:
-    multiple = value.get("multipleOf")
-    if isinstance(multiple, int | float) and math.isfinite(multiple):
-        digits = int("".join(map(str, Decimal(repr(multiple)).normalize().as_tuple().digits)))
-        if digits > MAX_MULTIPLE:
-            message = f"multipleOf has at most as many digits as {MAX_MULTIPLE}, got {multiple}."
+        if multiple > MAX_MULTIPLE:
+            message = f"multipleOf of all numbers have a common multiple of at most {MAX_MULTIPLE}."
             raise _refused(message)
+
+
+def _digits(multiple: Any) -> int:
+    if not isinstance(multiple, int | float) or not multiple:
+        return 1
+    digits = Decimal(str(abs(multiple))).normalize().as_tuple().digits
+    return int("".join(map(str, digits))) or 1
 
 
 def _not_json(name: str) -> None:

@@ -106,7 +106,7 @@ void Provider::attention(const Attention& a, int num_seqs, const int32_t* query_
     });
 }
 
-// An item is some tokens with all their heads: they are added up in one order.
+// An item is some tokens with all their heads, which share their rows.
 void Provider::block_shares(const Attention& a, int num_seqs, const int32_t* query_start,
                             float* shares, std::ptrdiff_t stride) {
     struct Item {

@@ -34,9 +34,10 @@ void sum_blocks_of(const Attention& a, Walk& w, int rows, const int32_t* table, 
     sum_blocks<kind, R>(a, w, table, kv_head, num_blocks, width, out);
 }
 
-// Adds the shares of one row. Behind the blocks, up to `width`, lie those of no score.
-void add_shares(const float* maxima, float* sums, int num_blocks, ptrdiff_t width,
-                const float* sink, float* shares) {
+// Shares become those of one row where they are less. Behind the blocks, up to `width`, lie those
+// of no score.
+void raise_shares(const float* maxima, float* sums, int num_blocks, ptrdiff_t width,
+                  const float* sink, float* shares) {
     V most = set1(kNoScore);
     for (ptrdiff_t b = 0; b < width; b += 16) most = max(load(maxima + b), most);
     float top = tree_max(most);
@@ -51,7 +52,8 @@ void add_shares(const float* maxima, float* sums, int num_blocks, ptrdiff_t widt
     if (sink) all = all + first_lane(exp(set1(*sink - top)));
     for (int b = 0; b < num_blocks; b += 16) {
         const int n = min_of(16, num_blocks - b);
-        store_n(shares + b, load_n(shares + b, n) + load(sums + b) / set1(all), n);
+        // In this order a share that is no number is none.
+        store_n(shares + b, max(load(sums + b) / set1(all), load_n(shares + b, n)), n);
     }
 }
 
@@ -83,9 +85,9 @@ void block_shares(const Attention& a, int seq, int first_token, int num_tokens, 
             for (int r = 0; r < rows; ++r) {
                 const ptrdiff_t token = first_token + (begin + r) / group;
                 const int head = kv_head * group + (begin + r) % group;
-                add_shares(room + 2 * r * width, room + (2 * r + 1) * width,
-                           a.positions[token] / 32 + 1, width, a.sinks ? a.sinks + head : nullptr,
-                           shares + token * stride);
+                raise_shares(room + 2 * r * width, room + (2 * r + 1) * width,
+                             a.positions[token] / 32 + 1, width, a.sinks ? a.sinks + head : nullptr,
+                             shares + token * stride);
             }
         }
 }

@@ -244,11 +244,13 @@ def test_logprobs_asked_for_by_others_change_nothing() -> None:
 
 # ---- a random life of an engine ---------------------------------------------------------------
 
-# Some forget what lies between their first and their last tokens, some keep to a grammar.
+# Some forget what lies between their first and their last tokens, some what their prompts' ends do not
+# attend to, some keep to a grammar.
 GRAMMAR = Regex("[a-f]*(,[a-f]{2})*")
 LIVES = [
     *PARAMS,
     *(replace(PARAMS[i], attention_window=32) for i in (1, 3, 6)),
+    *(replace(PARAMS[i], attention_budget=1) for i in (1, 5, 6)),
     *(replace(PARAMS[i], grammar=GRAMMAR) for i in (0, 3, 5)),
 ]
 REQUESTS = st.tuples(st.integers(0, len(PROMPTS) - 1), st.integers(0, len(LIVES) - 1))

@@ -71,7 +71,7 @@ def test_preemption(family: str, prefix_cache: bool) -> None:
 
 
 def test_a_prompt_of_one_token_has_none() -> None:
-    done = LLM(tiny_engine()).generate([[5], [5, 6]], SCORE)
+    done = LLM(tiny_engine()).generate([[5], [5, 6]], replace(SCORE, max_tokens=3))
     assert done[0].prompt_logprobs == []
     assert [one.prompt_logprobs is None for one in done] == [False, False]
     assert LLM(tiny_engine()).generate([5, 6], GENERATE)[0].prompt_logprobs is None

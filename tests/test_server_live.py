@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +129,35 @@ def test_all_who_watch_see_one_computation(tiny: Serving, monkeypatch: Any) -> N
     for stream in streams:
         stream.__exit__(None, None, None)
     assert len({int(at) for at in made}) == len(made) >= len(seen) - 1  # one a second
+
+
+def test_who_watches_does_not_hold_up_the_end(tiny_gguf: Path) -> None:
+    with (
+        serving(tiny_gguf, "tiny", grace=600) as tiny,
+        httpx.stream("GET", f"{tiny.url}/live?stream=1", timeout=30) as stream,
+    ):
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: ")
+        tiny.server.handle_exit(signal.SIGTERM, None)
+        assert all(line == "" or line.startswith("data: ") for line in lines)
+
+
+def test_an_administrator_sees_and_cancels_what_others_asked(tiny_gguf: Path) -> None:
+    limits = {name: TenantLimits() for name in ("alice", "root")}
+    keys = tuple((bytes.fromhex(hash_key(name)), name) for name in limits)
+    tenants = Tenants(limits, keys, admins=frozenset({"root"}))
+    config = EngineConfig(kv_memory=64 * 2**20, num_threads=2, tenants=limits)
+    root = {"Authorization": "Bearer root"}
+    with serving(tiny_gguf, "tiny", config, tenants=tenants) as tiny:
+        client = openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="alice", max_retries=0)
+        stream = client.completions.create(
+            **LONG, stream=True, extra_body=NO_END, extra_headers={"x-request-id": "hers"}
+        )
+        answer = next(iter(stream)).id
+        (shown,) = look(tiny, "?history=1", headers=root)["models"][0]["requests"]
+        assert (shown["id"], shown["tenant"]) == (answer, "alice")
+        cancelled = tiny.post("/v1/requests/hers/cancel", headers=root).json()
+        assert cancelled == {"id": answer, "object": "request.cancelled", "cancelled": 1}
 
 
 def test_tenants_see_and_cancel_their_own(tiny_gguf: Path) -> None:

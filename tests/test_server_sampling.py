@@ -181,3 +181,54 @@ def test_the_first_of_n_answers_is_the_only_one(client: openai.OpenAI) -> None:
         extra = {"repetition_penalty": 1.4, "typical_p": 0.8}
         alone = complete(client, extra, seed=choice_seed(4, k))
         assert alone.choices[0].text == choice.text
+
+
+def test_beam_search(client: openai.OpenAI, tiny: Serving) -> None:
+    ids = tiny.core.tokenizer.encode(PROMPT)
+    extra = {"use_beam_search": True, "length_penalty": 0.5}
+    said = complete(client, extra, n=3, logprobs=2, max_tokens=7)
+    again = complete(client, extra, n=2, best_of=3, max_tokens=7, seed=9)
+    assert [one.text for one in again.choices] == [one.text for one in said.choices][:2]
+    totals = [sum(one.logprobs.token_logprobs) for one in said.choices]
+    assert totals == sorted(totals, reverse=True)
+    # What a beam says of its tokens is what they have as a prompt.
+    best = said.choices[0].text
+    whole = complete(client, prompt=PROMPT + best, echo=True, logprobs=2, max_tokens=0).choices[0]
+    if tiny.core.tokenizer.encode(PROMPT + best)[: len(ids)] == ids:
+        beam = said.choices[0].logprobs
+        assert whole.logprobs.token_logprobs[len(ids) :][: len(beam.tokens)] == beam.token_logprobs
+    assert said.usage.completion_tokens == 21
+    two = complete(client, {"use_beam_search": True}, prompt=[PROMPT, "x ="], n=2, max_tokens=3)
+    assert len({one.index for one in two.choices}) == 4
+    alone = complete(client, {"use_beam_search": True}, prompt="x =", n=2, max_tokens=3)
+    assert [one.text for one in two.choices[2:]] == [one.text for one in alone.choices]
+    chat = client.chat.completions.create(
+        model="tiny", messages=HELLO, n=2, max_tokens=4, extra_body={"use_beam_search": True}
+    )
+    assert [bool(one.message.content) for one in chat.choices] == [True, True]
+    assert tiny.idle()
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        *(({name: 0.5}, name) for name in ("temperature", "top_p", "presence_penalty")),
+        ({"stop": "x"}, "stop"),
+        ({"stream": True}, "stream"),
+        ({"echo": True}, "echo"),
+        ({"attention_budget": 64}, "attention_budget"),
+        ({"skip_special_tokens": False}, "skip_special_tokens"),
+        ({"n": 11}, "n"),
+        ({"guided_regex": "a+"}, "use_beam_search"),
+        ({"n": 2, "best_of": 11}, "best_of"),
+        ({"length_penalty": 1000}, "length_penalty"),
+        ({"use_beam_search": False, "length_penalty": 1.0}, "length_penalty"),
+    ],
+)
+def test_what_beams_do_not_take(tiny: Serving, fields: dict[str, Any], param: str) -> None:
+    body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 4, "use_beam_search": True} | fields
+    answer = httpx.post(f"{tiny.url}/v1/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    plain = {"temperature": 0, "top_p": 1, "top_k": 0, "stream": False, "seed": 3}
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 1, "use_beam_search": True} | plain
+    assert httpx.post(f"{tiny.url}/v1/completions", json=body).status_code == 200

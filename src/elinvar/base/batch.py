@@ -45,7 +45,7 @@ class Sight:
 
 @dataclass(slots=True, eq=False)
 class Watch:
-    """Tokens of which it is added up what they attend to. They see everything."""
+    """Tokens of which it is noted what they attend to. They see everything."""
 
     sequences: I32
     """[R] those of the batch that they are of."""
@@ -56,7 +56,7 @@ class Watch:
     positions: I32
     """[W]"""
     shares: NDArray[np.float32]
-    """[W, B] what each block of keys gets, over heads and layers; 0 before the forward."""
+    """[W, B] what each block of keys gets at most, of all heads and layers; 0 before the forward."""
 
 
 @dataclass(slots=True, eq=False)

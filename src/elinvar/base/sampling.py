@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from elinvar.base.config import BLOCK_SIZE
 from elinvar.base.errors import InputError
 from elinvar.base.grammar import Grammar
+from elinvar.base.thinking import ThinkingBudget
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_BIASES = 1024
 MAX_BAD_WORDS = 256
-MAX_BAD_TOKENS = 64
-"""Of one bad word."""
+MAX_BAD_LENGTH = 256
+"""Characters of a bad word."""
+MAX_SPELLINGS = 1024
+"""Bad words as token ids, and tokens of one: a text has three spellings, a character up to four tokens."""
 SINKS = 4
 """Tokens that suffice (Xiao et al., 2024)."""
 WATCHED = 32
@@ -71,6 +74,8 @@ class SamplingParams:
     """Go on after the model's end token (for benchmarks)."""
     special_text: tuple[int, ...] = ()
     """Control tokens that have a text in the answer, their name: those by which it is understood."""
+    thinking: ThinkingBudget | None = None
+    """How many tokens of thoughts there may be; None: any number."""
     logprobs: int | None = None
     """None: none; k: the sampled token's log-prob and those of the k likeliest tokens, as the model has
     them: before temperature and all that changes logits."""
@@ -169,14 +174,17 @@ class SamplingParams:
         listed = _tuple("bad_words", bad)
         words = tuple(w if isinstance(w, str) else _tuple("bad_words", w) for w in listed)
         object.__setattr__(self, "bad_words", words)
-        _at_most("bad_words", words, MAX_BAD_WORDS, "words")
-        for word in self.bad_words:
+        _at_most("bad_words", [w for w in words if isinstance(w, str)], MAX_BAD_WORDS, "texts")
+        _at_most("bad_words", words, MAX_SPELLINGS, "words")
+        for word in words:
             if not word:
                 raise InputError("bad_words", "bad_words must hold no empty text.")
-            if isinstance(word, tuple):
-                _at_most("bad_words", word, MAX_BAD_TOKENS, "tokens of a word")
-                for token in word:
-                    _integer("bad_words", token, 0, 2**31 - 1)
+            if isinstance(word, str):
+                _at_most("bad_words", word, MAX_BAD_LENGTH, "characters a word")
+                continue
+            _at_most("bad_words", word, MAX_SPELLINGS + 8, "tokens a word")
+            for token in word:
+                _integer("bad_words", token, 0, 2**31 - 1)
 
     @property
     def edits_logits(self) -> bool:

@@ -219,15 +219,21 @@ class Engine:
     def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
     ) -> list[int]:
-        """Token ids of a conversation up to where the answer begins. Raises ModelError where the
-        model has no chat template, InputError where the template refuses messages or options."""
+        """Token ids of a conversation up to where the answer begins. Raises as render_chat."""
+        return self.tokenizer.encode_chat(self.render_chat(messages, options))
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
+    ) -> str:
+        """Its text. Raises ModelError where the model has no chat template, InputError where the
+        template refuses messages or options."""
         template = self.tokenizer.chat_template
         if template is None:
             raise ModelError(
                 "This model has no chat template; give it a prompt to continue, or a template "
                 "with --chat-template FILE."
             )
-        return self.tokenizer.encode_chat(template.render(messages, options))
+        return template.render(messages, options)
 
     def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
         """Requests may ask for the LoRA adapter in the folder `path` by `name` from now on. Raises
@@ -276,6 +282,8 @@ class Engine:
                     "prompt", f"Token ids of the prompt must be integers, got {kind.__name__}."
                 )
         vocab_size = self.model_config.vocab_size
+        if params.thinking is not None and max(params.thinking.end) >= vocab_size:
+            raise InputError("max_thinking_tokens", "This model has no token that ends a thought.")
         _check_ids("logit_bias", (token for token, _ in params.logit_bias), vocab_size)
         for word in params.bad_words:
             _check_ids("bad_words", () if isinstance(word, str) else word, vocab_size)

@@ -84,7 +84,7 @@ class Step:
         sinks_H: F32 | None = None,
         chunk: int | None = None,
     ) -> F32:
-        """`attention` of a layer; and of tokens that are watched what they attend to is added up."""
+        """`attention` of a layer; and of tokens that are watched what they attend to is noted."""
         if (watch := self.batch.watch) is not None and kind == "full":
             ops.block_shares(
                 q_THD[watch.tokens],

@@ -280,12 +280,12 @@ class Ops(Protocol):
         softcap: float | None = None,
         sinks_H: F32 | None = None,
     ) -> None:
-        """Adds to shares what part of each token's attention goes to every block of 32 keys, over all
-        heads: one chain of sums by ascending head. What a head gives to the blocks that a query at
-        position p sees, those of keys 0 .. p, adds up to 1, or to less with a sink. Scores are those
-        of `attention`. A block has its largest score m_b and l_b, the sum of e^(s - m_b); w_b =
-        l_b * e^(m_b - m), where m is the largest m_b, or the sink; its share is w_b over the sum of
-        all w_b, to which e^(sink - m) is added last. Blocks, too, are 16 partial sums."""
+        """Shares become at least what part of its attention any head of a token gives to each block
+        of 32 keys. What a head gives to the blocks that a query at position p sees, those of keys
+        0 .. p, adds up to 1, or to less with a sink. Scores are those of `attention`. A block has
+        its largest score m_b and l_b, the sum of e^(s - m_b); w_b = l_b * e^(m_b - m), where m is
+        the largest m_b, or the sink; its share is w_b over the sum of all w_b, to which
+        e^(sink - m) is added last. Blocks, too, are 16 partial sums."""
         ...
 
     def index_select(

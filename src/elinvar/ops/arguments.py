@@ -86,7 +86,7 @@ class Biases:
     starts: I32
     """[L + 1] where each row's begin in the two that follow, and the end."""
     ids: I32
-    """Those beyond the vocabulary change nothing."""
+    """May come twice; those beyond the vocabulary change nothing."""
     values: F32
     """-inf forbids the token."""
 
@@ -119,6 +119,13 @@ class SampleArgs:
     and xgrammar fill them (their int32, viewed)."""
     mask_rows: I32 | None = None
     """[M] which of the L rows each belongs to; with several, all must allow a token."""
+
+    def add_masks(self, masks: U32, rows: I32) -> None:
+        """More of them."""
+        if self.masks is not None and self.mask_rows is not None:
+            masks = np.concatenate([self.masks, masks])
+            rows = np.concatenate([self.mask_rows, rows])
+        self.masks, self.mask_rows = masks, rows
 
 
 @dataclass(slots=True, eq=False)

@@ -159,7 +159,8 @@ class AttentionRef(RowsRef, LinearRef):
                     largest = max(s.max(), sink)
                     p = np.exp(s - largest)
                     p /= p.sum() + np.exp(sink - largest)
-                    shares_TB[t, : len(starts)] += np.add.reduceat(p, starts).astype(np.float32)
+                    own = shares_TB[t, : len(starts)]
+                    own[:] = np.fmax(own, np.add.reduceat(p, starts).astype(np.float32))
 
     def index_select(
         self,

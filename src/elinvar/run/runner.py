@@ -24,6 +24,7 @@ from elinvar.run.grammar import Masks
 from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
 from elinvar.run.score import prompt_spans, score_prompts, token_logprobs
+from elinvar.run.thinking import ThinkingRows
 
 
 class Below(Protocol):
@@ -54,6 +55,7 @@ class Runner:
         self._below, self._masks = below, masks
         self.ops, self._adapted = ops, adapted
         self.rows = Rows(max_rows, max_context, specs)
+        self._thinking = ThinkingRows()
         layers: dict[int, LayerCache] = {}
         self._blocks: list[NDArray[np.uint8]] = []
         """Per group [B, bytes]."""
@@ -83,10 +85,10 @@ class Runner:
             return StepOutput(sampled, logprobs, lost=lost, moving_s=moving_s)
         rows.append_blocks(items)
         batch, rows_L, position_L = rows.gather(items)
+        output = StepOutput(sampled, logprobs, lost=lost, moving_s=moving_s)
         masks = None
         if self._masks is not None:
             masks = self._masks.begin(rows_L, position_L, rows.token_ids)
-        output = StepOutput(sampled, logprobs, lost=lost, moving_s=moving_s)
         spans = prompt_spans(items, rows.scored) if rows.scored else []
         if spans:
             assert isinstance(batch, ForwardBatch)
@@ -101,7 +103,9 @@ class Runner:
         failed: dict[int, str] = {}
         if masks is not None:
             ready = masks.result()
-            args.masks, args.mask_rows, failed = ready.masks, ready.mask_rows, ready.failed
+            failed = ready.failed
+            args.add_masks(ready.masks, ready.mask_rows)
+        self._thinking.limit(args, rows_L, position_L, rows.token_ids, logits_LV.shape[1])
         result = self.ops.sample(logits_LV, args)
         sampling = [i for i, item in enumerate(items) if item.sample]
         for at, (i, token) in enumerate(zip(sampling, result.ids.tolist(), strict=True)):
@@ -121,8 +125,10 @@ class Runner:
             self._masks.close()
 
     def _start(self, plan: StepPlan) -> None:
+        self.rows.release(plan.released_rows)
         for started in plan.started:
             self.rows.start(started)
+            self._thinking.start(started)
         if self._masks is not None:
             for row in plan.released_rows:
                 self._masks.release(row)

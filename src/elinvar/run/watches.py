@@ -1,8 +1,8 @@
 """Watches: what the last tokens of a prompt attend to, and which of its blocks are kept by that
 (docs/design/028-what-a-prompt-attends-to.md).
 
-Each token's shares are added to those of the tokens before it, in their order: so it does not matter
-in which steps they are computed.
+A block is worth the largest share that any head of any layer gives it, of any of these tokens: a
+largest value has no order, so it does not matter in which steps they are computed.
 
 Legend: W watched tokens of this step, B blocks.
 """
@@ -80,8 +80,8 @@ class Watches:
             item = items[i]
             prompt = self._prompts[item.row]
             count = min(len(prompt.shares), watch.shares.shape[1])
-            for shares in watch.shares[first:stop, :count]:
-                prompt.shares[:count] += shares
+            shares_B = prompt.shares[:count]
+            np.maximum(shares_B, watch.shares[first:stop, :count].max(0), out=shares_B)
             if item.start + item.num_tokens == prompt.num_tokens:
                 chosen[i] = most_seen(prompt.shares, prompt.num_tokens, prompt.num_kept)
                 del self._prompts[item.row]
@@ -89,8 +89,8 @@ class Watches:
 
 
 def most_seen(shares_B: F32, num_tokens: int, count: int) -> list[int]:
-    """The `count` blocks of a prompt with the largest shares, of equal ones the earlier, NaN the least;
-    the first block and those of the last tokens are always among them. Ascending."""
+    """The `count` blocks of a prompt with the largest shares, of equal ones the earlier; the first block
+    and those of the last tokens are always among them. Ascending."""
     worth = shares_B.copy()
     worth[0] = worth[(num_tokens - WATCHED) // BLOCK_SIZE :] = np.inf
     return sorted(np.argsort(-worth, kind="stable")[:count].tolist())

@@ -41,6 +41,7 @@ from elinvar.server.sessions import SessionRoutes
 from elinvar.server.state import State, StateOptions
 from elinvar.server.tenants import NOBODY, Keys, Tenants
 from elinvar.server.texts import TextRoutes
+from elinvar.server.tokenize import TokenizeRoutes, version
 from elinvar.server.trace import TraceFile
 from elinvar.server.watchdog import HUNG_S, Steps, Watchdog
 
@@ -198,6 +199,7 @@ def create_models_app(
     routes += live.routes()
     if settings.console:
         routes += Console().routes()
+    routes += TokenizeRoutes(models, limit).routes()
 
     def more_metrics() -> bytes:
         return b"".join(served.core.metrics.expose() for served in models.loaded)
@@ -323,6 +325,7 @@ def _application(
             *routes,
             Route("/health", health, methods=["GET"]),
             Route("/ready", ready, methods=["GET"]),
+            Route("/version", version, methods=["GET"]),
             Route("/metrics", show_metrics, methods=["GET"]),
         ],
         middleware=layers,

@@ -18,6 +18,7 @@ from elinvar.server.service import Choice, Event
 
 if TYPE_CHECKING:
     from elinvar.engine.output import Delta
+    from elinvar.server.beams import Beams
     from elinvar.server.served import Served
 
 
@@ -152,6 +153,8 @@ class Asked:
     handling: Handling
     reader: Callable[[], Reader] | None = None
     """Makes what reads a choice's answer; None: all of it is text."""
+    beams: Beams | None = None
+    """They are searched, not sampled."""
     keep: int | None = None
     """How many of each prompt's answers are wanted: the likeliest, by the mean log-prob of their
     tokens. None: all."""
@@ -164,7 +167,8 @@ class Asked:
     ) -> AsyncIterator[AsyncGenerator[Step, None]]:
         """The steps of all choices as they come, counted in `usage`. Leaving the context aborts what
         still runs. Raises as Service.run."""
-        events = self.served.service.run(response_id, request_id, self.choices, self.handling)
+        run = self.served.service.run
+        events = run(response_id, request_id, self.choices, self.handling, self.beams)
         async with events as stream, aclosing(self._steps(stream, usage)) as steps:
             yield steps
 

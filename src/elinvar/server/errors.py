@@ -112,9 +112,13 @@ def unavailable(message: str) -> ApiError:
     return ApiError(503, message, None, "service_unavailable", "server_error")
 
 
+FULL_STATUS = 507
+"""Insufficient storage (RFC 4918)."""
+
+
 def no_room(message: str) -> ApiError:
     """The server's disk is full."""
-    return ApiError(507, message, None, "insufficient_storage", "server_error")
+    return ApiError(FULL_STATUS, message, None, "insufficient_storage", "server_error")
 
 
 def not_found(what: str, name: str, param: str = "id") -> ApiError:

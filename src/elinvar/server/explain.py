@@ -149,21 +149,22 @@ class Explanations:
         }
 
     def open_choices(self, wanted: str, tenant: str | None) -> tuple[str, list[str]] | None:
-        """The id of an answer of the tenant's (None: of anybody's), and what the engine calls its choices that have not
-        ended; None when there is no such answer. wanted: as for `explain`."""
-        entry = self._find(wanted, tenant or "")
-        if entry is None and tenant is None:
-            entry = self._entries.get(wanted)
+        """The id of an answer of the tenant's (None: of anybody's), and what the engine calls its
+        choices that have not ended; None when there is no such answer. wanted: as for `explain`."""
+        entry = self._find(wanted, tenant)
         if entry is None:
             return None
         open_ = [i for i in range(entry.size) if i not in entry.ended]
         return entry.response_id, [choice_id(entry.response_id, i) for i in open_]
 
-    def _find(self, wanted: str, tenant: str) -> _Entry | None:
+    def _find(self, wanted: str, tenant: str | None) -> _Entry | None:
         entry = self._entries.get(wanted)
-        if entry is not None and entry.tenant == tenant:
+        if entry is not None and tenant in (None, entry.tenant):
             return entry
-        return self._by_request.get((tenant, wanted))
+        if tenant is not None:
+            return self._by_request.get((tenant, wanted))
+        of_anybody = (one for (_, name), one in self._by_request.items() if name == wanted)
+        return next(of_anybody, None)
 
     async def _records(self, entry: _Entry) -> list[Record]:
         indices = range(entry.size)

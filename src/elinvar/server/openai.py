@@ -7,7 +7,7 @@ before the first byte of the answer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from elinvar.server.models import Models
 from elinvar.server.openai_messages import conversation
 from elinvar.server.reply import reply
 from elinvar.server.schema import ChatRequest, CompletionRequest, decode
+from elinvar.server.searched import beams
 from elinvar.server.served import Target
 from elinvar.server.tenants import tenant_of
 from elinvar.server.wire import ChatWire, CompletionWire, OpenAIWire
@@ -89,6 +90,7 @@ def _answer(
     kind: Callable[..., OpenAIWire],
 ) -> Answer:
     served = target.served
+    asked = replace(asked, beams=beams(parsed, asked.choices[0].params))
     wire = kind(
         parsed.model,
         served.core.fingerprint_of(target.adapter),

@@ -39,8 +39,9 @@ def wanted(request: ChatRequest | CompletionRequest) -> Wanted:
     check_supported(request)
     grammar, field = asked_grammar(request)
     params = sampling_params(request, _ANY_TOKENS, num_logprobs(request))
-    wanted = replace(params, grammar=grammar)
-    return Wanted(num_answers(request), token_limit(request), wanted, field)
+    params = replace(params, grammar=grammar)
+    thinking = request.max_thinking_tokens if isinstance(request, ChatRequest) else None
+    return Wanted(num_answers(request), token_limit(request), params, field, thinking)
 
 
 def check_supported(request: ChatRequest | CompletionRequest) -> None:
@@ -93,7 +94,7 @@ def num_answers(request: ChatRequest | CompletionRequest) -> int:
     """How many answers a prompt gets, of which `num_choices` are sent."""
     n = num_choices(request)
     best_of = request.best_of if isinstance(request, CompletionRequest) else None
-    if best_of is None:
+    if best_of is None or request.use_beam_search:  # then it says how many beams there are
         return n
     if not n <= best_of <= MAX_CHOICES:
         message = f"best_of must be from n ({n}) to {MAX_CHOICES}, got {best_of}."

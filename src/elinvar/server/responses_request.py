@@ -11,14 +11,21 @@ from typing import Any
 from elinvar.base.errors import InputError
 from elinvar.server import prepare, schema
 from elinvar.server import responses_schema as kinds
-from elinvar.server.errors import ApiError, as_api_error, invalid_value, not_supported
+from elinvar.server.errors import (
+    ApiError,
+    as_api_error,
+    invalid_value,
+    not_supported,
+)
 from elinvar.server.responses_items import Item, to_messages
 from elinvar.server.schema import ChatRequest, convert
 
 MAX_METADATA, MAX_KEY, MAX_VALUE = 16, 64, 512
 """OpenAI's own limits: pairs, and characters of each."""
-_OTHERS = "n", "max_tokens", "stream_options"
+_OTHERS = "n", "max_tokens", "stream_options", "response_format"
 """Fields of `Common` that this API has not, or means otherwise."""
+_OF_CHATS = "prompt_logprobs", "use_beam_search", "length_penalty"
+"""Extensions that need several answers, or a place to be told."""
 _WORDS = {
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
@@ -37,8 +44,9 @@ def check_supported(request: kinds.ResponseRequest) -> None:
         raise not_supported("n", "More than one answer")
     if request.max_tokens is not None:
         raise not_supported("max_tokens", remedy="give max_output_tokens")
-    if request.prompt_logprobs is not None:
-        raise not_supported("prompt_logprobs")
+    for name in _OF_CHATS:
+        if getattr(request, name) not in (None, False):
+            raise not_supported(name)
     if request.max_tool_calls is not None and request.max_tool_calls < 1:
         raise invalid_value("max_tool_calls", "max_tool_calls must be at least 1.")
     if request.background and request.store is False:
@@ -111,7 +119,9 @@ def in_our_words() -> Iterator[None]:
         assert known is not None
         for theirs, ours in _WORDS.items():
             known.message = known.message.replace(theirs, ours)
-            known.param = None if known.param is None else known.param.replace(theirs, ours)
+            known.param = known.param and known.param.replace(theirs, ours)
+        if known.param is not None and known.param.startswith("messages"):
+            known.param = "input"
         raise known from None
 
 

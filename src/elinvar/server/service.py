@@ -17,6 +17,7 @@ from elinvar.base.handling import Handling
 from elinvar.base.limits import ANY_TENANT
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.aio import Ask
+from elinvar.server.beams import Beams, search
 from elinvar.server.errors import (
     CANCELLED,
     ApiError,
@@ -73,24 +74,39 @@ class Service:
 
     @asynccontextmanager
     async def run(
-        self, response_id: str, request_id: str, choices: Sequence[Choice], handling: Handling
+        self,
+        response_id: str,
+        request_id: str,
+        choices: Sequence[Choice],
+        handling: Handling,
+        beams: Beams | None = None,
     ) -> AsyncIterator[AsyncGenerator[Event, None]]:
-        """The deltas of all choices as they come. Leaving the context aborts what still runs.
+        """The deltas of all choices as they come, or with `beams` what a search found. Leaving the
+        context aborts what still runs.
 
         Raises ApiError 429 when the waiting queue is full, InputError for what the engine cannot
         serve, EngineError when it stopped.
         """
-        self._admit(len(choices))
         size = len(choices)
-        try:
+        if beams is not None:
+            size = max(size, beams.width * len({choice.prompt_index for choice in choices}))
+        self._admit(size)
+
+        def ask(choices: Sequence[Choice]) -> AsyncGenerator[Event, None]:
             asks = [
                 Ask(c.prompt_ids, c.params, choice_id(response_id, c.index), handling)
                 for c in choices
             ]
+            return _events(choices, self._engine.generate_all(asks))
+
+        try:
             # The engine refuses bad parameters in this call, before anything is sent to the client.
-            deltas = self._engine.generate_all(asks)
+            if beams is None:
+                found = ask(choices)
+            else:
+                found = search(ask, choices, beams, self._engine.engine.tokenizer)
             with self.explanations.following(response_id, request_id, handling.tenant, size):
-                async with aclosing(_events(choices, deltas)) as events:
+                async with aclosing(found) as events:
                     yield events
         finally:
             self.num_live -= size

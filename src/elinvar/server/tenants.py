@@ -162,7 +162,9 @@ _PUBLIC_FOLDERS = ("/console/",)
 ADMIN = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 """Paths of the server rather than of one's own requests."""
 _ON_ADMIN_PORT = ADMIN | {"/metrics", "/live"}
-_EVERYWHERE = frozenset({"/health", "/ready"})
+_EVERYWHERE = frozenset({"/", "/health", "/ready"})
+_FOLDERS_EVERYWHERE = ("/console/", "/v1/requests/")
+"""For the console: whoever sees what runs may ask about it, and end it."""
 
 
 class Keys:
@@ -186,7 +188,8 @@ class Keys:
     def _admit(self, scope: Scope) -> None:
         path, known = scope["path"], self._tenants()
         here = self._admin_port is not None and scope["server"][1] == self._admin_port
-        elsewhere = here != (path in _ON_ADMIN_PORT) and path not in _EVERYWHERE
+        everywhere = path in _EVERYWHERE or path.startswith(_FOLDERS_EVERYWHERE)
+        elsewhere = here != (path in _ON_ADMIN_PORT) and not everywhere
         if self._admin_port is not None and elsewhere:
             where = "another" if here else "the administrators'"
             raise ApiError(404, f"{path[:200]} is served at {where} port.", None, "unknown_url")

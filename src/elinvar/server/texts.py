@@ -1,5 +1,5 @@
-"""The endpoints of embedding models and rerankers: /v1/embeddings as OpenAI has it, /v1/rerank as Jina and
-Cohere do. Which of them a model serves is its own to say.
+"""The endpoints of embedding models and rerankers: /v1/embeddings as OpenAI has it, /rerank as Jina and
+Cohere do, /score as vLLM does. Which of them a model serves is its own to say.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_INPUTS = 2048
 """OpenAI's own limit of texts a request; of documents, too."""
+_RERANK = "/v1/rerank", "/v2/rerank", "/rerank"
 
 
 class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -58,6 +59,20 @@ class RerankRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     return_documents: bool | None = None
     instruction: str | None = None
     truncate: bool | None = None
+    # Cohere's that are not served.
+    rank_fields: list[str] | None = None
+    max_chunks_per_doc: int | None = None
+    max_tokens_per_doc: int | None = None
+    priority: int | None = None
+
+
+class ScoreRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    model: str
+    text_1: str | list[str]
+    text_2: str | list[str]
+    user: str | None = None
+    instruction: str | None = None
+    truncate: bool | None = None
 
 
 class TextRoutes:
@@ -80,7 +95,8 @@ class TextRoutes:
             Route("/v1/models", self.list_models, methods=["GET"]),
             Route("/v1/models/{model:path}", self.get_model, methods=["GET"]),
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
-            Route("/v1/rerank", self.rerank, methods=["POST"]),
+            *(Route(path, self.rerank, methods=["POST"]) for path in _RERANK),
+            *(Route(path, self.score, methods=["POST"]) for path in ("/v1/score", "/score")),
         ]
 
     async def list_models(self, request: Request) -> Response:
@@ -122,6 +138,9 @@ class TextRoutes:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
         parsed = decode(body, RerankRequest)
         self._check_model(parsed.model)
+        for name in ("rank_fields", "max_chunks_per_doc", "max_tokens_per_doc", "priority"):
+            if getattr(parsed, name):
+                raise not_supported(name)
         if parsed.top_n is not None and parsed.top_n < 1:
             raise invalid_value("top_n", f"top_n must be at least 1, got {parsed.top_n}.")
         documents = [d if isinstance(d, str) else d.text for d in parsed.documents]
@@ -136,11 +155,43 @@ class TextRoutes:
             {"index": one.index, "relevance_score": one.score}
             for one in ranked(task, scores, parsed.top_n)
         ]
-        if parsed.return_documents is not False:
+        shown = parsed.return_documents
+        # Of Cohere's second version documents are never a part.
+        if request.url.path != "/v2/rerank" if shown is None else shown:
             for result in results:
                 result["document"] = {"text": documents[result["index"]]}
         answer = {"id": f"rerank-{uuid.uuid4().hex}", "model": self._name, "results": results}
         return reply(answer | {"usage": _usage(task)})
+
+    async def score(self, request: Request) -> Response:
+        """Of pairs: one text with each of several, or two lists side by side."""
+        body = await read_body(request.scope, request.receive, self._max_body_bytes)
+        parsed = decode(body, ScoreRequest)
+        self._check_model(parsed.model)
+        firsts, seconds = (
+            [one] if isinstance(one, str) else one for one in (parsed.text_1, parsed.text_2)
+        )
+        self._admit(len(seconds), "text_2")
+        if len(firsts) not in (1, len(seconds)):
+            message = f"text_1 must hold one text or as many as text_2, got {len(firsts)}."
+            raise invalid_value("text_1", message)
+        groups = [(first, [second]) for first, second in zip(firsts, seconds, strict=False)]
+        if len(firsts) == 1:
+            groups = [(firsts[0], seconds)]
+        rest = parsed.instruction, parsed.truncate is not False
+
+        def make() -> list[Task]:
+            return [self._model.ranking(first, others, *rest) for first, others in groups]
+
+        async with cancelled_when_client_leaves(request.receive):
+            tasks = await asyncio.to_thread(make)
+            found = await asyncio.gather(*(self._engine.run(task) for task in tasks))
+        scores = [score for some in found for score in some.tolist()]
+        data = [{"index": i, "object": "score", "score": s} for i, s in enumerate(scores)]
+        answer = {"id": f"score-{uuid.uuid4().hex}", "object": "list", "created": int(time.time())}
+        usages = [_usage(task) for task in tasks]
+        usage = {name: sum(one[name] for one in usages) for name in usages[0]}
+        return reply(answer | {"model": self._name, "data": data, "usage": usage})
 
     async def _run(self, request: Request, make: Callable[[], Task]) -> tuple[Task, F32]:
         """The task, made in a thread, and its answer; a client that goes away ends it."""

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from elinvar.base.errors import InputError
 from elinvar.base.grammar import Grammar
+from elinvar.base.thinking import ThinkingBudget
 from elinvar.engine.chat import Message
-from elinvar.engine.dialects.grammar import answer_grammar
+from elinvar.engine.dialects.grammar import answer_grammar, said_grammar
 from elinvar.engine.dialects.prompt import Takes, prepared
 from elinvar.engine.dialects.reader import AnswerReader
 from elinvar.engine.dialects.schema import functions
@@ -33,6 +35,14 @@ class Dialect:
     def name(self) -> str:
         return self.family.name
 
+    @property
+    def opening(self) -> str | None:
+        """What opens a thought; None: it has none."""
+        words, thoughts = self.family.calls, self.family.thoughts
+        if isinstance(words, Channels):
+            return words.channel
+        return None if thoughts is None else thoughts.open.strip()
+
     @cached_property
     def special_text(self) -> tuple[int, ...]:
         """Control tokens that its reader must see in the text (see SamplingParams.special_text)."""
@@ -46,12 +56,23 @@ class Dialect:
         """Tokens that end an answer, for SamplingParams.stop_token_ids."""
         return tuple(sorted(self.tokens[end] for end in self.family.ends if end in self.tokens))
 
-    @property
-    def end_of_thought(self) -> str | None:
-        """What closes a thought; None: the family has no thoughts that could be closed."""
-        if isinstance(self.family.calls, Channels):
-            return self.family.calls.ends[0]
-        return self.family.thoughts.close if self.family.thoughts else None
+    def thinking_budget(
+        self, max_tokens: int, begins_in_thought: bool, encode: Callable[[str], Sequence[int]]
+    ) -> ThinkingBudget:
+        """For SamplingParams.thinking. encode: ids of a text that names control tokens. Raises
+        InputError (`max_thinking_tokens`) where no single token ends a thought."""
+        words, thoughts = self.family.calls, self.family.thoughts
+        if isinstance(words, Channels):
+            opens, close = f"{words.channel}{words.thoughts}{words.message}", words.ends[0]
+        elif thoughts is not None:
+            opens, close = thoughts.open.strip(), thoughts.close
+        if (thoughts is None and not isinstance(words, Channels)) or close not in self.tokens:
+            message = (
+                "This model has no token that ends its thoughts; leave max_thinking_tokens out."
+            )
+            raise InputError("max_thinking_tokens", message)
+        end, begin = (self.tokens[close],), tuple(encode(opens))
+        return ThinkingBudget(max_tokens, end, begin, begins_in_thought)
 
     def begins_in_thought(self, prompt: str) -> bool:
         """Whether the prompt, as text, ends in an open thought."""
@@ -90,6 +111,15 @@ class Dialect:
             parallel=parallel,
             thinking=thinking,
             in_thought=begins_in_thought,
+        )
+
+    def saying(
+        self, grammar: Grammar, thinking: bool = True, begins_in_thought: bool = False
+    ) -> Grammar:
+        """What an answer keeps to whose words, without its thoughts, keep to `grammar`."""
+        special = frozenset(self.special)
+        return said_grammar(
+            self.family, special, grammar, thinking=thinking, in_thought=begins_in_thought
         )
 
     def prompt(

@@ -19,6 +19,7 @@ from elinvar.engine.dialects.words import (
 
 _THINK = Thoughts("<think>", "</think>")
 _TAGS = (("<tool_call>", "</tool_call>"),)
+_BARE = ("", "")
 _FIELDS = Fields("\n<parameter=", ">\n", "\n</parameter>")
 _XML = ("\n<function=", Name(), ">", _FIELDS, "\n</function>\n")
 _ATTRIBUTES = Fields('\n<parameter name="', '">', "</parameter>")
@@ -27,8 +28,8 @@ _DSML_FIELDS = Fields('\n<｜DSML｜parameter name="', '"', "</｜DSML｜paramet
 _DEEPSEEK = (("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),)
 
 
-def _listed(call: tuple[Part, ...], *frames: tuple[str, str], bare: bool = False) -> Calls:
-    return Calls(call, frames, bare, "[", "]", ", ")
+def _listed(call: tuple[Part, ...], *frames: tuple[str, str]) -> Calls:
+    return Calls(call, frames, "[", "]", ", ")
 
 
 def _gemma(quote: str) -> tuple[Part, ...]:
@@ -39,7 +40,7 @@ _FAMILIES = (
     # Where nothing better is known, and what a model is told whose template takes no tools.
     Family(
         "json",
-        _listed((Function(),), *_TAGS, ("```json", "```"), bare=True),
+        _listed((Function(),), *_TAGS, ("```json", "```"), _BARE),
         _THINK,
     ),
     # Nous Hermes, Qwen 2.5 and 3, QwQ, Granite 4, EXAONE 4, MiMo, Bielik.
@@ -72,8 +73,8 @@ _FAMILIES = (
     Family(
         "glm-4.5",
         Calls(
-            (Name(), Fields("\n<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>"), "\n"),
-            _TAGS,
+            (Name(), Fields("\n<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>")),
+            (("<tool_call>", "\n</tool_call>"),),
             many=False,
         ),
         Thoughts("<think>", "</think>", ("<tool_call>",)),
@@ -81,7 +82,7 @@ _FAMILIES = (
     ),
     Family(
         "glm-4",
-        Calls((Name(), "\n", Json()), bare=True, many=False),
+        Calls((Name(), "\n", Json()), (_BARE,), many=False),
         _THINK,
         ends=("<|user|>", "<|observation|>"),
     ),
@@ -90,8 +91,7 @@ _FAMILIES = (
         "llama",
         Calls(
             (Function("parameters"),),
-            (("<|python_tag|>", ""),),
-            bare=True,
+            (_BARE, ("<|python_tag|>", "")),
             between="; ",
         ),
         drops=("<|python_start|>", "<|python_end|>"),
@@ -103,10 +103,10 @@ _FAMILIES = (
         "pythonic",
         _listed(
             (Name(), Keywords()),
+            _BARE,
             ("<|python_start|>", "<|python_end|>"),
             ("```tool_code", "```"),
             ("```python", "```"),
-            bare=True,
         ),
         _THINK,
         ends=("<|eom_id|>", "<|eom|>"),
@@ -214,7 +214,7 @@ _FAMILIES = (
         "solar",
         Calls(
             (
-                Id("<|tool_call:begin|>"),
+                Id("<|tool_call:begin|>", needed=True),
                 "<|tool_call:name|>",
                 Name(),
                 "<|tool_call:args|>",

@@ -34,6 +34,8 @@ from elinvar.engine.dialects.words import (
     Part,
 )
 
+_ANY = {"parameters": {"type": "object"}}
+_ID = Regex("[A-Za-z0-9]{9}")
 Functions = Mapping[str, Mapping[str, Any]]
 
 
@@ -58,18 +60,27 @@ def answer_grammar(
     if choice == "auto":
         if not strict:
             return None
-        functions = {n: f if n in strict else {} for n, f in functions.items()}
+        if isinstance(family.calls, Calls) and not _begins_with_a_sign(family.calls):
+            return None
+        functions = {n: f if n in strict else _ANY for n, f in functions.items()}
     grammars = _Grammars(special)
     if isinstance(family.calls, Channels):
-        return grammars.messages(family.calls, functions, choice == "auto", thinking, in_thought)
-    row: list[Grammar] = []
-    if family.thoughts and (thinking or in_thought):
-        close = grammars.until(family.thoughts.close)
-        opened = () if in_thought else grammars.text(family.thoughts.open.strip())
-        thought = Row((*opened, close, Regex(r"\s*")))
-        row.append(thought if in_thought else Repeat(thought, 0, 1))
-    row.append(grammars.calls(family.calls, functions, choice == "auto", parallel))
-    return Row(tuple(row))
+        calls = grammars.messages(family.calls, functions, choice == "auto")
+    else:
+        calls = grammars.calls(family.calls, functions, choice == "auto", parallel)
+    return Row((*grammars.thoughts(family, thinking, in_thought), calls))
+
+
+def said_grammar(
+    family: Family, special: Collection[str], grammar: Grammar, *, thinking: bool, in_thought: bool
+) -> Grammar:
+    """See Dialect.saying."""
+    grammars = _Grammars(special)
+    words = family.calls
+    head: tuple[Grammar, ...] = ()
+    if isinstance(words, Channels):
+        head = grammars.text(f"{words.channel}{words.final}{words.message}")
+    return Row((*grammars.thoughts(family, thinking, in_thought), *head, grammar))
 
 
 class _Grammars:
@@ -100,16 +111,20 @@ class _Grammars:
 
     def calls(self, words: Calls, functions: Functions, free: bool, parallel: bool) -> Grammar:
         """One call at least; where `free`, any text and then perhaps calls."""
-        opener, closer = words.frames[0] if words.frames and not words.bare else ("", "")
-        call = Choice(
-            tuple(Row(self._call(words.call, name, functions[name])) for name in functions)
-        )
+        opener, closer = words.frames[0]
+        ends = (*self.text(words.tail), *self.text(closer))
+        # What closes a call may begin as more of it would: they must be told apart as one.
+        own = () if words.many else ends
+        rows = (self._call(words.call, name, function) for name, function in functions.items())
+        call = Choice(tuple(Row((*row, *own)) for row in rows))
         between = self.text(words.between)
-        more = (Repeat(Row((*between, call))),) if parallel and words.many else ()
-        inside = (*self.text(words.head), call, *more, *self.text(words.tail), *self.text(closer))
+        more = (Repeat(Row((*between, call))),) if parallel else ()
+        inside = (*self.text(words.head), call, *((*more, *ends) if words.many else ()))
         if not free:
             framed = Row((*self.text(opener), *inside))
-            return Repeat(framed, 1, None) if parallel and not words.many and opener else framed
+            if not parallel or words.many or not opener:
+                return framed
+            return Row((framed, Repeat(Row((Repeat(Literal("\n"), 0, 1), framed)))))
         if not opener:
             # What begins as a call does is one; all else is a text.
             begins = re.escape(words.head or "{")
@@ -134,7 +149,7 @@ class _Grammars:
                     row += self.text(part.prefix + name)
                     row += [Regex(r":\d{1,3}")] if part.numbered else []
                 case Id():
-                    pass
+                    row += [*self.text(part.before), _ID] if part.needed else []
                 case Json():
                     row.append(arguments_grammar(schema))
                 case Function():
@@ -146,26 +161,36 @@ class _Grammars:
                     row.append(keywords_grammar(self.text, self.until, part, schema))
         return tuple(row)
 
-    def messages(
-        self, words: Channels, functions: Functions, free: bool, thinking: bool, in_thought: bool
-    ) -> Grammar:
-        """A thought, and then a message that calls; where `free`, one to the user may come instead."""
-        again = self.text(words.start + words.role)
-        end = self.until(words.ends[0])
-        thought: tuple[Grammar, ...] = ()
-        if in_thought:
-            thought = (end, *again)
-        elif thinking:
-            head = self.text(f"{words.channel}{words.thoughts}{words.message}")
-            thought = (Repeat(Row((*head, end, *again)), 0, 1),)
-        calls: list[Grammar] = []
+    def messages(self, words: Channels, functions: Functions, free: bool) -> Grammar:
+        """A message that calls; where `free`, one to the user may come instead."""
+        rows: list[Grammar] = []
         for name, function in functions.items():
-            head_text = f"{words.channel}{words.calls} to={words.recipient}{name} "
-            head = self.text(f"{head_text}{words.constrain}json{words.message}")
-            calls.append(Row((*head, arguments_grammar(parameters(function)))))
+            whom = f"{words.channel}{words.calls} to={words.recipient}{name} "
+            head = self.text(f"{whom}{words.constrain}json{words.message}")
+            rows.append(Row((*head, arguments_grammar(parameters(function)))))
         if free:
-            calls.append(Row((*self.text(f"{words.channel}final{words.message}"), Anything())))
-        return Row((*thought, Choice(tuple(calls))))
+            head = self.text(f"{words.channel}{words.final}{words.message}")
+            rows.append(Row((*head, Anything())))
+        return Choice(tuple(rows))
+
+    def thoughts(self, family: Family, thinking: bool, in_thought: bool) -> tuple[Grammar, ...]:
+        """What comes before all else: the thought that the prompt opened, or one that may be."""
+        words, thoughts = family.calls, family.thoughts
+        if isinstance(words, Channels):
+            opens = f"{words.channel}{words.thoughts}{words.message}"
+            close, after = words.ends[0], self.text(words.start + words.role)
+        elif thoughts is not None:
+            opens, close, after = thoughts.open.strip(), thoughts.close, (Regex(r"\s*"),)
+        else:
+            return ()
+        if in_thought:
+            return self.until(close), *after
+        return (Repeat(Row((*self.text(opens), self.until(close), *after)), 0, 1),) * thinking
+
+
+def _begins_with_a_sign(words: Calls) -> bool:
+    """Else any text may begin as a call does, and nothing tells when to hold a model to one."""
+    return bool(words.frames[0][0] or words.head or isinstance(words.call[0], Function))
 
 
 def without(text: str) -> str:

@@ -79,10 +79,14 @@ class AnswerReader:
         """Without tools a call is a text like others."""
         return bool(self._functions)
 
+    def knows(self, name: str) -> bool:
+        return name in self._functions
+
     def _answer(self, calls: Calls, in_thought: bool) -> Reading[None]:
         source, pieces, family = self.source, self.pieces, self.family
         thoughts, drops = family.thoughts, family.drops
         frames = dict(calls.frames) if self.calls_tools else {}
+        bare = frames.pop("", None) is not None
         thought = thoughts.open.strip() if thoughts else ""
         if thoughts and in_thought:
             yield from source.space()
@@ -104,7 +108,7 @@ class AnswerReader:
                 source.take(len(found))
                 fits = True
                 continue
-            if found in frames or (calls.bare and fits and self.calls_tools and not found):
+            if found in frames or (bare and fits and not found):
                 number = pieces.number
                 glued = yield from self._try(calls, found, frames.get(found, ""))
                 silent = fits = pieces.number > number and glued
@@ -136,7 +140,7 @@ class AnswerReader:
         try:
             yield from self._calls(calls, bare=not opener)
             yield from source.space()
-            yield from source.accept(closer)
+            yield from source.accept(closer.strip())
         except MalformedError:
             text = source.give_back()
             self.pieces.say(text)
@@ -200,11 +204,11 @@ class AnswerReader:
         self.pieces.call(heading.name, heading.id)
 
     def _name(self, part: Name, heading: _Heading) -> Reading[None]:
-        whole = yield from self.source.name()
-        heading.name = whole.removeprefix(part.prefix)
+        written = yield from self.source.name()
+        heading.name = written.removeprefix(part.prefix)
         if part.numbered:
             name, colon, number = heading.name.rpartition(":")
-            heading.id = whole
+            heading.id = written
             if colon and number.isdecimal():
                 heading.name = name
 
@@ -239,8 +243,10 @@ class AnswerReader:
                     held = _as_object((yield from self._collected())) or source.fail()
             else:
                 found = yield from self._collected()
-                if key in (part.name, "id") and found.startswith('"'):
-                    setattr(heading, "id" if key == "id" else "name", json.loads(found))
+                if key == part.name and found.startswith('"'):
+                    heading.name = _text(found)
+                elif key == "id" and found.startswith('"'):
+                    heading.id = _text(found)
         if not begun:
             self._begin(heading)
             self.pieces.arguments(held)
@@ -263,10 +269,15 @@ def _beginning(part: Part) -> str:
     return part.before if isinstance(part, Id) else "{"
 
 
+def _text(found: str) -> str:
+    """What a JSON string says; halves of characters, which could not be sent, are none."""
+    return str(json.loads(found)).encode("utf-8", "replace").decode()
+
+
 def _as_object(found: str) -> str:
     """Arguments that came whole: an object, nothing, or a text that holds one. Empty: none of these."""
     if found.startswith('"'):
-        text = json.loads(found).strip()
+        text = _text(found).strip()
         found = whole(text) if text else ""
         if text and not found:
             return ""

@@ -10,6 +10,7 @@ from elinvar.base.errors import InputError
 from elinvar.engine.dialects.values import whole
 
 Schema = Mapping[str, Any]
+_NOTHING: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
 _WORDS = {"true": "true", "false": "false", "none": "null", "null": "null"}
 
 
@@ -26,8 +27,9 @@ def functions(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]
 
 
 def parameters(function: Mapping[str, Any]) -> Schema:
+    """The schema of its arguments; a function that says nothing takes none."""
     schema = function.get("parameters")
-    return schema if isinstance(schema, Mapping) and schema else {"type": "object"}
+    return schema if isinstance(schema, Mapping) else _NOTHING
 
 
 def properties(schema: Schema) -> Mapping[str, Schema]:

@@ -126,9 +126,11 @@ class Source:
             yield
 
     def name(self) -> Reading[str]:
-        """Takes a name, of one character at least."""
+        """Takes a name, of one character at least; an answer that ends in it has none."""
         found = yield from self.look(_NAME)
-        return self.take(len(found)) or self.fail()
+        if not found or self._at + len(found) == len(self._text):
+            self.fail()
+        return self.take(len(found))
 
     def before(self, literal: str) -> Reading[str]:
         """The characters, no more than of a name, before the literal. Takes both."""

@@ -44,9 +44,11 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Id:
-    """`before` and then the call's id; it may be missing."""
+    """`before` and then the call's id."""
 
     before: str
+    needed: bool = False
+    """Else it may be missing, and a grammar leaves it out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +94,9 @@ class Calls:
     """Calls, one or many, between what frames them."""
 
     call: tuple[Part, ...]
-    frames: tuple[tuple[str, str], ...] = ()
-    """What opens and what closes, the first as templates write it."""
-    bare: bool = False
-    """They may stand without a frame where nothing was said before: a tool's name must tell them
-    from other texts."""
+    frames: tuple[tuple[str, str], ...]
+    """What opens and what closes, the first as templates write it. Empty ones: none; such calls stand
+    where nothing was said before, and a tool's name must tell them from other texts."""
     head: str = ""
     """Before the first call of a frame, where there are several or may be; then `tail` follows the
     last. It may be missing where there is one."""
@@ -118,6 +118,7 @@ class Channels:
     role: str = "assistant"
     thoughts: str = "analysis"
     calls: str = "commentary"
+    final: str = "final"
     recipient: str = "functions."
 
 

@@ -28,13 +28,11 @@ class Written(NamedTuple):
 
 
 def write_calls(family: Family, calls: Sequence[Written]) -> str:
-    """As the model is to write them. What begins a bare call is left out: nothing is said before."""
+    """As the model is to write them."""
     words = family.calls
     if isinstance(words, Channels):
         return (words.start + words.role).join(_message(words, call) for call in calls)
-    opener, closer = words.frames[0] if words.frames and not words.bare else ("", "")
-    if family.name == "json":
-        opener, closer = words.frames[0]
+    opener, closer = words.frames[0]
     texts = ["".join(_part(part, call) for part in words.call) for call in calls]
     if not words.many:
         return "\n".join(f"{opener}{text}{closer}" for text in texts)
@@ -53,7 +51,7 @@ def _part(part: Part, call: Written) -> str:
         case Name():
             return call.id if part.numbered and call.id else part.prefix + call.name
         case Id():
-            return f"{part.before}{call.id}" if call.id else ""
+            return f"{part.before}{call.id or 'call'}" if call.id or part.needed else ""
         case Json():
             return _json(call.arguments)
         case Function():

@@ -63,7 +63,7 @@ function numberField(spec, params, changed) {
 /** A text area for JSON with what is wrong below it, said as one types. */
 function jsonEditor(label, name, text, example, check, put) {
   const id = `f${++serial}`, told = h("small", { id: `${id}h`, role: "status" });
-  const box = h("textarea", { id, name, class: "mono", rows: 7, spellcheck: false, value: text, "aria-describedby": told.id, oninput: () => { put(box.value); show(); } });
+  const box = h("textarea", { id, name, class: "mono", rows: 9, wrap: "off", spellcheck: false, value: text, "aria-describedby": told.id, oninput: () => { put(box.value); show(); } });
   function show() {
     const { error, value } = check(box.value);
     told.textContent = error ?? (value === undefined ? "" : Array.isArray(value) ? `${value.length} ${value.length === 1 ? "tool" : "tools"}.` : "A valid schema.");

@@ -46,7 +46,7 @@ class ByteTokenizer:
 
     def text_bytes(self, ids: Iterable[int], hidden: Container[int] | None = None) -> bytes:
         shown = b"<end>" if hidden is not None and 256 not in hidden else b""
-        return b"".join(bytes([i]) if i < 256 else shown for i in ids)
+        return b"".join(bytes([i]) if i < 256 else shown * (i == EOS) for i in ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         return codecs.decode(self.text_bytes(ids), "utf-8", "replace")

@@ -61,6 +61,11 @@ class ChatTemplate:
         self.tool_source = source if tool_source is None else tool_source
         self._tokens = dict(tokens)
 
+    @property
+    def switches_thinking(self) -> bool:
+        """Whether ChatOptions.thinking means something here. Raises ModelError as `render`."""
+        return any(name in self._program.variables for name in _SWITCHES)
+
     def render(self, messages: Sequence[Message], options: ChatOptions | None = None) -> str:
         """The prompt of a conversation.
 

@@ -470,20 +470,20 @@ class Engine:
         # A token that ends the answer has no text.
         ended = reason == "stop" and not live.text.shows(ids[-1])
         text, count, stopped = live.text.push(ids[:-1] if ended else ids)
-        if not stopped and update.finished:
+        if stopped is None and update.finished:
             rest, stopped = live.text.finish()
             text += rest
-        elif stopped:
+        elif stopped is not None:
             ids, logprobs = ids[:count], logprobs[:count]
             self.scheduler.finish(request.id)
-        if stopped:
+        if stopped is not None:
             reason = "stop"
         begins = live.last_token is None and request.params.prompt_logprobs is not None
         self._time(live, len(ids), now)
         if reason is not None:
             self._forget(request.id, reason)
             self.metrics.e2e_seconds.observe(now - request.arrival)
-        delta = _delta(request, text, ids, logprobs, reason)
+        delta = _delta(request, text, ids, logprobs, reason, stop_text=stopped)
         if begins:
             delta.prompt_logprobs = request.prompt_logprobs
         return delta
@@ -541,6 +541,7 @@ def _delta(
     logprobs: Sequence[TokenLogprobs] = (),
     finish_reason: FinishReason | None = None,
     error: str | None = None,
+    stop_text: str | None = None,
 ) -> Delta:
     seed = request.params.seed
     assert seed is not None
@@ -554,4 +555,5 @@ def _delta(
         request.num_cached_tokens,
         seed,
         error,
+        stop_text=stop_text,
     )

@@ -35,6 +35,8 @@ class Delta:
     somebody did."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """With the first tokens of a request that asked for them: of the prompt's, from its second on."""
+    stop_text: str | None = None
+    """With finish_reason `stop`: the stop text that ended the answer, if one did."""
 
 
 @dataclass(slots=True)

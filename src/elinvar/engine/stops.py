@@ -23,17 +23,17 @@ class StopMatcher:
         """Per stop: the length of its longest prefix that the text so far ends with."""
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """(what may be emitted now, whether a stop text is complete)."""
+    def push(self, text: str) -> tuple[str, str | None]:
+        """(what may be emitted now, the stop text that is complete)."""
         held = self._held + text
         for end, char in enumerate(text, len(self._held) + 1):
             for i, stop in enumerate(self._stops):
                 if self._advance(i, char) == len(stop):
                     self._held = ""
-                    return held[: end if self._keep else end - len(stop)], True
+                    return held[: end if self._keep else end - len(stop)], stop
         keep = len(held) - max(self._matched, default=0)
         self._held = held[keep:]
-        return held[:keep], False
+        return held[:keep], None
 
     def finish(self) -> str:
         """What was held back, when the text ended otherwise."""

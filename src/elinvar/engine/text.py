@@ -30,14 +30,14 @@ class AnswerText:
         params = self._params
         return params.include_stop_str_in_output and end in params.stop_token_ids
 
-    def push(self, ids: Sequence[int]) -> tuple[str, int, bool]:
-        """(new text, how many of `ids` belong to the answer, whether a stop text ended it).
+    def push(self, ids: Sequence[int]) -> tuple[str, int, str | None]:
+        """(new text, how many of `ids` belong to the answer, the stop text that ended it).
 
         The token that completes a stop text is the last one of the answer, though some or all of
         its text is not part of it.
         """
         if self._stops is None:
-            return self._detokenizer.push(ids), len(ids), False
+            return self._detokenizer.push(ids), len(ids), None
         texts = []
         # One by one: where the answer ends must not depend on how many tokens a step brought.
         for count, token in enumerate(ids, 1):
@@ -47,14 +47,14 @@ class AnswerText:
                 continue
             text, stopped = self._stops.push(self._detokenizer.push([token]))
             texts.append(text)
-            if stopped:
-                return "".join(texts), count, True
-        return "".join(texts), len(ids), False
+            if stopped is not None:
+                return "".join(texts), count, stopped
+        return "".join(texts), len(ids), None
 
-    def finish(self) -> tuple[str, bool]:
-        """(the rest, whether a stop text was in it)."""
+    def finish(self) -> tuple[str, str | None]:
+        """(the rest, the stop text that was in it)."""
         rest = self._detokenizer.finish()
         if self._stops is None:
-            return rest, False
+            return rest, None
         text, stopped = self._stops.push(rest)
-        return (text, True) if stopped else (text + self._stops.finish(), False)
+        return (text, stopped) if stopped else (text + self._stops.finish(), None)

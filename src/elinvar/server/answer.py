@@ -29,7 +29,9 @@ SSE_HEADERS = {
     # nginx collects an answer before it passes it on, unless told otherwise.
     "x-accel-buffering": "no",
 }
-_SSE_HEADERS = [(name.encode(), value.encode()) for name, value in SSE_HEADERS.items()]
+_STREAM_HEADERS = [
+    (name.encode(), value.encode()) for name, value in SSE_HEADERS.items() if name != "content-type"
+]
 
 
 @dataclass(slots=True)
@@ -89,7 +91,8 @@ class Answer:
         # What fails before the first token has a status of its own, and how long that took is known.
         step = await anext(steps)
         timing = self._service.explanations.timing_of_first(wire.id, step.index)
-        await _start(send, [*_SSE_HEADERS, *timing, *self._limits()])
+        kind = (b"content-type", wire.stream_type)
+        await _start(send, [kind, *_STREAM_HEADERS, *timing, *self._limits()])
         try:
             opening = wire.opening([choice.index for choice in self.asked.choices], usage)
             await _more(send, opening + wire.chunk(step))

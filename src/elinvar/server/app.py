@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,13 +27,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elinvar.base.errors import EngineError
+from elinvar.server import openapi
 from elinvar.server.adapters import AdapterRoutes
+from elinvar.server.anthropic import AnthropicRoutes
 from elinvar.server.console import Console
+from elinvar.server.error_shapes import error_body
 from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
 from elinvar.server.explain import ExplainRoutes
 from elinvar.server.live import Live
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
 from elinvar.server.models import Models
+from elinvar.server.ollama import OllamaRoutes
+from elinvar.server.ollama_models import OllamaModelRoutes, shown_of
+from elinvar.server.ollama_texts import OllamaTextRoutes
 from elinvar.server.openai import OpenAIRoutes
 from elinvar.server.process import GRACE_S
 from elinvar.server.reply import reply
@@ -55,6 +62,8 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 MAX_WAITING = 1024
 MAX_BODY_BYTES = 16 * 2**20
+ID_HEADERS = b"x-request-id", b"request-id"
+"""OpenAI's name of the request's id, and Anthropic's."""
 DEFAULT_ROWS = 8
 """Lines of batches that run at once where no model is there to say how many it runs."""
 
@@ -78,7 +87,8 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                named = [(name, request_id) for name in ID_HEADERS]
+                message["headers"] = [*message["headers"], *named]
             await send(message)
 
         try:
@@ -90,13 +100,14 @@ class Door:
             log.warning("Request %s was cut off by the shutdown.", request_id.decode())
             if status == 499:
                 answer = unavailable("The server is shutting down.")
-                await _error_response(answer)(scope, receive, send_with_id)
+                await _error_response(answer, scope)(scope, receive, send_with_id)
         except Exception as error:
             known = as_api_error(error)
             if known is None:
                 log.exception("Unexpected error in request %s.", request_id.decode())
             if status == 499:
-                await _error_response(known or INTERNAL)(scope, receive, send_with_id)
+                response = _error_response(known or INTERNAL, scope)
+                await response(scope, receive, send_with_id)
         finally:
             for release in scope.get("elinvar.releases", ()):
                 release()
@@ -113,8 +124,9 @@ def _request_id(scope: Scope) -> bytes:
     return f"req_{uuid.uuid4().hex}".encode()
 
 
-def _error_response(error: ApiError) -> Response:
-    return Response(error.body(), error.status, error.headers, "application/json")
+def _error_response(error: ApiError, scope: Scope) -> Response:
+    body = error_body(error, scope)
+    return Response(body, error.status, error.headers, "application/json")
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
@@ -131,7 +143,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         there = ", ".join(path for path in known if "{" not in path)
         asked = f"{request.method} {request.url.path[:200]}"
         error = HTTPException(404, f"{asked}; this server has {there}")
-    return _error_response(as_api_error(error) or INTERNAL)
+    return _error_response(as_api_error(error) or INTERNAL, request.scope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +203,9 @@ def create_models_app(
     limit = settings.max_body_bytes
     metrics = HTTPMetrics(lambda: sum(one.service.num_live for one in models.loaded))
     routes = OpenAIRoutes(models, limit).routes()
+    routes += AnthropicRoutes(models, limit).routes()
+    routes += OllamaRoutes(models, limit).routes()
+    routes += OllamaModelRoutes(partial(shown_of, models), limit).routes()
     if allow_adapter_loading:
         routes += AdapterRoutes(models, limit).routes()
     routes += ExplainRoutes(lambda: [s.service.explanations for s in models.loaded]).routes()
@@ -224,7 +239,8 @@ def create_text_app(
     metrics = HTTPMetrics(lambda: engine.num_live)
     shorten = matryoshka or engine.model.recipe.matryoshka
     limits = chosen.max_waiting, chosen.max_body_bytes
-    routes = TextRoutes(engine, model_name, shorten, *limits).routes()
+    texts = TextRoutes(engine, model_name, shorten, *limits)
+    routes = [*texts.routes(), *OllamaTextRoutes(texts, chosen.max_body_bytes).routes()]
     kept = State(StateOptions(chosen.state_dir, chosen.max_body_bytes))
     routes += kept.routes(routes, lambda _, name: name == model_name)
     return _application(_Alone(engine), routes, metrics, lambda: b"", chosen, list, kept)
@@ -327,6 +343,7 @@ def _application(
             Route("/ready", ready, methods=["GET"]),
             Route("/version", version, methods=["GET"]),
             Route("/metrics", show_metrics, methods=["GET"]),
+            openapi.route(),
         ],
         middleware=layers,
         exception_handlers={HTTPException: _http_exception},

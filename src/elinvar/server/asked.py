@@ -40,6 +40,8 @@ class Step:
     reason: str | None
     """Why the choice ended: stop, length or tool_calls."""
     seed: int
+    stop_text: str | None = None
+    """The stop text that ended it, if one did."""
     prompt_logprobs: Sequence[Scored] | None = None
     """Before a choice's first tokens, where the client asked for them: of its prompt, from the second
     token on."""
@@ -105,6 +107,7 @@ class Done:
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     reason: str = ""
     seed: int = 0
+    stop_text: str | None = None
     prompt_logprobs: Sequence[Scored] | None = None
 
     @property
@@ -136,6 +139,7 @@ class Collector:
             done.prompt_logprobs = step.prompt_logprobs
         if step.reason is not None:
             done.reason, done.seed = step.reason, step.seed
+            done.stop_text = step.stop_text
 
     def finish(self) -> list[Done]:
         """In the order of the indices."""
@@ -230,7 +234,7 @@ class Asked:
                 if choice.index in calling:
                     yield Step(choice.index, pieces, ids, logprobs, "tool_calls", delta.seed)
                     continue
-            yield Step(choice.index, pieces, ids, logprobs, reason, delta.seed)
+            yield Step(choice.index, pieces, ids, logprobs, reason, delta.seed, delta.stop_text)
 
     def _weigh(self, sums: dict[int, tuple[float, int]], choice: Choice, delta: Delta) -> None:
         total, count = sums.get(choice.index, (0.0, 0))
@@ -254,7 +258,7 @@ def _of_prompt(choice: Choice, delta: Delta, begun: bool) -> Iterator[Step]:
     if choice.prompt_top is not None:
         cut = [_cut(value, choice.prompt_top) for value in values]
         scored = list(zip(choice.prompt_ids[1:], cut, strict=True))
-        yield Step(choice.index, (), (), (), None, delta.seed, scored)
+        yield Step(choice.index, (), (), (), None, delta.seed, prompt_logprobs=scored)
 
 
 def _cut(value: TokenLogprobs, num_top: int) -> TokenLogprobs:

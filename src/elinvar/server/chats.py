@@ -62,6 +62,11 @@ class Wanted:
     """What the API calls where the grammar came from, for its errors."""
     max_thinking_tokens: int | None = None
     """Of all thoughts of an answer; None: any number."""
+    cut_to_room: bool = False
+    """Where max_tokens is more than there is room for, the answer ends with the context; else that is
+    an error."""
+    max_context: int | None = None
+    """Tokens of prompt and answer, where that is less than what the model has."""
 
 
 async def ask_chat(
@@ -71,8 +76,7 @@ async def ask_chat(
     the model does not take."""
     served = target.served
     served.service.check_count(wanted.n, "n", handling.tenant)
-    size = text_length(conversation.messages) + sum(len(str(t)) for t in conversation.tools)
-    prompt, begun = await run_sized(size, partial(_encode, served), conversation)
+    prompt, begun = await _prompt(served, conversation)
     params = _understood(served, conversation, wanted, begun)
     field = wanted.grammar_field if wanted.params.grammar else "tools"
     await make_ready(served.engine, params.grammar, field)
@@ -81,6 +85,22 @@ async def ask_chat(
     tools = _may_be_called(conversation)
     reader = partial(served.dialect.reader, tools, begun, _call_id)
     return Asked(served, choices, handling, reader)
+
+
+def switches_thinking(served: Served) -> bool:
+    """Whether the model's thinking can be switched on and off."""
+    template = served.core.tokenizer.chat_template
+    return template is not None and template.switches_thinking
+
+
+async def encode_chat(served: Served, conversation: Conversation) -> list[int]:
+    """The prompt. Raises InputError or ModelError for what the model does not take."""
+    return (await _prompt(served, conversation))[0]
+
+
+async def _prompt(served: Served, conversation: Conversation) -> tuple[list[int], bool]:
+    size = text_length(conversation.messages) + sum(len(str(t)) for t in conversation.tools)
+    return await run_sized(size, partial(_encode, served), conversation)
 
 
 def _encode(served: Served, conversation: Conversation) -> tuple[list[int], bool]:
@@ -146,10 +166,15 @@ def make_choices(
         words = spelled(target.served.core.tokenizer, params.bad_words)
         params = replace(params, bad_words=words)
     context = target.served.core.context_of(params)
+    if wanted.max_context is not None:
+        context = min(context, wanted.max_context)
+    limit, default = wanted.max_tokens, default_tokens
+    if limit is not None and wanted.cut_to_room:
+        limit, default = None, limit
     for p, ids in enumerate(prompts):
         if not ids:
             raise invalid_value(field_name, f"{field_name} must hold at least one token.")
-        room = fit(wanted.max_tokens, default_tokens, len(ids), context, field_name)
+        room = fit(limit, default, len(ids), context, field_name)
         for k in range(wanted.n):
             seed = None if params.seed is None else choice_seed(params.seed, k)
             own = replace(params, max_tokens=room, seed=seed)

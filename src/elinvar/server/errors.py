@@ -6,7 +6,8 @@ Owns the mapping from exceptions to (HTTP status, body). Nothing here knows the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
@@ -114,6 +115,17 @@ def unavailable(message: str) -> ApiError:
 
 FULL_STATUS = 507
 """Insufficient storage (RFC 4918)."""
+
+
+@contextmanager
+def own_names(names: Mapping[str, str]) -> Iterator[None]:
+    """What the engine refuses is named as an API calls it. names: API's by the engine's; others
+    stay."""
+    try:
+        yield
+    except InputError as error:
+        own = names.get(error.field, error.field)
+        raise invalid_value(own, str(error).replace(error.field, own, 1)) from None
 
 
 def no_room(message: str) -> ApiError:

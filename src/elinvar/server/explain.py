@@ -118,13 +118,18 @@ class Explanations:
     # ---- the header -------------------------------------------------------------------------
 
     def timing_of_all(self, response_id: str) -> list[tuple[bytes, bytes]]:
-        """Server-Timing of a whole answer: of the choice that ended last."""
+        """Server-Timing of a whole answer."""
+        parts = self.parts_of(response_id)
+        return _server_timing(parts, (*_ALWAYS, "total")) if parts else []
+
+    def parts_of(self, response_id: str) -> dict[str, int]:
+        """Nanoseconds in each state, and `total`, of the choice that ended last; nothing where none
+        has."""
         entry = self._entries.get(response_id)
         if entry is None or not entry.ended:
-            return []
+            return {}
         last = max(entry.ended.values(), key=lambda one: one["arrived"] + one["wall_ns"] / 1e9)
-        parts = dict(last["parts_ns"])
-        return _server_timing({**parts, "total": last["wall_ns"]}, (*_ALWAYS, "total"))
+        return {**last["parts_ns"], "total": last["wall_ns"]}
 
     def timing_of_first(self, response_id: str, index: int) -> list[tuple[bytes, bytes]]:
         """What is known when the first byte of a stream is sent."""

@@ -114,6 +114,11 @@ class Models:
             model["max_context"] = served.core.max_context
         return model if entry.name == name else model | {"parent": entry.name}
 
+    def look(self, scope: Scope, name: str) -> tuple[Served | None, str | None]:
+        """The model of this name, where it is loaded, and its adapter. Raises ApiError 404."""
+        entry, adapter = self._find(scope, name)
+        return entry.served, adapter
+
     def has(self, scope: Scope, name: str) -> bool:
         """Whether whoever sent the request of `scope` may ask for it."""
         try:

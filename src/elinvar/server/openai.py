@@ -18,10 +18,12 @@ from starlette.routing import Route
 from elinvar.base.handling import Handling
 from elinvar.server import prepare
 from elinvar.server.answer import Answer
+from elinvar.server.anthropic_models import model_info, model_list
 from elinvar.server.asked import Asked
 from elinvar.server.body import read_body
 from elinvar.server.chats import ask_chat
 from elinvar.server.completions import ask_completion, echo_shift
+from elinvar.server.error_shapes import is_anthropic
 from elinvar.server.inside import handled
 from elinvar.server.models import Models
 from elinvar.server.openai_messages import conversation
@@ -51,10 +53,11 @@ class OpenAIRoutes:
     async def list_models(self, request: Request) -> Response:
         models, scope = self.models, request.scope
         data = [models.describe(scope, name) for name in models.names_for(scope)]
-        return reply({"object": "list", "data": data})
+        return reply(model_list(data) if is_anthropic(scope) else {"object": "list", "data": data})
 
     async def get_model(self, request: Request) -> Response:
-        return reply(self.models.describe(request.scope, request.path_params["model"]))
+        described = self.models.describe(request.scope, request.path_params["model"])
+        return reply(model_info(described) if is_anthropic(request.scope) else described)
 
     async def chat(self, request: Request) -> Any:
         body = await read_body(request.scope, request.receive, self.max_body_bytes)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from elinvar.base.config import PolicyName
 from elinvar.base.errors import InputError
-from elinvar.base.handling import Handling
+from elinvar.base.handling import Handling, Service
 from elinvar.base.sampling import MAX_LOGPROBS, SINKS, SamplingParams
 from elinvar.server.chats import Wanted
-from elinvar.server.errors import bad_request, invalid_value, not_supported
+from elinvar.server.errors import bad_request, invalid_value, not_supported, own_names
 from elinvar.server.formats import asked_grammar
 from elinvar.server.schema import DEFAULTS, ChatRequest, CompletionRequest
 
@@ -201,8 +201,29 @@ def _or(value: Number | None, default: Number) -> Number:
     return default if value is None else value
 
 
+class Hints(Protocol):
+    """Fields of any API that say how a request is treated."""
+
+    priority: int | None
+    session_id: str | None
+    expect_return_s: float | None
+    pause_kind: str | None
+
+
 def handling(request: ChatRequest | CompletionRequest, tenant: str, policy: PolicyName) -> Handling:
     """How it is treated among others. Raises ApiError or InputError naming the field."""
+    tier = request.service_tier
+    if tier is not None and tier not in SERVICE_TIERS:
+        known = ", ".join(SERVICE_TIERS)
+        message = f"service_tier must be one of {known}, got {tier[:100]!r}."
+        raise invalid_value("service_tier", message)
+    return hinted(request, tenant, policy, "batch" if tier == "flex" else "interactive")
+
+
+def hinted(
+    request: Hints, tenant: str, policy: PolicyName, service: Service = "interactive"
+) -> Handling:
+    """The same where an API has no service_tier."""
     if request.priority and policy != "priority":
         message = f"priority changes nothing where the server's policy is {policy}; leave it out."
         raise invalid_value("priority", message)
@@ -210,24 +231,15 @@ def handling(request: ChatRequest | CompletionRequest, tenant: str, policy: Poli
         if getattr(request, name) is not None and request.session_id is None:
             message = f"{name} says when a session comes back; give its session_id, too."
             raise invalid_value(name, message)
-    tier = request.service_tier
-    if tier is not None and tier not in SERVICE_TIERS:
-        known = ", ".join(SERVICE_TIERS)
-        message = f"service_tier must be one of {known}, got {tier[:100]!r}."
-        raise invalid_value("service_tier", message)
-    try:
+    with own_names({"session": "session_id"}):
         return Handling(
             tenant=tenant,
-            service="batch" if tier == "flex" else "interactive",
+            service=service,
             priority=_or(request.priority, 0),
             session=request.session_id,
             expect_return_s=request.expect_return_s,
             pause_kind=request.pause_kind,
         )
-    except InputError as error:
-        if error.field != "session":
-            raise
-        raise invalid_value("session_id", f"session_id{str(error)[len('session') :]}") from None
 
 
 def tier_used(request: ChatRequest | CompletionRequest) -> str | None:

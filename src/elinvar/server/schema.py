@@ -13,12 +13,13 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from elinvar.server.errors import ApiError, bad_request
+from elinvar.server.errors import ApiError, bad_request, not_supported
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -259,6 +260,18 @@ DEFAULTS: dict[str, tuple[object, ...]] = {
     "web_search_options": (),
 }
 """Parameters that are not served yet, with the values that ask for nothing."""
+
+
+def refuse_unserved(
+    request: msgspec.Struct, harmless: Mapping[str, tuple[object, ...]], prefix: str = ""
+) -> None:
+    """Raises ApiError for fields that are known, but not served. harmless: those, with the values
+    that ask for nothing."""
+    for name, values in harmless.items():
+        value = getattr(request, name, None)
+        if value is not None and value not in values:
+            raise not_supported(prefix + name)
+
 
 Request = TypeVar("Request", bound=msgspec.Struct)
 

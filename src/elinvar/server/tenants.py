@@ -196,7 +196,7 @@ class Keys:
         # A port of their own keeps others away already, where no key is anybody's.
         if path in PUBLIC or path.startswith(_PUBLIC_FOLDERS) or (here and not known.admins):
             return
-        tenant = known.of(_bearer(scope))
+        tenant = known.of(_given_key(scope))
         if tenant is None:
             raise _unknown_key()
         if path in ADMIN and known.limits and tenant not in known.admins:
@@ -223,13 +223,13 @@ def allowed_models(scope: Scope) -> frozenset[str] | None:
     return found
 
 
-def _bearer(scope: Scope) -> bytes | None:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            kind, _, key = value.partition(b" ")
-            if kind.lower() == b"bearer":
-                return bytes(key).strip()
-    return None
+def _given_key(scope: Scope) -> bytes | None:
+    """From `Authorization: Bearer`, else from `x-api-key`, where Anthropic's clients have it."""
+    headers = dict(scope["headers"])
+    kind, _, key = headers.get(b"authorization", b"").partition(b" ")
+    if kind.lower() == b"bearer":
+        return bytes(key).strip()
+    return headers.get(b"x-api-key")
 
 
 def _unknown_key() -> ApiError:

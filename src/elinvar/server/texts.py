@@ -86,9 +86,9 @@ class TextRoutes:
     ) -> None:
         """`shorten`: whether clients may ask for fewer dimensions."""
         self._shorten = shorten
-        self._engine, self._model, self._name = engine, engine.model, model_name
+        self._engine, self.model, self.name = engine, engine.model, model_name
         self._max_waiting, self._max_body_bytes = max_waiting, max_body_bytes
-        self._created = int(time.time())
+        self.created = int(time.time())
 
     def routes(self) -> list[Route]:
         return [
@@ -109,19 +109,13 @@ class TextRoutes:
     async def embeddings(self, request: Request) -> Response:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
         parsed = decode(body, EmbeddingRequest)
-        self._check_model(parsed.model)
-        if parsed.dimensions is not None and not self._shorten:
-            raise not_supported("dimensions", "Shortening the vectors of this model")
-        texts = _inputs(parsed.input)
-        self._admit(len(texts), "input")
-        task, vectors = await self._run(
+        task, vectors = await self.embed(
             request,
-            lambda: self._model.embedding(
-                texts,
-                prompt_name=parsed.prompt_name,
-                dimensions=parsed.dimensions,
-                truncate=parsed.truncate is not False,
-            ),
+            parsed.model,
+            _inputs(parsed.input),
+            prompt_name=parsed.prompt_name,
+            dimensions=parsed.dimensions,
+            truncate=parsed.truncate is not False,
         )
         as_bytes = parsed.encoding_format == "base64"
         data = [
@@ -132,7 +126,7 @@ class TextRoutes:
             }
             for i, vector in enumerate(vectors)
         ]
-        return reply({"object": "list", "data": data, "model": self._name, "usage": _usage(task)})
+        return reply({"object": "list", "data": data, "model": self.name, "usage": _usage(task)})
 
     async def rerank(self, request: Request) -> Response:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
@@ -147,7 +141,7 @@ class TextRoutes:
         self._admit(len(documents), "documents")
         task, scores = await self._run(
             request,
-            lambda: self._model.ranking(
+            lambda: self.model.ranking(
                 parsed.query, documents, parsed.instruction, parsed.truncate is not False
             ),
         )
@@ -160,8 +154,31 @@ class TextRoutes:
         if request.url.path != "/v2/rerank" if shown is None else shown:
             for result in results:
                 result["document"] = {"text": documents[result["index"]]}
-        answer = {"id": f"rerank-{uuid.uuid4().hex}", "model": self._name, "results": results}
+        answer = {"id": f"rerank-{uuid.uuid4().hex}", "model": self.name, "results": results}
         return reply(answer | {"usage": _usage(task)})
+
+    async def embed(
+        self,
+        request: Request,
+        model: str,
+        texts: Sequence[Input],
+        *,
+        prompt_name: str | None = None,
+        dimensions: int | None = None,
+        truncate: bool = True,
+    ) -> tuple[Task, F32]:
+        """Vectors [R, D] of the texts, for any API that calls these `input`, `dimensions` so, too.
+        Raises ApiError, InputError or ModelError."""
+        self._check_model(model)
+        if dimensions is not None and not self._shorten:
+            raise not_supported("dimensions", "Shortening the vectors of this model")
+        self._admit(len(texts), "input")
+        return await self._run(
+            request,
+            lambda: self.model.embedding(
+                texts, prompt_name=prompt_name, dimensions=dimensions, truncate=truncate
+            ),
+        )
 
     async def score(self, request: Request) -> Response:
         """Of pairs: one text with each of several, or two lists side by side."""
@@ -181,7 +198,7 @@ class TextRoutes:
         rest = parsed.instruction, parsed.truncate is not False
 
         def make() -> list[Task]:
-            return [self._model.ranking(first, others, *rest) for first, others in groups]
+            return [self.model.ranking(first, others, *rest) for first, others in groups]
 
         async with cancelled_when_client_leaves(request.receive):
             tasks = await asyncio.to_thread(make)
@@ -191,7 +208,7 @@ class TextRoutes:
         answer = {"id": f"score-{uuid.uuid4().hex}", "object": "list", "created": int(time.time())}
         usages = [_usage(task) for task in tasks]
         usage = {name: sum(one[name] for one in usages) for name in usages[0]}
-        return reply(answer | {"model": self._name, "data": data, "usage": usage})
+        return reply(answer | {"model": self.name, "data": data, "usage": usage})
 
     async def _run(self, request: Request, make: Callable[[], Task]) -> tuple[Task, F32]:
         """The task, made in a thread, and its answer; a client that goes away ends it."""
@@ -209,16 +226,16 @@ class TextRoutes:
             raise overloaded(live, "texts")
 
     def _check_model(self, name: str) -> None:
-        if name != self._name:
-            raise unknown_model(name, [self._name])
+        if name != self.name:
+            raise unknown_model(name, [self.name])
 
     def _described(self) -> dict[str, Any]:
         return {
-            "id": self._name,
+            "id": self.name,
             "object": "model",
-            "created": self._created,
+            "created": self.created,
             "owned_by": "elinvar",
-            "max_context": self._model.max_tokens,
+            "max_context": self.model.max_tokens,
         }
 
 

@@ -32,6 +32,8 @@ class Wire(ABC):
 
     id: str
     """The response's."""
+    stream_type = b"text/event-stream; charset=utf-8"
+    """The media type of a stream."""
 
     @abstractmethod
     def opening(self, indices: Sequence[int], usage: Usage) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -34,15 +35,25 @@ def checked_schema(text: str) -> dict[str, Any]:
         raise _refused(f"The schema is not JSON: {str(error)[:200]}.") from None
     if schema is True:
         schema = {}
-    if not isinstance(schema, dict):
-        raise _refused(f"A schema is an object, got {json.dumps(schema)[:100]}.")
-    if "x-guidance" in schema:
-        raise _refused("x-guidance is not supported.")
     _check(schema)
     return {**schema, "x-guidance": {"whitespace_pattern": WHITE_SPACE}}
 
 
-def _check(schema: dict[str, Any]) -> None:
+def check_inline(source: str) -> None:
+    """The schemas in a Lark source: `%json {...}`. Raises InputError (`grammar`)."""
+    for match in re.finditer(r"%json\b\s*", source):
+        try:
+            schema, _ = json.JSONDecoder(parse_constant=_not_json).raw_decode(source, match.end())
+        except (ValueError, RecursionError):
+            raise _refused("In a Lark source, the schema follows %json at once.") from None
+        _check(schema)
+
+
+def _check(schema: Any) -> None:
+    if not isinstance(schema, dict):
+        raise _refused(f"A schema is an object, got {json.dumps(schema)[:100]}.")
+    if "x-guidance" in schema:
+        raise _refused("x-guidance is not supported.")
     stack: list[tuple[Any, int]] = [(schema, 1)]
     count, multiple = 0, 1
     while stack:

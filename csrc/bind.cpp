@@ -1,9 +1,10 @@
-// The extension: its provider, recordings, and what is measured of the machine. The other bind_*
-// files give the provider its ops.
+// The extension: its provider, recordings, what is measured of the machine, and files. The other
+// bind_* files give the provider its ops.
 #include "bind.h"
 
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/tuple.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -172,6 +173,17 @@ std::vector<std::string> available() {
     return names;
 }
 
+// Whether there is a file of each name: beside a busy thread each of Python's own questions would
+// wait for the GIL once more.
+std::vector<bool> exist(const std::vector<nb::bytes>& paths) {
+    std::vector<std::string> names;
+    for (const nb::bytes& path : paths) names.emplace_back(path.c_str(), path.size());
+    const nb::gil_scoped_release release;
+    std::vector<bool> found;
+    for (const std::string& name : names) found.push_back(access(name.c_str(), F_OK) == 0);
+    return found;
+}
+
 }  // namespace
 }  // namespace elinvar
 
@@ -180,6 +192,7 @@ NB_MODULE(_cpu, m) {
     using namespace nb::literals;
     m.def("available", &available);
     m.def("ceilings", &ceilings);
+    m.def("exist", &exist);
     nb::class_<Recording>(m, "Recording").def("__call__", &replay).def("timed", &replay_timed);
     nb::class_<Session> session(m, "Provider");
     session.def(nb::init<int, const std::string&>())

@@ -271,9 +271,9 @@ struct Kernels {
     void (*gated_rms_norm)(const GatedNorm& a, int first_token, int num_tokens);
     // x / (1 + e^-gate)
     void (*sigmoid_gate)(const float* x, const float* gate, std::size_t n, float* out);
-    // Row t of `shares` becomes at least what part of its attention any head of token t gives to each
-    // block; of some tokens of a sequence, whose first num_blocks blocks are all that they see.
-    // `room` takes shares_room(num_blocks) floats.
+    // Row t of `shares` becomes at least what part of its attention any head of token t gives to
+    // each block; of some tokens of a sequence, whose first num_blocks blocks are all that they
+    // see. `room` takes shares_room(num_blocks) floats.
     void (*block_shares)(const Attention& a, int seq, int first_token, int num_tokens,
                          int num_blocks, float* room, float* shares, std::ptrdiff_t stride);
 };

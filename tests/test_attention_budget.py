@@ -186,6 +186,14 @@ def test_chunk_sizes(family: str, chunk: int) -> None:
     assert answers(engine, PROMPTS, PARAMS) == expected(family)[0]
 
 
+def test_prompts_whose_tokens_are_scored() -> None:
+    """They are computed in pieces, whatever is cached."""
+    engine = tiny_engine(max_step_tokens=50)
+    scored = [replace(p, prompt_logprobs=1) for p in PARAMS]
+    for _ in range(2):
+        assert answers(engine, PROMPTS, scored) == expected("llama")[0]
+
+
 @pytest.mark.parametrize("dtype", ["int8", "f32"])
 def test_kinds_of_cache(dtype: str) -> None:
     alone = tiny_engine(prefix_cache=False, kv_dtype=dtype)

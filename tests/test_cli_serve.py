@@ -10,7 +10,7 @@ import shutil
 import signal
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,11 @@ BODY: dict[str, Any] = {"model": "tiny", "prompt": LONG, "max_tokens": 4, "ignor
 
 
 @contextmanager
-def served(model: Path, *arguments: object) -> Iterator[tuple[str, subprocess.Popen[str], str]]:
-    """(address, process, what was said before it listened)."""
-    command = [ELINVAR, "serve", str(model), "--port", "0", "--served-model-name", "tiny"]
+def served(
+    model: Path, *arguments: object, through: Sequence[str] = ()
+) -> Iterator[tuple[str, subprocess.Popen[str], str]]:
+    """(address, process, what was said before it listened). through: a command that runs it."""
+    command = [*through, ELINVAR, "serve", str(model), "--port", "0", "--served-model-name", "tiny"]
     command += ["--kv-memory", "64M", *map(str, arguments)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as server:
         assert server.stderr is not None

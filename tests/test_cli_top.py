@@ -23,9 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from elinvar.cli.feed import Feed
 from elinvar.cli.picture import Picture, sparkline
 from processes import ELINVAR, ENVIRONMENT, assert_fails, run
-from serving import serving
+from serving import eventually, serving
 
 COUNTS = st.integers(0, 10**6)
 
@@ -136,6 +137,27 @@ def test_servers_that_are_no_use(status: int, body: bytes, told: str) -> None:
         done = run("top", "--url", f"http://127.0.0.1:{server.server_port}", "--json")
         server.shutdown()
     assert_fails(done, 1, told)
+
+
+def test_it_connects_again() -> None:
+    """Each connection brings one picture and ends."""
+
+    class Brief(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"data: " + json.dumps(live()).encode() + b"\n\n")
+
+        log_message: Callable[..., None] = lambda *_: None
+
+    with HTTPServer(("127.0.0.1", 0), Brief) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        feed = Feed(f"http://127.0.0.1:{server.server_port}", None)
+        feed.start()
+        seen = [feed.take(60) for _ in range(6)]
+        server.shutdown()
+    assert sum(one is not None for one in seen) >= 2
+    assert eventually(lambda: "rying again" in feed.problem, 60)
 
 
 def test_no_server() -> None:

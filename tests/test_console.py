@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -251,6 +252,54 @@ def test_the_request_as_a_program_runs(server: Serving, opened: Opener) -> None:
     )
     assert " ".join(done.stdout.split()) == " ".join(text.split())
     assert curl.startswith(f"curl {server.url}/v1/chat/completions") and '"stream": true' in curl
+
+
+def chunk(finish: str | None = None, **delta: Any) -> str:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    return f"data: {json.dumps({'id': 'chatcmpl-1', 'choices': [choice]})}\n\n"
+
+
+def test_thoughts_and_calls_of_tools(server: Serving, opened: Opener) -> None:
+    """As a model with tools would answer; then its result goes back."""
+    call = {"index": 0, "id": "call_1", "type": "function"}
+    parts = [
+        chunk(role="assistant", content=""),
+        chunk(reasoning_content="I should "),
+        chunk(reasoning_content="look."),
+        chunk(tool_calls=[{**call, "function": {"name": "get_weather", "arguments": ""}}]),
+        chunk(tool_calls=[{"index": 0, "function": {"arguments": '{"city": '}}]),
+        chunk(tool_calls=[{"index": 0, "function": {"arguments": '"Paris"}'}}]),
+        chunk("tool_calls"),
+    ]
+    sunny = [chunk(content="It is <b>sunny</b>."), chunk("stop")]
+    asked: list[Any] = []
+
+    def answer(route: Any) -> None:
+        asked.append(json.loads(route.request.post_data))
+        body = "".join(parts if len(asked) == 1 else sunny) + "data: [DONE]\n\n"
+        route.fulfill(status=200, content_type="text/event-stream", body=body)
+
+    page = opened(server.url)
+    page.route("**/v1/chat/completions", answer)
+    page.get_by_text("Tools", exact=True).click()
+    page.get_by_text("Insert an example").first.click()
+    send(page, "How is the weather?")
+    first = ended(page)
+    assert "calls tools" in first.inner_text() and "get_weather" in first.inner_text()
+    assert first.locator(".call pre").inner_text() == '{\n  "city": "Paris"\n}'
+    thoughts = first.locator(".thoughts .text")
+    assert not thoughts.is_visible()
+    first.get_by_text("Thoughts").click()
+    assert thoughts.inner_text() == "I should look."
+    page.get_by_label("Result of get_weather").fill("sunny")
+    shoot(page, "tools")
+    page.get_by_text("Go on with these results").click()
+    assert "It is <b>sunny</b>." in ended(page, 2).inner_text()
+    assert [tool["function"]["name"] for tool in asked[0]["tools"]] == ["get_weather"]
+    user, calling, result = asked[1]["messages"]
+    assert user == {"role": "user", "content": "How is the weather?"}
+    assert calling["tool_calls"][0]["function"]["arguments"] == '{"city": "Paris"}'
+    assert result == {"role": "tool", "content": "sunny", "tool_call_id": "call_1"}
 
 
 def test_markdown_makes_no_program_of_text(server: Serving, opened: Opener) -> None:

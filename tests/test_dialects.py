@@ -38,10 +38,13 @@ def test_what_is_written_is_read_however_it_is_cut(name: str, data: Any, at: lis
 def test_garbage_is_given_back(name: str, data: Any, at: list[int], in_thought: bool) -> None:
     family = FAMILIES[name]
     tokens = [*markers(family), "look-up", "now", '{"name": "now"', '"arguments": {', "}", "]"]
-    noise = st.sampled_from([*tokens, '"', "'", ",", ":", " ", "\n", "\\", "\\u12", "-", "9", "é"])
+    noise = st.sampled_from(
+        [*tokens, '"', "'", ",", ":", " ", "\n", "\\", "\\u12", "\\ud800", "-", "9", "é"]
+    )
     garbage = "".join(data.draw(st.lists(noise | st.text(max_size=3), max_size=20)))
     whole = read(family, [garbage], in_thought=in_thought)
     assert read(family, cut(garbage, at), in_thought=in_thought) == whole
+    json.dumps(whole, ensure_ascii=False).encode()  # it can be sent
     if isinstance(family.calls, Channels) or in_thought:
         return
     dropped = {*family.drops} | ({family.thoughts.open.strip()} if family.thoughts else set())
@@ -72,7 +75,7 @@ def test_reading_takes_linear_time(name: str) -> None:
     hostile = [m for m in markers(family) if len(m) > 1]
     for unit in [*hostile, '{"name": "', '{"a":[', "[[", "\\u", " ", "now(", "<"]:
         calls = []
-        for size in (4_000, 16_000):
+        for size in (800, 3_200):
             text = (unit * size)[:size]
             counted = 0
 
@@ -202,6 +205,8 @@ def test_harmony_says_whom_each_message_is_for() -> None:
         Call(0, "id0", "now"),
         Arguments(0, "{}"),
     ]
+    unprefixed = "<|channel|>commentary to=now<|message|>{}"
+    assert understood(read(FAMILIES["harmony"], unprefixed)).calls == [("now", {})]
     assert read(FAMILIES["harmony"], "<|channel|>final<|message|>x\n") == [Text("x\n")]
     assert read(FAMILIES["harmony"], "no head") == [Text("no head")]
     begun = "hm<|end|><|start|>assistant<|channel|>final<|message|>x"

@@ -108,7 +108,7 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("name", family_names())
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_what_is_permitted_is_a_call(name: str, data: Any) -> None:
     family = FAMILIES[name]
@@ -127,7 +127,7 @@ def test_what_is_permitted_is_a_call(name: str, data: Any) -> None:
 
 
 @pytest.mark.parametrize("name", family_names())
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_strict_tools_leave_all_else_free(name: str, data: Any) -> None:
     assert dialect(name).grammar([NOW, LOOSE], "auto") is None
@@ -140,6 +140,18 @@ def test_strict_tools_leave_all_else_free(name: str, data: Any) -> None:
     for called, arguments in found.calls:
         schema = LOOK["function"]["parameters"] if called == "look-up" else {"type": "object"}
         assert fits(arguments, schema, schema), arguments
+
+
+@pytest.mark.parametrize("name", family_names())
+@settings(max_examples=8)
+@given(data=st.data())
+def test_what_is_said_keeps_to_a_grammar_and_thoughts_do_not(name: str, data: Any) -> None:
+    thinking, begun = data.draw(st.booleans()), data.draw(st.booleans())
+    grammar = dialect(name).saying(g.JsonSchema('{"type": "integer"}'), thinking, begun)
+    answer = data.draw(texts(grammar))
+    found = understood(read(FAMILIES[name], answer, tools=(), in_thought=begun))
+    assert isinstance(json.loads(found.text), int)
+    assert thinking or begun or not found.thought
 
 
 @pytest.mark.parametrize("name", family_names())

@@ -163,7 +163,9 @@ def test_presence_and_frequency_are_openais(
     for token in range(12):
         count = tokens[num_prompt:].count(token)
         want = row[token] - count * frequency - (count > 0) * presence
-        assert got[token] == pytest.approx(want + {3: 50, 8: -1.5}.get(token, 0), rel=1e-5)
+        assert got[token] == pytest.approx(
+            want + {3: 50, 8: -1.5}.get(token, 0), rel=1e-5, abs=1e-5
+        )
 
 
 def test_a_bias_decides_and_what_is_told_is_the_models() -> None:
@@ -236,6 +238,12 @@ def test_bad_words_are_spelled_in_each_way() -> None:
     assert spelled(tokenizer, ["cat", (5, 6)]) == ((one,), (space, one), (two,), (5, 6))
 
 
+def test_as_many_bad_words_as_there_may_be() -> None:
+    words = [chr(0x10000 + i) * 256 for i in range(256)]
+    params = SamplingParams(max_tokens=3, seed=1, bad_words=words)
+    assert len(answers(tiny_engine(), [[1, 2]], [params])[0][0]) <= 3
+
+
 @pytest.mark.parametrize(
     ("over", "field"),
     [
@@ -255,6 +263,7 @@ def test_bad_words_are_spelled_in_each_way() -> None:
         ({"bad_words": [["a"]]}, "bad_words"),
         ({"bad_words": 5}, "bad_words"),
         ({"bad_words": ["x"] * 500}, "bad_words"),
+        ({"bad_words": ["x" * 500]}, "bad_words"),
         ({"min_tokens": -1}, "min_tokens"),
         ({"min_tokens": 10, "max_tokens": 9}, "min_tokens"),
         ({"include_stop_str_in_output": 1}, "include_stop_str_in_output"),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import json
-import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,8 @@ from openai.types import Batch
 
 from elinvar.server import batches as batch_routes
 from elinvar.server import state as state_module
-from elinvar.server.files import Content
+from elinvar.server.batch_results import result_line
+from elinvar.server.file_store import Content
 from elinvar.server.store import Store
 from serving import Serving, eventually, serving
 
@@ -185,6 +184,13 @@ def test_cancelling(client: openai.OpenAI, tiny: Serving) -> None:
     client.files.delete(batch.input_file_id)
 
 
+def test_a_result_is_one_line_for_everybody() -> None:
+    text = "a\x85b\u2028c\u2029d\x0b\x0c\x1c\n\re\u00e9"
+    line = result_line(text, {"body": text}, None)
+    assert len(line.decode().splitlines()) == 1
+    assert json.loads(line)["custom_id"] == json.loads(line)["response"]["body"] == text
+
+
 def _completed(client: openai.OpenAI, batch: Batch) -> int:
     counts = client.batches.retrieve(batch.id).request_counts
     return 0 if counts is None else counts.completed
@@ -264,25 +270,6 @@ def _limit_pages(store: Store, more: int) -> None:
 def _refused(running: Serving) -> bool:
     body = {"model": "tiny", "input": "x" * 500, "max_output_tokens": 1}
     return running.post("/v1/responses", body).status_code == 507
-
-
-def test_a_folder_that_another_uses(tiny_gguf: Path, tmp_path: Path) -> None:
-    from elinvar.base.errors import ElinvarError
-
-    first = Store(tmp_path)
-    first._thread.submit(first._opened).result()
-    with pytest.raises(ElinvarError, match="in use by another server"):
-        Store(tmp_path)
-    asyncio.run(first.close())
-    asyncio.run(Store(tmp_path).close())
-    (tmp_path / "state.db").write_bytes(b"no database at all" * 100)
-    with pytest.raises(ElinvarError, match="cannot be used"):
-        Store(tmp_path)
-    (tmp_path / "state.db").unlink()
-    with sqlite3.connect(tmp_path / "state.db") as db:
-        db.execute("PRAGMA user_version = 99")
-    with pytest.raises(ElinvarError, match="newer Elinvar"):
-        Store(tmp_path)
 
 
 def test_a_state_folder_comes_late(tiny_gguf: Path, tmp_path: Path) -> None:

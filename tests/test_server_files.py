@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elinvar.server import files
+from elinvar.server import file_store as files
 from elinvar.server.errors import ApiError
 from elinvar.server.multipart import Begin, Multipart
 from serving import Serving, serving

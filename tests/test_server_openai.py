@@ -303,7 +303,7 @@ def test_async_client(tiny: Serving) -> None:
         ({"n": 0}, "n"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"messages": []}, "messages"),
         ({"extra_body": {"tmperature": 1}}, "tmperature"),
     ],

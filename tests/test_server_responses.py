@@ -11,8 +11,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from openai.types.responses import Response
+from openai.types import batch_create_params
+from openai.types.responses import Response, input_token_count_params, response_create_params
 
+from elinvar.server.batches import BatchRequest
+from elinvar.server.responses_schema import InputTokensRequest, ResponseRequest
 from elinvar.server.store import Store, as_told
 from serving import Serving, eventually, serving
 
@@ -313,10 +316,13 @@ def test_restarts(tiny_gguf: Path, tmp_path: Path) -> None:
         ({"background": True, "store": False}, "store"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_tokens": 3}, "max_tokens"),
+        ({"n": 2}, "n"),
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
         ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
-        ({"text": {"format": {"type": "grammar"}}}, "text.format"),
+        ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
         ({"temperature": -1}, "temperature"),
         ({"top_logprobs": 50}, "top_logprobs"),
         ({"metadata": {"k": "v" * 600}}, "metadata"),
@@ -353,6 +359,16 @@ def test_a_full_disk_is_told(tiny: Serving, monkeypatch: pytest.MonkeyPatch) -> 
     assert client.responses.retrieve(later.id).status in ("queued", "in_progress")
     full = False
     assert eventually(lambda: client.responses.retrieve(later.id).status == "incomplete")
+
+
+def test_every_parameter_of_the_official_client_is_known() -> None:
+    """Each is either used or refused by name; none is 'unrecognized'."""
+    for theirs, ours in (
+        (response_create_params.ResponseCreateParamsBase, ResponseRequest),
+        (input_token_count_params.InputTokenCountParams, InputTokensRequest),
+        (batch_create_params.BatchCreateParams, BatchRequest),
+    ):
+        assert set(theirs.__annotations__) <= set(ours.__struct_fields__)
 
 
 def test_unknown_queries(tiny: Serving) -> None:

@@ -48,7 +48,7 @@ def refused(body: bytes | dict[str, Any], kind: type = ChatRequest) -> ApiError:
         b'{"model": "\xff", "messages": []}',
         b'{"model": "\x00", "messages": []}',
         b"\xef\xbb\xbf{}",
-        b'{"model": "m", "messages": [], "response_format": ' + b"[" * 100_000,
+        b'{"model": "m", "messages": [], "audio": ' + b"[" * 100_000,
         b'{"model": "m", "messages": [], "x": ' + b'{"a":' * 100_000,
     ],
 )
@@ -138,7 +138,6 @@ def test_null_means_not_given() -> None:
     ("field", "value"),
     [
         ("functions", [{}]),
-        ("response_format", {"type": "json_object"}),
         ("audio", {"voice": "x"}),
         ("modalities", ["text", "audio"]),
         ("store", True),

@@ -8,6 +8,9 @@ def available() -> list[str]:
 def ceilings(num_threads: int, simd: str) -> dict[str, Any]:
     """The fields of ops.ceilings.Ceilings, measured."""
 
+def exist(paths: list[bytes]) -> list[bool]:
+    """Whether there is a file of each name."""
+
 class Matrix:
     def __init__(self, kind: str, n: int, k: int, data: Any) -> None: ...
 

@@ -117,3 +117,5 @@ class StepOutput:
     kept: dict[int, list[int]] = field(default_factory=dict)
     """By the index of an item which ends a prompt that is seen in part from now on: the blocks of it
     that are seen, by their places in the row's tables."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Requests that cannot go on, which got no token, and why."""

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 from elinvar.base.config import BLOCK_SIZE
 from elinvar.base.errors import InputError
+from elinvar.base.grammar import Grammar
 from elinvar.base.thinking import ThinkingBudget
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_BIASES = 1024
 MAX_BAD_WORDS = 256
-MAX_BAD_TOKENS = 64
-"""Of one bad word."""
+MAX_BAD_LENGTH = 256
+"""Characters of a bad word."""
+MAX_SPELLINGS = 1024
+"""Bad words as token ids, and tokens of one: a text has three spellings, a character up to four tokens."""
 SINKS = 4
 """Tokens that suffice (Xiao et al., 2024)."""
 WATCHED = 32
@@ -78,6 +81,10 @@ class SamplingParams:
     them: before temperature and all that changes logits."""
     prompt_logprobs: int | None = None
     """The same of the prompt's tokens but the first. The prompt is computed, whatever is cached of it."""
+    grammar: Grammar | None = None
+    """What the answer keeps to: tokens that leave it are not sampled, and where it is complete and
+    nothing may follow, only tokens that end the answer are. None: any text. Where other parameters
+    forbid all that it allows, it has the last word."""
     adapter: str | None = None
     """Name of the loaded LoRA adapter that answers; None: the model as it is."""
     attention_window: int | None = None
@@ -117,6 +124,9 @@ class SamplingParams:
         for name in ("stop_token_ids", "special_text"):
             for t in getattr(self, name):
                 _integer(name, t, 0, 2**31 - 1)
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            message = f"grammar must be one of elinvar.base.grammar, got {self.grammar!r}."
+            raise InputError("grammar", message)
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise InputError("adapter", f"adapter must be a name, got {self.adapter!r}.")
         _integer("attention_sinks", self.attention_sinks, 1, 2**31 - 1)
@@ -164,14 +174,17 @@ class SamplingParams:
         listed = _tuple("bad_words", bad)
         words = tuple(w if isinstance(w, str) else _tuple("bad_words", w) for w in listed)
         object.__setattr__(self, "bad_words", words)
-        _at_most("bad_words", words, MAX_BAD_WORDS, "words")
-        for word in self.bad_words:
+        _at_most("bad_words", [w for w in words if isinstance(w, str)], MAX_BAD_WORDS, "texts")
+        _at_most("bad_words", words, MAX_SPELLINGS, "words")
+        for word in words:
             if not word:
                 raise InputError("bad_words", "bad_words must hold no empty text.")
-            if isinstance(word, tuple):
-                _at_most("bad_words", word, MAX_BAD_TOKENS, "tokens of a word")
-                for token in word:
-                    _integer("bad_words", token, 0, 2**31 - 1)
+            if isinstance(word, str):
+                _at_most("bad_words", word, MAX_BAD_LENGTH, "characters a word")
+                continue
+            _at_most("bad_words", word, MAX_SPELLINGS + 8, "tokens a word")
+            for token in word:
+                _integer("bad_words", token, 0, 2**31 - 1)
 
     @property
     def edits_logits(self) -> bool:

@@ -56,7 +56,7 @@ class Picture:
         head = Text.assemble(
             ("Elinvar", "bold"), f" {live['version']}   up {_time(live['uptime_s'])}"
         )
-        return head.append(f"{rss}   KV cache {_bytes(memory['kv'])}", "dim")
+        return head.append(f"{rss}   KV cache up to {_bytes(memory['kv'])}", "dim")
 
     def _foot(self) -> Text:
         if self.problem:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from elinvar.engine.tokenizer import Tokenizer
 
 KINDS = "prompt", "messages", "prompt_ids"
-PARAMS = {f.name for f in fields(SamplingParams)}
+PARAMS = {f.name for f in fields(SamplingParams)} - {"grammar"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,12 @@ _TRACES = "Traces"
 )
 @option("--no-console", is_flag=True, help="Leave out the pages for browsers at /.")
 @opt.serving
+@option(
+    "--dialect",
+    metavar="NAME",
+    help="How the model writes thoughts and calls of tools (default: as its chat template tells; see "
+    "'elinvar models show').",
+)
 @serving.several
 @serving.door
 @serving.end
@@ -107,6 +113,8 @@ def serve(models: tuple[str, ...], **flags: Any) -> int:
     names, aliases = _names(models, flags)
     # Files that cannot be read or written are told at once, too.
     warm = [] if flags["warm"] is None else read_warm_prompts(flags["warm"])
+    if flags["dialect"] is not None:
+        serving.check_dialect(flags["dialect"])
     known = serving.read_door(flags["api_key"], flags["tenants"])
     tls = serving.read_tls(flags["tls_cert"], flags["tls_key"], flags["tls_client_ca"])
     of_engine = {**flags, "tenants": known.limits, "interactive": opt.interactive_target(flags)}
@@ -226,7 +234,8 @@ def _models_app(
         if trace is not None:
             engine.watchers.append(trace)
         name = names[models.index(model)]
-        return Served.of(name, AsyncEngine(engine), flags["max_waiting"])
+        dialect = flags["dialect"] if own else None
+        return Served.of(name, AsyncEngine(engine), flags["max_waiting"], dialect)
 
     first, most = served(default), None
     entries = [Entry.loaded(first)]

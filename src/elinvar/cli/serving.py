@@ -130,6 +130,14 @@ end = options(
 )
 
 
+def check_dialect(name: str) -> None:
+    from elinvar.engine.dialects.families import FAMILIES
+
+    if name not in FAMILIES:
+        message = f"{name!r} is none of {', '.join(FAMILIES)}"
+        raise click.BadParameter(message, param_hint="--dialect")
+
+
 def read_door(api_key: str | None, tenants: Path | None) -> Tenants:
     """Whose keys are known. Raises click.BadParameter, or InputError naming file and tenant."""
     from elinvar.server.tenants import NOBODY, of_key, read_tenants

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from elinvar.base.errors import EngineError
+from elinvar.base.grammar import Grammar
 from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
@@ -139,6 +140,14 @@ class AsyncEngine:
     async def unload_adapter(self, name: str) -> None:
         """As Engine.unload_adapter."""
         await self._between_steps(lambda: self.engine.unload_adapter(name))
+
+    async def compile(self, grammar: Grammar) -> None:
+        """Makes ready what a request will ask for. Raises InputError (`grammar`) as Grammars.compile;
+        without this call `generate` does, and holds up the event loop meanwhile."""
+        grammars = self.engine.grammars
+        if grammars.find(grammar) is None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(grammars.worker, grammars.compile, grammar)
 
     async def explain(self, request_ids: Sequence[str]) -> dict[str, Record]:
         """Engine.explain of those that have not ended. It waits for the step in progress."""

@@ -23,12 +23,13 @@ from elinvar.base.errors import EngineError, InputError, ModelError
 from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.limits import ANY_TENANT
 from elinvar.base.metrics import EngineMetrics
-from elinvar.base.plan import StepPlan, TokenLogprobs
+from elinvar.base.plan import TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.adapters import Adapters
 from elinvar.engine.bad_words import spelled
 from elinvar.engine.below import identity, open_tiers
 from elinvar.engine.chat import ChatOptions
+from elinvar.engine.grammars import Compiled, Grammars
 from elinvar.engine.memory import available_memory, give_back
 from elinvar.engine.output import Delta, FinishReason
 from elinvar.engine.plan_kv import describe_blocks, plan_kv
@@ -40,6 +41,7 @@ from elinvar.models.family import Model
 from elinvar.models.load import load_parts, reloaded
 from elinvar.ops import Ops, load_provider
 from elinvar.ops.adapted import AdaptedOps
+from elinvar.run.grammar import Masks
 from elinvar.run.runner import Runner
 from elinvar.sched.door import max_total_tokens, why_no_budget, why_no_window
 from elinvar.sched.policy import make_policy
@@ -66,11 +68,12 @@ another thread."""
 class _Live:
     """A request that has not finished."""
 
-    __slots__ = ("last_token", "request", "text")
+    __slots__ = ("grammar", "last_token", "request", "text")
 
-    def __init__(self, request: Request, text: AnswerText) -> None:
+    def __init__(self, request: Request, text: AnswerText, grammar: Compiled | None) -> None:
         self.request = request
         self.text = text
+        self.grammar = grammar  # which is kept as long as somebody has it
         self.last_token: float | None = None
 
 
@@ -197,6 +200,7 @@ class Engine:
         if self._no_window:  # or a sequence may outgrow the cache
             longest = min(longest, self.scheduler.kv.max_sequence + 1)
         self.adapters = adapters or Adapters()
+        self.grammars = Grammars(tokenizer, model.config.vocab_size)
         self.runner = Runner(
             model,
             ops,
@@ -206,6 +210,7 @@ class Engine:
             longest,
             self.adapters.ops,
             self.tiers,
+            Masks(model.config.vocab_size, self.grammars.matcher),
         )
         self.watchers: list[Watcher] = []
         self._live: dict[str, _Live] = {}
@@ -214,15 +219,21 @@ class Engine:
     def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
     ) -> list[int]:
-        """Token ids of a conversation up to where the answer begins. Raises ModelError where the
-        model has no chat template, InputError where the template refuses messages or options."""
+        """Token ids of a conversation up to where the answer begins. Raises as render_chat."""
+        return self.tokenizer.encode_chat(self.render_chat(messages, options))
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
+    ) -> str:
+        """Its text. Raises ModelError where the model has no chat template, InputError where the
+        template refuses messages or options."""
         template = self.tokenizer.chat_template
         if template is None:
             raise ModelError(
                 "This model has no chat template; give it a prompt to continue, or a template "
                 "with --chat-template FILE."
             )
-        return self.tokenizer.encode_chat(template.render(messages, options))
+        return template.render(messages, options)
 
     def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
         """Requests may ask for the LoRA adapter in the folder `path` by `name` from now on. Raises
@@ -255,6 +266,8 @@ class Engine:
         self._check_open()
         if params.adapter is not None:
             self.adapters.find(params.adapter)
+        if params.grammar is not None:
+            self.grammars.compile(params.grammar)
         for field, why_not in (
             ("attention_window", self._no_window),
             ("attention_budget", self._no_budget),
@@ -312,7 +325,8 @@ class Engine:
         self.scheduler.add(request)
         if params.adapter is not None:  # after what may raise: it is not forgotten until _forget
             request.adapter = self.adapters.begin(params.adapter)
-        self._live[request.id] = _Live(request, AnswerText(self.tokenizer, params))
+        grammar = None if params.grammar is None else self.grammars.compile(params.grammar)
+        self._live[request.id] = _Live(request, AnswerText(self.tokenizer, params), grammar)
         return request.id
 
     def _namespace(self, params: SamplingParams, tenant: str) -> bytes:
@@ -380,11 +394,14 @@ class Engine:
                 output = self.runner.execute(plan)
             except Exception as error:
                 log.exception("A step failed; its %d requests are given up.", len(plan.items))
-                deltas += self._give_up(plan, error)
+                message = f"{type(error).__name__}: {error}"
+                failed = dict.fromkeys((item.request_id for item in plan.items), message)
+                deltas += self._give_up(failed)
             else:
                 updates = self.scheduler.commit(plan, output)
                 now = time.monotonic()
                 deltas += [self._advance(update, now) for update in updates]
+                deltas += self._give_up(output.failed)
                 self.metrics.steps += 1
                 self.metrics.computed_tokens += plan.num_tokens
                 self.metrics.step_seconds.observe(now - began)
@@ -429,6 +446,9 @@ class Engine:
             self.abort(request_id)
         self._ready.clear()
         self.adapters.close()
+        self.grammars.close()
+        if hasattr(self, "runner"):
+            self.runner.close()
         if self.tiers is not None:
             if hasattr(self, "runner") and (self.config.kv_host_path or self.config.kv_tiers):
                 while self.scheduler.kv.has_unsaved:
@@ -492,12 +512,12 @@ class Engine:
             metrics.recent_itl.observe(now - live.last_token, now)
         live.last_token = now
 
-    def _give_up(self, plan: StepPlan, error: Exception) -> list[Delta]:
+    def _give_up(self, failed: Mapping[str, str]) -> list[Delta]:
+        """Requests, and why."""
         deltas = []
-        for item in plan.items:
-            self.scheduler.abort(item.request_id)
-            live = self._forget(item.request_id, "error")
-            message = f"{type(error).__name__}: {error}"
+        for request_id, message in failed.items():
+            self.scheduler.abort(request_id)
+            live = self._forget(request_id, "error")
             deltas.append(_delta(live.request, finish_reason="error", error=message))
         return deltas
 

@@ -125,6 +125,10 @@ class Tokenizer:
             found = self._bytes[token_id] = self._spell(token_id)
         return found
 
+    def spellings(self, count: int) -> list[bytes]:
+        """token_bytes of all ids below `count`, for those who keep them elsewhere."""
+        return [self._spell(token_id) for token_id in range(count)]
+
     def token_text(self, token_id: int) -> str:
         """A token as a text to show; U+FFFD stands for a part of a character."""
         return self.token_bytes(token_id).decode("utf-8", "replace")

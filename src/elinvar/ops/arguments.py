@@ -86,7 +86,7 @@ class Biases:
     starts: I32
     """[L + 1] where each row's begin in the two that follow, and the end."""
     ids: I32
-    """Those beyond the vocabulary change nothing."""
+    """May come twice; those beyond the vocabulary change nothing."""
     values: F32
     """-inf forbids the token."""
 

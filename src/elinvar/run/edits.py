@@ -16,6 +16,7 @@ from elinvar.base.plan import RowStart
 from elinvar.ops.arguments import F32, Biases, Penalties, SampleArgs
 
 _Ids = tuple[int, ...]
+_NONE = np.zeros(0, np.int32), np.zeros(0, np.float32)
 
 
 class RowEdits:
@@ -32,18 +33,20 @@ class RowEdits:
         self._first_end = self.num_prompt + params.min_tokens
         """The index at which an end may be."""
         self._ends = sorted(started.stop_ids)
-        self._biases = dict(params.logit_bias)
+        forbidden: list[int] = []
         self._after: dict[int, list[_Ids]] = {}
         """Bad words of more than one token, by the last but one."""
         for word in params.bad_words:
             assert isinstance(word, tuple), "the engine spells what is given as text"
             if len(word) == 1:
-                self._biases[word[0]] = -np.inf
+                forbidden.append(word[0])
             else:
                 self._after.setdefault(word[-2], []).append(word)
+        ids, values = zip(*params.logit_bias, strict=True) if params.logit_bias else ((), ())
+        self._always = _forbid(np.array(ids, np.int32), np.array(values, np.float32), forbidden)
 
-    def biases(self, tokens: I32) -> dict[int, float]:
-        """Of the token that follows `tokens`, the whole sequence so far."""
+    def biases(self, tokens: I32) -> tuple[I32, F32]:
+        """Ids and values for the token that follows `tokens`, the whole sequence so far."""
         forbidden: list[int] = []
         if len(tokens) < self._first_end:
             forbidden += self._ends
@@ -51,7 +54,7 @@ class RowEdits:
             for word in self._after.get(tokens.item(-1), ()):
                 if tuple(tokens[1 - len(word) :].tolist()) == word[:-1]:
                     forbidden.append(word[-1])
-        return self._biases | dict.fromkeys(forbidden, -np.inf) if forbidden else self._biases
+        return _forbid(*self._always, forbidden) if forbidden else self._always
 
 
 def edit(args: SampleArgs, edits: Sequence[RowEdits | None], tokens: Sequence[I32]) -> None:
@@ -59,11 +62,10 @@ def edit(args: SampleArgs, edits: Sequence[RowEdits | None], tokens: Sequence[I3
     before the one that each samples."""
     if any(e is not None and e.typical_p < 1 for e in edits):
         args.typical_p = np.array([1.0 if e is None else e.typical_p for e in edits], np.float32)
-    biases = [{} if e is None else e.biases(t) for e, t in zip(edits, tokens, strict=True)]
-    if any(biases):
-        ids = [token for one in biases for token in one]
-        values = [value for one in biases for value in one.values()]
-        args.biases = Biases(_starts(biases), np.array(ids, np.int32), np.array(values, np.float32))
+    biases = [_NONE if e is None else e.biases(t) for e, t in zip(edits, tokens, strict=True)]
+    ids, values = zip(*biases, strict=True)
+    if any(len(some) for some in ids):
+        args.biases = Biases(_starts(ids), np.concatenate(ids), np.concatenate(values))
     if any(e is not None and e.looks_back for e in edits):
         args.penalties = _penalties(edits, tokens)
 
@@ -85,5 +87,12 @@ def _penalties(edits: Sequence[RowEdits | None], tokens: Sequence[I32]) -> Penal
     )
 
 
-def _starts(parts: Sequence[Sequence[object] | dict[int, float] | I32]) -> I32:
+def _forbid(ids: I32, values: F32, forbidden: Sequence[int]) -> tuple[I32, F32]:
+    """These too."""
+    more = np.array(forbidden, np.int32)
+    least = np.full(len(more), -np.inf, np.float32)
+    return np.concatenate([ids, more]), np.concatenate([values, least])
+
+
+def _starts(parts: Sequence[I32]) -> I32:
     return np.cumsum([0, *map(len, parts)], dtype=np.int32)

@@ -70,10 +70,9 @@ class Rows:
         self._set_params(row, started.params)
         kept = started.params.kept_of_prompt(started.num_prompt_tokens)
         self.watches.start(row, started.num_prompt_tokens, kept)
-        self.edits.pop(row, None)
+        self.release([row])
         if started.params.edits_logits:
             self.edits[row] = RowEdits(started)
-        self.scored.pop(row, None)
         if started.params.prompt_logprobs is not None:
             self.scored[row] = started.num_prompt_tokens, started.params.prompt_logprobs
 
@@ -86,6 +85,12 @@ class Rows:
         self.min_p[row] = params.min_p
         self.num_logprobs[row] = params.logprobs
         self.sights.start(row, params.kept_blocks)
+
+    def release(self, rows: Sequence[int]) -> None:
+        """They are nobody's for now."""
+        for row in rows:
+            self.edits.pop(row, None)
+            self.scored.pop(row, None)
 
     def append_blocks(self, items: Sequence[PlanItem]) -> None:
         """Add each item's new blocks to its row's tables."""

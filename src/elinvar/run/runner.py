@@ -20,6 +20,7 @@ from elinvar.models.family import Model
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.ops.api import Ops
 from elinvar.ops.caches import LayerCache
+from elinvar.run.grammar import Masks
 from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
 from elinvar.run.score import prompt_spans, score_prompts, token_logprobs
@@ -47,9 +48,11 @@ class Runner:
         max_context: int,
         adapted: AdaptedOps | None = None,
         below: Below | None = None,
+        masks: Masks | None = None,
     ) -> None:
-        """adapted: see run.graphs. below: needed where plans save and load."""
-        self._below = below
+        """adapted: see run.graphs. below: needed where plans save and load. masks: where requests may
+        have grammars."""
+        self._below, self._masks = below, masks
         self.ops, self._adapted = ops, adapted
         self.rows = Rows(max_rows, max_context, specs)
         self._thinking = ThinkingRows()
@@ -75,9 +78,7 @@ class Runner:
         """
         rows, items = self.rows, plan.items
         lost, moving_s = self._move(plan)
-        for started in plan.started:
-            rows.start(started)
-            self._thinking.start(started)
+        self._start(plan)
         sampled: list[list[int]] = [[] for _ in items]
         logprobs: list[list[TokenLogprobs]] = [[] for _ in items]
         if not items:
@@ -85,6 +86,9 @@ class Runner:
         rows.append_blocks(items)
         batch, rows_L, position_L = rows.gather(items)
         output = StepOutput(sampled, logprobs, lost=lost, moving_s=moving_s)
+        masks = None
+        if self._masks is not None:
+            masks = self._masks.begin(rows_L, position_L, rows.token_ids)
         spans = prompt_spans(items, rows.scored) if rows.scored else []
         if spans:
             assert isinstance(batch, ForwardBatch)
@@ -96,17 +100,40 @@ class Runner:
         if not rows_L:
             return output
         args = rows.sample_args(rows_L, position_L)
+        failed: dict[int, str] = {}
+        if masks is not None:
+            ready = masks.result()
+            failed = ready.failed
+            args.add_masks(ready.masks, ready.mask_rows)
         self._thinking.limit(args, rows_L, position_L, rows.token_ids, logits_LV.shape[1])
         result = self.ops.sample(logits_LV, args)
         sampling = [i for i, item in enumerate(items) if item.sample]
         for at, (i, token) in enumerate(zip(sampling, result.ids.tolist(), strict=True)):
             item = items[i]
+            if at in failed:
+                continue
             sampled[i] = [token]
             rows.token_ids[item.row, item.start + item.num_tokens] = token
             asked = rows.num_logprobs[item.row]
             if asked is not None:
                 logprobs[i] = [token_logprobs(result, at, asked)]
+        output.failed = {items[sampling[at]].request_id: why for at, why in failed.items()}
         return output
+
+    def close(self) -> None:
+        if self._masks is not None:
+            self._masks.close()
+
+    def _start(self, plan: StepPlan) -> None:
+        self.rows.release(plan.released_rows)
+        for started in plan.started:
+            self.rows.start(started)
+            self._thinking.start(started)
+        if self._masks is not None:
+            for row in plan.released_rows:
+                self._masks.release(row)
+            for started in plan.started:
+                self._masks.start(started)
 
     def _move(self, plan: StepPlan) -> tuple[list[bytes], float]:
         """Save, copy and load blocks. Returns keys that were not to be had, and the seconds that

@@ -61,6 +61,10 @@ def check(path: Path, endpoint: str, has_model: Callable[[str], bool], max_bytes
     """Complaints about an input, by line. Raises OSError for a file that cannot be read."""
     checked = Checked()
     seen: dict[str, int] = {}
+    if not path.exists():
+        message = "The content of the file is not there any more."
+        checked.complain(None, "file_not_found", message, "input_file_id")
+        return checked
     for number, raw in read_lines(path):
         checked.total += 1
         if checked.total > MAX_LINES:

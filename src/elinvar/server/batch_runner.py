@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ from typing import TypeVar
 import msgspec
 
 from elinvar.server.batch_lines import Line, check, read_lines
+from elinvar.server.batch_results import NO_USAGE, result_line, usage_of
 from elinvar.server.batch_state import Batches, Body
 from elinvar.server.errors import ApiError
-from elinvar.server.files import MAX_AGE_S, Content, Files
+from elinvar.server.file_store import Content, Files
+from elinvar.server.files import MAX_AGE_S
 from elinvar.server.inside import Inside
-from elinvar.server.reply import encode
 from elinvar.server.store import as_told
 
 log = logging.getLogger(__name__)
@@ -167,8 +167,8 @@ class Runner:
             wait = float(headers.get("Retry-After", self._limits.retry_s))
             await asyncio.sleep(min(wait, _MAX_WAIT_S))
         said = {"status_code": status, "request_id": request_id, "body": msgspec.Raw(answer)}
-        result = _result(line.custom_id, said, None)
-        usage = _usage(answer) if status == 200 else _NO_USAGE
+        result = result_line(line.custom_id, said, None)
+        usage = usage_of(answer) if status == 200 else NO_USAGE
         add = self._batches.add
         await self._patiently(lambda: add(batch["id"], number, status == 200, result, usage))
 
@@ -196,7 +196,7 @@ class Runner:
             for number, raw in some:
                 if number not in done:
                     line = msgspec.json.decode(raw, type=Line)
-                    await bad.write(_result(line.custom_id, None, error) + b"\n")
+                    await bad.write(result_line(line.custom_id, None, error) + b"\n")
 
     async def _close(self, tenant: str, batch: Body, end: str, good: Content, bad: Content) -> None:
         now, rows, names = time.time(), [], {}
@@ -246,50 +246,3 @@ def _end(batch: Body, num_done: int) -> str:
     if batch["status"] == "cancelling":
         return "cancelled"
     return "completed" if num_done == batch["request_counts"]["total"] else "expired"
-
-
-def _result(custom_id: str, response: Body | None, error: Body | None) -> bytes:
-    name = f"batch_req_{uuid.uuid4().hex}"
-    return encode({"id": name, "custom_id": custom_id, "response": response, "error": error})
-
-
-_NO_USAGE = dict.fromkeys(
-    ("input_tokens", "output_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"), 0
-)
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-
-
-class _Usage(msgspec.Struct):
-    """As any of the endpoints writes it."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    prompt_tokens_details: _Details = msgspec.field(default_factory=_Details)
-    completion_tokens_details: _Details = msgspec.field(default_factory=_Details)
-    input_tokens_details: _Details = msgspec.field(default_factory=_Details)
-    output_tokens_details: _Details = msgspec.field(default_factory=_Details)
-
-
-class _Answer(msgspec.Struct):
-    usage: _Usage
-
-
-def _usage(answer: bytes) -> dict[str, int]:
-    said = msgspec.json.decode(answer, type=_Answer).usage
-    given = said.prompt_tokens + said.input_tokens
-    made = said.completion_tokens + said.output_tokens
-    details = said.prompt_tokens_details, said.input_tokens_details
-    thought = said.completion_tokens_details, said.output_tokens_details
-    return {
-        "input_tokens": given,
-        "output_tokens": made,
-        "total_tokens": given + made,
-        "cached_tokens": sum(one.cached_tokens for one in details),
-        "reasoning_tokens": sum(one.reasoning_tokens for one in thought),
-    }

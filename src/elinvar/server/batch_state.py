@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from elinvar.server.errors import ApiError, not_found
-from elinvar.server.files import ACTIVE, add_file
+from elinvar.server.file_store import ACTIVE, add_file
 from elinvar.server.reply import encode
 from elinvar.server.store import Connection, Store
 

@@ -19,7 +19,8 @@ from elinvar.server.batch_runner import Runner
 from elinvar.server.batch_state import Batches, Body
 from elinvar.server.body import read_body
 from elinvar.server.errors import ApiError, invalid_value, not_supported
-from elinvar.server.files import Files, read_age
+from elinvar.server.file_store import Files
+from elinvar.server.files import read_age
 from elinvar.server.pages import Page
 from elinvar.server.reply import reply
 from elinvar.server.responses_request import check_metadata

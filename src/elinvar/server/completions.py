@@ -14,6 +14,7 @@ from elinvar.server import prepare
 from elinvar.server.asked import Asked
 from elinvar.server.chats import Wanted, make_choices, run_sized
 from elinvar.server.errors import invalid_value
+from elinvar.server.formats import make_ready
 from elinvar.server.schema import CompletionRequest
 from elinvar.server.served import Target
 from elinvar.server.service import Choice, Echo
@@ -30,6 +31,7 @@ async def ask_completion(
     prompts = prepare.completion_prompts(request, core.model_config.vocab_size)
     field = "n" if len(prompts) == 1 else "prompt"
     served.service.check_count(len(prompts) * wanted.n, field, handling.tenant)
+    await make_ready(served.engine, wanted.params.grammar, wanted.grammar_field)
     size = sum(len(p) for p in prompts if isinstance(p, str)) + len(request.suffix or "")
     if request.suffix:
         encode = partial(_fill_in, core.tokenizer, request.suffix)

@@ -38,7 +38,6 @@ _HEADERS = {
     "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in _POLICY.items()),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
     # Kept by browsers, but asked for again: a new version is seen at once.
     "Cache-Control": "no-cache",
 }

@@ -113,6 +113,10 @@ def unavailable(message: str) -> ApiError:
     return ApiError(503, message, None, "service_unavailable", "server_error")
 
 
+FULL_STATUS = 507
+"""Insufficient storage (RFC 4918)."""
+
+
 @contextmanager
 def own_names(names: Mapping[str, str]) -> Iterator[None]:
     """What the engine refuses is named as an API calls it. names: API's by the engine's; others
@@ -126,7 +130,7 @@ def own_names(names: Mapping[str, str]) -> Iterator[None]:
 
 def no_room(message: str) -> ApiError:
     """The server's disk is full."""
-    return ApiError(507, message, None, "insufficient_storage", "server_error")
+    return ApiError(FULL_STATUS, message, None, "insufficient_storage", "server_error")
 
 
 def not_found(what: str, name: str, param: str = "id") -> ApiError:

@@ -93,7 +93,7 @@ def _answer(
     kind: Callable[..., OpenAIWire],
 ) -> Answer:
     served = target.served
-    asked = replace(asked, beams=beams(parsed))
+    asked = replace(asked, beams=beams(parsed, asked.choices[0].params))
     wire = kind(
         parsed.model,
         served.core.fingerprint_of(target.adapter),

@@ -7,6 +7,7 @@ they are not served yet. No engine and no HTTP here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from elinvar.base.config import PolicyName
@@ -15,6 +16,7 @@ from elinvar.base.handling import Handling, Service
 from elinvar.base.sampling import MAX_LOGPROBS, SINKS, SamplingParams
 from elinvar.server.chats import Wanted
 from elinvar.server.errors import bad_request, invalid_value, not_supported, own_names
+from elinvar.server.formats import asked_grammar
 from elinvar.server.schema import DEFAULTS, ChatRequest, CompletionRequest
 
 MAX_CHOICES = 128
@@ -35,8 +37,11 @@ Number = TypeVar("Number", int, float)
 def wanted(request: ChatRequest | CompletionRequest) -> Wanted:
     """Everything but the prompt, checked. Raises ApiError or InputError naming the field."""
     check_supported(request)
+    grammar, field = asked_grammar(request)
     params = sampling_params(request, _ANY_TOKENS, num_logprobs(request))
-    return Wanted(num_answers(request), token_limit(request), params)
+    params = replace(params, grammar=grammar)
+    thinking = request.max_thinking_tokens if isinstance(request, ChatRequest) else None
+    return Wanted(num_answers(request), token_limit(request), params, field, thinking)
 
 
 def check_supported(request: ChatRequest | CompletionRequest) -> None:
@@ -44,10 +49,7 @@ def check_supported(request: ChatRequest | CompletionRequest) -> None:
     for name, harmless in DEFAULTS.items():
         value = getattr(request, name, None)
         if value is not None and value not in harmless:
-            what = name
-            if name == "response_format" and isinstance(value, dict):
-                what = f"{name} of type {value.get('type')!r}"
-            raise not_supported(name, what)
+            raise not_supported(name)
 
 
 def completion_prompts(request: CompletionRequest, vocab_size: int) -> list[Prompt]:

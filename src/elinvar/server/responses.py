@@ -7,10 +7,9 @@ is stored is `responses_state`'s, what runs without a client `responses_backgrou
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -20,24 +19,20 @@ from starlette.routing import Route
 from starlette.types import Scope
 
 from elinvar.engine.seeds import draw_seed
-from elinvar.server import prepare
 from elinvar.server.answer import SSE_HEADERS, Answer
 from elinvar.server.asked import Asked
 from elinvar.server.body import read_body
-from elinvar.server.chats import Conversation, Wanted, ask_chat
-from elinvar.server.errors import ApiError, bad_request, invalid_value
-from elinvar.server.inside import ScopeOf, handled
+from elinvar.server.errors import bad_request, invalid_value
+from elinvar.server.inside import ScopeOf
 from elinvar.server.models import Models
-from elinvar.server.openai_messages import conversation
 from elinvar.server.pages import Page
 from elinvar.server.reply import encode, reply
+from elinvar.server.responses_ask import ask_response
 from elinvar.server.responses_background import Background, Run
 from elinvar.server.responses_items import Item, read_items
 from elinvar.server.responses_request import (
-    as_chat,
     check_harmless,
     check_supported,
-    in_our_words,
     shown,
     with_logprobs,
 )
@@ -47,10 +42,6 @@ from elinvar.server.responses_wire import ResponseWire
 from elinvar.server.schema import decode
 from elinvar.server.served import Target
 from elinvar.server.tenants import tenant_of
-
-ROOM_TO_ANSWER = 512
-"""Tokens that a conversation cut to fit leaves to an answer of no given length, at least where the
-context is large enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +71,7 @@ class ResponseRoutes:
         said, given = await self._items(tenant, parsed)
         target = await self.models.use(scope, parsed.model)
         # What is wrong with it is told now, of what runs later, too.
-        asked = await _ask(target, scope, parsed, [*said, *given])
+        asked = await ask_response(target, scope, parsed, [*said, *given])
         if parsed.background:
             return await self._run_later(scope, parsed, target, given)
         wire = _wire(f"resp_{uuid.uuid4().hex}", target, parsed)
@@ -98,7 +89,7 @@ class ResponseRoutes:
         parsed = ResponseRequest(**{name: getattr(counted, name) for name in names})
         said, given = await self._items(tenant_of(request.scope), parsed)
         target = await self.models.use(request.scope, parsed.model)
-        asked = await _ask(target, request.scope, parsed, [*said, *given])
+        asked = await ask_response(target, request.scope, parsed, [*said, *given])
         count = len(asked.choices[0].prompt_ids)
         return reply({"object": "response.input_tokens", "input_tokens": count})
 
@@ -150,7 +141,7 @@ class ResponseRoutes:
     async def _run_later(
         self, scope: Scope, parsed: ResponseRequest, target: Target, given: list[Item]
     ) -> Response:
-        self.background.check_room()
+        self.background.check_room(tenant_of(scope))
         if parsed.seed is None:
             parsed.seed = draw_seed()
         wire = _wire(f"resp_{uuid.uuid4().hex}", target, parsed)
@@ -184,7 +175,7 @@ class ResponseRoutes:
             said, _ = await self.responses.before(tenant, parsed.previous_response_id, ())
             async with self.models.using(scope, parsed.model) as target:
                 wire.output.names = target.served.names
-                yield await _ask(target, scope, parsed, [*said, *given])
+                yield await ask_response(target, scope, parsed, [*said, *given])
 
         parsed.input = None  # its items are stored by themselves
         return Run(tenant, request_id, wire, ask, given, encode(parsed))
@@ -200,50 +191,6 @@ class ResponseRoutes:
             raise bad_request("Missing required parameter: 'input'.", "input")
         given = [] if parsed.input is None else read_items(parsed.input)
         return await self.responses.before(tenant, parsed.previous_response_id, given)
-
-
-async def _ask(
-    target: Target, scope: Scope, parsed: ResponseRequest, items: Sequence[Item]
-) -> Asked:
-    """The answer to the conversation of these items, ready to run."""
-    with in_our_words():
-        chat = as_chat(parsed, items)
-        wanted = prepare.wanted(chat)
-        policy = target.served.core.config.policy
-        handling = handled(scope, prepare.handling(chat, tenant_of(scope), policy))
-        said = replace(conversation(chat), field_name="input")
-        ask = partial(ask_chat, target, wanted=wanted, handling=handling)
-        try:
-            return await ask(said)
-        except ApiError as error:
-            if parsed.truncation != "auto" or error.code != "context_length_exceeded":
-                raise
-            return await _shortened(ask, said, wanted, target)
-
-
-async def _shortened(ask: Any, said: Conversation, wanted: Wanted, target: Target) -> Asked:
-    """The conversation without as many of its first turns as it takes. A turn begins where the user
-    speaks; what the system says before the first one stays."""
-    messages = list(said.messages)
-    starts = [i for i, one in enumerate(messages) if one["role"] == "user"]
-    head = [one for one in messages[: starts[0] if starts else 0] if one["role"] == "system"]
-    context = target.served.core.context_of(wanted.params)
-    room = wanted.max_tokens or min(ROOM_TO_ANSWER, context // 4)
-    roomy = replace(wanted, max_tokens=room)
-    low, high, best = 1, len(starts) - 1, None
-    while low <= high:
-        middle = (low + high) // 2
-        shorter = replace(said, messages=[*head, *messages[starts[middle] :]])
-        try:
-            await ask(shorter, wanted=roomy)
-            best, high = shorter, middle - 1
-        except ApiError as error:
-            if error.code != "context_length_exceeded":
-                raise
-            low = middle + 1
-    if best is None:
-        raise invalid_value("input", "The last turn of the input alone is too long for the model.")
-    return await ask(best, wanted=wanted)
 
 
 def _wire(

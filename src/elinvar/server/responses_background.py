@@ -22,7 +22,7 @@ from elinvar.server.responses_wire import ResponseWire
 log = logging.getLogger(__name__)
 
 MAX_RUNS = 256
-"""Of all tenants; more get a 429."""
+"""Of a tenant; more get a 429."""
 RETRY_S = 1.0
 """Between attempts where the engine's queue or the disk is full."""
 
@@ -78,9 +78,10 @@ class Background:
         self.runs: dict[str, Run] = {}
         self._responses, self._retry_s = responses, retry_s
 
-    def check_room(self) -> None:
-        if len(self.runs) >= MAX_RUNS:
-            raise overloaded(len(self.runs), "responses in the background")
+    def check_room(self, tenant: str) -> None:
+        count = sum(run.tenant == tenant for run in self.runs.values())
+        if count >= MAX_RUNS:
+            raise overloaded(count, "responses in the background")
 
     async def begin(self, run: Run) -> None:
         """It is stored when this returns."""

@@ -11,14 +11,21 @@ from typing import Any
 from elinvar.base.errors import InputError
 from elinvar.server import prepare, schema
 from elinvar.server import responses_schema as kinds
-from elinvar.server.errors import ApiError, as_api_error, invalid_value, not_supported
+from elinvar.server.errors import (
+    ApiError,
+    as_api_error,
+    invalid_value,
+    not_supported,
+)
 from elinvar.server.responses_items import Item, to_messages
 from elinvar.server.schema import ChatRequest, convert
 
 MAX_METADATA, MAX_KEY, MAX_VALUE = 16, 64, 512
 """OpenAI's own limits: pairs, and characters of each."""
-_OTHERS = "n", "max_tokens", "stream_options"
+_OTHERS = "n", "max_tokens", "stream_options", "response_format"
 """Fields of `Common` that this API has not, or means otherwise."""
+_OF_CHATS = "prompt_logprobs", "use_beam_search", "length_penalty"
+"""Extensions that need several answers, or a place to be told."""
 _WORDS = {
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
@@ -37,8 +44,9 @@ def check_supported(request: kinds.ResponseRequest) -> None:
         raise not_supported("n", "More than one answer")
     if request.max_tokens is not None:
         raise not_supported("max_tokens", remedy="give max_output_tokens")
-    if request.prompt_logprobs is not None:
-        raise not_supported("prompt_logprobs")
+    for name in _OF_CHATS:
+        if getattr(request, name) not in (None, False):
+            raise not_supported(name)
     if request.max_tool_calls is not None and request.max_tool_calls < 1:
         raise invalid_value("max_tool_calls", "max_tool_calls must be at least 1.")
     if request.background and request.store is False:
@@ -155,14 +163,15 @@ def _tool_choice(given: str | dict[str, Any] | None) -> Any:
     return schema.AllowedChoice(schema.AllowedTools(allowed.mode, tools))
 
 
-def _response_format(given: kinds.TextFormat | None) -> dict[str, Any] | None:
-    if given is None or given.type == "text":
+def _response_format(given: kinds.TextFormat | None) -> schema.ResponseFormat | None:
+    if given is None:
         return None
-    if given.type != "json_schema":
-        return {"type": given.type}
     fields = {n: getattr(given, n) for n in ("name", "schema", "description", "strict")}
-    wanted = {name: value for name, value in fields.items() if value is not None}
-    return {"type": "json_schema", "json_schema": wanted}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    wanted: dict[str, Any] = {"type": given.type}
+    if fields or given.type == "json_schema":
+        wanted["json_schema"] = fields
+    return convert(wanted, schema.ResponseFormat, "response_format")
 
 
 def shown(request: kinds.ResponseRequest) -> dict[str, Any]:

@@ -75,7 +75,11 @@ class Responses:
 
     async def save(self, kept: Kept) -> None:
         """It is there when this returns, in the place of what was stored under its id."""
-        await self._store.run(lambda db: self._save(db, kept))
+        try:
+            await self._store.run(lambda db: self._save(db, kept))
+        except ApiError:
+            self._held.pop(kept.tenant, None)  # what was counted did not happen
+            raise
 
     async def get(self, tenant: str, name: str) -> bytes:
         """Its JSON. Raises ApiError 404."""
@@ -93,8 +97,9 @@ class Responses:
     async def delete(self, tenant: str, name: str) -> None:
         def task(db: Connection) -> None:
             (size,) = _row(db, tenant, name, "bytes")
+            held = self._held_by(db, tenant)
             db.execute("DELETE FROM responses WHERE id = ?", (name,))
-            self._held[tenant] = self._held_by(db, tenant) - size
+            self._held[tenant] = held - size
 
         await self._store.run(task)
 

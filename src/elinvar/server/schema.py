@@ -106,6 +106,29 @@ class AllowedChoice(
     allowed_tools: AllowedTools
 
 
+class SchemaFormat(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    schema: dict[str, Any] | bool | None = None
+    description: str | None = None
+    # Answers keep to the schema whether it is strict or not.
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaFormat | None = None
+
+
+class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
+    """One of them, as vLLM takes them."""
+
+    json: dict[str, Any] | bool | str | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
 class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Fields of both endpoints."""
 
@@ -123,6 +146,11 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     stream_options: StreamOptions | None = None
     user: str | None = None
     # Extensions.
+    guided_json: dict[str, Any] | bool | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: StructuredOutputs | None = None
     top_k: int | None = None
     min_p: float | None = None
     typical_p: float | None = None
@@ -150,12 +178,15 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 class ChatRequest(Common, kw_only=True):
     messages: list[Message]
+    response_format: ResponseFormat | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[Tool] | None = None
     tool_choice: str | NamedChoice | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
+    # An extension: of all thoughts of an answer.
+    max_thinking_tokens: int | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     # An extension: what else the model's chat template reads.
     chat_template_kwargs: dict[str, Any] | None = None
@@ -172,7 +203,6 @@ class ChatRequest(Common, kw_only=True):
     prediction: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: str | None = None
-    response_format: Any = None
     store: bool | None = None
     verbosity: str | None = None
     web_search_options: Any = None
@@ -180,6 +210,8 @@ class ChatRequest(Common, kw_only=True):
 
 class CompletionRequest(Common, kw_only=True):
     prompt: str | list[str | int | list[int]]
+    # An extension: OpenAI's has none.
+    response_format: ResponseFormat | None = None
     logprobs: int | None = None
     best_of: int | None = None
     echo: bool | None = None
@@ -223,7 +255,6 @@ DEFAULTS: dict[str, tuple[object, ...]] = {
     "prediction": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory",),
-    "response_format": ({"type": "text"},),
     "store": (False,),
     "verbosity": ("medium",),
     "web_search_options": (),

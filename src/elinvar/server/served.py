@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from elinvar.engine.dialects.detect import dialect_for
+from elinvar.engine.dialects.dialect import Dialect
 from elinvar.server.service import Service
 from elinvar.server.tokens import TokenNames
 
@@ -22,14 +24,31 @@ class Served:
     engine: AsyncEngine
     service: Service
     names: TokenNames
+    dialect: Dialect
+    """How it writes thoughts and calls of tools."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def of(cls, name: str, engine: AsyncEngine, max_waiting: int) -> Served:
-        """max_waiting: answers that may wait beyond the rows that run."""
+    def of(
+        cls, name: str, engine: AsyncEngine, max_waiting: int, dialect: str | None = None
+    ) -> Served:
+        """max_waiting: answers that may wait beyond the rows that run. dialect: its name, where it is
+        not to be told from the chat template. Raises InputError where there is none of it."""
         core = engine.engine
         service = Service(engine, core.config.max_rows + max_waiting)
-        return cls(name, engine, service, TokenNames(core.tokenizer))
+        told = dialect_for(core.tokenizer, core.model_config.family, dialect)
+        return cls(name, engine, service, TokenNames(core.tokenizer), told)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether its answers may begin with a thought: its vocabulary or its template knows how."""
+        opening = self.dialect.opening
+        template = self.core.tokenizer.chat_template
+        if opening is None:
+            return False
+        return opening in self.dialect.tokens or (
+            template is not None and opening in template.tool_source
+        )
 
     @property
     def core(self) -> Engine:

@@ -14,7 +14,8 @@ from starlette.types import Scope
 from elinvar.server.batch_runner import RETRY_S, Limits, Runner
 from elinvar.server.batch_state import Batches
 from elinvar.server.batches import ENDPOINTS, BatchRoutes
-from elinvar.server.files import FileRoutes, Files
+from elinvar.server.file_store import Files
+from elinvar.server.files import FileRoutes
 from elinvar.server.inside import Inside
 from elinvar.server.models import Models
 from elinvar.server.responses import ResponseRoutes

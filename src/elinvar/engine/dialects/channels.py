@@ -41,11 +41,13 @@ def read_messages(reader: AnswerReader, words: Channels, in_thought: bool) -> Re
 
 
 def _message(reader: AnswerReader, words: Channels, head: str) -> Reading[None]:
-    recipient = re.search(rf"\bto={re.escape(words.recipient)}([^\s<]+)", head)
+    recipient = re.search(r"\bto=([^\s<]+)", head)
     channel = re.search(rf"{re.escape(words.channel)}\s*(\w+)", head)
     if recipient and reader.calls_tools:
-        yield from _call(reader, words, recipient[1])
-        return
+        name = recipient[1].removeprefix(words.recipient)
+        if name != recipient[1] or reader.knows(name):
+            yield from _call(reader, words, name)
+            return
     reader.source.give_back()
     thinks = channel is not None and channel[1] == words.thoughts
     yield from _body(reader, words, Thought if thinks else Text)

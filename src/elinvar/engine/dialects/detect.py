@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from elinvar.base.errors import InputError
 from elinvar.engine.dialects.dialect import Dialect
 from elinvar.engine.dialects.families import FAMILIES
 from elinvar.engine.dialects.prompt import Takes
 from elinvar.engine.dialects.words import Family, Thoughts
+
+if TYPE_CHECKING:
+    from elinvar.engine.tokenizer import Tokenizer
 
 _TELLING: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("harmony", ("<|channel|>", "<|message|>")),
@@ -63,6 +67,13 @@ _OTHER_THOUGHTS = (
     Thoughts("[THINK]", "[/THINK]"),
     Thoughts("<think>", "</think>"),
 )
+
+
+def dialect_for(tokenizer: Tokenizer, architecture: str = "", name: str | None = None) -> Dialect:
+    """The dialect of the model whose tokenizer this is; the rest as below."""
+    template = tokenizer.chat_template
+    source = "" if template is None else template.tool_source
+    return dialect_of(source, tokenizer.whole_tokens, tokenizer.special_ids, architecture, name)
 
 
 def dialect_of(

@@ -11,7 +11,7 @@ from elinvar.base.errors import InputError
 from elinvar.base.grammar import Grammar
 from elinvar.base.thinking import ThinkingBudget
 from elinvar.engine.chat import Message
-from elinvar.engine.dialects.grammar import answer_grammar
+from elinvar.engine.dialects.grammar import answer_grammar, said_grammar
 from elinvar.engine.dialects.prompt import Takes, prepared
 from elinvar.engine.dialects.reader import AnswerReader
 from elinvar.engine.dialects.schema import functions
@@ -34,6 +34,14 @@ class Dialect:
     @property
     def name(self) -> str:
         return self.family.name
+
+    @property
+    def opening(self) -> str | None:
+        """What opens a thought; None: it has none."""
+        words, thoughts = self.family.calls, self.family.thoughts
+        if isinstance(words, Channels):
+            return words.channel
+        return None if thoughts is None else thoughts.open.strip()
 
     @cached_property
     def special_text(self) -> tuple[int, ...]:
@@ -103,6 +111,15 @@ class Dialect:
             parallel=parallel,
             thinking=thinking,
             in_thought=begins_in_thought,
+        )
+
+    def saying(
+        self, grammar: Grammar, thinking: bool = True, begins_in_thought: bool = False
+    ) -> Grammar:
+        """What an answer keeps to whose words, without its thoughts, keep to `grammar`."""
+        special = frozenset(self.special)
+        return said_grammar(
+            self.family, special, grammar, thinking=thinking, in_thought=begins_in_thought
         )
 
     def prompt(

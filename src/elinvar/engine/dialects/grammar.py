@@ -65,15 +65,22 @@ def answer_grammar(
         functions = {n: f if n in strict else _ANY for n, f in functions.items()}
     grammars = _Grammars(special)
     if isinstance(family.calls, Channels):
-        return grammars.messages(family.calls, functions, choice == "auto", thinking, in_thought)
-    row: list[Grammar] = []
-    if family.thoughts and (thinking or in_thought):
-        close = grammars.until(family.thoughts.close)
-        opened = () if in_thought else grammars.text(family.thoughts.open.strip())
-        thought = Row((*opened, close, Regex(r"\s*")))
-        row.append(thought if in_thought else Repeat(thought, 0, 1))
-    row.append(grammars.calls(family.calls, functions, choice == "auto", parallel))
-    return Row(tuple(row))
+        calls = grammars.messages(family.calls, functions, choice == "auto")
+    else:
+        calls = grammars.calls(family.calls, functions, choice == "auto", parallel)
+    return Row((*grammars.thoughts(family, thinking, in_thought), calls))
+
+
+def said_grammar(
+    family: Family, special: Collection[str], grammar: Grammar, *, thinking: bool, in_thought: bool
+) -> Grammar:
+    """See Dialect.saying."""
+    grammars = _Grammars(special)
+    words = family.calls
+    head: tuple[Grammar, ...] = ()
+    if isinstance(words, Channels):
+        head = grammars.text(f"{words.channel}{words.final}{words.message}")
+    return Row((*grammars.thoughts(family, thinking, in_thought), *head, grammar))
 
 
 class _Grammars:
@@ -154,26 +161,31 @@ class _Grammars:
                     row.append(keywords_grammar(self.text, self.until, part, schema))
         return tuple(row)
 
-    def messages(
-        self, words: Channels, functions: Functions, free: bool, thinking: bool, in_thought: bool
-    ) -> Grammar:
-        """A thought, and then a message that calls; where `free`, one to the user may come instead."""
-        again = self.text(words.start + words.role)
-        end = self.until(words.ends[0])
-        thought: tuple[Grammar, ...] = ()
-        if in_thought:
-            thought = (end, *again)
-        elif thinking:
-            head = self.text(f"{words.channel}{words.thoughts}{words.message}")
-            thought = (Repeat(Row((*head, end, *again)), 0, 1),)
-        calls: list[Grammar] = []
+    def messages(self, words: Channels, functions: Functions, free: bool) -> Grammar:
+        """A message that calls; where `free`, one to the user may come instead."""
+        rows: list[Grammar] = []
         for name, function in functions.items():
-            head_text = f"{words.channel}{words.calls} to={words.recipient}{name} "
-            head = self.text(f"{head_text}{words.constrain}json{words.message}")
-            calls.append(Row((*head, arguments_grammar(parameters(function)))))
+            whom = f"{words.channel}{words.calls} to={words.recipient}{name} "
+            head = self.text(f"{whom}{words.constrain}json{words.message}")
+            rows.append(Row((*head, arguments_grammar(parameters(function)))))
         if free:
-            calls.append(Row((*self.text(f"{words.channel}final{words.message}"), Anything())))
-        return Row((*thought, Choice(tuple(calls))))
+            head = self.text(f"{words.channel}{words.final}{words.message}")
+            rows.append(Row((*head, Anything())))
+        return Choice(tuple(rows))
+
+    def thoughts(self, family: Family, thinking: bool, in_thought: bool) -> tuple[Grammar, ...]:
+        """What comes before all else: the thought that the prompt opened, or one that may be."""
+        words, thoughts = family.calls, family.thoughts
+        if isinstance(words, Channels):
+            opens = f"{words.channel}{words.thoughts}{words.message}"
+            close, after = words.ends[0], self.text(words.start + words.role)
+        elif thoughts is not None:
+            opens, close, after = thoughts.open.strip(), thoughts.close, (Regex(r"\s*"),)
+        else:
+            return ()
+        if in_thought:
+            return self.until(close), *after
+        return (Repeat(Row((*self.text(opens), self.until(close), *after)), 0, 1),) * thinking
 
 
 def _begins_with_a_sign(words: Calls) -> bool:

@@ -79,6 +79,9 @@ class AnswerReader:
         """Without tools a call is a text like others."""
         return bool(self._functions)
 
+    def knows(self, name: str) -> bool:
+        return name in self._functions
+
     def _answer(self, calls: Calls, in_thought: bool) -> Reading[None]:
         source, pieces, family = self.source, self.pieces, self.family
         thoughts, drops = family.thoughts, family.drops
@@ -201,11 +204,11 @@ class AnswerReader:
         self.pieces.call(heading.name, heading.id)
 
     def _name(self, part: Name, heading: _Heading) -> Reading[None]:
-        whole = yield from self.source.name()
-        heading.name = whole.removeprefix(part.prefix)
+        written = yield from self.source.name()
+        heading.name = written.removeprefix(part.prefix)
         if part.numbered:
             name, colon, number = heading.name.rpartition(":")
-            heading.id = whole
+            heading.id = written
             if colon and number.isdecimal():
                 heading.name = name
 
@@ -240,8 +243,10 @@ class AnswerReader:
                     held = _as_object((yield from self._collected())) or source.fail()
             else:
                 found = yield from self._collected()
-                if key in (part.name, "id") and found.startswith('"'):
-                    setattr(heading, "id" if key == "id" else "name", json.loads(found))
+                if key == part.name and found.startswith('"'):
+                    heading.name = _text(found)
+                elif key == "id" and found.startswith('"'):
+                    heading.id = _text(found)
         if not begun:
             self._begin(heading)
             self.pieces.arguments(held)
@@ -264,10 +269,15 @@ def _beginning(part: Part) -> str:
     return part.before if isinstance(part, Id) else "{"
 
 
+def _text(found: str) -> str:
+    """What a JSON string says; halves of characters, which could not be sent, are none."""
+    return str(json.loads(found)).encode("utf-8", "replace").decode()
+
+
 def _as_object(found: str) -> str:
     """Arguments that came whole: an object, nothing, or a text that holds one. Empty: none of these."""
     if found.startswith('"'):
-        text = json.loads(found).strip()
+        text = _text(found).strip()
         found = whole(text) if text else ""
         if text and not found:
             return ""

@@ -118,6 +118,7 @@ class Channels:
     role: str = "assistant"
     thoughts: str = "analysis"
     calls: str = "commentary"
+    final: str = "final"
     recipient: str = "functions."
 
 

@@ -46,7 +46,6 @@ function setTheme(name) {
   themeButton.replaceChildren(...fresh.children);
   themeButton.title = `Colours: ${THEMES[name]}`;
   themeButton.setAttribute("aria-label", themeButton.title);
-  dispatchEvent(new Event("resize")); // charts take their colours anew
 }
 
 function nextTheme() {

@@ -8,7 +8,7 @@ export function lineChart(title, series, { unit = "", whole = false, least = 1 }
   const canvas = h("canvas", { class: "plot", tabIndex: 0, role: "img" });
   const now = series.map(() => h("b", null, "–"));
   const when = h("span", { class: "when" });
-  const node = h("figure", { class: "chart" }, h("figcaption", null, h("h3", null, title), when,
+  const node = h("figure", { class: "chart" }, h("figcaption", null, h("h2", null, title), when,
     h("span", { class: "keys-of" }, series.map(({ name, color }, i) => h("span", { class: `key ${color}` }, name, " ", now[i])))), canvas);
   let rows = series.map(() => []), at = null;
 
@@ -74,8 +74,7 @@ export function lineChart(title, series, { unit = "", whole = false, least = 1 }
     move(Math.max(0, Math.min(rows[0].length - 1, (at ?? rows[0].length - 1) + step)));
   });
   new ResizeObserver(draw).observe(canvas);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  return { node, update: (values) => { rows = values; draw(); }, draw };
+  return { node, update: (values) => { rows = values; draw(); } };
 }
 
 /** The next of 1, 2, 5 times a power of ten. */

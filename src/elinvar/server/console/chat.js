@@ -32,11 +32,11 @@ export async function showChat(main) {
     parts.note, h("div", { class: "composer-in" }, parts.box, parts.go),
     h("p", { class: "keys" }, h("kbd", null, "Enter"), " sends  ", h("kbd", null, "Shift Enter"), " breaks the line  ", h("kbd", null, "Esc"), " stops  ", h("kbd", null, "?"), " all keys"));
   const head = h("div", { class: "chat-head" },
-    iconButton("list", "Conversations", () => toggle("conversations"), { "aria-expanded": "false", id: "show-list" }),
+    iconButton("list", "Conversations", () => toggle("conversations"), opener("conversations")),
     h("h1", { class: "title" }),
     iconButton("plus", "New conversation", startNew),
     iconButton("code", "Copy as a program", showPrograms),
-    iconButton("sliders", "Settings", () => toggle("settings"), { "aria-expanded": "false", id: "show-settings" }));
+    iconButton("sliders", "Settings", () => toggle("settings"), opener("settings")));
   parts.frame = h("div", { class: "chat" }, parts.list, h("section", { class: "talk", "aria-label": "Chat" }, head, parts.log, composer));
   parts.title = head.querySelector(".title");
   main.replaceChildren(parts.frame);
@@ -44,6 +44,8 @@ export async function showChat(main) {
   parts.box.focus({ preventScroll: true });
   await loadModels();
 }
+
+const opener = (name) => ({ id: `show-${name}`, "aria-controls": name, "aria-expanded": String(wide.matches) });
 
 async function loadModels() {
   try {
@@ -143,9 +145,10 @@ export function toggle(name) {
     parts.frame.classList.remove("with-settings", "with-conversations");
     parts.frame.classList.toggle(`with-${name}`, open);
   }
-  const panel = document.getElementById(name);
+  const panel = document.getElementById(name), opener = document.getElementById(`show-${name}`);
+  opener.setAttribute("aria-expanded", String(open));
   if (open) panel.querySelector("select, button, input, textarea")?.focus();
-  else document.getElementById(name === "settings" ? "show-settings" : "show-list").focus();
+  else opener.focus();
 }
 
 /** Whether a panel was over the chat, and is no more. */
@@ -187,6 +190,7 @@ function send() {
   const text = parts.box.value;
   if (!text.trim() || running || checkSettings(conversation.settings)) return;
   conversation.messages.push({ role: "user", content: text });
+  store.save(conversation);
   parts.box.value = "";
   grow();
   generate();
@@ -221,7 +225,7 @@ async function generate() {
   Object.assign(message, answer.message());
   kept.set(message, { tokens: answer.tokens, body });
   if (answer.finish === "error" && !answer.content && !answer.reasoning && !answer.toolCalls.length) asked.messages.pop();
-  store.save(asked);
+  if (store.conversations().includes(asked)) store.save(asked); // it may have been deleted meanwhile
   drawAll();
   say(problem || `The answer ended: ${message.meta.finish}.`);
 }

@@ -76,7 +76,7 @@ export async function copy(text) {
     await navigator.clipboard.writeText(text);
   } catch { // without https there is no clipboard but the old one
     const area = h("textarea", { value: text, class: "hidden" });
-    document.body.append(area);
+    (document.querySelector("dialog[open]") ?? document.body).append(area); // what is beside a dialog gets no focus
     area.select();
     document.execCommand("copy");
     area.remove();
@@ -99,5 +99,6 @@ export function number(value, digits = 0) {
 }
 
 export function percent(share) {
+  if (share > 0 && share < 0.001) return "< 0.1 %";
   return share === null || share === undefined ? "–" : `${number(share * 100, share > 0 && share < 0.1 ? 1 : 0)} %`;
 }

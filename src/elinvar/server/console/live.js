@@ -40,7 +40,7 @@ async function watch(page, signal) {
 
 function dashboard() {
   const problem = h("p", { class: "problem", role: "alert", hidden: true });
-  const pick = h("select", { "aria-label": "Model", hidden: true, onchange: () => { chosen = pick.value; history = null; if (last) update(last); } });
+  const pick = h("select", { "aria-label": "Model", hidden: true, onchange: () => { chosen = pick.value; if (last) draw(); } });
   const tiles = Object.fromEntries([
     ["output", "Output", "tokens/s"], ["prompt", "Prompt", "tokens/s"], ["running", "Running", "requests"], ["waiting", "Waiting", "requests"],
     ["hits", "Prefix hits", "of prompt tokens"], ["memory", "Memory", "resident"],
@@ -54,14 +54,19 @@ function dashboard() {
     h("section", { class: "tiles", "aria-label": "Now" }, Object.values(tiles).map((one) => one.node)),
     h("div", { class: "cards two" }, h("section", { class: "card" }, throughput.node), h("section", { class: "card" }, queue.node)),
     h("div", { class: "cards two" }, blocks.node, times.node), table.node);
-  let history = null, last = null;
+  const histories = {};
+  let last = null;
 
   function update(live) {
     last = live;
+    for (const model of live.models) remember(model);
     pickModel(live);
-    const model = live.models.find((one) => one.name === chosen);
+    draw();
+  }
+
+  function draw() {
+    const live = last, model = live.models.find((one) => one.name === chosen), history = histories[chosen];
     if (!model) return;
-    remember(model);
     throughput.update([history.output, history.prompt]);
     queue.update([history.running, history.waiting]);
     tiles.output.set(rate(model.tokens_per_s.output));
@@ -69,7 +74,7 @@ function dashboard() {
     tiles.running.set(number(model.rows.running), `of ${number(model.rows.max)} rows`);
     tiles.waiting.set(number(model.rows.waiting));
     tiles.hits.set(percent(model.prefix_hit_rate));
-    tiles.memory.set(bytes(live.memory.rss), `${bytes(live.memory.kv)} of it KV cache`);
+    tiles.memory.set(bytes(live.memory.rss), `KV cache up to ${bytes(live.memory.kv)}`);
     state.textContent = `Elinvar ${live.version} · up ${duration(live.uptime_s)} · ${model.name} is ${model.state}`;
     blocks.update(model.kv);
     times.update(model);
@@ -78,7 +83,7 @@ function dashboard() {
 
   function pickModel(live) {
     const names = live.models.map((one) => one.name);
-    if (!names.includes(chosen)) { chosen = names[0]; history = null; }
+    if (!names.includes(chosen)) chosen = names[0];
     if (names.join("\n") !== [...pick.options].map((one) => one.value).join("\n")) pick.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
     pick.value = chosen;
     pick.hidden = names.length < 2;
@@ -87,10 +92,9 @@ function dashboard() {
   /** The first event brings what was before; each one adds a second. */
   function remember(model) {
     const past = model.history;
-    if (past) history = { output: smooth(past.output, RATE), prompt: smooth(past.prompt, RATE), running: past.running, waiting: past.waiting };
-    history ??= { output: [], prompt: [], running: [], waiting: [] };
-    const add = { output: model.tokens_per_s.output, prompt: model.tokens_per_s.prompt, running: model.rows.running, waiting: model.rows.waiting };
-    for (const [key, value] of Object.entries(add)) history[key] = [...history[key], value].slice(-KEPT);
+    const before = past ? { output: smooth(past.output, RATE), prompt: smooth(past.prompt, RATE), running: past.running, waiting: past.waiting } : histories[model.name];
+    const now = { output: model.tokens_per_s.output, prompt: model.tokens_per_s.prompt, running: model.rows.running, waiting: model.rows.waiting };
+    histories[model.name] = Object.fromEntries(Object.entries(now).map(([key, value]) => [key, [...(before?.[key] ?? []), value].slice(-KEPT)]));
   }
 
   return { node, update, connected: (text) => { problem.hidden = !text; problem.textContent = text; } };
@@ -106,7 +110,7 @@ function blockBar() {
   const sub = h("span", { class: "when" });
   const segments = Object.fromEntries(STATES.map(([state, color]) => [state, h("i", { class: color })]));
   bar.append(...Object.values(segments));
-  const node = h("section", { class: "card" }, h("div", { class: "card-head" }, h("h3", null, "KV cache"), sub), bar, legend);
+  const node = h("section", { class: "card" }, h("div", { class: "card-head" }, h("h2", null, "KV cache"), sub), bar, legend);
   return { node, update: ({ blocks, tokens }) => {
     sub.textContent = `${number(blocks.total)} blocks, room for ${number(tokens)} tokens`;
     for (const [state] of STATES) segments[state].style.flexGrow = String(blocks[state] ?? 0);
@@ -120,7 +124,7 @@ function latencies() {
   const rows = [["ttft_ms", "To the first token"], ["itl_ms", "Between tokens"], ["step_ms", "One step"]];
   const names = ["p50", "p95", "p99"];
   const cells = Object.fromEntries(rows.map(([key]) => [key, names.map(() => h("td", null, "–"))]));
-  const node = h("section", { class: "card" }, h("div", { class: "card-head" }, h("h3", null, "Latency"), h("span", { class: "when" }, "ms, last five minutes")),
+  const node = h("section", { class: "card" }, h("div", { class: "card-head" }, h("h2", null, "Latency"), h("span", { class: "when" }, "ms, last five minutes")),
     h("table", { class: "numbers" }, h("thead", null, h("tr", null, h("td"), names.map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", null, rows.map(([key, name]) => h("tr", null, h("th", { scope: "row" }, name), cells[key])))));
   return { node, update: (model) => {
@@ -131,7 +135,7 @@ function latencies() {
 function requestTable() {
   const body = h("tbody"), count = h("span", { class: "when" });
   const head = ["Request", "State", "Age", "Prompt", "Cached", "Output", "Tenant", "Session", ""];
-  const node = h("section", { class: "card" }, h("div", { class: "card-head" }, h("h3", null, "Requests"), count),
+  const node = h("section", { class: "card" }, h("div", { class: "card-head" }, h("h2", null, "Requests"), count),
     h("div", { class: "table" }, h("table", { class: "requests" }, h("thead", null, h("tr", null, head.map((name) => h("th", { scope: "col" }, name || h("span", { class: "hidden" }, "Cancel"))))), body)));
   const rows = new Map();
   return { node, update: (requests, total) => {

@@ -11,7 +11,7 @@ const ENDS = { length: "cut at max tokens", stopped: "stopped by you", cancelled
 export function messageNode(message, does) {
   const { role } = message, view = does.view ?? {};
   return h("article", { class: `message ${role}${does.writing ? " writing" : ""}`, "aria-label": NAMES[role] },
-    h("h3", { class: "who" }, message.model || NAMES[role]),
+    h("h2", { class: "who" }, message.model || NAMES[role]),
     message.reasoning ? thoughts(message, does) : null,
     view.editing ? editor(message, does) : body(message, does, view),
     message.tool_calls?.length ? calls(message, does) : null,

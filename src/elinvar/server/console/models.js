@@ -7,9 +7,9 @@ export async function showModels(main) {
   const models = h("div", { class: "cards" }), sessions = h("div"), problem = h("p", { class: "problem", role: "alert", hidden: true });
   main.replaceChildren(h("div", { class: "page" },
     h("div", { class: "page-head" }, h("h1", null, "Models")), problem, models,
-    h("section", { class: "card", "aria-label": "Sessions" }, h("div", { class: "card-head" }, h("h3", null, "Sessions"), h("span", { class: "when" }, "conversations whose cache is kept for their next turn")), sessions)));
+    h("section", { class: "card", "aria-label": "Sessions" }, h("div", { class: "card-head" }, h("h2", null, "Sessions"), h("span", { class: "when" }, "conversations whose cache is kept for their next turn")), sessions)));
   try {
-    const [listed, live] = await Promise.all([getJson("/v1/models"), getJson("/live")]);
+    const [listed, live] = await Promise.all([getJson("/v1/models"), getJson("/live").catch(() => ({ models: [] }))]);
     models.replaceChildren(...cards(listed.data, live.models));
   } catch (error) {
     problem.hidden = false;
@@ -18,13 +18,13 @@ export async function showModels(main) {
   await drawSessions(sessions);
 }
 
+/** What answers under a name of its own is a card; adapters and aliases are on that of their model. */
 function cards(listed, live) {
-  const adapters = Map.groupBy ? Map.groupBy(listed.filter((one) => one.parent), (one) => one.parent) : new Map();
-  return listed.filter((one) => !one.parent || !Map.groupBy).map((one) => card(one, live.find((other) => other.name === one.id), adapters.get(one.id) ?? []));
+  return listed.filter((one) => !one.parent).map((one) => card(one, live.find((other) => other.name === one.id), listed.filter((other) => other.parent === one.id)));
 }
 
-function card(model, now, adapters) {
-  const state = now?.state ?? model.state ?? "not loaded";
+function card(model, now, others) {
+  const state = now?.state ?? model.status ?? "unloaded";
   const fact = (name, value) => h("div", null, h("dt", null, name), h("dd", null, value));
   return h("section", { class: "card model", "aria-label": model.id },
     h("div", { class: "card-head" }, h("h2", null, model.id), h("span", { class: `badge ${state}` }, state)),
@@ -32,8 +32,8 @@ function card(model, now, adapters) {
       fact("Context", model.max_context ? `${number(model.max_context)} tokens` : "–"),
       now ? fact("Rows", `${number(now.rows.running)} of ${number(now.rows.max)} run`) : null,
       now ? fact("KV cache", `${number(now.kv.tokens)} tokens, ${percent(1 - now.kv.blocks.free / now.kv.blocks.total)} filled`) : null,
-      fact("Since", model.created ? new Date(model.created * 1000).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" }) : "–")),
-    adapters.length ? h("div", null, h("h3", null, "Adapters"), h("ul", { class: "chips" }, adapters.map((one) => h("li", null, h("code", null, one.id))))) : null,
+      fact("Loaded", now && model.created ? new Date(model.created * 1000).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" }) : "–")),
+    others.length ? h("div", null, h("h3", null, "Adapters and aliases"), h("ul", { class: "chips" }, others.map((one) => h("li", null, h("code", null, one.id))))) : null,
     h("a", { class: "action", href: "#chat", onclick: () => sessionStorage.setItem("elinvar.model", model.id) }, "Chat with it"));
 }
 

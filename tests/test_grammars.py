@@ -319,6 +319,7 @@ REFUSED = {
         "1000 properties",
     ),
     "remainders": (JsonSchema('{"type": "integer", "multipleOf": 1000003}'), "multipleOf"),
+    "remainders of round numbers": (JsonSchema('{"multipleOf": 1e9}'), "multipleOf"),
     "remainders together": (
         JsonSchema(json.dumps({"allOf": [{"multipleOf": n} for n in (0.97, 1.01, True, 10**90)]})),
         "common multiple",

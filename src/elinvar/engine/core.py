@@ -175,6 +175,7 @@ class Engine:
             tenants=config.tenants,
             interactive=config.interactive,
             batch=config.batch,
+            num_layers=model.config.num_layers,
         )
         # Weights that nobody can name are no other engine's.
         weights = weights_digest or weights_fingerprint or uuid.uuid4().hex
@@ -357,7 +358,7 @@ class Engine:
             try:
                 output = self.runner.execute(plan)
             except Exception as error:
-                log.exception("A step failed; its %d requests are given up.", len(plan.items))
+                log.exception("A step failed; its %d requests are given up.", len(plan.touched))
                 deltas += self._give_up(plan, error)
             else:
                 updates = self.scheduler.commit(plan, output)
@@ -463,7 +464,7 @@ class Engine:
 
     def _give_up(self, plan: StepPlan, error: Exception) -> list[Delta]:
         deltas = []
-        for item in plan.items:
+        for item in plan.touched:
             self.scheduler.abort(item.request_id)
             live = self._forget(item.request_id, "error")
             message = f"{type(error).__name__}: {error}"

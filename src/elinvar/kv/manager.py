@@ -343,6 +343,11 @@ class KVManager:
         seq.next_event = event
 
     @property
+    def has_states(self) -> bool:
+        """Some layers keep a state, which each step replaces."""
+        return bool(self._states.groups)
+
+    @property
     def usage(self) -> float:
         """Share of blocks held by running sequences, of the group that is fullest."""
         return max(1.0 - pool.num_free / pool.num_blocks for pool in self.pools)

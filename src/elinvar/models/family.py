@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.models.mtp import MTPNames
+from elinvar.nn.decoder import ByLayer
 from elinvar.nn.encoder import Encoder
 from elinvar.ops.api import F32, Ops
 from elinvar.ops.caches import LayerCache
@@ -28,6 +29,10 @@ class Model(Protocol):
 
     def forward(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> F32:
         """Logits [L, V] of batch.logit_rows; kv holds one cache a layer and is written to."""
+        ...
+
+    def by_layer(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> ByLayer:
+        """`forward` that pauses between layers, and leaves nothing of it anywhere else."""
         ...
 
 

@@ -13,15 +13,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from elinvar.base.batch import I32, ForwardBatch
 from elinvar.base.config import KVSpec
-from elinvar.base.plan import StepOutput, StepPlan, TokenLogprobs
+from elinvar.base.plan import PlanItem, StepOutput, StepPlan, TokenLogprobs, Wave
 from elinvar.models.family import Model
 from elinvar.ops.adapted import AdaptedOps
-from elinvar.ops.api import Ops
+from elinvar.ops.api import F32, Ops
 from elinvar.ops.arguments import SampleResult
 from elinvar.ops.caches import LayerCache
 from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
+from elinvar.run.waves import Waves
 
 
 class Below(Protocol):
@@ -64,35 +66,66 @@ class Runner:
         """Compute with this model, whose cache is the same, from the next step on."""
         self.model = model
         self.graphs = Graphs(model, self.ops, self.kv, self._adapted)
+        self._waves = Waves(model, self.kv, self._adapted)
+        self._samples: tuple[list[int], I32]
+        """Of the wave that is underway: which rows sample, and the index that each token will have."""
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Compute the planned spans and sample where a span ends at the last known token.
 
         Sampled ids are also written back to their rows, where the next step finds them.
         """
-        rows, items = self.rows, plan.items
         lost, moving_s = self._move(plan)
         for started in plan.started:
-            rows.start(started)
+            self.rows.start(started)
+        output = StepOutput([], [], lost, moving_s)
+        if plan.items:
+            self.rows.append_blocks(plan.items)
+            batch, rows_L, position_L = self.rows.gather(plan.items)
+            self._sample(plan.items, self.graphs.forward(batch), rows_L, position_L, output)
+        if plan.wave is not None:
+            self._go_on(plan.wave, output)
+        return output
+
+    def _go_on(self, wave: Wave, output: StepOutput) -> None:
+        """Take the wave further, beside what decodes, whose logits nobody needs any more."""
+        began = time.perf_counter()
+        if wave.first == 0:
+            self.rows.append_blocks(wave.items)
+            batch, rows_L, position_L = self.rows.gather(wave.items)
+            self._samples = rows_L, position_L
+            self._waves.begin(batch if isinstance(batch, ForwardBatch) else batch.flat())
+        gathered = time.perf_counter()
+        logits_LV, output.layer_s = self._waves.go_on(wave.end - wave.first)
+        output.layer_s[0] += gathered - began
+        if logits_LV is not None:
+            self._sample(wave.items, logits_LV, *self._samples, output)
+
+    def _sample(
+        self,
+        items: Sequence[PlanItem],
+        logits_LV: F32,
+        rows_L: list[int],
+        position_L: I32,
+        output: StepOutput,
+    ) -> None:
+        """Append what `items` sample to the output."""
+        rows = self.rows
         sampled: list[list[int]] = [[] for _ in items]
         logprobs: list[list[TokenLogprobs]] = [[] for _ in items]
-        if not items:
-            return StepOutput(sampled, logprobs, lost, moving_s)
-        rows.append_blocks(items)
-        batch, rows_L, position_L = rows.gather(items)
-        logits_LV = self.graphs.forward(batch)
+        output.sampled += sampled
+        output.logprobs += logprobs
         if not rows_L:
-            return StepOutput(sampled, logprobs, lost, moving_s)
+            return
         result = self.ops.sample(logits_LV, rows.sample_args(rows_L, position_L))
         sampling = [i for i, item in enumerate(items) if item.sample]
         for at, (i, token) in enumerate(zip(sampling, result.ids.tolist(), strict=True)):
             item = items[i]
-            sampled[i] = [token]
+            sampled[i].append(token)
             rows.token_ids[item.row, item.start + item.num_tokens] = token
             asked = rows.num_logprobs[item.row]
             if asked is not None:
-                logprobs[i] = [_token_logprobs(result, at, asked)]
-        return StepOutput(sampled, logprobs, lost, moving_s)
+                logprobs[i].append(_token_logprobs(result, at, asked))
 
     def _move(self, plan: StepPlan) -> tuple[list[bytes], float]:
         """Save, copy and load blocks. Returns keys that were not to be had, and the seconds that

@@ -93,7 +93,8 @@ class KVManager:
             return Prefix(0, token_ids, [], [[] for _ in self.pools], counts, kept=seq.kept)
         found = self._match.longest(seq.root, token_ids, seq.kept)
         pending = False
-        if self._below is not None:
+        # What somebody is about to compute, or to load, is in memory soon: once, for all who wait.
+        if self._below is not None and not (seq.waits and found.coming):
             seq.lookup = seq.lookup or Lookup()
             more = self._below.search(seq.lookup, seq.root, token_ids, found)
             found, pending = more or found, more is None

@@ -93,6 +93,10 @@ class Draft:
         """The items that are chunks of prompts."""
         return self.plan.items[self.num_decodes :]
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(item.num_tokens for item in self.prompts)
+
     def begin_wave(self) -> None:
         """Those go through the layers by and by."""
         planned, at = self.roster.planned, self.num_decodes

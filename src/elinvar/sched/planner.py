@@ -100,8 +100,10 @@ class Planner:
                 depth = amid[-1][1].num_computed_tokens if amid else 0
                 beside = None if planned[-1].is_batch else self._chunks.beside_first(depth)
                 budget = budget if beside is None else min(budget, beside)
-            if limit is not None and draft.prompts and self._one_in_wave:
-                break
+            if limit is not None and self._one_in_wave and draft.num_prompt_tokens:
+                budget = min(budget, int(limit) - draft.num_prompt_tokens)
+                if budget <= 0:
+                    break
             head = tenants.head(now, put_off) if admitting else None
             # Whoever was just preempted may be next already, and its blocks still be cached: not
             # back in the same step, or the two would take turns.
@@ -138,7 +140,8 @@ class Planner:
 
     def _begin_wave(self, draft: Draft, limit: float) -> None:
         """Where what was planned of prompts takes longer than a step may, it goes by layers."""
-        if self._chunks.num_layers > 1 and sum(item.num_tokens for item in draft.prompts) > limit:
+        fits = draft.num_prompt_tokens <= limit or self._chunks.num_layers == 1
+        if not fits and not (self._one_in_wave and len(draft.prompts) > 1):
             draft.begin_wave()
             self._chunks.new_wave()
             self._take(draft, limit)

@@ -4,6 +4,7 @@
 PYTHON ?= python3
 MODEL ?= smollm2-135m
 PROMPT ?= Explain in two sentences why the sky is blue.
+CALLS ?= 20000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,12 +15,13 @@ SOURCES := $(wildcard csrc/* csrc/*/*) CMakeLists.txt pyproject.toml
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h tests/cpp/*)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test fuzz lint format clean
 
 help:
 	@echo "make setup   .venv with the elinvar command in it"
 	@echo "make demo    a real model answers (MODEL=$(MODEL), PROMPT=...)"
 	@echo "make test    lint and tests"
+	@echo "make fuzz    20,000 made-up calls of a server (CALLS=...)"
 	@echo "make lint    ruff, mypy, import-linter, clang-format"
 	@echo "make format  rewrite the sources in the house format"
 	@echo "make clean   remove .venv and build (the model cache stays: elinvar models remove)"
@@ -55,6 +57,9 @@ demo: $(SETUP)
 # Lint goes first: it is quick, and the tests' summary is what should be read last.
 test: lint
 	@$(BIN)/python -m pytest
+
+fuzz: $(DEV)
+	@PYTHONPATH=tests $(BIN)/python tests/fuzz_server.py --calls $(CALLS)
 
 lint: $(DEV)
 	@$(BIN)/ruff check --quiet .

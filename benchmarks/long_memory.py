@@ -1,6 +1,7 @@
 """What is lost where a request sees its first and last tokens alone (docs/design/021): perplexity of a
 long text by position, beyond the model's context too, and a number that is asked for after it has
-left the window.
+left the window. And where an answer sees the blocks of its prompt that the prompt's end attends to most
+(docs/design/028): the same number, and the perplexity of what follows a prompt.
 
     python benchmarks/long_memory.py smollm2-135m [--tokens 16384] [--window 1024] [--needles 20]
 
@@ -49,21 +50,33 @@ class Reader:
             )
         self.kv = [layers[i] for i in range(len(layers))]
 
-    def logprobs(self, ids: Sequence[int], kept: Kept, moved: bool = False) -> NDArray[np.float64]:
-        """Of each token but the first. kept: as in SamplingParams.kept_blocks."""
+    def logprobs(
+        self,
+        ids: Sequence[int],
+        kept: Kept = None,
+        moved: bool = False,
+        budget: int | None = None,
+        num_prompt: int = 0,
+    ) -> NDArray[np.float64]:
+        """Of each token but the first. kept: as in SamplingParams.kept_blocks; budget: of the first
+        num_prompt tokens."""
         rows = Rows(1, len(ids) + BLOCK_SIZE, self.specs)
-        blocks = [list(range(self.num_blocks)) for _ in self.specs]
-        rows.start(RowStart("", 0, list(ids), SamplingParams(seed=0), blocks))
+        blocks = [list(range(-(-len(ids) // BLOCK_SIZE))) for _ in self.specs]
+        params = SamplingParams(seed=0, attention_budget=budget)
+        rows.start(RowStart("", 0, list(ids), params, blocks, num_prompt_tokens=num_prompt))
         rows.sights.start(0, kept)
         found, step = [], BLOCK_SIZE if moved else CHUNK
-        for start in range(0, len(ids), step):
-            count = min(step, len(ids) - start)
-            batch, _, _ = rows.gather([PlanItem("", 0, start, count, False, [])])
+        starts = sorted({*range(0, num_prompt, step), *range(num_prompt, len(ids), step)})
+        for start, stop in pairwise([*starts, len(ids)]):
+            count = stop - start
+            item = PlanItem("", 0, start, count, False, [])
+            batch, _, _ = rows.gather([item])
             assert isinstance(batch, ForwardBatch)
             if moved:
                 self._move_sinks(batch, start)
             batch.logit_rows = np.arange(count, dtype=np.int32)
             logits = self.model.forward(batch, self.kv)
+            rows.choose([item], batch)
             after = np.asarray(ids[start + 1 : start + count + 1])
             logits = logits[: len(after)]
             top = logits.max(-1)
@@ -106,6 +119,30 @@ def perplexities(reader: Reader, ids: Sequence[int], window: int, marks: Sequenc
         print(f"| {name} |", " | ".join(cells), "|", flush=True)
 
 
+def continuations(reader: Reader, ids: Sequence[int], tokens: int, num_prompt: int) -> None:
+    """Of what follows prompts from all over the text."""
+    schemes: dict[str, dict[str, Any]] = {
+        "everything": {},
+        f"window {tokens}, 32 sinks": {"kept": (1, tokens // BLOCK_SIZE)},
+        f"budget {tokens}": {"budget": tokens, "num_prompt": num_prompt},
+    }
+    length = num_prompt + CHUNK
+    starts = range(0, len(ids) - length, length)
+    print(f"| sees | {CHUNK} tokens behind {len(starts)} prompts of {num_prompt} |\n| --- | --- |")
+    for name, scheme in schemes.items():
+        found = [reader.logprobs(ids[at : at + length], **scheme)[num_prompt:] for at in starts]
+        print(f"| {name} | {np.exp(-np.mean(found)):.2f} |", flush=True)
+
+
+def policies(base: SamplingParams, tokens: int) -> dict[str, SamplingParams]:
+    """What an answer may see: everything, or about so many tokens of the prompt."""
+    return {
+        "everything": base,
+        f"window {tokens}, 32 sinks": replace(base, attention_window=tokens),
+        f"budget {tokens}": replace(base, attention_budget=tokens),
+    }
+
+
 def needles(llm: LLM, filler: str, window: int, count: int, num_tokens: int) -> None:
     """A number at some depth of a text of `num_tokens`, asked for at its end: how often the answer
     begins with it."""
@@ -114,7 +151,6 @@ def needles(llm: LLM, filler: str, window: int, count: int, num_tokens: int) -> 
     print(f"| of {count} numbers, found at depth | 0 % | 25 % | 50 % | 75 % | 95 % |")
     print("| --- | --- | --- | --- | --- | --- |")
     base = SamplingParams(temperature=0, max_tokens=8)
-    narrow = replace(base, attention_window=window)
     asked: list[list[int]] = []
     numbers = [str(n) for n in rng.integers(10_000, 99_999, count)]
     depths = (0.0, 0.25, 0.5, 0.75, 0.95)
@@ -127,7 +163,7 @@ def needles(llm: LLM, filler: str, window: int, count: int, num_tokens: int) -> 
             text += tokenizer.decode(words[at + before : at + num_tokens])
             text += "\n\nQuestion: What is the secret number?\nAnswer: The secret number is"
             asked.append(tokenizer.encode(text))
-    for name, params in (("everything", base), (f"window {window}, 32 sinks", narrow)):
+    for name, params in policies(base, window).items():
         found = [
             numbers[i % count] in one.text for i, one in enumerate(llm.generate(asked, params))
         ]
@@ -140,10 +176,7 @@ def costs(llm: LLM, ids: Sequence[int], window: int) -> None:
     print("| sees | ms a token | blocks held |\n| --- | --- | --- |")
     base = SamplingParams(temperature=0, max_tokens=65, ignore_eos=True)
     pool = llm.engine.scheduler.kv.pools[0]
-    for name, params in (
-        ("everything", base),
-        (f"window {window}, 32 sinks", replace(base, attention_window=window)),
-    ):
+    for name, params in policies(base, window).items():
         times, held = [], 0
         for _ in llm.stream(list(ids), params):
             times.append(time.perf_counter())
@@ -158,6 +191,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--budget", type=int, default=512)
     parser.add_argument("--needles", type=int, default=20)
     parser.add_argument("--haystack", type=int, default=3000)
     parser.add_argument("--kv-dtype", choices=["f16", "bf16", "f32"], default="f16")
@@ -173,10 +207,12 @@ def main() -> None:
     context = llm.engine.model_config.max_context
     marks = sorted({32, args.window, 4096, context, *range(context, len(ids), 4096), len(ids) - 1})
     print(json.dumps({"tokens": len(ids), "context": context, "kv": args.kv_dtype}))
-    perplexities(Reader(llm.engine, len(ids)), ids, args.window, [m for m in marks if m < len(ids)])
+    reader = Reader(llm.engine, len(ids))
+    perplexities(reader, ids, args.window, [m for m in marks if m < len(ids)])
+    continuations(reader, ids, args.budget, args.haystack)
     costs(llm, (ids * 8)[: context - 70], args.window)
     if args.needles:
-        needles(llm, text, args.window, args.needles, args.haystack)
+        needles(llm, text, args.budget, args.needles, args.haystack)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,27 @@ void Provider::attention(const Attention& a, int num_seqs, const int32_t* query_
     });
 }
 
+// An item is some tokens with all their heads, which share their rows.
+void Provider::block_shares(const Attention& a, int num_seqs, const int32_t* query_start,
+                            float* shares, std::ptrdiff_t stride) {
+    struct Item {
+        int seq, first, count;
+    };
+    const int total = query_start[num_seqs];
+    const int tile = std::clamp(total / pool_.size(), 1, kTileRows);
+    std::vector<Item> items;
+    for (int seq = 0; seq < num_seqs; ++seq)
+        for (int t = query_start[seq]; t < query_start[seq + 1]; t += tile)
+            items.push_back({seq, t, std::min(tile, query_start[seq + 1] - t)});
+    pool_.run(static_cast<int>(items.size()), [&](int i, int thread) {
+        const auto [seq, first, count] = items[static_cast<std::size_t>(i)];
+        const int32_t* at = a.positions + first;
+        const int num_blocks = *std::max_element(at, at + count) / 32 + 1;
+        float* room = scratch(thread, shares_room(num_blocks));
+        kernels_->block_shares(a, seq, first, count, num_blocks, room, shares, stride);
+    });
+}
+
 // Neighbours in memory go to one thread; each of them asks for the first blocks of the next.
 void Provider::cut_chunks(const Attention& a) {
     const auto work = [&](const AttentionItem& item) {

@@ -305,13 +305,21 @@ struct Part {
         : acc(p), max(p + static_cast<ptrdiff_t>(rows) * width), sum(max + rows) {}
 };
 
+// Where the query of a token's head lies; keys of int8 with values of their own are spread, and
+// queries with them, in `turned`.
+EL_INLINE const float* query(const Attention& a, int token, int head, float* turned) {
+    const float* q = a.q + (static_cast<ptrdiff_t>(token) * a.heads + head) * a.dim;
+    if (a.kv_kind != Kind::int8 || a.v == a.k || turned_dims(a.dim) == 1) return q;
+    std::memcpy(turned, q, static_cast<size_t>(a.dim) * sizeof(float));
+    spread(turned, a.dim);
+    return turned;
+}
+
 void attention_part(const Attention& a, const AttentionTile& t, int split,
                     const AttentionAhead& ahead, float* out) {
     const int num_rows = t.rows(), width = a.padded_values();
     const Part part(out, num_rows, width);
     const int32_t* table = a.tables + t.seq * a.table_stride;
-    // Keys of int8 with values of their own are spread, and queries with them.
-    const bool spreads = a.kv_kind == Kind::int8 && a.v != a.k && turned_dims(a.dim) > 1;
     alignas(64) float turned[kWalkRows * kMaxHeadDim];
     const int num_walks = (num_rows + kWalkRows - 1) / kWalkRows;
     for (int i = 0; i < num_walks; ++i) {
@@ -323,13 +331,7 @@ void attention_part(const Attention& a, const AttentionTile& t, int split,
         for (int r = 0; r < rows; ++r) {
             const int token = t.first_token + (begin + r) / t.num_heads;
             const int head = t.first_head + (begin + r) % t.num_heads;
-            w.q[r] = a.q + (static_cast<ptrdiff_t>(token) * a.heads + head) * a.dim;
-            if (spreads) {
-                float* own = turned + r * a.dim;
-                std::memcpy(own, w.q[r], static_cast<size_t>(a.dim) * sizeof(float));
-                spread(own, a.dim);
-                w.q[r] = own;
-            }
+            w.q[r] = query(a, token, head, turned + r * a.dim);
             w.last_key[r] = a.positions[token];
             w.first_key[r] = elinvar::first_key(a, w.last_key[r]);
             first = min_of(first, w.first_key[r]);

@@ -1,12 +1,15 @@
-// The extension: its provider, recordings, and what is measured of the machine. The other bind_*
-// files give the provider its ops.
+// The extension: its provider, recordings, what is measured of the machine, and files. The other
+// bind_* files give the provider its ops.
 #include "bind.h"
 
 #include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/tuple.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <stdexcept>
+#include <tuple>
 
 #include "ceilings.h"
 
@@ -25,10 +28,50 @@ Kind kind_of(const std::string& name) {
 
 namespace {
 
+using U32In = nb::ndarray<const uint32_t, nb::c_contig, nb::device::cpu>;
+using Penalties = std::tuple<I32In, I32In, I32In, F32In, F32In, F32In>;
+using Biases = std::tuple<I32In, I32In, F32In>;
+
+// Edits of rows that are `vocab` wide; the arrays must outlive them.
+SampleEdits edits_of(int vocab, const std::optional<F32In>& typical_p,
+                     const std::optional<Penalties>& penalties, const std::optional<Biases>& biases,
+                     const std::optional<U32In>& masks, const std::optional<I32In>& mask_rows) {
+    SampleEdits e;
+    e.typical_p = data_of(typical_p);
+    if (penalties) {
+        const auto& [starts, history, prompt_lens, repetition, presence, frequency] = *penalties;
+        e.history_starts = starts.data();
+        e.history = history.data();
+        e.prompt_lens = prompt_lens.data();
+        e.repetition = repetition.data();
+        e.presence = presence.data();
+        e.frequency = frequency.data();
+    }
+    if (biases) {
+        const auto& [starts, ids, values] = *biases;
+        e.bias_starts = starts.data();
+        e.bias_ids = ids.data();
+        e.biases = values.data();
+    }
+    if (masks && mask_rows) {
+        e.num_masks = static_cast<int>(mask_rows->size());
+        const std::size_t words = static_cast<std::size_t>(vocab + 31) / 32;
+        if (masks->ndim() != 2 || masks->shape(0) != mask_rows->size() || masks->shape(1) != words)
+            throw std::invalid_argument("masks must be [number of mask_rows, words of 32 tokens]");
+        e.masks = masks->data();
+        e.mask_rows = mask_rows->data();
+    }
+    return e;
+}
+
 nb::tuple sample(Session& p, F32In logits, nb::ndarray<const uint64_t, nb::c_contig> seeds,
                  I32In positions, F32In temperature, I32In top_k, F32In top_p, F32In min_p,
-                 int num_top) {
+                 int num_top, std::optional<F32In> typical_p, std::optional<Penalties> penalties,
+                 std::optional<Biases> biases, std::optional<U32In> masks,
+                 std::optional<I32In> mask_rows) {
     const std::size_t rows = logits.shape(0);
+    const SampleEdits edits =
+        edits_of(last_of(logits), typical_p, penalties, biases, masks, mask_rows);
     num_top = std::min(num_top, last_of(logits));
     auto ids = result<int32_t>(p, {rows});
     auto logprobs = result<float>(p, {rows});
@@ -41,9 +84,23 @@ nb::tuple sample(Session& p, F32In logits, nb::ndarray<const uint64_t, nb::c_con
     {
         const Working working;
         p.sample(logits.data(), rows_of(logits), last_of(logits), args.data(), num_top, ids.data(),
-                 logprobs.data(), top_ids.data(), top.data());
+                 logprobs.data(), top_ids.data(), top.data(), edits);
     }
     return nb::make_tuple(ids, logprobs, top_ids, top);
+}
+
+nb::tuple score(Session& p, F32In logits, I32In ids, int num_top) {
+    const std::size_t rows = logits.shape(0);
+    num_top = std::min(num_top, last_of(logits));
+    auto logprobs = result<float>(p, {rows});
+    auto top_ids = result<int32_t>(p, {rows, static_cast<std::size_t>(num_top)});
+    auto top = result<float>(p, {rows, static_cast<std::size_t>(num_top)});
+    {
+        const Working working;
+        p.score(logits.data(), rows_of(logits), last_of(logits), ids.data(), num_top,
+                logprobs.data(), top_ids.data(), top.data());
+    }
+    return nb::make_tuple(logprobs, top_ids, top);
 }
 
 void begin_recording(Session& p) {
@@ -116,13 +173,26 @@ std::vector<std::string> available() {
     return names;
 }
 
+// Whether there is a file of each name: beside a busy thread each of Python's own questions would
+// wait for the GIL once more.
+std::vector<bool> exist(const std::vector<nb::bytes>& paths) {
+    std::vector<std::string> names;
+    for (const nb::bytes& path : paths) names.emplace_back(path.c_str(), path.size());
+    const nb::gil_scoped_release release;
+    std::vector<bool> found;
+    for (const std::string& name : names) found.push_back(access(name.c_str(), F_OK) == 0);
+    return found;
+}
+
 }  // namespace
 }  // namespace elinvar
 
 NB_MODULE(_cpu, m) {
     using namespace elinvar;
+    using namespace nb::literals;
     m.def("available", &available);
     m.def("ceilings", &ceilings);
+    m.def("exist", &exist);
     nb::class_<Recording>(m, "Recording").def("__call__", &replay).def("timed", &replay_timed);
     nb::class_<Session> session(m, "Provider");
     session.def(nb::init<int, const std::string&>())
@@ -130,7 +200,11 @@ NB_MODULE(_cpu, m) {
         .def_prop_ro("num_threads", &Session::num_threads)
         .def("begin_recording", &begin_recording)
         .def("end_recording", &end_recording, nb::arg().none())
-        .def("sample", &sample);
+        .def("score", &score)
+        .def("sample", &sample, "logits"_a, "seeds"_a, "positions"_a, "temperature"_a, "top_k"_a,
+             "top_p"_a, "min_p"_a, "num_top"_a, "typical_p"_a = nb::none(),
+             "penalties"_a = nb::none(), "biases"_a = nb::none(), "masks"_a = nb::none(),
+             "mask_rows"_a = nb::none());
     bind_rows(session, m);
     bind_linear(session, m);
     bind_attention(session, m);

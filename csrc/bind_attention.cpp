@@ -125,7 +125,7 @@ F32Out values_like(const Session& p, const F32In& q, const BoundCache& kv) {
 
 // Attention to all keys of the tables.
 Attention to_all(const BoundCache& kv, const F32In& q, const I32In& tables, const I32In& positions,
-                 float scale, F32Out& out) {
+                 float scale, float* out) {
     return {.q = q.data(),
             .k = kv.k.data(),
             .v = kv.v.data(),
@@ -141,14 +141,14 @@ Attention to_all(const BoundCache& kv, const F32In& q, const I32In& tables, cons
             .positions = positions.data(),
             .scale = scale,
             .window = 0,
-            .out = out.data()};
+            .out = out};
 }
 
 F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I32In tables,
                  I32In positions, float scale, int window, float softcap,
                  std::optional<F32In> sinks, int chunk, int first) {
     auto out = values_like(p, q, kv);
-    Attention a = to_all(kv, q, tables, positions, scale, out);
+    Attention a = to_all(kv, q, tables, positions, scale, out.data());
     a.window = window;
     a.softcap = softcap;
     a.sinks = data_of(sinks);
@@ -158,6 +158,18 @@ F32Out attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I
         p.attention(a, seqs, start);
     });
     return out;
+}
+
+void block_shares(Session& p, F32In q, const BoundCache& kv, I32In query_start, I32In tables,
+                  I32In positions, float scale, nb::ndarray<float, nb::c_contig, nb::device::cpu> y,
+                  float softcap, std::optional<F32In> sinks) {
+    Attention a = to_all(kv, q, tables, positions, scale, nullptr);
+    a.softcap = softcap;
+    a.sinks = data_of(sinks);
+    submit(p, [&p, a, seqs = seqs_of(query_start), start = query_start.data(), y = y.data(),
+               stride = static_cast<std::ptrdiff_t>(y.shape(1))] {
+        p.block_shares(a, seqs, start, y, stride);
+    });
 }
 
 I32Out index_select(Session& p, F32In q, F32In weights, const BoundCache& kv, I32In query_start,
@@ -184,7 +196,7 @@ I32Out index_select(Session& p, F32In q, F32In weights, const BoundCache& kv, I3
 F32Out sparse_attention(Session& p, F32In q, const BoundCache& kv, I32In query_start, I32In tables,
                         I32In positions, I32In chosen, float scale) {
     auto out = values_like(p, q, kv);
-    const Attention a = to_all(kv, q, tables, positions, scale, out);
+    const Attention a = to_all(kv, q, tables, positions, scale, out.data());
     submit(p, [&p, a, seqs = seqs_of(query_start), start = query_start.data(),
                chosen = chosen.data(), k = static_cast<int>(chosen.shape(1))] {
         p.sparse_attention(a, seqs, start, chosen, k);
@@ -205,6 +217,8 @@ void bind_attention(nb::class_<Session>& session, nb::module_& m) {
         .def("latent_write", &latent_write)
         .def("attention", &attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
              nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg())
+        .def("block_shares", &block_shares, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+             nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
         .def("index_select", &index_select)
         .def("sparse_attention", &sparse_attention);
 }

@@ -42,6 +42,7 @@ using Stored = std::conditional_t<kind == Kind::f32, float,
 #include "rows_latent.h"
 #include "rows_recurrent.h"
 #include "sample.h"
+#include "shares.h"
 #include "sparse.h"
 #include "streams.h"
 
@@ -85,6 +86,7 @@ const Kernels kernels = {
     delta_rule,
     gated_rms_norm,
     sigmoid_gate,
+    block_shares,
 };
 
 }  // namespace ELINVAR_ISA

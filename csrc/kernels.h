@@ -142,6 +142,11 @@ constexpr std::size_t attention_part_floats(int rows, int padded_dim) {
     return (static_cast<std::size_t>(rows) * (static_cast<std::size_t>(padded_dim) + 2) + 15) & ~15;
 }
 
+// Of one call of block_shares.
+constexpr std::size_t shares_room(int num_blocks) {
+    return std::size_t{16} * ((static_cast<std::size_t>(num_blocks) + 15) / 16 * 16);
+}
+
 // Where the keys begin that a thread reads next, so that it may ask for them: two blocks of a KV
 // head, block * block_step + kv_head.
 struct AttentionAhead {
@@ -266,6 +271,11 @@ struct Kernels {
     void (*gated_rms_norm)(const GatedNorm& a, int first_token, int num_tokens);
     // x / (1 + e^-gate)
     void (*sigmoid_gate)(const float* x, const float* gate, std::size_t n, float* out);
+    // Row t of `shares` becomes at least what part of its attention any head of token t gives to
+    // each block; of some tokens of a sequence, whose first num_blocks blocks are all that they
+    // see. `room` takes shares_room(num_blocks) floats.
+    void (*block_shares)(const Attention& a, int seq, int first_token, int num_tokens,
+                         int num_blocks, float* room, float* shares, std::ptrdiff_t stride);
 };
 
 // Instruction sets of this machine, widest first; always ends with "scalar".

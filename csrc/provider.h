@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "args.h"
+#include "edits.h"
 #include "kernels.h"
 #include "pool.h"
 
@@ -149,6 +150,9 @@ class Provider {
                       int32_t* chosen);
     void sparse_attention(const Attention& a, int num_seqs, const int32_t* query_start,
                           const int32_t* chosen, int k);
+    // Of a, no output: positions and tables as in attention, no window and no chunk.
+    void block_shares(const Attention& a, int num_seqs, const int32_t* query_start, float* shares,
+                      std::ptrdiff_t stride);
     // States lie in blocks of 32 positions, tables as those of attention.
     void causal_conv(const Convolution& a, const StateTables& t);
     void delta_rule(const DeltaRule& a, const StateTables& t);
@@ -157,7 +161,10 @@ class Provider {
     void pool(const float* x, int dim, const int32_t* starts, int num_seqs, const float* weights,
               float* out);
     void sample(const float* logits, int rows, int vocab, const SampleRow* args, int num_top,
-                int32_t* ids, float* logprobs, int32_t* top_ids, float* top_logprobs);
+                int32_t* ids, float* logprobs, int32_t* top_ids, float* top_logprobs,
+                const SampleEdits& edits = {});
+    void score(const float* logits, int rows, int vocab, const int32_t* ids, int num_top,
+               float* logprobs, int32_t* top_ids, float* top_logprobs);
 
   private:
     QuantRows quantize(const float* x, int rows, int k);

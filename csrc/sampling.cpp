@@ -1,6 +1,8 @@
 // sample: filters and choice per row. The kept set follows from the logits alone: tokens are
 // ordered by logit, equal ones by id, and probabilities are added in that order in double.
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "provider.h"
@@ -93,28 +95,112 @@ int choose_token(const Kernels& k, const float* logits, int vocab, const RowStat
                            position);
 }
 
-}  // namespace
-
-void Provider::sample(const float* logits, int rows, int vocab, const SampleRow* args, int num_top,
-                      int32_t* ids, float* logprobs, int32_t* top_ids, float* top_logprobs) {
-    pool_.run(rows, [&](int m, int thread) {
-        const float* row = logits + static_cast<std::ptrdiff_t>(m) * vocab;
-        const RowStats stats = kernels_->row_stats(row, vocab);
-        const auto logprob = [&](int32_t id) { return (row[id] - stats.max) - stats.log_sum; };
-        ids[m] = stats.argmax;
-        if (args[m].temperature > 0) {
-            float* z = scratch(thread, static_cast<std::size_t>(vocab));
-            ids[m] = choose_token(*kernels_, row, vocab, stats, args[m], z);
+// Forbids what is not typical: of the tokens ordered by how far -log p is from the entropy (which
+// is |z - the mean of z|), equal ones by id, those after the first that together reach typical_p.
+// Sums are in double: the mean's by id, the other in that order.
+void keep_typical(const Kernels& k, float typical_p, const float* z, int vocab, float* p,
+                  float* x) {
+    k.exp_all(z, vocab, p);
+    double total = 0, mean = 0;
+    for (int i = 0; i < vocab; ++i) {
+        total += static_cast<double>(p[i]);
+        mean += static_cast<double>(p[i]) * static_cast<double>(z[i]);
+    }
+    mean /= total;
+    const auto distance = [&](int32_t i) { return std::abs(static_cast<double>(z[i]) - mean); };
+    const auto nearer = [&](int32_t a, int32_t b) {
+        const double da = distance(a), db = distance(b);
+        return da < db || (da == db && a < b);
+    };
+    Ids ids;
+    for (int i = 0; i < vocab; ++i)
+        if (p[i] > 0) ids.push_back(i);
+    const double goal = static_cast<double>(typical_p) * total;
+    double sum = 0;
+    std::size_t sorted = 0, kept = 0;
+    // In growing pieces: few tokens are usually enough.
+    while (kept < ids.size() && (kept == 0 || sum < goal)) {
+        if (kept == sorted) {
+            sorted = std::min(ids.size(), std::max<std::size_t>(kShortList, 8 * sorted));
+            const auto at = [&](std::size_t i) { return ids.begin() + static_cast<int>(i); };
+            std::nth_element(at(kept), at(sorted - 1), ids.end(), nearer);
+            std::sort(at(kept), at(sorted), nearer);
         }
-        logprobs[m] = logprob(ids[m]);
+        sum += static_cast<double>(p[ids[kept++]]);
+    }
+    std::fill(p, p + vocab, 0.0f);
+    for (std::size_t i = 0; i < kept; ++i) p[ids[i]] = 1;
+    for (int i = 0; i < vocab; ++i)
+        x[i] = p[i] > 0 ? x[i] : -std::numeric_limits<float>::infinity();
+}
+
+// The choice from edited logits x; z, p: room for as many floats.
+int choose_edited(const Kernels& k, int vocab, const SampleRow& a, float typical_p, float* x,
+                  float* z, float* p) {
+    RowStats stats = k.row_stats(x, vocab);
+    if (!(a.temperature > 0)) return stats.argmax;
+    if (typical_p < 1) {
+        k.scale_logits(x, vocab, stats.max, a.temperature, false, z);
+        keep_typical(k, typical_p, z, vocab, p, x);
+        stats = k.row_stats(x, vocab);
+    }
+    return choose_token(k, x, vocab, stats, a, z);
+}
+
+// What is told of a row: the log-probs of its token and of the likeliest.
+struct Report {
+    const Kernels* k;
+    int vocab, num_top;
+    float* logprobs;
+    int32_t* top_ids;
+    float* top_logprobs;
+
+    void operator()(int m, const float* row, const RowStats& stats, int32_t token) const {
+        const auto logprob = [&](int32_t id) { return (row[id] - stats.max) - stats.log_sum; };
+        logprobs[m] = logprob(token);
         if (num_top == 0) return;
         Ids top;
-        largest(*kernels_, row, vocab, num_top, top);
+        largest(*k, row, vocab, num_top, top);
         for (int j = 0; j < num_top; ++j) {
             const int32_t id = top[static_cast<std::size_t>(j)];
             top_ids[m * num_top + j] = id;
             top_logprobs[m * num_top + j] = logprob(id);
         }
+    }
+};
+
+}  // namespace
+
+void Provider::sample(const float* logits, int rows, int vocab, const SampleRow* args, int num_top,
+                      int32_t* ids, float* logprobs, int32_t* top_ids, float* top_logprobs,
+                      const SampleEdits& edits) {
+    const auto size = static_cast<std::size_t>(vocab);
+    const Report report{kernels_, vocab, num_top, logprobs, top_ids, top_logprobs};
+    pool_.run(rows, [&](int m, int thread) {
+        const float* row = logits + static_cast<std::ptrdiff_t>(m) * vocab;
+        const RowStats stats = kernels_->row_stats(row, vocab);
+        ids[m] = stats.argmax;
+        const bool typical = edits.is_typical(m) && args[m].temperature > 0;
+        if (typical || edits.touch(m)) {
+            float* z = scratch(thread, 3 * size);
+            float *x = z + size, *more = x + size;
+            edits.apply(m, row, vocab, x, more);
+            ids[m] = choose_edited(*kernels_, vocab, args[m], typical ? edits.typical_p[m] : 1.0f,
+                                   x, z, more);
+        } else if (args[m].temperature > 0) {
+            float* z = scratch(thread, size);
+            ids[m] = choose_token(*kernels_, row, vocab, stats, args[m], z);
+        }
+        report(m, row, stats, ids[m]);
+    });
+}
+
+void Provider::score(const float* logits, int rows, int vocab, const int32_t* ids, int num_top,
+                     float* logprobs, int32_t* top_ids, float* top_logprobs) {
+    const Report report{kernels_, vocab, num_top, logprobs, top_ids, top_logprobs};
+    pool_.run(rows, [&](int m, int) {
+        const float* row = logits + static_cast<std::ptrdiff_t>(m) * vocab;
+        report(m, row, kernels_->row_stats(row, vocab), ids[m]);
     });
 }
 

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from elinvar.base.errors import ModelError
@@ -24,6 +25,10 @@ from elinvar.weights.sources import resolve
 # A shell's background job starts with Ctrl-C ignored, and so would all our child processes.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Machines are shared: how long an example takes says nothing.
+hypothesis.settings.register_profile("elinvar", deadline=None)
+hypothesis.settings.load_profile("elinvar")
 
 MODEL_FIXTURES = {"smollm2_gguf", "gemma_gguf", "tiny_gguf", "minilm", "wheel_file"}
 

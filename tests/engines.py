@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -35,12 +35,18 @@ class ByteTokenizer:
     eos_ids = frozenset([EOS])
     bos_id = None
     chat_template = None
+    special_ids = frozenset(range(EOS, VOCAB))
+
+    def spellings(self, count: int) -> list[bytes]:
+        names = [b"<end>", *(b"<%d>" % i for i in range(EOS + 1, VOCAB))]
+        return [*(bytes([i]) for i in range(EOS)), *names][:count]
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         return list(text.encode())
 
-    def text_bytes(self, ids: Iterable[int]) -> bytes:
-        return bytes(i for i in ids if i < 256)
+    def text_bytes(self, ids: Iterable[int], hidden: Container[int] | None = None) -> bytes:
+        shown = b"<end>" if hidden is not None and 256 not in hidden else b""
+        return b"".join(bytes([i]) if i < 256 else shown * (i == EOS) for i in ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         return codecs.decode(self.text_bytes(ids), "utf-8", "replace")

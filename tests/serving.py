@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ from starlette.applications import Starlette
 from elinvar.base.config import EngineConfig
 from elinvar.engine.aio import AsyncEngine
 from elinvar.engine.core import Engine
-from elinvar.server.app import create_app, listen, uvicorn_config
+from elinvar.server.app import create_app
+from elinvar.server.process import Process, listen, uvicorn_config
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -79,13 +81,13 @@ def serving(
 def running(app: Starlette, grace: int = 5) -> Iterator[tuple[int, uvicorn.Server]]:
     """The port, and the server."""
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn_config(app, grace_seconds=grace))
+    server = Process(uvicorn_config(app, grace_seconds=grace), app.state.leave)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
         assert eventually(lambda: server.started or not thread.is_alive())
         yield listener.getsockname()[1], server
     finally:
-        server.should_exit = True
+        server.handle_exit(signal.SIGTERM, None)
         thread.join(60)
         listener.close()

@@ -6,9 +6,11 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
+import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from elinvar.server.tenants import hash_key
+from elinvar.server.tenants import hash_key, read_tenants
 from processes import ELINVAR, ENVIRONMENT, assert_fails, run
 from serving import TEMPLATE
 
@@ -25,9 +27,11 @@ BODY: dict[str, Any] = {"model": "tiny", "prompt": LONG, "max_tokens": 4, "ignor
 
 
 @contextmanager
-def served(model: Path, *arguments: object) -> Iterator[tuple[str, subprocess.Popen[str], str]]:
-    """(address, process, what was said before it listened)."""
-    command = [ELINVAR, "serve", str(model), "--port", "0", "--served-model-name", "tiny"]
+def served(
+    model: Path, *arguments: object, through: Sequence[str] = ()
+) -> Iterator[tuple[str, subprocess.Popen[str], str]]:
+    """(address, process, what was said before it listened). through: a command that runs it."""
+    command = [*through, ELINVAR, "serve", str(model), "--port", "0", "--served-model-name", "tiny"]
     command += ["--kv-memory", "64M", *map(str, arguments)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as server:
         assert server.stderr is not None
@@ -36,9 +40,9 @@ def served(model: Path, *arguments: object) -> Iterator[tuple[str, subprocess.Po
             while True:
                 line = server.stderr.readline()
                 assert line, said
-                if found := re.search(r"serves tiny at (http://\S+)", line):
-                    break
                 said += line
+                if found := re.search(r"serves tiny at (https?://[^\s,]+)", line):
+                    break
             yield found[1], server, said
         finally:
             if server.poll() is None:
@@ -72,7 +76,7 @@ def test_a_warm_start_with_tenants_and_a_trace(tiny_gguf: Path, tmp_path: Path) 
             next(lines)
             server.send_signal(signal.SIGTERM)
             assert [line for line in lines if line][-1] == "data: [DONE]"
-        assert server.wait(timeout=30) == 143
+        assert server.wait(timeout=30) == 0
     records = [json.loads(line) for line in trace.read_text().splitlines()]
     assert [record["tenant"] for record in records] == ["alice", "bob", "bob"]
     assert records[-1]["generated_tokens"] == 100
@@ -192,10 +196,146 @@ def test_generate_explains(tiny_gguf: Path, tmp_path: Path) -> None:
     assert "explanation" not in run("generate", tiny_gguf, "--prompts-file", file).stdout
 
 
-def test_key() -> None:
-    made = run("key")
+def test_keys_to_paste() -> None:
+    made = run("keys", "make")
     key, line = made.stdout.splitlines()
     assert line == f'key_sha256 = "{hash_key(key)}"' and len(key) > 40
-    assert run("key").stdout != made.stdout
-    assert run("key", "--hash", stdin=f"{key}\n").stdout.strip() == line
-    assert_fails(run("key", "--hash", stdin="\n"), 1, "stdin", "no key")
+    assert run("keys", "make").stdout != made.stdout
+    assert run("keys", "hash", stdin=f"{key}\n").stdout.strip() == line
+    assert_fails(run("keys", "hash", stdin="\n"), 1, "stdin", "no key")
+    assert_fails(run("keys", "make", "--tenant", "ann"), 2, "--tenants")
+
+
+@pytest.mark.parametrize("name", ["tenants.toml", "tenants.json"])
+def test_keys_of_a_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    key = run("keys", "make", "--tenants", path, "--tenant", "ann", "--admin").stdout.strip()
+    assert path.stat().st_mode & 0o777 == 0o600
+    if path.suffix == ".toml":
+        path.write_text("# ours\n" + path.read_text())
+    made = json.loads(run("keys", "make", "--tenants", path, "--tenant", "ann", "--json").stdout)
+    run("keys", "make", "--tenants", path, "--tenant", "bob")
+    known = read_tenants(path)
+    assert known.of(key.encode()) == known.of(made["key"].encode()) == "ann"
+    assert known.admins == {"ann"} and set(known.limits) == {"ann", "bob"}
+    ann, bob = json.loads(run("keys", "list", "--tenants", path, "--json").stdout)
+    assert ann["keys"] == [hash_key(key)[:12], made["key_sha256"][:12]] and ann["admin"]
+    assert key not in path.read_text()
+
+    assert run("keys", "revoke", key, "--tenants", path).returncode == 0
+    assert run("keys", "revoke", bob["keys"][0], "--tenants", path).returncode == 0
+    known = read_tenants(path)
+    assert known.of(key.encode()) is None and set(known.limits) == {"ann"}
+    assert (path.suffix == ".json") or path.read_text().startswith("# ours\n")
+    before = path.read_bytes()
+    assert_fails(run("keys", "revoke", key, "--tenants", path), 1, "no key in it")
+    assert_fails(run("keys", "revoke", made["key"], "--tenants", path), 1, "last key")
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_that_is_read_again(tiny_gguf: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tenants.toml"
+    key = run("keys", "make", "--tenants", path, "--tenant", "ann").stdout.strip()
+    with served(tiny_gguf, "--tenants", path) as (url, server, _):
+        assert server.stderr is not None
+
+        def status(key: str) -> int:
+            headers = {"Authorization": f"Bearer {key}"}
+            return httpx.get(f"{url}/models", headers=headers).status_code
+
+        other = run("keys", "make", "--tenants", path, "--tenant", "bob").stdout.strip()
+        assert (status(key), status(other)) == (200, 401)
+        run("keys", "revoke", key, "--tenants", path)
+        server.send_signal(signal.SIGHUP)
+        assert "again" in server.stderr.readline()
+        assert (status(key), status(other)) == (401, 200)
+        path.write_text("[tenants.bob")
+        server.send_signal(signal.SIGHUP)
+        assert "not TOML" in server.stderr.readline()
+        assert status(other) == 200
+
+
+def test_one_key_for_all_and_a_port_for_administrators(tiny_gguf: Path) -> None:
+    arguments = ("--api-key", "sk-1", "--admin-port", "0", "--cors-origin", "https://a.example")
+    with served(tiny_gguf, *arguments) as (url, _, said):
+        base = url.removesuffix("/v1")
+        admin = said.rsplit(" ", 1)[-1].strip()
+        assert httpx.get(f"{url}/models").status_code == 401
+        headers = {"Authorization": "Bearer sk-1", "Origin": "https://a.example"}
+        found = httpx.get(f"{url}/models", headers=headers)
+        assert found.status_code == 200
+        assert found.headers["access-control-allow-origin"] == "https://a.example"
+        preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+        assert httpx.options(f"{url}/models", headers=preflight).status_code == 200
+        other = headers | {"Origin": "https://b.example"}
+        assert (
+            "access-control-allow-origin" not in httpx.get(f"{url}/models", headers=other).headers
+        )
+        assert httpx.get(f"{base}/metrics").status_code == 404
+        assert httpx.get(f"{admin}/metrics").status_code == 200
+        assert httpx.get(f"{admin}/v1/models", headers=headers).status_code == 404
+        for address in (base, admin):
+            assert httpx.get(f"{address}/ready").status_code == 200
+
+
+def test_https(tiny_gguf: Path, tmp_path: Path) -> None:
+    cert, key = self_signed(tmp_path)
+    with served(tiny_gguf, "--tls-cert", cert, "--tls-key", key) as (url, _, _said):
+        assert url.startswith("https://")
+        trusted = ssl.create_default_context(cafile=str(cert))
+        assert httpx.get(f"{url}/models", verify=trusted).status_code == 200
+    closed = tmp_path / "closed.pem"
+    closed.symlink_to(tmp_path / "gone.pem")
+    for bad, words in (
+        (closed, ("Cannot read", "--tls-key")),
+        (cert, ("no certificate and its key",)),
+    ):
+        done = run("serve", tiny_gguf, "--tls-cert", cert, "--tls-key", bad)
+        assert_fails(done, 1, str(bad), *words)
+    assert_fails(run("serve", tiny_gguf, "--tls-key", key), 2, "--tls-cert")
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate of this machine's loopback address, made by openssl."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "2", "-subj", "/CN=localhost", "-keyout", str(key)]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(cert)]
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not here to make a certificate")
+    subprocess.run(command, check=True, capture_output=True)
+    return cert, key
+
+
+def test_several_models(tiny_gguf: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.gguf"
+    other.symlink_to(tiny_gguf)
+    mistakes: list[tuple[list[object], tuple[str, ...]]] = [
+        ([other, other], ("named twice",)),
+        ([other, tiny_gguf, "--served-model-name", "x"], ("--alias",)),
+        ([other, tiny_gguf, "--default", "x"], ("--default", str(other))),
+        ([other, tiny_gguf, "--alias", "x=y"], ("--alias", "NAME=MODEL")),
+        ([other, "--model-memory", "1G"], ("--model-memory", "one model")),
+        ([other, tiny_gguf, "--model-memory", "1M", "--kv-memory", "16M"], ("alone takes",)),
+    ]
+    for arguments, words in mistakes:
+        assert_fails(run("serve", *arguments, "--port", "0"), 2, *words)
+    command = [ELINVAR, "serve", str(tiny_gguf), str(other), "--port", "0", "--alias", f"b={other}"]
+    command += ["--kv-memory", "16M"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as server:
+        assert server.stderr is not None
+        try:
+            line = server.stderr.readline()
+            found = re.search(r"serves \S+, \S+ at (http://\S+)", line)
+            assert found, line
+            answers = [
+                httpx.post(
+                    f"{found[1]}/completions", json=BODY | {"model": name, "seed": 1}, timeout=30
+                )
+                for name in ("default", "b", str(other))
+            ]
+            assert len({answer.json()["choices"][0]["text"] for answer in answers}) == 1
+        finally:
+            server.terminate()
+            assert server.wait(timeout=30) == 0

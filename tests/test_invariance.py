@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elinvar import _cpu
+from elinvar.base.grammar import Regex
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
 from elinvar.engine.output import CompletionBuilder
@@ -243,8 +244,15 @@ def test_logprobs_asked_for_by_others_change_nothing() -> None:
 
 # ---- a random life of an engine ---------------------------------------------------------------
 
-# Some forget what lies between their first and their last tokens.
-LIVES = [*PARAMS, *(replace(PARAMS[i], attention_window=32) for i in (1, 3, 6))]
+# Some forget what lies between their first and their last tokens, some what their prompts' ends do not
+# attend to, some keep to a grammar.
+GRAMMAR = Regex("[a-f]*(,[a-f]{2})*")
+LIVES = [
+    *PARAMS,
+    *(replace(PARAMS[i], attention_window=32) for i in (1, 3, 6)),
+    *(replace(PARAMS[i], attention_budget=1) for i in (1, 5, 6)),
+    *(replace(PARAMS[i], grammar=GRAMMAR) for i in (0, 3, 5)),
+]
 REQUESTS = st.tuples(st.integers(0, len(PROMPTS) - 1), st.integers(0, len(LIVES) - 1))
 EVENTS = st.one_of(
     st.tuples(st.just("add"), REQUESTS),

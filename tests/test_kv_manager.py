@@ -15,6 +15,7 @@ from hypothesis.stateful import (
 
 from elinvar.base.config import DeltaConfig, KVSpec
 from elinvar.kv.manager import KVManager
+from elinvar.kv.need import NEVER
 from elinvar.kv.sequence import Kept, Prefix, SequenceKV
 from elinvar.kv.tree import Node, pack
 
@@ -256,8 +257,9 @@ def test_prepare_changes_nothing_and_gives_what_there_is() -> None:
 
 
 def computed(seq: SequenceKV, tokens: Sequence[int]) -> tuple[int, ...]:
-    """What keys and values of these tokens depend on."""
-    return tuple(token + 10 * sum(seq.kept or ()) for token in tokens)
+    """What keys and values of these tokens depend on; behind those shared, on what was chosen."""
+    seen = tuple(token + 10 * sum(seq.kept or ()) for token in tokens)
+    return seen[: seq.shared] + tuple(id(seq) + token for token in seen[seq.shared :])
 
 
 class ManagerMachine(RuleBasedStateMachine):
@@ -265,7 +267,7 @@ class ManagerMachine(RuleBasedStateMachine):
 
     `content` says for every published block which token prefix its key promised; a hit must give
     blocks that hold exactly the sequence's own prefix. What sequences that forget compute is told
-    apart by what they keep.
+    apart by what they keep. Some see every other block alone of what they share.
     """
 
     @initialize(
@@ -306,13 +308,16 @@ class ManagerMachine(RuleBasedStateMachine):
                 first = max(0, start // SIZE - seq.kept[1])
                 always = range(min(seq.kept[0], first))
             for index in [*always, *range(first, (end - 1) // SIZE + 1)]:
+                if window is None and index in seq.dropped:
+                    continue
                 content = computed(seq, tokens[: min(end, (index + 1) * SIZE)])
                 assert self.written[group][table[index]] == content
 
     def grow(
         self, seq: SequenceKV, tokens: list[int], done: int, step: int, prefix: Prefix | None
     ) -> int:
-        allocation = self.kv.prepare(seq, done, min(done + step, len(tokens)), prefix)
+        most = len(tokens) if done >= seq.shared else min(seq.shared, len(tokens))
+        allocation = self.kv.prepare(seq, done, min(done + step, most), prefix)
         if allocation is None:
             return done
         before = self.state_blocks(seq, prefix)
@@ -329,6 +334,9 @@ class ManagerMachine(RuleBasedStateMachine):
         self.write(seq, tokens, done, allocation.end)
         self.read(seq, tokens, done, allocation.end)
         self.kv.advance(seq, tokens, allocation.end)
+        if allocation.end == seq.shared:
+            last = len(seq.tables[0]) - 1
+            self.kv.keep(seq, [*range(0, last, 2), last])
         if seq.kept is not None:
             for table, window in zip(seq.tables, self.kv.windows, strict=True):
                 seen = allocation.end // SIZE - seq.kept[1]
@@ -346,20 +354,30 @@ class ManagerMachine(RuleBasedStateMachine):
         step=st.integers(1, 30),
         kept=st.sampled_from([None, (1, 1), (1, 2)]),
     )
-    def arrive(self, tokens: list[int], step: int, kept: Kept | None) -> None:
-        seq = self.kv.new_sequence(str(kept).encode(), kept)
+    def arrive(self, tokens: list[int], step: int, kept: Kept | None, shared: int = NEVER) -> None:
+        sought = NEVER if shared == NEVER else max(1, shared - 3)
+        seq = self.kv.new_sequence(str(kept).encode(), kept, shared, sought)
         prefix = self.kv.find_prefix(seq, tokens)
-        assert prefix.num_tokens < len(tokens)
+        assert prefix.num_tokens < min(len(tokens), sought)
         done = self.grow(seq, tokens, prefix.num_tokens, step, prefix)
         if seq.capacity:
             self.live.append((seq, tokens, [done]))
+
+    @rule(
+        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=30),
+        step=st.integers(1, 30),
+        shared=st.integers(1, 30),
+    )
+    def arrive_to_choose(self, tokens: list[int], step: int, shared: int) -> None:
+        self.arrive(tokens, step, None, min(shared, len(tokens)))
 
     @rule(data=st.data())
     def arrive_again(self, data: st.DataObject) -> None:
         if self.live:
             seq, tokens, _ = data.draw(st.sampled_from(self.live))
             more = data.draw(st.lists(st.integers(0, 1), max_size=6))
-            self.arrive([*tokens, *more], data.draw(st.integers(1, 30)), seq.kept)
+            shared = NEVER if seq.kept else data.draw(st.sampled_from([NEVER, len(tokens)]))
+            self.arrive([*tokens, *more], data.draw(st.integers(1, 30)), seq.kept, shared)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), step=st.integers(1, 9), token=st.integers(0, 1))

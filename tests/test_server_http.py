@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import pytest
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.plan import StepOutput, StepPlan
-from elinvar.server.app import listen
+from elinvar.server import process, watchdog
+from elinvar.server.process import listen
 from serving import Serving, eventually, serving
 
 LONG: dict[str, Any] = {
@@ -119,7 +121,7 @@ def test_content_type_does_not_matter(tiny: Serving) -> None:
 
 
 def test_unknown_paths_and_methods(tiny: Serving) -> None:
-    for path in ("/", "/v1", "/v1/embeddings", "/v1/models/", "/v1/completions/", "/%ff%00"):
+    for path in ("/v1", "/v1/embeddings", "/v1/models/", "/v1/completions/", "/%ff%00"):
         response = httpx.get(tiny.url + path)
         assert response.status_code == 404, path
         error_of(response)
@@ -370,42 +372,72 @@ import sys
 from elinvar.base.config import EngineConfig
 from elinvar.engine.aio import AsyncEngine
 from elinvar.engine.core import Engine
-from elinvar.server.app import create_app, serve
+from elinvar.server.app import create_app
+from elinvar.server.process import listen, serve
 
 core = Engine.load(sys.argv[1], EngineConfig(kv_memory=64 * 2**20))
-serve(create_app(AsyncEngine(core), "tiny"), port=int(sys.argv[2]))
+app = create_app(AsyncEngine(core), "tiny")
+sys.exit(serve(app, [listen("127.0.0.1", int(sys.argv[2]))], drain_s=float(sys.argv[3])))
 """
+
+
+@contextmanager
+def process_of(model: Path, drain_s: float = 0.0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", SERVER, str(model), str(port), str(drain_s)]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        assert eventually(lambda: status(url, "/ready") == 200, 30)
+        yield url, child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def status(url: str, path: str) -> int | None:
+    """None: nobody listens."""
+    try:
+        return httpx.get(url + path).status_code
+    except httpx.TransportError:
+        return None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_lets_open_streams_finish(tiny_gguf: Path, number: signal.Signals) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", SERVER, str(tiny_gguf), str(port)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        assert eventually(lambda: _healthy(url), 30)
+    with process_of(tiny_gguf) as (url, child):
         with httpx.stream("POST", f"{url}/v1/completions", json=LONG | {"stream": True}) as answer:
             lines = answer.iter_lines()
             next(lines)
-            process.send_signal(number)
+            child.send_signal(number)
             assert [line for line in lines if line][-1] == "data: [DONE]"
-        _, errors = process.communicate(timeout=20)
-        assert process.returncode in (0, -number, 128 + number, 1)
-        assert "Traceback" not in errors or number == signal.SIGINT
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(url)
-    finally:
-        process.kill()
-        process.wait()
+        _, errors = child.communicate(timeout=20)
+        assert child.returncode == (0 if number == signal.SIGTERM else 130)
+        assert "Traceback" not in errors
+        assert status(url, "/health") is None
 
 
-def _healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").status_code == 200
-    except httpx.TransportError:
-        return False
+def test_not_ready_before_the_door_closes(tiny_gguf: Path) -> None:
+    """Whoever sends requests learns first, and what it sends until then is served."""
+    with process_of(tiny_gguf, drain_s=3600) as (url, child):
+        child.send_signal(signal.SIGTERM)
+        assert eventually(lambda: status(url, "/ready") == 503)
+        assert status(url, "/health") == 200
+        assert httpx.post(f"{url}/v1/completions", json=LONG | {"max_tokens": 2}).status_code == 200
+
+
+def test_a_second_signal_ends_at_once(tiny_gguf: Path) -> None:
+    endless = LONG | {"stream": True, "max_tokens": 3000}
+    with process_of(tiny_gguf, drain_s=3600) as (url, child):
+        with httpx.stream("POST", f"{url}/v1/completions", json=endless) as answer:
+            next(answer.iter_lines())
+            child.send_signal(signal.SIGTERM)
+            assert eventually(lambda: status(url, "/ready") == 503)
+            child.send_signal(signal.SIGTERM)
+            _, errors = child.communicate(timeout=20)
+        assert child.returncode == 128 + signal.SIGTERM
+        assert "Traceback" not in errors
 
 
 def test_listen() -> None:
@@ -415,3 +447,50 @@ def test_listen() -> None:
         listener.listen()
         with pytest.raises(OSError):
             listen("127.0.0.1", listener.getsockname()[1])
+
+
+def test_a_head_that_does_not_come(tiny: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then gives no more time, also on a connection that was used before; an answer
+    that takes long does."""
+    monkeypatch.setattr(process, "HEAD_S", 0.3)
+    body = json.dumps(SHORT).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    for first in (b"", head + body):
+        with socket.create_connection(("127.0.0.1", tiny.port), timeout=10) as slow:
+            slow.sendall(first)
+            if first:
+                assert slow.recv(10_000).startswith(b"HTTP/1.1 200 ")
+            try:
+                for _ in range(100):
+                    slow.sendall(b"G")
+                    time.sleep(0.02)
+            except (BrokenPipeError, ConnectionResetError):
+                continue
+            pytest.fail("the connection was kept")
+    answer = tiny.post("/v1/completions", LONG | {"max_tokens": 1000})
+    assert answer.json()["usage"]["completion_tokens"] == 1000
+
+
+def test_a_step_that_hangs(
+    tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Said once, with where it is; the server is well again when the step ends."""
+    monkeypatch.setattr(watchdog, "_LOOK_S", 0.02)
+    go_on = threading.Event()
+    with serving(tiny_gguf, "tiny", hung_s=0.1) as running:
+        execute = running.core.runner.execute
+
+        def hang(plan: StepPlan) -> StepOutput:
+            go_on.wait(30)
+            return execute(plan)
+
+        monkeypatch.setattr(running.core.runner, "execute", hang)
+        asking = threading.Thread(target=running.post, args=("/v1/completions", SHORT))
+        asking.start()
+        assert eventually(lambda: status(running.url, "/health") == 503)
+        assert eventually(lambda: any("in hang" in one.message for one in caplog.records))
+        go_on.set()
+        asking.join()
+        assert eventually(lambda: status(running.url, "/health") == 200)
+        assert eventually(lambda: any("goes on" in one.message for one in caplog.records))
+    assert sum("may hang" in one.message for one in caplog.records) == 1

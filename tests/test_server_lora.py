@@ -97,7 +97,7 @@ def test_they_are_listed_with_their_parent(tiny: Serving, folders: list[Path]) -
     assert (base.id, one.id, one.model_extra) == (
         "tiny",
         "org/one",
-        {"max_context": tiny.core.max_context, "parent": "tiny"},
+        {"max_context": tiny.core.max_context, "parent": "tiny", "status": "loaded"},
     )
     assert client.models.retrieve("org/one").id == "org/one"
     assert "elinvar_adapters 1.0" in tiny.get_metrics()

@@ -233,18 +233,23 @@ def test_extensions(client: openai.OpenAI) -> None:
         assert client.completions.create(**common, extra_body=extra).choices[0].text == greedy
 
 
-def test_a_window_is_a_field_of_both_endpoints(client: openai.OpenAI) -> None:
+def test_windows_and_budgets_are_fields_of_both_endpoints(client: openai.OpenAI) -> None:
     long = "some words " * 100
     common: Any = {"model": "tiny", "max_tokens": 5, "temperature": 0}
     found = set()
-    for fields in ({}, {"attention_window": 32}, {"attention_window": 32, "attention_sinks": 40}):
+    for fields in (
+        {},
+        {"attention_window": 32},
+        {"attention_window": 32, "attention_sinks": 40},
+        {"attention_budget": 64},
+    ):
         messages: Any = [{"role": "user", "content": long}]
         chat = client.chat.completions.create(
             messages=messages, **common, logprobs=True, extra_body=fields
         )
         plain = client.completions.create(prompt=long, **common, logprobs=0, extra_body=fields)
         found |= {str(chat.choices[0].logprobs), str(plain.choices[0].logprobs)}
-    assert len(found) == 6
+    assert len(found) == 8
     with pytest.raises(openai.BadRequestError) as error:
         client.completions.create(model="tiny", prompt="x", extra_body={"attention_window": -1})
     body: Any = error.value.body
@@ -296,9 +301,9 @@ def test_async_client(tiny: Serving) -> None:
         ({"temperature": -1}, "temperature"),
         ({"top_p": 3}, "top_p"),
         ({"n": 0}, "n"),
-        ({"presence_penalty": 1}, "presence_penalty"),
+        ({"presence_penalty": 3}, "presence_penalty"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"messages": []}, "messages"),
         ({"extra_body": {"tmperature": 1}}, "tmperature"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -206,14 +205,14 @@ def test_more_at_once_than_ever_may_be(tiny: Serving) -> None:
 def test_a_full_queue(tiny: Serving, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     """alice may have one request running and one waiting."""
     assert eventually(tiny.idle)
-    execute = tiny.core.runner.execute
+    execute, asked = tiny.core.runner.execute, threading.Event()
 
     def slow(plan: StepPlan) -> StepOutput:
-        time.sleep(0.02)
+        asked.wait(0.02)
         return execute(plan)
 
     monkeypatch.setattr(tiny.core.runner, "execute", slow)
-    body = {"model": "tiny", "prompt": "x", "max_tokens": 20, "ignore_eos": True}
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 1000, "ignore_eos": True}
     headers = {"Authorization": "Bearer sk-alice"}
     done: list[httpx.Response] = []
 
@@ -232,6 +231,7 @@ def test_a_full_queue(tiny: Serving, monkeypatch: pytest.MonkeyPatch, stream: bo
     assert refused.headers["x-ratelimit-remaining-requests"] == "0"
     with pytest.raises(openai.RateLimitError):
         ask(tiny, "sk-alice")
+    asked.set()
     assert ask(tiny, "sk-bob", "y")
     for thread in threads:
         thread.join()

@@ -123,6 +123,11 @@ def test_models_and_health(client: openai.OpenAI, url: str) -> None:
         ("rerank", {"query": "q", "documents": []}, 400, "documents must hold"),
         ("rerank", {"query": "q", "documents": ["x"], "top_n": 0}, 400, "top_n"),
         ("rerank", {"documents": ["x"]}, 400, "'query'"),
+        ("rerank", {"query": "q", "documents": ["x"], "rank_fields": ["a"]}, 400, "rank_fields"),
+        ("score", {"text_1": "x", "text_2": []}, 400, "text_2 must hold"),
+        ("score", {"text_1": ["x", "y"], "text_2": "z"}, 400, "as many as text_2"),
+        ("score", {"text_1": "x"}, 400, "'text_2'"),
+        ("score", {"text_1": "x", "text_2": 3}, 400, "text_2"),
     ],
 )
 def test_bad_requests(url: str, path: str, body: dict[str, Any], status: int, words: str) -> None:
@@ -152,6 +157,57 @@ def test_rerank(url: str, bert: Path, reranker: Path) -> None:
         assert refused.status_code == 400 and "is a reranker" in refused.text
         shorter = post(other, "/v1/embeddings", input="x", dimensions=3)
         assert shorter.json()["error"]["code"] == "unsupported_parameter"
+
+
+def test_versions_of_rerank(url: str) -> None:
+    """The second of Cohere's leaves documents out; the others have them unless told."""
+    answers = [
+        post(url, path, query="what?", documents=["a", "b"]).json()
+        for path in ("/v1/rerank", "/rerank", "/v2/rerank")
+    ]
+    results = [
+        [(one["index"], one["relevance_score"]) for one in answer["results"]] for answer in answers
+    ]
+    assert results[0] == results[1] == results[2]
+    assert ["document" in answer["results"][0] for answer in answers] == [True, True, False]
+
+
+def test_scores(url: str, bert: Path, reranker: Path) -> None:
+    texts = ["a metal", "a watch", "no answer"]
+
+    def check(url: str, folder: Path) -> None:
+        expected = {one.index: one.score for one in Embedder(folder).rank("what?", texts)}
+        answer = post(url, "/v1/score", text_1="what?", text_2=texts).json()
+        assert [one["index"] for one in answer["data"]] == [0, 1, 2]
+        assert [one["score"] for one in answer["data"]] == [expected[i] for i in range(3)]
+        assert answer["usage"]["prompt_tokens"] > 0 and answer["object"] == "list"
+        pairs = post(url, "/score", text_1=["what?"] * 3, text_2=texts).json()
+        assert pairs["data"] == answer["data"]
+        alone = post(url, "/score", text_1="what?", text_2=texts[1]).json()
+        assert [one["score"] for one in alone["data"]] == [expected[1]]
+
+    check(url, bert)
+    with running(create_text_app(AsyncTextModel(TextModel.load(reranker)), "tiny")) as (port, _):
+        check(f"http://127.0.0.1:{port}", reranker)
+
+
+def test_batches_of_embeddings(client: openai.OpenAI) -> None:
+    lines = [
+        {"custom_id": f"{i}", "method": "POST", "url": "/v1/embeddings", "body": {"model": "tiny", "input": text}}
+        for i, text in enumerate(FINE[:5])
+    ]  # fmt: skip
+    source = client.files.create(file="\n".join(map(json.dumps, lines)).encode(), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=source.id, endpoint="/v1/embeddings", completion_window="24h"
+    )
+    assert eventually(lambda: client.batches.retrieve(batch.id).status == "completed")
+    done = client.batches.retrieve(batch.id)
+    assert done.output_file_id is not None and done.usage is not None
+    found = [json.loads(one) for one in client.files.content(done.output_file_id).iter_lines()]
+    plain = client.embeddings.create(model="tiny", input=FINE[:5], encoding_format="float")
+    for one, expected in zip(found, plain.data, strict=True):
+        assert one["response"]["body"]["data"][0]["embedding"] == expected.embedding
+    assert done.usage.input_tokens == plain.usage.prompt_tokens
 
 
 class Slow:

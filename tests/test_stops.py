@@ -13,24 +13,24 @@ few = st.text(alphabet="abé", max_size=30)
 stop_texts = st.lists(st.text(alphabet="abé", min_size=1, max_size=5), min_size=1, max_size=4)
 
 
-def naive(text: str, stops: list[str]) -> tuple[str, bool]:
+def naive(text: str, stops: list[str]) -> tuple[str, str | None]:
     """The definition: the stop text that is complete first, the longest of several."""
     for end in range(1, len(text) + 1):
         for stop in sorted(stops, key=len, reverse=True):
             if text[:end].endswith(stop):
-                return text[: end - len(stop)], True
-    return text, False
+                return text[: end - len(stop)], stop
+    return text, None
 
 
-def streamed(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
+def streamed(pieces: list[str], stops: list[str]) -> tuple[str, str | None]:
     matcher = StopMatcher(stops)
     said = ""
     for piece in pieces:
         text, stopped = matcher.push(piece)
         said += text
-        if stopped:
-            return said, True
-    return said + matcher.finish(), False
+        if stopped is not None:
+            return said, stopped
+    return said + matcher.finish(), None
 
 
 @given(few, stop_texts, st.lists(st.integers(0, 30), max_size=6))
@@ -59,12 +59,12 @@ def test_holds_back_only_what_may_become_a_stop_text(text: str, stops: list[str]
 
 def test_a_partial_match_comes_out_when_it_fails() -> None:
     matcher = StopMatcher(["###"])
-    assert matcher.push("a##") == ("a", False)
-    assert matcher.push("b#") == ("##b", False)
-    assert matcher.push("##") == ("", True)
+    assert matcher.push("a##") == ("a", None)
+    assert matcher.push("b#") == ("##b", None)
+    assert matcher.push("##") == ("", "###")
 
 
 def test_overlapping_begin() -> None:
     matcher = StopMatcher(["aab"])
-    assert matcher.push("aaa") == ("a", False)
-    assert matcher.push("b") == ("", True)
+    assert matcher.push("aaa") == ("a", None)
+    assert matcher.push("b") == ("", "aab")

@@ -14,6 +14,7 @@ from elinvar.base.errors import InputError
 from elinvar.kv.tiers import disk as module
 from elinvar.kv.tiers.disk import DiskTier
 from elinvar.kv.tiers.tier import TierError
+from elinvar.ops.files import exist
 from tiers import content, key, size
 
 MB = 1 << 20
@@ -33,6 +34,18 @@ def read(disk: DiskTier, number: int) -> bool:
 
 def files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.kv"))
+
+
+@pytest.mark.parametrize("ask", [exist, module.exist_each])
+def test_what_is_there_is_asked_for_many_at_once(tmp_path: Path, ask: module.Exist) -> None:
+    folder = tmp_path / os.fsdecode(b"not utf-8: \xff")
+    disk = DiskTier(folder, MB, exist=ask)
+    assert disk.has([]) == []
+    for n in range(0, 6, 2):
+        write(disk, n)
+    assert disk.has([key(n) for n in range(7)]) == [True, False] * 3 + [False]
+    files(folder)[0].unlink()
+    assert sum(disk.has([key(n) for n in range(7)])) == 2
 
 
 def test_what_is_written_is_found_by_the_next(tmp_path: Path) -> None:

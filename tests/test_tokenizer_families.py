@@ -14,6 +14,7 @@ import pytest
 
 from chat_templates import CONVERSATIONS, TEMPLATES
 from elinvar.base.errors import ModelError
+from elinvar.base.sampling import SamplingParams
 from elinvar.engine.detokenize import IncrementalDetokenizer
 from elinvar.engine.text import AnswerText
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
@@ -87,7 +88,7 @@ def test_stop_texts_end_random_ids_where_they_end_the_whole(ours: Tokenizer) -> 
         whole = ours.decode(ids)
         at = rng.randrange(len(whole) + 1)
         stops = [whole[at : at + rng.randint(1, 4)] or "never", "\ufffd\ufffd\ufffd"]
-        answer = AnswerText(ours, stops)
+        answer = AnswerText(ours, SamplingParams(stop=stops))
         said, ended = "", False
         for token_id in ids:
             text, _, ended = answer.push([token_id])

@@ -8,6 +8,9 @@ def available() -> list[str]:
 def ceilings(num_threads: int, simd: str) -> dict[str, Any]:
     """The fields of ops.ceilings.Ceilings, measured."""
 
+def exist(paths: list[bytes]) -> list[bool]:
+    """Whether there is a file of each name."""
+
 class Matrix:
     def __init__(self, kind: str, n: int, k: int, data: Any) -> None: ...
 
@@ -118,6 +121,18 @@ class Provider:
         chunk: int,
         first: int,
     ) -> Any: ...
+    def block_shares(
+        self,
+        q: Any,
+        kv: Cache,
+        query_start: Any,
+        tables: Any,
+        positions: Any,
+        scale: float,
+        shares: Any,
+        softcap: float,
+        sinks: Any | None,
+    ) -> None: ...
     def index_select(
         self,
         q: Any,
@@ -156,6 +171,7 @@ class Provider:
     def gated_rms_norm(self, x: Any, gate: Any, first: int, gain: Any, eps: float) -> Any: ...
     def sigmoid_gate(self, x: Any, gate: Any) -> Any: ...
     def pool(self, x: Any, starts: Any, weights: Any) -> Any: ...
+    def score(self, logits: Any, ids: Any, num_top: int) -> Any: ...
     def sample(
         self,
         logits: Any,
@@ -166,4 +182,9 @@ class Provider:
         top_p: Any,
         min_p: Any,
         num_top: int,
+        typical_p: Any = None,
+        penalties: Any = None,
+        biases: Any = None,
+        masks: Any = None,
+        mask_rows: Any = None,
     ) -> Any: ...

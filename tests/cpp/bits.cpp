@@ -283,6 +283,9 @@ int main(int argc, char** argv) {
             a.chunk = 1060;
             p.attention(a, 1, starts.data());
             show("switched", o.data(), static_cast<std::size_t>(last * heads * dim) * 4);
+            std::vector<float> shares(static_cast<std::size_t>(last * blocks));
+            p.block_shares(a, 1, starts.data(), shares.data(), blocks);
+            show("shares", shares);
         }
     }
     latents(p);
@@ -302,5 +305,33 @@ int main(int argc, char** argv) {
     show("logprobs", logprobs);
     show("top", top_ids.data(), top_ids.size() * 4);
     show("top logprobs", top);
+    std::vector<int32_t> starts_of_rows, mask_rows, history, biased;
+    std::vector<uint32_t> masks;
+    for (int i = 0; i <= rows; ++i) starts_of_rows.push_back(i * 40);
+    for (int i = 0; i < rows * 40; ++i) {
+        history.push_back(i * 7 % 300);
+        biased.push_back(i * 13 % vocab);
+    }
+    for (int i = 0; i < rows / 2 * 94; ++i)
+        masks.push_back(0x9E3779B9u * static_cast<uint32_t>(i + 1));
+    for (int i = 0; i < rows / 2; ++i) mask_rows.push_back(2 * i);
+    const auto biases = floats(rows * 40, 5.0f), penalties = floats(rows);
+    const std::vector<int32_t> prompt_lens(rows, 17);
+    const std::vector<float> repetition(rows, 1.3f), typical(rows, 0.8f);
+    SampleEdits edits;
+    edits.typical_p = typical.data();
+    edits.history_starts = edits.bias_starts = starts_of_rows.data();
+    edits.history = history.data();
+    edits.prompt_lens = prompt_lens.data();
+    edits.repetition = repetition.data();
+    edits.presence = edits.frequency = penalties.data();
+    edits.bias_ids = biased.data();
+    edits.biases = biases.data();
+    edits.mask_rows = mask_rows.data();
+    edits.masks = masks.data();
+    edits.num_masks = rows / 2;
+    p.sample(logits.data(), rows, vocab, args.data(), 5, ids.data(), logprobs.data(),
+             top_ids.data(), top.data(), edits);
+    show("ids of edited logits", ids.data(), ids.size() * 4);
     return 0;
 }

@@ -44,6 +44,22 @@ class Sight:
 
 
 @dataclass(slots=True, eq=False)
+class Watch:
+    """Tokens of which it is noted what they attend to. They see everything."""
+
+    sequences: I32
+    """[R] those of the batch that they are of."""
+    query_start_loc: I32
+    """[R + 1] where the tokens of each begin in W."""
+    tokens: I32
+    """[W] indices into T."""
+    positions: I32
+    """[W]"""
+    shares: NDArray[np.float32]
+    """[W, B] what each block of keys gets at most, of all heads and layers; 0 before the forward."""
+
+
+@dataclass(slots=True, eq=False)
 class ForwardBatch:
     input_ids: I32
     """[T] token ids, sequence after sequence."""
@@ -65,6 +81,7 @@ class ForwardBatch:
     """[T] number of the adapter of each token's request, -1: none; None: nobody has one."""
     sight: Sight | None = None
     """None: everybody sees everything."""
+    watch: Watch | None = None
 
     @property
     def num_positions(self) -> int:

@@ -25,21 +25,22 @@ class Regex:
 
 @dataclass(frozen=True, slots=True)
 class Lark:
-    """A context-free grammar in Lark's notation, from its rule `start`."""
+    """A context-free grammar in Lark's notation, from its rule `start`; or in GBNF, from `root`."""
 
     source: str
 
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """This text, in whatever tokens."""
+    """This text, in whatever tokens; where a special token has its name, or that token."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Special:
-    """One special token, by its name in the vocabulary (`<|channel|>`)."""
+    """One special token, by its name in the vocabulary (`<|channel|>`). Where that is a token of texts
+    there, as some tags are, it is the text."""
 
     token: str
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from elinvar.base.recent import Quantiles, Sample, Timeline
+
 if TYPE_CHECKING:
     from prometheus_client.core import HistogramMetricFamily, Metric
 
@@ -108,6 +110,18 @@ class EngineMetrics:
         self.ttft_seconds = Histogram(LATENCY_SECONDS)
         self.itl_seconds = Histogram(LATENCY_SECONDS)
         self.e2e_seconds = Histogram(REQUEST_SECONDS)
+        # The same of late (base.recent).
+        self.recent_steps, self.recent_ttft, self.recent_itl = Quantiles(), Quantiles(), Quantiles()
+        self.timeline = Timeline(self.sample)
+
+    def sample(self, at: float) -> Sample:
+        """The counts of now. A request computes its prompt, and all tokens of its answer but the
+        last one."""
+        begun = sum(self.ttft_seconds.counts)
+        prompts = self.computed_tokens - self.generated_tokens + begun
+        counts = prompts, self.generated_tokens, self.prompt_tokens, self.cached_tokens
+        load = self.load
+        return Sample(at, *counts, load.num_running, load.num_waiting, load.kv_usage)
 
     @property
     def preemptions(self) -> int:

@@ -30,6 +30,10 @@ class RowStart:
     sliding group needs none (it lies outside the window). Empty lists when nothing was found."""
     adapter: int = -1
     """Number of the adapter that the request runs with; -1: none."""
+    num_prompt_tokens: int = 0
+    """How many of token_ids are the prompt."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end the answer."""
 
 
 @dataclass(slots=True)
@@ -117,7 +121,7 @@ class StepPlan:
 
 @dataclass(slots=True)
 class TokenLogprobs:
-    """Log-probs of one sampled token, of the softmax over the raw logits (temperature 1)."""
+    """Log-probs of one token, of the softmax over the raw logits (temperature 1)."""
 
     logprob: float
     top: list[tuple[int, float]]
@@ -131,9 +135,16 @@ class StepOutput:
     sampled: list[list[int]]
     logprobs: list[list[TokenLogprobs]]
     """Empty lists for requests that asked for none."""
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    """By the number of an item: of the prompt's tokens that follow those it computed."""
     lost: list[bytes] = field(default_factory=list)
     """Keys of the plan's loads that were not there any more, or damaged."""
     moving_s: float = 0.0
     """Seconds that saves and loads took."""
     layer_s: list[float] = field(default_factory=list)
     """Seconds that each layer of the plan's wave took."""
+    kept: dict[int, list[int]] = field(default_factory=dict)
+    """By the index of an item which ends a prompt that is seen in part from now on: the blocks of it
+    that are seen, by their places in the row's tables."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Requests that cannot go on, which got no token, and why."""

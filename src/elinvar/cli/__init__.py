@@ -24,7 +24,7 @@ from elinvar.cli.terminal import fail
     cls=Group,
     home=__name__,
     lazy=(
-        *("pull", "generate", "chat", "embed", "rerank", "serve", "key"),
+        *("pull", "generate", "chat", "embed", "rerank", "serve", "top", "keys"),
         *("profile", "doctor", "models", "bench", "kv-server"),
     ),
     no_args_is_help=False,

@@ -11,6 +11,7 @@ from typing import Any
 from elinvar.base.config import DeltaConfig
 from elinvar.base.errors import ModelError
 from elinvar.cli.options import format_size
+from elinvar.engine.dialects.detect import dialect_for
 from elinvar.engine.encodings import encoder_backend
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
 from elinvar.models.load import mtp_heads
@@ -43,7 +44,10 @@ def describe_model(path: Path) -> dict[str, Any]:
             kind = type(backend.model).__name__
             facts["tokenizer"] = {"kind": kind, "vocab_size": backend.get_vocab_size()}
         else:
-            facts["tokenizer"] = _tokenizer(load_tokenizer(checkpoint, cache_root()))
+            tokenizer = load_tokenizer(checkpoint, cache_root())
+            facts["tokenizer"] = _tokenizer(tokenizer)
+            if tokenizer.chat_template is not None:
+                facts["dialect"] = dialect_for(tokenizer, checkpoint.architecture).name
     except ModelError as error:
         problems.append(str(error))
     facts["generation_config"] = _generation_config(checkpoint)
@@ -142,6 +146,8 @@ def readable(facts: dict[str, Any]) -> str:
             ("ends with", " ".join(tokenizer["end_tokens"]) or "nothing"),
             ("chat template", template),
         ]
+    if "dialect" in facts:
+        lines.append(("dialect", f"{facts['dialect']} (of tool calls and thoughts)"))
     for name, value in facts["generation_config"].items():
         lines.append((name, f"{json.dumps(value, default=list)} (generation_config, not applied)"))
     lines += [("problem", problem) for problem in facts["problems"]]

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from elinvar.base.handling import OFFLINE
 from elinvar.cli import options as opt
 from elinvar.cli.command import command, option
 from elinvar.cli.explain import Records, sentence
+from elinvar.cli.grammars import asked_grammar
+from elinvar.cli.grammars import grammar as grammar_options
 from elinvar.cli.prompts import OrderedLines, Prompt, encode, read_prompts, result, user_message
 from elinvar.cli.terminal import Interrupt, bar, note, read_text
 
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
 )
 @opt.sampling
 @opt.stop
+@grammar_options
 @opt.memory
 @opt.serving
 @opt.adapters
@@ -78,7 +82,8 @@ def generate(
         raise click.BadParameter("give either --prompt or --prompts-file")
     if flags["logprobs"] is not None and not as_json and prompts_file is None:
         raise click.BadParameter("--logprobs needs --json, the text alone cannot show them")
-    params, config = opt.sampling_params(flags), opt.engine_config(flags)
+    grammar = asked_grammar(*(flags.pop(n) for n in ("schema_file", "regex", "grammar_file")))
+    params, config = replace(opt.sampling_params(flags), grammar=grammar), opt.engine_config(flags)
     if prompts_file is not None:
         prompts = read_prompts(prompts_file, params, chat)
     else:

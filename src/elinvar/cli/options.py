@@ -252,6 +252,49 @@ sampling = options(
         section=_SAMPLING,
     ),
     option(
+        "--typical-p",
+        default=DEFAULTS.typical_p,
+        metavar="P",
+        help="Keep the tokens of about the surprise to be expected whose probability reaches P.",
+        section=_SAMPLING,
+    ),
+    option(
+        "--repetition-penalty",
+        default=DEFAULTS.repetition_penalty,
+        metavar="R",
+        help="Above 1: tokens of prompt and answer become less likely.",
+        section=_SAMPLING,
+    ),
+    option(
+        "--presence-penalty",
+        default=DEFAULTS.presence_penalty,
+        metavar="P",
+        help="Taken from the logits of tokens that the answer has.",
+        section=_SAMPLING,
+    ),
+    option(
+        "--frequency-penalty",
+        default=DEFAULTS.frequency_penalty,
+        metavar="F",
+        help="The same, once for each time.",
+        section=_SAMPLING,
+    ),
+    option(
+        "--min-tokens",
+        default=DEFAULTS.min_tokens,
+        metavar="N",
+        help="Tokens before which the answer does not end.",
+        section=_SAMPLING,
+    ),
+    option(
+        "--bad-word",
+        "bad_words",
+        multiple=True,
+        metavar="TEXT",
+        help="Text that the answer may not go on to; may be given several times.",
+        section=_SAMPLING,
+    ),
+    option(
         "--seed",
         type=int,
         metavar="S",
@@ -284,6 +327,13 @@ memory = options(
         help="First tokens that are seen with a window; both count in blocks of 32.",
         section=_MEMORY,
     ),
+    option(
+        "--attention-budget",
+        type=AT_LEAST_1,
+        metavar="TOKENS",
+        help="Answer from the TOKENS of the prompt that its end attends to most (default: all).",
+        section=_MEMORY,
+    ),
 )
 
 
@@ -292,7 +342,8 @@ def sampling_params(flags: dict[str, Any]) -> SamplingParams:
     try:
         return SamplingParams(**_of(SamplingParams, flags))
     except InputError as error:
-        flag = "--" + error.field.replace("_", "-")
+        name = "bad_word" if error.field == "bad_words" else error.field
+        flag = "--" + name.replace("_", "-")
         raise click.BadParameter(str(error), param_hint=flag) from None
 
 

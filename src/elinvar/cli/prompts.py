@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from elinvar.base.errors import InputError
+from elinvar.base.plan import TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.cli.terminal import read_text
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from elinvar.engine.tokenizer import Tokenizer
 
 KINDS = "prompt", "messages", "prompt_ids"
-PARAMS = {f.name for f in fields(SamplingParams)}
+PARAMS = {f.name for f in fields(SamplingParams)} - {"grammar"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ def _parse(
     for name in ("stop", "stop_token_ids"):
         if name in given and not isinstance(given[name], str | list):
             raise InputError(name, f"{name} must be a list, got {json.dumps(given[name])}.")
+    if isinstance(biases := given.get("logit_bias"), dict):  # whose keys JSON has as texts
+        given["logit_bias"] = {int(k) if k.isdecimal() else k: v for k, v in biases.items()}
     tenant = values.get("tenant", "")
     if not isinstance(tenant, str):
         raise InputError("tenant", f'"tenant" must be a name, got {json.dumps(tenant)[:40]}.')
@@ -154,20 +158,29 @@ def result(
     }
     if explanation is not None:
         values["explanation"] = explanation
+    if completion.prompt_logprobs is not None:
+        after = completion.prompt_token_ids[1:]
+        values["prompt_logprobs"] = _logprobs(tokenizer, after, completion.prompt_logprobs)
     if completion.logprobs:
-        values["logprobs"] = [
-            {
-                "id": token,
-                "token": tokenizer.token_text(token),
-                "logprob": step.logprob,
-                "top": [
-                    {"id": i, "token": tokenizer.token_text(i), "logprob": value}
-                    for i, value in step.top
-                ],
-            }
-            for token, step in zip(completion.token_ids, completion.logprobs, strict=True)
-        ]
+        values["logprobs"] = _logprobs(tokenizer, completion.token_ids, completion.logprobs)
     return values
+
+
+def _logprobs(
+    tokenizer: Tokenizer, ids: Sequence[int], told: Sequence[TokenLogprobs]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": token,
+            "token": tokenizer.token_text(token),
+            "logprob": step.logprob,
+            "top": [
+                {"id": i, "token": tokenizer.token_text(i), "logprob": value}
+                for i, value in step.top
+            ],
+        }
+        for token, step in zip(ids, told, strict=True)
+    ]
 
 
 class OrderedLines:

@@ -1,27 +1,35 @@
-"""`elinvar serve`: the HTTP server over one model."""
+"""`elinvar serve`: the HTTP server over one model or several."""
 
 from __future__ import annotations
 
-import socket
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from elinvar.base.config import EngineConfig
-from elinvar.base.errors import ElinvarError
 from elinvar.cli import options as opt
+from elinvar.cli import serving
 from elinvar.cli.command import command, option
-from elinvar.cli.terminal import note
 from elinvar.cli.warm import read_warm_prompts
 from elinvar.cli.warm import warm as fill
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from elinvar.cli.prompts import Prompt
 
 _CACHE = "Prefix cache"
 _TRACES = "Traces"
 
 
 @command
-@opt.model
+@click.argument(
+    "models",
+    nargs=-1,
+    required=True,
+    metavar="MODEL...",
+    help="Catalogue names, hf:org/name@rev, pypi:name, .gguf files or folders.",
+)
 @option("--host", default="127.0.0.1", help="Address to listen on.")
 @option(
     "--port",
@@ -30,7 +38,9 @@ _TRACES = "Traces"
     default=8000,
     help="0 takes a free one.",
 )
-@option("--served-model-name", help="Name clients ask for (default: MODEL).")
+@option(
+    "--served-model-name", help="Name clients ask for (default: MODEL; of several see --alias)."
+)
 @opt.max_rows
 @option(
     "--max-waiting",
@@ -49,7 +59,17 @@ _TRACES = "Traces"
     is_flag=True,
     help="Let clients shorten vectors, though config.json does not say that the model can.",
 )
+@option("--no-console", is_flag=True, help="Leave out the pages for browsers at /.")
 @opt.serving
+@option(
+    "--dialect",
+    metavar="NAME",
+    help="How the model writes thoughts and calls of tools (default: as its chat template tells; see "
+    "'elinvar models show').",
+)
+@serving.several
+@serving.door
+@serving.end
 @option(
     "--warm",
     type=opt.FILE_THAT_IS_THERE,
@@ -60,18 +80,19 @@ _TRACES = "Traces"
 )
 @opt.scheduling
 @option(
-    "--tenants",
-    type=opt.FILE_THAT_IS_THERE,
-    metavar="FILE",
-    help="TOML or JSON: API keys, and what each tenant may take ('elinvar key' makes keys).",
-    section=opt.SHARING,
-)
-@option(
     "--trace-requests",
     type=opt.FILE,
     metavar="FILE",
     help="Append a line of JSON for each request that ends: where its time went, no texts.",
     section=_TRACES,
+)
+@option(
+    "--state-dir",
+    type=opt.FILE,
+    metavar="FOLDER",
+    help="Where responses, files and batches of clients are kept (default: elinvar/PORT in the user's "
+    "state folder); made when there is something to keep.",
+    section="State",
 )
 @option("--trace-events", is_flag=True, help="Lines list each change of state.", section=_TRACES)
 @opt.adapters
@@ -82,94 +103,147 @@ _TRACES = "Traces"
     section="LoRA adapters",
 )
 @opt.verbose
-def serve(
-    model: str,
-    host: str,
-    port: int,
-    served_model_name: str | None,
-    max_waiting: int,
-    chat_template: Path | None,
-    texts: bool,
-    matryoshka: bool,
-    adapters: list[tuple[str, str]],
-    allow_adapter_loading: bool,
-    warm: Path | None,
-    tenants: Path | None,
-    trace_requests: Path | None,
-    trace_events: bool,
-    **flags: Any,
-) -> None:
-    """Serve a model over HTTP as OpenAI's API does.
+def serve(models: tuple[str, ...], **flags: Any) -> int:
+    """Serve models over HTTP as OpenAI's API does.
 
-    Embedding models and rerankers answer /v1/embeddings or /v1/rerank, others chats and completions."""
-    if trace_events and trace_requests is None:
+    Of several the first one is loaded at the start, the others when they are asked for. Embedding
+    models and rerankers answer /v1/embeddings or /v1/rerank, others chats and completions."""
+    if flags["trace_events"] and flags["trace_requests"] is None:
         raise click.BadParameter("--trace-events needs --trace-requests FILE")
-    from elinvar.server.tenants import NOBODY, read_tenants
+    names, aliases = _names(models, flags)
+    # Files that cannot be read or written are told at once, too.
+    warm = [] if flags["warm"] is None else read_warm_prompts(flags["warm"])
+    if flags["dialect"] is not None:
+        serving.check_dialect(flags["dialect"])
+    known = serving.read_door(flags["api_key"], flags["tenants"])
+    tls = serving.read_tls(flags["tls_cert"], flags["tls_key"], flags["tls_client_ca"])
+    of_engine = {**flags, "tenants": known.limits, "interactive": opt.interactive_target(flags)}
+    config = opt.engine_config(of_engine)
+    sockets = [serving.bind(flags["host"], flags["port"])]
+    if flags["admin_port"] is not None:
+        sockets.append(serving.bind(flags["host"], flags["admin_port"], "--admin-port"))
+    settings = {
+        "max_waiting": flags["max_waiting"],
+        "max_body_bytes": opt.parse_size(flags["max_body"], "--max-body"),
+        "grace_seconds": flags["grace"],
+        "hung_s": flags["hung"],
+        "tenants": known,
+        "cors_origins": flags["cors_origins"],
+        "console": not flags["no_console"],
+        "admin_port": sockets[1].getsockname()[1] if sockets[1:] else None,
+        "state_dir": serving.state_dir(flags["state_dir"], sockets[0]),
+    }
+    if _of_texts(models, flags, config):
+        app = _texts_app(models[0], names[0], config, flags, settings)
+    else:
+        app = _models_app(models, names, aliases, config, flags, settings, warm)
+    return serving.run(app, sockets, ", ".join(names), flags, tls, flags["tenants"])
 
-    known = NOBODY if tenants is None else read_tenants(tenants)
-    config = opt.engine_config(
-        flags, tenants=known.limits, interactive=opt.interactive_target(flags)
-    )
-    warm_prompts = [] if warm is None else read_warm_prompts(warm)
-    name = served_model_name or model
-    if name in dict(adapters):
-        raise click.BadParameter(f"{name!r} is the model's own name.", param_hint="--adapter")
-    import uvicorn
 
-    from elinvar.cli.load import load, load_embedder, pulled
-    from elinvar.engine.aio import AsyncEngine
-    from elinvar.engine.text_aio import AsyncTextModel
+def _names(models: tuple[str, ...], flags: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """What clients call the models, and other names of theirs."""
+    if len(set(models)) < len(models):
+        raise click.BadParameter("a model is named twice", param_hint="MODEL...")
+    if len(models) > 1:
+        _refuse(flags, ("served_model_name",), "there are several models; use --alias NAME=MODEL")
+        if (flags["default"] or models[0]) not in models:
+            raise click.BadParameter(
+                f"it must be one of {', '.join(models)}", param_hint="--default"
+            )
+    else:
+        _refuse(flags, ("default", "model_memory"), "there is one model")
+    names = [flags["served_model_name"] or models[0]] if len(models) == 1 else list(models)
+    aliases = serving.parse_aliases(flags["aliases"], names)
+    for name, _ in flags["adapters"]:
+        if name in names or name in aliases:
+            raise click.BadParameter(f"{name!r} is a model's own name.", param_hint="--adapter")
+    return names, aliases
+
+
+def _of_texts(models: tuple[str, ...], flags: dict[str, Any], config: EngineConfig) -> bool:
+    """Whether the model makes vectors or scores. Refuses options that mean nothing for it."""
+    from elinvar.cli.load import pulled
     from elinvar.engine.text_model import is_text_model
-    from elinvar.server.app import create_app, create_text_app, listen, uvicorn_config
+
+    for_texts = [name for name in models if flags["texts"] or is_text_model(pulled(name))]
+    if for_texts and len(models) > 1:
+        message = f"{for_texts[0]} makes vectors or scores of texts; serve it by itself"
+        raise click.BadParameter(message, param_hint="MODEL...")
+    if for_texts:
+        why = "the model makes vectors or scores of texts"
+        _refuse(flags, _GENERATING, why)
+        if config.policy != EngineConfig().policy:
+            raise click.BadParameter(f"{why}; leave --policy out", param_hint="--policy")
+    else:
+        _refuse(flags, ("matryoshka",), "the model generates text")
+    return bool(for_texts)
+
+
+_GENERATING = (
+    *("adapters", "chat_template", "allow_adapter_loading", "warm", "trace_requests"),
+    *("tenants", "aliases", "no_console"),
+)
+_FLAGS = {"adapters": "--adapter", "aliases": "--alias"}
+
+
+def _refuse(flags: dict[str, Any], names: tuple[str, ...], why: str) -> None:
+    for name in names:
+        if flags[name]:
+            flag = _FLAGS.get(name) or "--" + name.replace("_", "-")
+            raise click.BadParameter(f"{why}; leave {flag} out", param_hint=flag)
+
+
+def _texts_app(
+    model: str, name: str, config: EngineConfig, flags: dict[str, Any], settings: dict[str, Any]
+) -> Starlette:
+    from elinvar.cli.load import load_embedder
+    from elinvar.engine.text_aio import AsyncTextModel
+    from elinvar.server.app import create_text_app
+
+    engine = AsyncTextModel(load_embedder(model, config).model)
+    return create_text_app(engine, name, matryoshka=flags["matryoshka"], **settings)
+
+
+def _models_app(
+    models: tuple[str, ...],
+    names: list[str],
+    aliases: dict[str, str],
+    config: EngineConfig,
+    flags: dict[str, Any],
+    settings: dict[str, Any],
+    warm: list[Prompt],
+) -> Starlette:
+    from elinvar.cli.load import load
+    from elinvar.engine.aio import AsyncEngine
+    from elinvar.server.app import Settings, create_models_app
+    from elinvar.server.models import Entry, Models
+    from elinvar.server.served import Served
     from elinvar.server.trace import TraceFile
 
-    # Before the model is loaded: a port that is taken is told at once.
-    try:
-        listener = listen(host, port)
-    except OSError as error:
-        raise ElinvarError(
-            f"Cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port."
-        ) from None
-    of_texts = texts or is_text_model(pulled(model))
-    generating: dict[str, Any] = {"--adapter": adapters, "--chat-template": chat_template}
-    generating |= {"--allow-adapter-loading": allow_adapter_loading, "--warm": warm}
-    generating |= {"--tenants": tenants, "--trace-requests": trace_requests}
-    generating |= {"--policy": config.policy != EngineConfig().policy}
-    _refuse_idle(of_texts, generating if of_texts else {"--matryoshka": matryoshka})
-    if of_texts:
-        text_model = load_embedder(model, config).model
-        app = create_text_app(
-            AsyncTextModel(text_model), name, max_waiting=max_waiting, matryoshka=matryoshka
-        )
-    else:
-        # Before the model is loaded: a file that cannot be written is told at once, too.
-        trace = None if trace_requests is None else TraceFile(trace_requests, trace_events)
-        engine = load(model, config, chat_template, adapters=adapters).engine
-        if warm_prompts:
-            fill(engine, warm_prompts)
-        app = create_app(
-            AsyncEngine(engine),
-            name,
-            max_waiting=max_waiting,
-            allow_adapter_loading=allow_adapter_loading,
-            tenants=known,
-            trace=trace,
-        )
-    shown_host = f"[{host}]" if ":" in host else host
-    address = f"http://{shown_host}:{listener.getsockname()[1]}/v1"
+    path, default = flags["trace_requests"], flags["default"] or models[0]
+    trace = None if path is None else TraceFile(path, flags["trace_events"])
+    config = serving.with_kv_memory(config, models, flags["model_memory"])
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                note(f"Elinvar serves {name} at {address} (Ctrl-C stops it).")
+    def served(model: str) -> Served:
+        own = model == default
+        template = flags["chat_template"] if own else None
+        adapters = flags["adapters"] if own else ()
+        engine = load(model, config, template, adapters=adapters).engine
+        if own and warm:
+            fill(engine, warm)
+        if trace is not None:
+            engine.watchers.append(trace)
+        name = names[models.index(model)]
+        dialect = flags["dialect"] if own else None
+        return Served.of(name, AsyncEngine(engine), flags["max_waiting"], dialect)
 
-    Server(uvicorn_config(app)).run(sockets=[listener])
-
-
-def _refuse_idle(of_texts: bool, flags: dict[str, Any]) -> None:
-    """flags: those that mean nothing for a model of this kind."""
-    for flag, value in flags.items():
-        if value:
-            served = "makes vectors or scores of texts" if of_texts else "generates text"
-            raise click.BadParameter(f"the model {served}; leave {flag} out", param_hint=flag)
+    first, most = served(default), None
+    entries = [Entry.loaded(first)]
+    if len(models) > 1:
+        entries, most = serving.on_demand(models, first, config, flags["model_memory"], served)
+    return create_models_app(
+        Models(entries, default=first.name, aliases=aliases, max_bytes=most),
+        Settings(**settings),
+        allow_adapter_loading=flags["allow_adapter_loading"],
+        trace=trace,
+    )

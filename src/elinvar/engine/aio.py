@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from elinvar.base.errors import EngineError
+from elinvar.base.grammar import Grammar
 from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
@@ -78,6 +81,7 @@ class AsyncEngine:
         self._error: Exception | None = None
         # Only the step thread reads and writes this.
         self._streams: dict[str, _Stream] = {}
+        self._step_began: float | None = None
 
     def start(self) -> None:
         """Start the step thread. It is a daemon and sleeps when there is nothing to do."""
@@ -114,6 +118,17 @@ class AsyncEngine:
         if self._thread is None:
             raise EngineError("The engine is not running; call start() first.")
 
+    @property
+    def step_s(self) -> float:
+        """Seconds that the step in progress has taken so far; 0.0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def stack(self) -> str:
+        """Where the step thread is now, for the log."""
+        frame = sys._current_frames().get(self._thread.ident or 0) if self._thread else None
+        return "" if frame is None else "".join(traceback.format_stack(frame))
+
     async def load_adapter(self, name: str, path: str) -> None:
         """As Engine.load_adapter; answers go on meanwhile."""
         self.check_alive()
@@ -126,6 +141,14 @@ class AsyncEngine:
         """As Engine.unload_adapter."""
         await self._between_steps(lambda: self.engine.unload_adapter(name))
 
+    async def compile(self, grammar: Grammar) -> None:
+        """Makes ready what a request will ask for. Raises InputError (`grammar`) as Grammars.compile;
+        without this call `generate` does, and holds up the event loop meanwhile."""
+        grammars = self.engine.grammars
+        if grammars.find(grammar) is None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(grammars.worker, grammars.compile, grammar)
+
     async def explain(self, request_ids: Sequence[str]) -> dict[str, Record]:
         """Engine.explain of those that have not ended. It waits for the step in progress."""
         found: dict[str, Record] = {}
@@ -137,6 +160,14 @@ class AsyncEngine:
 
         await self._between_steps(look)
         return found
+
+    async def cancel(self, request_ids: Sequence[str], why: str) -> int:
+        """End requests: whoever reads them gets a last delta with finish_reason `abort` and `why`.
+        Returns how many had not ended. It waits for the step in progress."""
+        found: list[bool] = []
+        abort = self.engine.abort
+        await self._between_steps(lambda: found.extend([abort(one, why) for one in request_ids]))
+        return sum(found)
 
     async def with_sessions(self, ask: Callable[[Sessions], Got]) -> Got:
         """What `ask` does with Engine.sessions, between steps. Raises what it raises."""
@@ -204,7 +235,10 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             while self._take():
-                self._deliver(self.engine.step())
+                self._step_began = time.monotonic()
+                deltas = self.engine.step()
+                self._step_began = None
+                self._deliver(deltas)
         except Exception as error:
             log.exception("The engine stopped.")
             self._fail(error)

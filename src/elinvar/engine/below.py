@@ -32,6 +32,7 @@ def open_tiers(
     from elinvar.kv.tiers.hierarchy import Tiers
     from elinvar.kv.tiers.host import HostTier
     from elinvar.kv.tiers.places import open_tier
+    from elinvar.ops.files import exist
 
     memory = config.kv_host_memory or min(available // STAGING_SHARE, STAGING_LIMIT)
     host = HostTier(
@@ -44,7 +45,9 @@ def open_tiers(
     try:
         item = 4 if config.kv_dtype == "f32" else 2
         for url in config.kv_tiers:
-            tier = open_tier(url, config.kv_disk_size, item_bytes=item, field="kv_tiers")
+            tier = open_tier(
+                url, config.kv_disk_size, item_bytes=item, field="kv_tiers", exist=exist
+            )
             lower.append(tier)
             kinds[tier.name] += 1
             if (number := kinds[tier.name]) > 1:

@@ -58,8 +58,13 @@ class ChatTemplate:
         """`tokens`: what the template may write, such as bos_token and eos_token.
         `tool_source`: the template to use where there are tools; None: the same one."""
         self.source = source
-        self._tool_source = tool_source
+        self.tool_source = source if tool_source is None else tool_source
         self._tokens = dict(tokens)
+
+    @property
+    def switches_thinking(self) -> bool:
+        """Whether ChatOptions.thinking means something here. Raises ModelError as `render`."""
+        return any(name in self._program.variables for name in _SWITCHES)
 
     def render(self, messages: Sequence[Message], options: ChatOptions | None = None) -> str:
         """The prompt of a conversation.
@@ -140,7 +145,7 @@ class ChatTemplate:
 
     @cached_property
     def _tool_program(self) -> Program:
-        return self._program if self._tool_source is None else _compile(self._tool_source)
+        return self._program if self.tool_source == self.source else _compile(self.tool_source)
 
 
 def _compile(source: str) -> Program:

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any, Self, cast
@@ -23,11 +23,13 @@ from elinvar.base.errors import EngineError, InputError, ModelError
 from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.limits import ANY_TENANT
 from elinvar.base.metrics import EngineMetrics
-from elinvar.base.plan import StepPlan, TokenLogprobs
+from elinvar.base.plan import TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.adapters import Adapters
+from elinvar.engine.bad_words import spelled
 from elinvar.engine.below import identity, open_tiers
 from elinvar.engine.chat import ChatOptions
+from elinvar.engine.grammars import Compiled, Grammars
 from elinvar.engine.memory import available_memory, give_back
 from elinvar.engine.output import Delta, FinishReason
 from elinvar.engine.plan_kv import describe_blocks, plan_kv
@@ -39,8 +41,9 @@ from elinvar.models.family import Model
 from elinvar.models.load import load_parts, reloaded
 from elinvar.ops import Ops, load_provider
 from elinvar.ops.adapted import AdaptedOps
+from elinvar.run.grammar import Masks
 from elinvar.run.runner import Runner
-from elinvar.sched.door import max_total_tokens, why_no_window
+from elinvar.sched.door import max_total_tokens, why_no_budget, why_no_window
 from elinvar.sched.policy import make_policy
 from elinvar.sched.request import Request, RequestUpdate
 from elinvar.sched.scheduler import Scheduler
@@ -65,11 +68,12 @@ another thread."""
 class _Live:
     """A request that has not finished."""
 
-    __slots__ = ("last_token", "request", "text")
+    __slots__ = ("grammar", "last_token", "request", "text")
 
-    def __init__(self, request: Request, text: AnswerText) -> None:
+    def __init__(self, request: Request, text: AnswerText, grammar: Compiled | None) -> None:
         self.request = request
         self.text = text
+        self.grammar = grammar  # which is kept as long as somebody has it
         self.last_token: float | None = None
 
 
@@ -149,6 +153,8 @@ class Engine:
             max_step_tokens=config.max_step_tokens,
         )
         log.info("KV cache: %s; %d bytes", describe_blocks(specs, kv.num_blocks), kv.num_bytes)
+        self.kv_bytes = kv.num_bytes
+        """Memory of the KV cache."""
         self.config = config
         self._weights = weights_fingerprint
         self.fingerprint = _fingerprint(config, weights_fingerprint)
@@ -190,10 +196,12 @@ class Engine:
         if self.tiers is not None:
             self.metrics.tiers = self.tiers.stats
         self._no_window = why_no_window(model.config.layer_kinds)
+        self._no_budget = why_no_budget(model.config.layer_kinds, model.config.index is not None)
         longest = self._context
         if self._no_window:  # or a sequence may outgrow the cache
             longest = min(longest, self.scheduler.kv.max_sequence + 1)
         self.adapters = adapters or Adapters()
+        self.grammars = Grammars(tokenizer, model.config.vocab_size)
         self.runner = Runner(
             model,
             ops,
@@ -203,6 +211,7 @@ class Engine:
             longest,
             self.adapters.ops,
             self.tiers,
+            Masks(model.config.vocab_size, self.grammars.matcher),
         )
         self.watchers: list[Watcher] = []
         self._live: dict[str, _Live] = {}
@@ -211,15 +220,21 @@ class Engine:
     def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
     ) -> list[int]:
-        """Token ids of a conversation up to where the answer begins. Raises ModelError where the
-        model has no chat template, InputError where the template refuses messages or options."""
+        """Token ids of a conversation up to where the answer begins. Raises as render_chat."""
+        return self.tokenizer.encode_chat(self.render_chat(messages, options))
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
+    ) -> str:
+        """Its text. Raises ModelError where the model has no chat template, InputError where the
+        template refuses messages or options."""
         template = self.tokenizer.chat_template
         if template is None:
             raise ModelError(
                 "This model has no chat template; give it a prompt to continue, or a template "
                 "with --chat-template FILE."
             )
-        return self.tokenizer.encode_chat(template.render(messages, options))
+        return template.render(messages, options)
 
     def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
         """Requests may ask for the LoRA adapter in the folder `path` by `name` from now on. Raises
@@ -252,9 +267,14 @@ class Engine:
         self._check_open()
         if params.adapter is not None:
             self.adapters.find(params.adapter)
-        if params.kept_blocks is not None and self._no_window:
-            message = f"This model {self._no_window}: leave attention_window out."
-            raise InputError("attention_window", message)
+        if params.grammar is not None:
+            self.grammars.compile(params.grammar)
+        for field, why_not in (
+            ("attention_window", self._no_window),
+            ("attention_budget", self._no_budget),
+        ):
+            if why_not and getattr(params, field) is not None:
+                raise InputError(field, f"This model {why_not}: leave {field} out.")
         kv_tokens = self.scheduler.kv.longest(params.kept_blocks)
         max_total_tokens(len(prompt_ids), params.max_tokens, self._context, kv_tokens)
         for kind in set(map(type, prompt_ids)):
@@ -263,6 +283,11 @@ class Engine:
                     "prompt", f"Token ids of the prompt must be integers, got {kind.__name__}."
                 )
         vocab_size = self.model_config.vocab_size
+        if params.thinking is not None and max(params.thinking.end) >= vocab_size:
+            raise InputError("max_thinking_tokens", "This model has no token that ends a thought.")
+        _check_ids("logit_bias", (token for token, _ in params.logit_bias), vocab_size)
+        for word in params.bad_words:
+            _check_ids("bad_words", () if isinstance(word, str) else word, vocab_size)
         if min(prompt_ids) < 0 or max(prompt_ids) >= vocab_size:
             wrong = next(t for t in prompt_ids if not 0 <= t < vocab_size)
             raise InputError(
@@ -288,6 +313,8 @@ class Engine:
         self.check(prompt_ids, params)
         if params.seed is None:
             params = replace(params, seed=draw_seed())
+        if params.bad_words:
+            params = replace(params, bad_words=spelled(self.tokenizer, params.bad_words))
         request = Request(
             request_id or uuid.uuid4().hex,
             list(prompt_ids),
@@ -299,11 +326,13 @@ class Engine:
         self.scheduler.add(request)
         if params.adapter is not None:  # after what may raise: it is not forgotten until _forget
             request.adapter = self.adapters.begin(params.adapter)
-        self._live[request.id] = _Live(request, AnswerText(self.tokenizer, params.stop))
+        grammar = None if params.grammar is None else self.grammars.compile(params.grammar)
+        self._live[request.id] = _Live(request, AnswerText(self.tokenizer, params), grammar)
         return request.id
 
     def _namespace(self, params: SamplingParams, tenant: str) -> bytes:
-        """Who has a name finds no prefix of others, unless both share: how long an answer takes would
+        """Whose blocks it finds, and who finds its. A prompt that gets log-probs is computed, so there it
+        finds its own alone, after a preemption. Who has a name finds no prefix of others, unless both share: how long an answer takes would
         tell what somebody else asked. What tokens become depends on what they saw."""
         adapter, kept = params.adapter, params.kept_blocks
         namespace = b"" if adapter is None else self.adapters.digest(adapter)
@@ -311,6 +340,8 @@ class Engine:
         limits = tenants.get(tenant) or tenants.get(ANY_TENANT)
         if tenant and not (limits and limits.share_prefixes):
             namespace += blake2b(tenant.encode(), digest_size=32, person=b"tenant").digest()
+        if params.prompt_logprobs is not None:
+            namespace += uuid.uuid4().bytes
         return namespace if kept is None else namespace + b"keeps %d+%d" % kept
 
     def explain(self, request_id: str) -> Record | None:
@@ -318,14 +349,18 @@ class Engine:
         live = self._live.get(request_id)
         return None if live is None else record(live.request)
 
-    def abort(self, request_id: str) -> bool:
-        """End a request now; its blocks are free at once and its last delta comes with the next
-        step. False when there is none of this id."""
+    def running(self) -> list[Request]:
+        """All that have not ended, the oldest first. Any thread may ask, to look at them."""
+        return [live.request for live in self._live.copy().values()]
+
+    def abort(self, request_id: str, why: str | None = None) -> bool:
+        """End a request now; its blocks are free at once and its last delta, whose `error` is `why`,
+        comes with the next step. False when there is none of this id."""
         if request_id not in self._live:
             return False
         self.scheduler.abort(request_id)
         live = self._forget(request_id, "abort")
-        self._ready.append(_delta(live.request, finish_reason="abort"))
+        self._ready.append(_delta(live.request, finish_reason="abort", error=why))
         return True
 
     def context_of(self, params: SamplingParams) -> int:
@@ -355,18 +390,24 @@ class Engine:
             if not deltas and self._live:
                 time.sleep(min(self.scheduler.idle_s, LONGEST_NAP_S))
         else:
+            self.metrics.timeline.begin(began)
             try:
                 output = self.runner.execute(plan)
             except Exception as error:
                 log.exception("A step failed; its %d requests are given up.", len(plan.touched))
-                deltas += self._give_up(plan, error)
+                message = f"{type(error).__name__}: {error}"
+                failed = dict.fromkeys((item.request_id for item in plan.touched), message)
+                deltas += self._give_up(failed)
             else:
                 updates = self.scheduler.commit(plan, output)
                 now = time.monotonic()
                 deltas += [self._advance(update, now) for update in updates]
+                deltas += self._give_up(output.failed)
                 self.metrics.steps += 1
                 self.metrics.computed_tokens += plan.num_tokens
                 self.metrics.step_seconds.observe(now - began)
+                self.metrics.recent_steps.observe(now - began, now)
+            self.metrics.timeline.end(time.monotonic())
         return deltas
 
     def push_weights(self, arrays: Mapping[str, NDArray[Any]]) -> int:
@@ -406,6 +447,9 @@ class Engine:
             self.abort(request_id)
         self._ready.clear()
         self.adapters.close()
+        self.grammars.close()
+        if hasattr(self, "runner"):
+            self.runner.close()
         if self.tiers is not None:
             if hasattr(self, "runner") and (self.config.kv_host_path or self.config.kv_tiers):
                 while self.scheduler.kv.has_unsaved:
@@ -425,20 +469,25 @@ class Engine:
         reason: FinishReason | None = request.finish_reason
         ids, logprobs = update.new_token_ids, update.logprobs
         # A token that ends the answer has no text.
-        text, count, stopped = live.text.push(ids[:-1] if reason == "stop" else ids)
-        if not stopped and update.finished:
+        ended = reason == "stop" and not live.text.shows(ids[-1])
+        text, count, stopped = live.text.push(ids[:-1] if ended else ids)
+        if stopped is None and update.finished:
             rest, stopped = live.text.finish()
             text += rest
-        elif stopped:
+        elif stopped is not None:
             ids, logprobs = ids[:count], logprobs[:count]
             self.scheduler.finish(request.id)
-        if stopped:
+        if stopped is not None:
             reason = "stop"
+        begins = live.last_token is None and request.params.prompt_logprobs is not None
         self._time(live, len(ids), now)
         if reason is not None:
             self._forget(request.id, reason)
             self.metrics.e2e_seconds.observe(now - request.arrival)
-        return _delta(request, text, ids, logprobs, reason)
+        delta = _delta(request, text, ids, logprobs, reason, stop_text=stopped)
+        if begins:
+            delta.prompt_logprobs = request.prompt_logprobs
+        return delta
 
     def _forget(self, request_id: str, reason: FinishReason) -> _Live:
         live = self._live.pop(request_id)
@@ -454,22 +503,31 @@ class Engine:
         metrics.generated_tokens += num_tokens
         if live.last_token is None:
             metrics.ttft_seconds.observe(now - live.request.arrival)
+            metrics.recent_ttft.observe(now - live.request.arrival, now)
             metrics.prompt_tokens += live.request.num_prompt_tokens
             metrics.cached_tokens += live.request.num_cached_tokens
             for watcher in self.watchers:
                 watcher.began(live.request)
         else:
             metrics.itl_seconds.observe(now - live.last_token)
+            metrics.recent_itl.observe(now - live.last_token, now)
         live.last_token = now
 
-    def _give_up(self, plan: StepPlan, error: Exception) -> list[Delta]:
+    def _give_up(self, failed: Mapping[str, str]) -> list[Delta]:
+        """Requests, and why."""
         deltas = []
-        for item in plan.touched:
-            self.scheduler.abort(item.request_id)
-            live = self._forget(item.request_id, "error")
-            message = f"{type(error).__name__}: {error}"
+        for request_id, message in failed.items():
+            self.scheduler.abort(request_id)
+            live = self._forget(request_id, "error")
             deltas.append(_delta(live.request, finish_reason="error", error=message))
         return deltas
+
+
+def _check_ids(field: str, ids: Iterable[int], vocab_size: int) -> None:
+    for token in ids:
+        if token >= vocab_size:
+            message = f"Token ids of {field} must be from 0 to {vocab_size - 1}, got {token}."
+            raise InputError(field, message)
 
 
 def _fingerprint(config: EngineConfig, weights: str) -> str:
@@ -484,6 +542,7 @@ def _delta(
     logprobs: Sequence[TokenLogprobs] = (),
     finish_reason: FinishReason | None = None,
     error: str | None = None,
+    stop_text: str | None = None,
 ) -> Delta:
     seed = request.params.seed
     assert seed is not None
@@ -497,4 +556,5 @@ def _delta(
         request.num_cached_tokens,
         seed,
         error,
+        stop_text=stop_text,
     )

@@ -19,6 +19,7 @@ from elinvar.base.config import EngineConfig
 from elinvar.base.errors import EngineError, InputError
 from elinvar.base.handling import NO_WISHES, OFFLINE, Handling
 from elinvar.base.sampling import SamplingParams
+from elinvar.engine.beam import Beam, BeamParams, BeamSearch
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.core import Engine, LoadProgress
 from elinvar.engine.output import Completion, CompletionBuilder, Delta
@@ -59,11 +60,13 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         n: int = 1,
+        best_of: int | None = None,
         adapter: str | None = None,
         handling: Handling = OFFLINE,
         progress: Progress | None = None,
     ) -> list[Completion]:
-        """Answers in the order of the prompts, `n` for each (prompt 0's first).
+        """Answers in the order of the prompts, `n` for each (prompt 0's first); of `best_of` where that
+        is given, the likeliest by the mean log-prob of their tokens, likeliest first.
 
         params: one for all, or one a prompt. Answer k of a prompt has the seed
         choice_seed(params.seed, k). adapter: the loaded adapter that answers, where the params name
@@ -72,7 +75,40 @@ class LLM:
         step failed; then, and on Ctrl-C, everything that this call started is aborted.
         """
         all_ids = [self._encode(prompt) for prompt in _as_many(prompts)]
-        return self._run(all_ids, _one_each(params, len(all_ids), adapter), n, handling, progress)
+        each = _one_each(params, len(all_ids), adapter)
+        if best_of is None:
+            return self._run(all_ids, each, n, handling, progress)
+        if not 1 <= n <= best_of:
+            raise InputError("best_of", f"best_of must be at least n ({n}), got {best_of}.")
+        told = [replace(one, logprobs=one.logprobs or 0) for one in each]
+        done = self._run(all_ids, told, best_of, handling, progress)
+        several = [done[at : at + best_of] for at in range(0, len(done), best_of)]
+        return [one for answers in several for one in sorted(answers, key=_unlikeliness)[:n]]
+
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamParams, handling: Handling = OFFLINE
+    ) -> list[list[Completion]]:
+        """Of each prompt the answers that beam search finds, best first, at most params.width. Raises as
+        `generate`."""
+        all_ids = [self._encode(prompt) for prompt in _as_many(prompts)]
+        room = [self.engine.context_of(params.step) - len(ids) for ids in all_ids]
+        ends = params.ends(self.engine.tokenizer.eos_ids)
+        searches = [
+            BeamSearch(replace(params, max_tokens=max(1, min(params.max_tokens, left))), ends)
+            for left in room
+        ]
+        cached: dict[int, int] = {}
+        while live := [(i, beam) for i, one in enumerate(searches) for beam in one.live]:
+            asked = [[*all_ids[i], *beam.token_ids] for i, beam in live]
+            steps = self._run(asked, [params.step] * len(asked), 1, handling, None)
+            for i in {i for i, _ in live}:
+                mine = [step for (j, _), step in zip(live, steps, strict=True) if j == i]
+                cached.setdefault(i, mine[0].num_cached_tokens)
+                searches[i].push([step.logprobs[0] for step in mine])
+        return [
+            [self._completed(beam, ends, all_ids[i], cached[i]) for beam in one.best(params.width)]
+            for i, one in enumerate(searches)
+        ]
 
     def chat(
         self,
@@ -136,6 +172,21 @@ class LLM:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _completed(
+        self, beam: Beam, ends: frozenset[int], prompt_ids: list[int], num_cached: int
+    ) -> Completion:
+        ended = beam.token_ids[-1] in ends
+        said = beam.token_ids[:-1] if ended else beam.token_ids
+        return Completion(
+            text=self.engine.tokenizer.decode(said),
+            token_ids=list(beam.token_ids),
+            logprobs=list(beam.logprobs),
+            prompt_token_ids=prompt_ids,
+            num_cached_tokens=num_cached,
+            finish_reason="stop" if ended else "length",
+            seed=0,
+        )
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -256,6 +307,10 @@ def _one_each(
             "params", f"Give one SamplingParams or {num_prompts}, one a prompt; got {len(params)}."
         )
     return [replace(one, adapter=one.adapter or adapter) for one in params]
+
+
+def _unlikeliness(done: Completion) -> float:
+    return -sum(one.logprob for one in done.logprobs) / len(done.logprobs)
 
 
 def _checked(delta: Delta) -> Delta:

@@ -31,7 +31,12 @@ class Delta:
     seed: int
     """The request's seed, also where the user gave none: giving it again repeats the answer."""
     error: str | None = None
-    """With finish_reason `error`: what went wrong, one sentence."""
+    """With finish_reason `error`: what went wrong, one sentence. With `abort`: who wanted it, if
+    somebody did."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """With the first tokens of a request that asked for them: of the prompt's, from its second on."""
+    stop_text: str | None = None
+    """With finish_reason `stop`: the stop text that ended the answer, if one did."""
 
 
 @dataclass(slots=True)
@@ -45,6 +50,8 @@ class Completion:
     num_cached_tokens: int
     finish_reason: FinishReason
     seed: int
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """As in Delta."""
 
 
 @dataclass(slots=True)
@@ -55,12 +62,15 @@ class CompletionBuilder:
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
     def push(self, delta: Delta) -> Completion | None:
         """Add a delta; the completion when it was the last one."""
         self.texts.append(delta.text)
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
         if delta.finish_reason is None:
             return None
         return Completion(
@@ -71,4 +81,5 @@ class CompletionBuilder:
             num_cached_tokens=delta.num_cached_tokens,
             finish_reason=delta.finish_reason,
             seed=delta.seed,
+            prompt_logprobs=self.prompt_logprobs,
         )

@@ -11,26 +11,29 @@ from collections.abc import Sequence
 
 
 class StopMatcher:
-    """Follows all stop texts at once, character by character (Knuth, Morris and Pratt, 1977)."""
+    """Follows all stop texts at once, character by character (Knuth, Morris and Pratt, 1977).
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    keep: the stop text that ends the answer is a part of it."""
+
+    def __init__(self, stops: Sequence[str], keep: bool = False) -> None:
+        self._keep = keep
         self._stops = sorted(set(stops), key=len, reverse=True)
         self._failures = [_failure_table(stop) for stop in self._stops]
         self._matched = [0] * len(self._stops)
         """Per stop: the length of its longest prefix that the text so far ends with."""
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """(what may be emitted now, whether a stop text is complete)."""
+    def push(self, text: str) -> tuple[str, str | None]:
+        """(what may be emitted now, the stop text that is complete)."""
         held = self._held + text
         for end, char in enumerate(text, len(self._held) + 1):
             for i, stop in enumerate(self._stops):
                 if self._advance(i, char) == len(stop):
                     self._held = ""
-                    return held[: end - len(stop)], True
+                    return held[: end if self._keep else end - len(stop)], stop
         keep = len(held) - max(self._matched, default=0)
         self._held = held[keep:]
-        return held[:keep], False
+        return held[:keep], None
 
     def finish(self) -> str:
         """What was held back, when the text ended otherwise."""

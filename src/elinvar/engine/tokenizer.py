@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,11 @@ class Tokenizer:
         self.chat_template = ChatTemplate(source, self._variables)
 
     @property
+    def whole_tokens(self) -> dict[str, int]:
+        """Tokens that are found whole in a text, and their ids; control tokens are among them."""
+        return {token: i for i, token in self._added.items()}
+
+    @property
     def vocab_size(self) -> int:
         """Number of tokens; a model's logits may have more columns (padding)."""
         return int(self._backend.get_vocab_size())
@@ -91,6 +96,11 @@ class Tokenizer:
         ids: list[int] = encoded[0].ids
         return [*self._prefix, *ids] if add_special else ids
 
+    def control_id(self, name: str) -> int | None:
+        """The id of a control token; None: the model has none of this name."""
+        found: int | None = self._backend.token_to_id(name)
+        return found if found in self._added else None
+
     def encode_chat(self, text: str) -> list[int]:
         """Token ids of a rendered chat template. Where the model's format wants BOS before chats,
         it comes first once, whoever wrote it."""
@@ -100,11 +110,11 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`; malformed UTF-8 becomes U+FFFD. A space that a tokenizer puts before
         the first word is kept: the ids may be the middle of a text."""
-        return self.text_bytes(ids, skip_special).decode("utf-8", "replace")
+        return self.text_bytes(ids, None if skip_special else ()).decode("utf-8", "replace")
 
-    def text_bytes(self, ids: Iterable[int], skip_special: bool = True) -> bytes:
-        """The bytes of the text of `ids`, without those of control tokens."""
-        hidden = self.special_ids if skip_special else ()
+    def text_bytes(self, ids: Iterable[int], hidden: Container[int] | None = None) -> bytes:
+        """The bytes of the text of `ids`, without those of `hidden` ones; None: of control tokens."""
+        hidden = self.special_ids if hidden is None else hidden
         return b"".join([self.token_bytes(i) for i in ids if i not in hidden])
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -114,6 +124,10 @@ class Tokenizer:
         if found is None:
             found = self._bytes[token_id] = self._spell(token_id)
         return found
+
+    def spellings(self, count: int) -> list[bytes]:
+        """token_bytes of all ids below `count`, for those who keep them elsewhere."""
+        return [self._spell(token_id) for token_id in range(count)]
 
     def token_text(self, token_id: int) -> str:
         """A token as a text to show; U+FFFD stands for a part of a character."""

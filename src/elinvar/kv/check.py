@@ -26,8 +26,10 @@ def check_blocks(
             if group in match.full:
                 assert first == 0 and (seq.kept or not seq.num_hidden), "lost blocks"
                 gap = match.hidden(group, seq.kept, seq.capacity)[: seq.num_hidden]
-                assert {table[i] for i in gap} <= {-1} and len(gap) == seq.num_hidden
-                table = [block for i, block in enumerate(table) if i not in gap]
+                assert {table[i] for i in (*gap, *seq.dropped)} <= {-1}
+                assert len(gap) == seq.num_hidden
+                lost = {*gap, *seq.dropped}
+                table = [block for i, block in enumerate(table) if i not in lost]
             for block in table[first:]:
                 assert block >= 0 or group in states, "a block is missing"
                 if block >= 0:

@@ -22,7 +22,7 @@ from elinvar.kv.match import Kept, Match
 from elinvar.kv.need import NEVER, Need
 from elinvar.kv.pool import BlockPool
 from elinvar.kv.publish import Publish
-from elinvar.kv.sequence import LOAD, Allocation, Lookup, Prefix, SequenceKV, Taken
+from elinvar.kv.sequence import LOAD, Allocation, Lookup, Prefix, SequenceKV, Taken, first_of
 from elinvar.kv.states import WINDOW, States
 from elinvar.kv.tree import Node, Tree, key_of
 
@@ -71,12 +71,20 @@ class KVManager:
         if self._below is not None:
             self._below.forget_all()
 
-    def new_sequence(self, namespace: bytes = b"", kept: Kept | None = None) -> SequenceKV:
+    def new_sequence(
+        self,
+        namespace: bytes = b"",
+        kept: Kept | None = None,
+        shared: int = NEVER,
+        sought: int = NEVER,
+    ) -> SequenceKV:
         """namespace: what this sequence's contents depend on besides tokens and the manager's own.
-        kept: as in SequenceKV."""
+        kept, shared, sought: as in SequenceKV."""
         # The length says where one ends: no pair of namespaces reads as another.
         root = len(self._namespace).to_bytes(4) + self._namespace + namespace
-        seq = SequenceKV([[] for _ in self.pools], [0] * len(self.pools), root, kept=kept)
+        tables: list[list[int]] = [[] for _ in self.pools]
+        none_hidden = [0] * len(tables)
+        seq = SequenceKV(tables, none_hidden, root, kept=kept, shared=shared, sought=sought)
         self._set_next_event(seq)
         return seq
 
@@ -91,12 +99,13 @@ class KVManager:
         if not self.prefix_cache:
             counts = [0] * len(self.pools)
             return Prefix(0, token_ids, [], [[] for _ in self.pools], counts, kept=seq.kept)
-        found = self._match.longest(seq.root, token_ids, seq.kept)
+        sought = first_of(token_ids, seq.sought)
+        found = self._match.longest(seq.root, sought, seq.kept)
         pending = False
         # What somebody is about to compute, or to load, is in memory soon: once, for all who wait.
         if self._below is not None and not (seq.waits and found.coming):
             seq.lookup = seq.lookup or Lookup()
-            more = self._below.search(seq.lookup, seq.root, token_ids, found)
+            more = self._below.search(seq.lookup, seq.root, sought, found)
             found, pending = more or found, more is None
         path, end = found.path, found.num_tokens
         blocks = []
@@ -109,7 +118,7 @@ class KVManager:
             sum(block == LOAD or (block >= 0 and pool.ref_count(block) == 0) for block in row)
             for pool, row in zip(self.pools, blocks, strict=True)
         ]
-        marks = self._states.marks(end, found.num_shared, len(token_ids))
+        marks = self._states.marks(end, found.num_shared, len(sought))
         rest = found.tail, marks, found.coming, pending, seq.kept
         return Prefix(end, token_ids, path, blocks, taken, *rest)
 
@@ -222,6 +231,17 @@ class KVManager:
             count = max(len(hidden), count)
         seq.num_hidden = count
 
+    def keep(self, seq: SequenceKV, chosen: Sequence[int]) -> None:
+        """Of the blocks that its `shared` tokens fill or begin it sees these from now on: give back
+        the others, where a group keeps every block. The end goes first, as in `free`."""
+        dropped = set(range(-(-seq.shared // self.block_size))).difference(chosen)
+        seq.dropped = sorted(dropped)
+        for group in self._full:
+            table = seq.tables[group]
+            for index in reversed(seq.dropped):
+                self._free(self.pools[group], table[index])
+                table[index] = -1
+
     def free(
         self, seq: SequenceKV, token_ids: Sequence[int] = (), num_computed: int = 0
     ) -> list[Node]:
@@ -240,7 +260,7 @@ class KVManager:
                     self._free(pool, block)
             seq.tables[group] = []
             seq.first_held[group] = 0
-        seq.num_hidden = 0
+        seq.num_hidden, seq.dropped = 0, ()
         self._publish.leave(seq)
         self.end_lookup(seq)
         if seq.lookup is not None and not seq.lookup.failed:
@@ -333,7 +353,9 @@ class KVManager:
 
     def _set_next_event(self, seq: SequenceKV) -> None:
         size = self.block_size
-        event = (seq.num_published + 1) * size if self.prefix_cache else NEVER
+        event = (seq.num_published + 1) * size
+        if not self.prefix_cache or event > seq.shared:
+            event = NEVER
         if seq.tail is not None:
             event = min(event, seq.num_first)
         for group, window in self._sliding:
@@ -352,6 +374,17 @@ class KVManager:
     def usage(self) -> float:
         """Share of blocks held by running sequences, of the group that is fullest."""
         return max(1.0 - pool.num_free / pool.num_blocks for pool in self.pools)
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """How many of all groups' are in each state: held by running sequences, leased to sessions,
+        cached, or free of any content."""
+        total = sum(pool.num_blocks for pool in self.pools)
+        leased = sum(len(pool.leased) for pool in self.pools)
+        cached = sum(len(pool.cached) for pool in self.pools)
+        held = total - sum(pool.num_free for pool in self.pools)
+        free = max(0, total - held - leased - cached)  # others may write meanwhile
+        return {"total": total, "free": free, "held": held, "cached": cached, "leased": leased}
 
     @property
     def max_sequence(self) -> int:

@@ -104,7 +104,7 @@ class Need:
         reach = len(seq.tables[0])
         held = [reach - first for first in seq.first_held]
         for group in self._full:
-            held[group] -= seq.num_hidden
+            held[group] -= seq.num_hidden + len(seq.dropped)
         return held
 
     def lost(self, seq: SequenceKV, num_computed: int) -> int:

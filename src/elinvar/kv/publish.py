@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from elinvar.kv.pool import BlockPool
-from elinvar.kv.sequence import Prefix, SequenceKV
+from elinvar.kv.sequence import Prefix, SequenceKV, first_of
 from elinvar.kv.states import States
 from elinvar.kv.tree import Node, Tree, pack
 
@@ -22,7 +22,7 @@ class Publish:
 
     def announce(self, seq: SequenceKV, prefix: Prefix) -> None:
         """Say what this sequence is about to compute, so that others may wait for it."""
-        tokens, size = prefix.token_ids, self._size
+        tokens, size = first_of(prefix.token_ids, seq.shared), self._size
         seq.num_first = len(tokens)
         seq.num_known = len(tokens) // size
         seq.nodes = []
@@ -35,6 +35,8 @@ class Publish:
 
     def advance(self, seq: SequenceKV, token_ids: Sequence[int], num_computed: int) -> None:
         """Publish the blocks that a committed step filled."""
+        if num_computed > seq.shared:
+            return
         for index in range(seq.num_published, num_computed // self._size):
             known = index < len(seq.nodes)
             node = seq.nodes[index] if known else self._extend(seq, token_ids, index)
@@ -54,7 +56,7 @@ class Publish:
     def end(self, seq: SequenceKV, token_ids: Sequence[int], num_computed: int) -> Node | None:
         """Publish what lies in its last block, which nobody writes any more."""
         index, rest = divmod(num_computed, self._size)
-        if not rest or index != seq.num_published:
+        if not rest or index != seq.num_published or num_computed > seq.shared:
             return None
         end = self._hold(seq, index, pack(token_ids[num_computed - rest : num_computed]))
         self._publish(seq, end, index)

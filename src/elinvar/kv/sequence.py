@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -75,6 +76,13 @@ class SequenceKV:
     """None: everything."""
     num_hidden: int = 0
     """Entries of tables behind the first that are kept, which are -1 as it forgot them."""
+    shared: int = sys.maxsize
+    """Tokens whose contents others can find. What the ones behind saw of them was chosen for this
+    sequence alone."""
+    sought: int = sys.maxsize
+    """It is found as if it had so many tokens: the others it computes, whatever is cached."""
+    dropped: Sequence[int] = ()
+    """Entries of tables that are -1 as they were not chosen, ascending."""
 
 
 @dataclass(slots=True)
@@ -131,3 +139,8 @@ class Taken:
     """Per group: those of the prefix."""
     copies: list[BlockCopy] = field(default_factory=list)
     loads: list[BlockMove] = field(default_factory=list)
+
+
+def first_of(token_ids: Sequence[int], count: int) -> Sequence[int]:
+    """The first `count`; no copy of all of them."""
+    return token_ids if len(token_ids) <= count else token_ids[:count]

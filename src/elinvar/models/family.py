@@ -31,8 +31,16 @@ class Model(Protocol):
         """Logits [L, V] of batch.logit_rows; kv holds one cache a layer and is written to."""
         ...
 
-    def by_layer(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> ByLayer:
-        """`forward` that pauses between layers, and leaves nothing of it anywhere else."""
+    def hidden(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> F32:
+        """The same up to the head -> [L, D]."""
+        ...
+
+    def hidden_by_layer(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> ByLayer:
+        """`hidden` that pauses between layers, and leaves nothing of it anywhere else."""
+        ...
+
+    def logits(self, h_LD: F32) -> F32:
+        """The head, of any rows of `hidden`."""
         ...
 
 

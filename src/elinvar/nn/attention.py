@@ -70,6 +70,45 @@ class Step:
         last = seen.positions if self.last_keys is None else self.last_keys
         return seen.query_start_loc, seen.seq_lens, seen.block_tables[group], last
 
+    def attend(
+        self,
+        ops: Ops,
+        q_THD: F32,
+        kv: KVLayer,
+        kind: LayerKind,
+        group: int,
+        scale: float,
+        window: int | None = None,
+        *,
+        softcap: float | None = None,
+        sinks_H: F32 | None = None,
+        chunk: int | None = None,
+    ) -> F32:
+        """`attention` of a layer; and of tokens that are watched what they attend to is noted."""
+        if (watch := self.batch.watch) is not None and kind == "full":
+            ops.block_shares(
+                q_THD[watch.tokens],
+                kv,
+                watch.query_start_loc,
+                self.batch.block_tables[group][watch.sequences],
+                watch.positions,
+                scale,
+                watch.shares,
+                softcap=softcap,
+                sinks_H=sinks_H,
+            )
+        return ops.attention(
+            q_THD,
+            kv,
+            *self.where(kind, group),
+            scale,
+            window,
+            softcap=softcap,
+            sinks_H=sinks_H,
+            chunk=chunk,
+            first=self.first,
+        )
+
 
 class Attention:
     """Grouped-query attention with rotary positions (Ainslie et al., 2023) of one layer."""
@@ -130,16 +169,17 @@ class Attention:
             q_THD = ops.rms_norm(heads_TD, self.rotated_gain, self.eps).reshape(q_THD.shape)
         if (factors_P := step.temperature.get(self.kind)) is not None:
             q_THD = ops.scale_heads(q_THD, batch.positions, factors_P)
-        o_TD = ops.attention(
+        o_TD = step.attend(
+            ops,
             q_THD,
             kv,
-            *step.where(self.kind, group),
+            self.kind,
+            group,
             self.scale,
             self.window,
             softcap=self.softcap,
             sinks_H=self.sinks,
             chunk=self.chunk,
-            first=step.first,
         )
         if self.gate is not None:
             o_TD = ops.sigmoid_gate(o_TD, ops.linear(h_TD, (self.gate,)))

@@ -132,12 +132,7 @@ class Decoder:
     def forward(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> F32:
         """Computes the batch's tokens, writes their keys and values to `kv` (one a layer), and
         returns the logits [L, V] of `batch.logit_rows`."""
-        return to_the_end(self.by_layer(batch, kv))
-
-    def by_layer(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> ByLayer:
-        """`forward` that pauses between layers: each `next` computes one, the last the logits, too.
-        Other forwards may run meanwhile; the bits are the same."""
-        return self.logits((yield from self.hidden_by_layer(batch, kv)))
+        return self.logits(self.hidden(batch, kv))
 
     def hidden(
         self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False
@@ -148,6 +143,8 @@ class Decoder:
     def hidden_by_layer(
         self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False
     ) -> ByLayer:
+        """`hidden` that pauses between layers: each `next` computes one. Other forwards may run
+        meanwhile; the bits are the same."""
         step = self.step(batch)
         x_TD = self.embedded(batch)
         h_TD = self.layers[0].norm(x_TD)

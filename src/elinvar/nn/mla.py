@@ -45,15 +45,8 @@ class LatentAttention:
 
     def __call__(self, h_TD: F32, step: Step, kv: KVLayer) -> F32:
         """Writes the tokens' latents to `kv`, then attends -> [T, D]."""
-        c_TN = self.ops.attention(
-            self._queries(h_TD, self._query_input(h_TD), step, kv),
-            kv,
-            *step.where("full", 0),
-            self.scale,
-            None,
-            first=step.first,
-        )
-        return self._values(c_TN)
+        q_THD = self._queries(h_TD, self._query_input(h_TD), step, kv)
+        return self._values(step.attend(self.ops, q_THD, kv, "full", 0, self.scale))
 
     def _queries(self, h_TD: F32, input_TN: F32, step: Step, kv: KVLayer) -> F32:
         """Writes the tokens' latents to `kv` -> their queries [T, H, R + rope]."""

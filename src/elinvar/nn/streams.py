@@ -52,8 +52,8 @@ class SharedAttention:
         else:
             gains = self.q_gain, self.k_gain, c.norm_eps, self.v_gain
             q = ops.rope_write(x_TN, batch.positions, rope, cache, slots, heads, *gains)
-        seen = step.where(self.kind, self.group)
-        return ops.linear(ops.attention(q, cache, *seen, c.attn_scale, self.window), self.out)
+        where = self.kind, self.group, c.attn_scale, self.window
+        return ops.linear(step.attend(ops, q, cache, *where), self.out)
 
 
 class AltUp:

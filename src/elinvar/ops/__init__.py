@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from elinvar.base.errors import ElinvarError
 from elinvar.ops.api import Ops
-from elinvar.ops.arguments import SampleArgs, SampleResult
+from elinvar.ops.arguments import Biases, Penalties, SampleArgs, SampleResult
 from elinvar.ops.caches import KVLayer, LayerCache
 from elinvar.ops.layout import Weight
 
 __all__ = [
+    "Biases",
     "KVLayer",
     "LayerCache",
     "Ops",
+    "Penalties",
     "SampleArgs",
     "SampleResult",
     "Weight",

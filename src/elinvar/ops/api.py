@@ -25,7 +25,7 @@ order, into the row's result. Part of attention's definition."""
 
 class Ops(Protocol):
     """What a provider offers. Inputs are never changed, but the KV cache by rope_write and latent_write,
-    y by lora, and states by causal_conv and delta_rule."""
+    y by lora, shares by block_shares, and states by causal_conv and delta_rule."""
 
     name: str
 
@@ -267,6 +267,27 @@ class Ops(Protocol):
         e^(sink - n))."""
         ...
 
+    def block_shares(
+        self,
+        q_THD: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        scale: float,
+        shares_TB: F32,
+        *,
+        softcap: float | None = None,
+        sinks_H: F32 | None = None,
+    ) -> None:
+        """Shares become at least what part of its attention any head of a token gives to each block
+        of 32 keys. What a head gives to the blocks that a query at position p sees, those of keys
+        0 .. p, adds up to 1, or to less with a sink. Scores are those of `attention`. A block has
+        its largest score m_b and l_b, the sum of e^(s - m_b); w_b = l_b * e^(m_b - m), where m is
+        the largest m_b, or the sink; its share is w_b over the sum of all w_b, to which
+        e^(sink - m) is added last. Blocks, too, are 16 partial sums."""
+        ...
+
     def index_select(
         self,
         q_THD: F32,
@@ -361,6 +382,19 @@ class Ops(Protocol):
         ...
 
     def sample(self, logits_LV: F32, args: SampleArgs) -> SampleResult:
-        """Temperature, then top-k, top-p over what top-k kept, min-p; then the Gumbel-max rule
-        (Gumbel, 1954) over the kept tokens; equal scores go to the lower id."""
+        """Temperature, then typical-p, top-k over what that kept, top-p over what top-k kept, min-p;
+        then the Gumbel-max rule (Gumbel, 1954) over the kept tokens; equal scores go to the lower id.
+        Log-probs are those of the logits as they came.
+
+        Rows with penalties, biases, masks or typical-p (arguments.py) have their logits edited before
+        all that, in this order: NaN becomes the lowest float, and what follows saturates at the
+        largest; repetition, then frequency and presence; biases; what a bias of -inf or a mask
+        forbids is never sampled. Where that would leave no token, biases of -inf do not count; where
+        a mask allows none, it is token 0. Typical-p (Meister et al., 2023), where the temperature is
+        not 0, keeps the first tokens that together reach p, ordered by |z - mean of z| of the
+        tempered logits z, which is how far -log p is from the entropy; equal ones by id."""
+        ...
+
+    def score(self, logits_LV: F32, ids_L: I32, num_logprobs: int) -> SampleResult:
+        """What `sample` would tell if it had sampled these."""
         ...

@@ -13,6 +13,7 @@ from elinvar.ops.layout import Weight
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
+U32 = NDArray[np.uint32]
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +56,46 @@ class Lora:
 
 
 @dataclass(slots=True, eq=False)
+class Penalties:
+    """For tokens that were there before, of each of the L rows; a row without history has none."""
+
+    starts: I32
+    """[L + 1] where each row's history begins in token_ids, and the end."""
+    token_ids: I32
+    """What comes before the sampled token: prompt and answer."""
+    prompt_lens: I32
+    """[L] how many of them are the prompt's."""
+    repetition: F32
+    """[L], above 0. Of each token of the history: a positive logit is divided by it, another is
+    multiplied (Keskar et al., 2019)."""
+    presence: F32
+    """[L] Of each token of the answer, taken from its logit."""
+    frequency: F32
+    """[L] The same, as often as the token is in the answer: (logit - frequency * count) - presence."""
+
+    @property
+    def arrays(self) -> tuple[I32, I32, I32, F32, F32, F32]:
+        counted = self.starts, self.token_ids, self.prompt_lens
+        return *counted, self.repetition, self.presence, self.frequency
+
+
+@dataclass(slots=True, eq=False)
+class Biases:
+    """What is added to logits of single tokens."""
+
+    starts: I32
+    """[L + 1] where each row's begin in the two that follow, and the end."""
+    ids: I32
+    """May come twice; those beyond the vocabulary change nothing."""
+    values: F32
+    """-inf forbids the token."""
+
+    @property
+    def arrays(self) -> tuple[I32, I32, F32]:
+        return self.starts, self.ids, self.values
+
+
+@dataclass(slots=True, eq=False)
 class SampleArgs:
     """Per logit row. Noise is Philox4x32-10 (Salmon et al., 2011) of (seed, position, token id)."""
 
@@ -69,6 +110,22 @@ class SampleArgs:
     min_p: F32
     num_logprobs: int
     """Top log-probs to return for every row; 0 for none."""
+    typical_p: F32 | None = None
+    """Below 1: on. None: off for all."""
+    penalties: Penalties | None = None
+    biases: Biases | None = None
+    masks: U32 | None = None
+    """[M, ceil(V / 32)] Token i may be sampled where bit i % 32 of word i // 32 is set; as llguidance
+    and xgrammar fill them (their int32, viewed)."""
+    mask_rows: I32 | None = None
+    """[M] which of the L rows each belongs to; with several, all must allow a token."""
+
+    def add_masks(self, masks: U32, rows: I32) -> None:
+        """More of them."""
+        if self.masks is not None and self.mask_rows is not None:
+            masks = np.concatenate([self.masks, masks])
+            rows = np.concatenate([self.mask_rows, rows])
+        self.masks, self.mask_rows = masks, rows
 
 
 @dataclass(slots=True, eq=False)

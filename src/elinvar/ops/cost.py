@@ -194,6 +194,10 @@ def sample(logits_LV: F32, args: SampleArgs) -> Cost:
     return Cost("", 0, logits_LV.nbytes, 4 * logits_LV.size)
 
 
+def score(logits_LV: F32, ids_L: I32, num_logprobs: int) -> Cost:
+    return Cost("", 0, logits_LV.nbytes, 4 * logits_LV.size)
+
+
 def _bytes(bias: F32 | None) -> int:
     return 0 if bias is None else bias.nbytes
 

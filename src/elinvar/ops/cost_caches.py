@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from elinvar.base.config import BLOCK_SIZE
 from elinvar.ops.api import F32, I32
 from elinvar.ops.caches import KVLayer, StateLayer
 from elinvar.ops.cost import Cost
@@ -125,6 +126,29 @@ def sparse_attention(
     streamed = chosen * kv.vector_bytes
     moved = streamed + q_THD.nbytes + chosen_TK.nbytes + 4 * len(q_THD) * heads * kv.value_dim
     return Cost(kv.dtype, streamed, moved, 2 * heads * (dim + kv.value_dim) * chosen)
+
+
+def block_shares(
+    q_THD: F32,
+    kv: KVLayer,
+    query_start_loc: I32,
+    block_table_RB: I32,
+    positions_T: I32,
+    scale: float,
+    shares_TB: F32,
+    *,
+    softcap: float | None = None,
+    sinks_H: F32 | None = None,
+) -> Cost:
+    """Each key that any query of a sequence sees is read once; a query and a key cost a dot."""
+    heads, dim = q_THD.shape[1:]
+    seen = positions_T.astype(np.int64) + 1
+    keys = sum(int(seen[a:b].max(initial=0)) for a, b in pairwise(query_start_loc))
+    streamed = keys * kv.k.shape[1] * kv.vector_bytes
+    added = 8 * int((-(-seen // BLOCK_SIZE)).sum())
+    return Cost(
+        kv.dtype, streamed, streamed + q_THD.nbytes + added, 2 * heads * dim * int(seen.sum())
+    )
 
 
 def causal_conv(

@@ -233,6 +233,23 @@ class CpuOps:
             first,
         )
 
+    def block_shares(
+        self,
+        q_THD: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        scale: float,
+        shares_TB: F32,
+        *,
+        softcap: float | None = None,
+        sinks_H: F32 | None = None,
+    ) -> None:
+        where = query_start_loc, block_table_RB, positions_T
+        switches = softcap or 0.0, sinks_H
+        self._provider.block_shares(q_THD, handles.cache(kv), *where, scale, shares_TB, *switches)
+
     def causal_conv(
         self,
         x_TN: F32,
@@ -317,5 +334,13 @@ class CpuOps:
                 args.top_p,
                 args.min_p,
                 args.num_logprobs,
+                args.typical_p,
+                None if args.penalties is None else args.penalties.arrays,
+                None if args.biases is None else args.biases.arrays,
+                args.masks,
+                args.mask_rows,
             )
         )
+
+    def score(self, logits_LV: F32, ids_L: I32, num_logprobs: int) -> SampleResult:
+        return SampleResult(ids_L, *self._provider.score(logits_LV, ids_L, num_logprobs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,37 @@ class AttentionRef(RowsRef, LinearRef):
                     p = np.exp(s - largest)
                     out[i, h] = (p / (p.sum() + np.exp(sink - largest))) @ values
         return out.reshape(t, heads * value_dim)
+
+    def block_shares(
+        self,
+        q_THD: F32,
+        kv: KVLayer,
+        query_start_loc: I32,
+        block_table_RB: I32,
+        positions_T: I32,
+        scale: float,
+        shares_TB: F32,
+        *,
+        softcap: float | None = None,
+        sinks_H: F32 | None = None,
+    ) -> None:
+        heads, num_kv = q_THD.shape[1], kv.k.shape[1]
+        for table, (start, stop) in zip(block_table_RB, pairwise(query_start_loc), strict=True):
+            for t in range(start, stop):
+                last = int(positions_T[t])
+                starts = np.arange(0, last + 1, BLOCK_SIZE)
+                keys = read_keys(kv, table[: len(starts)]).transpose(1, 0, 3, 2)
+                for h in range(heads):
+                    k = keys[h // (heads // num_kv)].reshape(-1, keys.shape[-1])[: last + 1]
+                    s = k.astype(np.float64) @ q_THD[t, h].astype(np.float64) * scale
+                    if softcap is not None:
+                        s = softcap * np.tanh(s / softcap)
+                    sink = -np.inf if sinks_H is None else sinks_H[h].astype(np.float64)
+                    largest = max(s.max(), sink)
+                    p = np.exp(s - largest)
+                    p /= p.sum() + np.exp(sink - largest)
+                    own = shares_TB[t, : len(starts)]
+                    own[:] = np.fmax(own, np.add.reduceat(p, starts).astype(np.float32))
 
     def index_select(
         self,

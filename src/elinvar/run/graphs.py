@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
@@ -85,8 +86,21 @@ class Graphs:
         return _Graph(own, flat, self.ops.record(lambda: self._forward(flat)))
 
     def _forward(self, batch: ForwardBatch) -> F32:
+        with self._applied(batch):
+            return self.model.forward(batch, self.kv)
+
+    def hidden(self, batch: ForwardBatch) -> F32:
+        """What the head gets -> [L, D]."""
+        with self._applied(batch):
+            return self.model.hidden(batch, self.kv)
+
+    def head(self, batch: ForwardBatch, h_LD: F32) -> F32:
+        """Logits [L, V] of `hidden`'s rows for the tokens batch.logit_rows."""
+        with self._applied(batch):
+            return self.model.logits(h_LD)
+
+    def _applied(self, batch: ForwardBatch) -> AbstractContextManager[None]:
         if batch.adapters is None:
-            return self.model.forward(batch, self.kv)
+            return nullcontext()
         assert self.adapted is not None
-        with self.adapted.applied(batch):
-            return self.model.forward(batch, self.kv)
+        return self.adapted.applied(batch)

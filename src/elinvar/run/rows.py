@@ -19,7 +19,9 @@ from elinvar.base.config import BLOCK_SIZE, KVSpec
 from elinvar.base.plan import PlanItem, RowStart
 from elinvar.base.sampling import SamplingParams
 from elinvar.ops.arguments import SampleArgs
+from elinvar.run.edits import RowEdits, edit
 from elinvar.run.sights import Sights, table_width
+from elinvar.run.watches import Watches
 
 _SEED_MASK = 2**64 - 1
 
@@ -42,8 +44,13 @@ class Rows:
         self.min_p = np.zeros(max_rows, np.float32)
         self.num_logprobs: list[int | None] = [None] * max_rows
         """As in SamplingParams.logprobs."""
+        self.scored: dict[int, tuple[int, int]] = {}
+        """Of the rows whose prompts get log-probs: how long it is, and how many alternatives."""
+        self.edits: dict[int, RowEdits] = {}
+        """Of the rows that have any."""
         self.adapters = np.full(max_rows, -1, np.int32)
         self.sights = Sights(max_rows, [spec.kind == "full" for spec in specs], self.tables)
+        self.watches = Watches()
         # Of the last step, until a row or a table changes: most steps are like the one before.
         self._gathered: tuple[tuple[list[int], int], tuple[I32, ...]] | None = None
         self._sampling: tuple[list[int], Any, tuple[Any, ...], int] | None = None
@@ -61,6 +68,13 @@ class Rows:
             table[row, : len(blocks)] = blocks
             lens[row] = len(blocks)
         self._set_params(row, started.params)
+        kept = started.params.kept_of_prompt(started.num_prompt_tokens)
+        self.watches.start(row, started.num_prompt_tokens, kept)
+        self.release([row])
+        if started.params.edits_logits:
+            self.edits[row] = RowEdits(started)
+        if started.params.prompt_logprobs is not None:
+            self.scored[row] = started.num_prompt_tokens, started.params.prompt_logprobs
 
     def _set_params(self, row: int, params: SamplingParams) -> None:
         assert params.seed is not None, "the engine draws a seed where the user gave none"
@@ -71,6 +85,12 @@ class Rows:
         self.min_p[row] = params.min_p
         self.num_logprobs[row] = params.logprobs
         self.sights.start(row, params.kept_blocks)
+
+    def release(self, rows: Sequence[int]) -> None:
+        """They are nobody's for now."""
+        for row in rows:
+            self.edits.pop(row, None)
+            self.scored.pop(row, None)
 
     def append_blocks(self, items: Sequence[PlanItem]) -> None:
         """Add each item's new blocks to its row's tables."""
@@ -89,7 +109,8 @@ class Rows:
 
         position_L is the index that the sampled token will have in its sequence.
         """
-        if all([item.sample and item.num_tokens == 1 for item in items]):
+        watch = self.watches.gather(items)
+        if watch is None and all([item.sample and item.num_tokens == 1 for item in items]):
             return self._gather_decode(items)
         rows = [item.row for item in items]
         stops = [item.start + item.num_tokens for item in items]
@@ -105,12 +126,25 @@ class Rows:
             slot_mapping=slots,
             logit_rows=np.array([ends[i] - 1 for i in sampling], np.int32),
             sight=self.sights.gather(rows, [item.start for item in items], stops),
+            watch=watch,
         )
         adapters = self._adapters(rows)
         if adapters is not None:
             batch.adapters = np.repeat(adapters, [item.num_tokens for item in items])
         position_L = np.array([stops[i] for i in sampling], np.int32)
         return batch, [rows[i] for i in sampling], position_L
+
+    def choose(
+        self, items: Sequence[PlanItem], batch: ForwardBatch | DecodeBatch
+    ) -> dict[int, list[int]]:
+        """After the forward of `batch`: as in StepOutput.kept."""
+        if isinstance(batch, DecodeBatch) or batch.watch is None:
+            return {}
+        chosen = self.watches.choose(items, batch.watch)
+        for i, blocks in chosen.items():
+            stop = items[i].start + items[i].num_tokens
+            self.sights.choose(items[i].row, blocks, -(-stop // BLOCK_SIZE))
+        return chosen
 
     def _gather_spans(self, items: Sequence[PlanItem]) -> tuple[I32, I32, tuple[I32, ...]]:
         """Token ids, positions and (per group) slots of the spans."""
@@ -161,4 +195,9 @@ class Rows:
             params = (self.temperature, self.top_k, self.top_p, self.min_p)
             self._sampling = rows_L, self.seeds[rows_L], tuple(p[rows_L] for p in params), most
         _, seeds, (temperature, top_k, top_p, min_p), num_logprobs = self._sampling
-        return SampleArgs(seeds, position_L, temperature, top_k, top_p, min_p, num_logprobs)
+        args = SampleArgs(seeds, position_L, temperature, top_k, top_p, min_p, num_logprobs)
+        if self.edits and not self.edits.keys().isdisjoint(rows_L):
+            stops = zip(rows_L, position_L.tolist(), strict=True)
+            tokens = [self.token_ids[row, :stop] for row, stop in stops]
+            edit(args, [self.edits.get(row) for row in rows_L], tokens)
+        return args

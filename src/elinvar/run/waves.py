@@ -31,11 +31,11 @@ class Waves:
 
     def begin(self, batch: ForwardBatch) -> None:
         """Take `batch`, in the place of one that did not come to its end."""
-        self._batch, self._forward = batch, self._model.by_layer(batch, self._kv)
+        self._batch, self._forward = batch, self._model.hidden_by_layer(batch, self._kv)
 
     def go_on(self, num_layers: int) -> tuple[F32 | None, list[float]]:
-        """Through so many layers; behind the last one the logits [L, V], and of each layer the
-        seconds that it took."""
+        """Through so many layers; behind the last one what the head gets [L, D], and of each layer
+        the seconds that it took."""
         forward, batch = self._forward, self._batch
         assert forward is not None and batch is not None
         adapted: AbstractContextManager[None] = nullcontext()
@@ -49,9 +49,9 @@ class Waves:
                 try:
                     next(forward)
                 except StopIteration as end:
-                    logits_LV = cast("F32", end.value)
+                    h_LD = cast("F32", end.value)
                     self._forward = self._batch = None
-                    return logits_LV, [*took, time.perf_counter() - before]
+                    return h_LD, [*took, time.perf_counter() - before]
                 now = time.perf_counter()
                 took.append(now - before)
                 before = now

@@ -65,7 +65,7 @@ class Admission:
         start = prefix.num_tokens
         # What is loaded takes steps; how much is computed behind it is decided when it is there.
         most = 1 if prefix.is_below else budget
-        end = min(request.num_tokens, start + most)
+        end = min(request.reach, start + most)
         allocation = kv.prepare(request.kv, start, end, prefix)
         assert allocation is not None
         if self._start(draft, request, allocation):
@@ -90,7 +90,16 @@ class Admission:
         # A copy: the plan is plain data, and the request's list grows.
         tokens = list(request.token_ids)
         plan.started.append(
-            RowStart(request.id, request.row, tokens, request.params, taken.start, request.adapter)
+            RowStart(
+                request.id,
+                request.row,
+                tokens,
+                request.params,
+                taken.start,
+                request.adapter,
+                request.num_prompt_tokens,
+                request.stop_ids,
+            )
         )
         if taken.loads:
             for table, blocks in zip(taken.start, taken.blocks, strict=True):

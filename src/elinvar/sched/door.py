@@ -48,3 +48,10 @@ def why_no_window(kinds: Collection[LayerKind]) -> str | None:
     if "full" not in kinds:
         return "has no layers of full attention, on which it would act"
     return None
+
+
+def why_no_budget(kinds: Collection[LayerKind], has_index: bool) -> str | None:
+    """The same of attention_budget. has_index: the model chooses keys for each token."""
+    return why_no_window(kinds) or (
+        "chooses what each of its tokens attends to itself" if has_index else None
+    )

@@ -45,7 +45,7 @@ class Draft:
     def go_on(self, request: Request, budget: int) -> int:
         """It computes the token that it is at and, as far as there are blocks, so many more; how
         many more. Where there is no block it stands still."""
-        end = min(request.num_tokens, request.num_computed_tokens + 1 + budget)
+        end = min(request.reach, request.num_computed_tokens + 1 + budget)
         new_blocks = self.no_blocks
         if end > request.kv.capacity:
             allocation = self._make_room(request, end)

@@ -64,6 +64,8 @@ class Request:
     row: int = -1
     kv: SequenceKV = field(init=False)
     finish_reason: FinishReason | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Where asked for: of the prompt's tokens from the second on, as far as they are known."""
     num_preemptions: int = 0
     num_reached_tokens: int = -1
     """Most that were computed when it was preempted: until there are more it is not again."""
@@ -74,6 +76,8 @@ class Request:
     """Its tenant's."""
     session: Session | None = None
     is_batch: bool = field(init=False)
+    sees_part: bool = field(init=False)
+    """Its answer sees a part of its prompt alone."""
     place: float = 0.0
     """Among others of its class: the policy's word (see sched.policy)."""
     arrival: float = 0.0
@@ -86,6 +90,7 @@ class Request:
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
         self.is_batch = self.handling.service == "batch"
+        self.sees_part = self.params.kept_of_prompt(self.num_prompt_tokens) is not None
 
     @property
     def key(self) -> tuple[bool, float, int]:
@@ -95,6 +100,13 @@ class Request:
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def reach(self) -> int:
+        """Where its next span ends at the latest: an answer that sees less than its prompt did is
+        computed when that has been."""
+        amid_prompt = self.num_computed_tokens < self.num_prompt_tokens
+        return self.num_prompt_tokens if self.sees_part and amid_prompt else len(self.token_ids)
 
     @property
     def output_token_ids(self) -> list[int]:

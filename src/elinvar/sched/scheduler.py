@@ -16,7 +16,9 @@ from elinvar.base.config import KVSpec
 from elinvar.base.errors import InputError
 from elinvar.base.limits import Target, TenantLimits
 from elinvar.base.plan import PlanItem, StepOutput, StepPlan, TokenLogprobs, Wave
+from elinvar.base.sampling import WATCHED
 from elinvar.kv.manager import KVManager
+from elinvar.kv.sequence import SequenceKV
 from elinvar.kv.sessions import Sessions
 from elinvar.sched.chunks import Chunks
 from elinvar.sched.door import max_total_tokens
@@ -110,11 +112,18 @@ class Scheduler:
         self.tenants.check_room(request, running, self.max_rows, self.chunks.speed, now)
         stop_ids = frozenset(request.params.stop_token_ids)
         request.stop_ids = stop_ids if request.params.ignore_eos else stop_ids | self.eos_ids
-        request.kv = self.kv.new_sequence(request.namespace, request.params.kept_blocks)
+        request.kv = self._new_sequence(request)
         request.arrival = request.arrival or now
         request.ledger = Ledger(request.account.waits, request.arrival, now)
         request.place = self.policy.place(request, self.chunks.prompt_s(request.num_prompt_tokens))
         self._roster.add(request)
+
+    def _new_sequence(self, request: Request) -> SequenceKV:
+        if not request.sees_part:
+            return self.kv.new_sequence(request.namespace, request.params.kept_blocks)
+        # What its last tokens attend to is measured when they are computed.
+        length = request.num_prompt_tokens
+        return self.kv.new_sequence(request.namespace, None, length, length - WATCHED + 1)
 
     def abort(self, request_id: str) -> bool:
         """Cancel a request at any moment, also between plan and commit; its blocks are free at
@@ -179,17 +188,21 @@ class Scheduler:
         self._measure(plan, output, now - self._began - output.moving_s)
         self._loaded(output)
         planned, self._roster.planned = self._roster.planned, []
-        batch = len(planned)
+        batch, results = len(planned), plan.results
         if plan.wave is not None:
             self._advance(plan.wave, planned[len(plan.items) :], batch)
+        for index, values in output.prompt_logprobs.items():
+            # After a preemption some are computed again.
+            known = planned[index].prompt_logprobs
+            known += values[len(known) - results[index].start :]
         updates = []
         # Not strict: of a wave that has not ended there is nothing to book.
-        for request, item, tokens, logprobs in zip(
-            planned, plan.results, output.sampled, output.logprobs, strict=False
+        for i, (request, item, tokens, logprobs) in enumerate(
+            zip(planned, results, output.sampled, output.logprobs, strict=False)
         ):
             if request.status is Status.RUNNING:
                 request.ledger.step(item.num_tokens, batch, item.sample, now)
-                update = self._book(request, item, tokens, logprobs, now)
+                update = self._book(request, item, tokens, logprobs, output.kept.get(i), now)
                 if update is not None:
                     updates.append(update)
         return updates
@@ -211,9 +224,10 @@ class Scheduler:
         item: PlanItem,
         tokens: list[int],
         logprobs: list[TokenLogprobs],
+        kept: list[int] | None,
         now: float,
     ) -> RequestUpdate | None:
-        """Of one request what its span brought."""
+        """Of one request what its span brought. kept: as in StepOutput."""
         start, account = item.start, request.account
         computed = start + item.num_tokens
         reason: FinishReason | None = None
@@ -237,6 +251,8 @@ class Scheduler:
         request.num_computed_tokens = computed
         if computed >= request.kv.next_event:
             self.kv.advance(request.kv, request.token_ids, computed)
+        if kept is not None:
+            self.kv.keep(request.kv, kept)
         if reason is not None:
             self._roster.finish(request, reason, now)
         return update

@@ -19,11 +19,14 @@ from elinvar.server.schema import LoadAdapterRequest, UnloadAdapterRequest, deco
 
 if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
+    from elinvar.server.models import Models
 
 
 class AdapterRoutes:
-    def __init__(self, engine: AsyncEngine, model_name: str, max_body_bytes: int) -> None:
-        self._engine, self._model_name = engine, model_name
+    """Adapters of the default model."""
+
+    def __init__(self, models: Models, max_body_bytes: int) -> None:
+        self._models = models
         self._max_body_bytes = max_body_bytes
 
     def routes(self) -> list[Route]:
@@ -35,10 +38,11 @@ class AdapterRoutes:
     async def load_adapter(self, request: Request) -> Response:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
         asked = decode(body, LoadAdapterRequest)
-        if asked.lora_name == self._model_name:
-            raise invalid_value("lora_name", f"'{self._model_name}' is the model's own name.")
+        engine = await self._engine(request)
+        if asked.lora_name in self._models.own_names:
+            raise invalid_value("lora_name", f"'{asked.lora_name}' is a model's own name.")
         try:
-            await self._engine.load_adapter(asked.lora_name, asked.lora_path)
+            await engine.load_adapter(asked.lora_name, asked.lora_path)
         except InputError as error:
             raise invalid_value("lora_name", str(error)) from None
         except ModelError as error:
@@ -48,8 +52,13 @@ class AdapterRoutes:
     async def unload_adapter(self, request: Request) -> Response:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
         asked = decode(body, UnloadAdapterRequest)
+        engine = await self._engine(request)
         try:
-            await self._engine.unload_adapter(asked.lora_name)
+            await engine.unload_adapter(asked.lora_name)
         except InputError as error:
             raise ApiError(404, str(error), "lora_name", "model_not_found") from None
         return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' removed successfully.")
+
+    async def _engine(self, request: Request) -> AsyncEngine:
+        target = await self._models.use(request.scope, self._models.default)
+        return target.served.engine

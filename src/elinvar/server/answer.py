@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -23,11 +23,14 @@ from elinvar.server.wire import Wire
 log = logging.getLogger(__name__)
 
 _JSON_HEADERS = [(b"content-type", b"application/json")]
-_SSE_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
+SSE_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
     # nginx collects an answer before it passes it on, unless told otherwise.
-    (b"x-accel-buffering", b"no"),
+    "x-accel-buffering": "no",
+}
+_STREAM_HEADERS = [
+    (name.encode(), value.encode()) for name, value in SSE_HEADERS.items() if name != "content-type"
 ]
 
 
@@ -38,6 +41,8 @@ class Answer:
     asked: Asked
     wire: Wire
     stream: bool
+    keep: Callable[[], Awaitable[None]] | None = None
+    """Called when all is known, before the client is told of the end."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -70,7 +75,10 @@ class Answer:
         collector = Collector([choice.index for choice in self.asked.choices])
         async for step in steps:
             collector.push(step)
-        body = self.wire.whole(collector.finish(), usage)
+            self.wire.see(step)
+        body = self.wire.whole(self.asked.best(collector.finish()), usage)
+        if self.keep is not None:
+            await self.keep()
         length = (b"content-length", b"%d" % len(body))
         timing = self._service.explanations.timing_of_all(self.wire.id)
         await _start(send, [*_JSON_HEADERS, length, *timing, *self._limits()])
@@ -83,13 +91,16 @@ class Answer:
         # What fails before the first token has a status of its own, and how long that took is known.
         step = await anext(steps)
         timing = self._service.explanations.timing_of_first(wire.id, step.index)
-        await _start(send, [*_SSE_HEADERS, *timing, *self._limits()])
+        kind = (b"content-type", wire.stream_type)
+        await _start(send, [kind, *_STREAM_HEADERS, *timing, *self._limits()])
         try:
             opening = wire.opening([choice.index for choice in self.asked.choices], usage)
             await _more(send, opening + wire.chunk(step))
             async for step in steps:
                 await _more(send, wire.chunk(step))
             end = wire.ending(usage)
+            if self.keep is not None:
+                await self.keep()
         except asyncio.CancelledError:
             # The client left, or the server's grace is over: whoever still listens is told.
             await _last(send, wire.error(unavailable("The server is shutting down.")))

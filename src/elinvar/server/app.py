@@ -1,7 +1,7 @@
-"""The HTTP application and the process that serves it.
+"""The HTTP application.
 
-Owns what every request passes through (request id, errors, counting), /health, /metrics, and the
-start and end of the engine's thread.
+Owns what every request passes through (request id, errors, counting), /health, /ready, /metrics, and
+the start and end of the engines' threads.
 """
 
 from __future__ import annotations
@@ -9,31 +9,48 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elinvar.base.errors import EngineError
+from elinvar.server import openapi
 from elinvar.server.adapters import AdapterRoutes
+from elinvar.server.anthropic import AnthropicRoutes
+from elinvar.server.console import Console
+from elinvar.server.error_shapes import error_body
 from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
+from elinvar.server.explain import ExplainRoutes
+from elinvar.server.live import Live
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
+from elinvar.server.models import Models
+from elinvar.server.ollama import OllamaRoutes
+from elinvar.server.ollama_models import OllamaModelRoutes, shown_of
+from elinvar.server.ollama_texts import OllamaTextRoutes
 from elinvar.server.openai import OpenAIRoutes
-from elinvar.server.served import Models, Served
+from elinvar.server.process import GRACE_S
+from elinvar.server.reply import reply
+from elinvar.server.served import Served
 from elinvar.server.sessions import SessionRoutes
+from elinvar.server.state import State, StateOptions
 from elinvar.server.tenants import NOBODY, Keys, Tenants
 from elinvar.server.texts import TextRoutes
+from elinvar.server.tokenize import TokenizeRoutes, version
 from elinvar.server.trace import TraceFile
+from elinvar.server.watchdog import HUNG_S, Steps, Watchdog
 
 if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
@@ -45,8 +62,10 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 MAX_WAITING = 1024
 MAX_BODY_BYTES = 16 * 2**20
-GRACE_SECONDS = 30
-"""How long open answers may go on after SIGTERM or SIGINT."""
+ID_HEADERS = b"x-request-id", b"request-id"
+"""OpenAI's name of the request's id, and Anthropic's."""
+DEFAULT_ROWS = 8
+"""Lines of batches that run at once where no model is there to say how many it runs."""
 
 
 class Door:
@@ -68,7 +87,8 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                named = [(name, request_id) for name in ID_HEADERS]
+                message["headers"] = [*message["headers"], *named]
             await send(message)
 
         try:
@@ -80,14 +100,17 @@ class Door:
             log.warning("Request %s was cut off by the shutdown.", request_id.decode())
             if status == 499:
                 answer = unavailable("The server is shutting down.")
-                await _error_response(answer)(scope, receive, send_with_id)
+                await _error_response(answer, scope)(scope, receive, send_with_id)
         except Exception as error:
             known = as_api_error(error)
             if known is None:
                 log.exception("Unexpected error in request %s.", request_id.decode())
             if status == 499:
-                await _error_response(known or INTERNAL)(scope, receive, send_with_id)
+                response = _error_response(known or INTERNAL, scope)
+                await response(scope, receive, send_with_id)
         finally:
+            for release in scope.get("elinvar.releases", ()):
+                release()
             endpoint = scope.get("endpoint")
             route = getattr(endpoint, "__name__", "unknown")
             self._metrics.count(route, status)
@@ -101,8 +124,9 @@ def _request_id(scope: Scope) -> bytes:
     return f"req_{uuid.uuid4().hex}".encode()
 
 
-def _error_response(error: ApiError) -> Response:
-    return Response(error.body(), error.status, error.headers, "application/json")
+def _error_response(error: ApiError, scope: Scope) -> Response:
+    body = error_body(error, scope)
+    return Response(body, error.status, error.headers, "application/json")
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
@@ -119,162 +143,224 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         there = ", ".join(path for path in known if "{" not in path)
         asked = f"{request.method} {request.url.path[:200]}"
         error = HTTPException(404, f"{asked}; this server has {there}")
-    return _error_response(as_api_error(error) or INTERNAL)
+    return _error_response(as_api_error(error) or INTERNAL, request.scope)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What applications of all kinds have."""
+
+    max_waiting: int = MAX_WAITING
+    """Beyond the rows that run, so many answers may wait; more get a 429."""
+    max_body_bytes: int = MAX_BODY_BYTES
+    grace_seconds: float = GRACE_S
+    """How long what runs may go on when the application ends."""
+    tenants: Tenants = NOBODY
+    """Those whose keys are asked for; their limits are the engine's (EngineConfig.tenants)."""
+    admin_port: int | None = None
+    """See tenants.Keys."""
+    cors_origins: tuple[str, ...] = ()
+    """Pages of these origins may ask from browsers; `*`: all."""
+    hung_s: float = HUNG_S
+    """A step that takes longer hangs."""
+    console: bool = True
+    """Browsers get it at /."""
+    state_dir: Path | None = None
+    """Where responses, files and batches are kept; None: nowhere that outlives the server."""
 
 
 def create_app(
     engine: AsyncEngine,
     model_name: str,
     *,
-    max_waiting: int = MAX_WAITING,
-    max_body_bytes: int = MAX_BODY_BYTES,
-    grace_seconds: float = GRACE_SECONDS,
     allow_adapter_loading: bool = False,
-    tenants: Tenants = NOBODY,
     trace: TraceFile | None = None,
+    **settings: Any,
 ) -> Starlette:
     """The application that serves `engine` under the name `model_name`, and its adapters under their
-    own. allow_adapter_loading: clients may load them from folders here, and unload them. tenants: those
-    whose keys are asked for; their limits are the engine's (EngineConfig.tenants). trace: told of every
-    request that ends, and closed at the end.
-
-    Its lifespan starts the engine's thread and, at the end, lets what runs finish for
-    `grace_seconds`. Beyond the rows that run, `max_waiting` answers may wait; more get a 429.
-    """
-    core = engine.engine
-    served = Served.of(model_name, engine, max_waiting)
-    service = served.service
-    metrics = HTTPMetrics(lambda: service.num_live)
-    models = Models([served])
-    routes = OpenAIRoutes(models, max_body_bytes).routes()
-    if allow_adapter_loading:
-        routes += AdapterRoutes(engine, model_name, max_body_bytes).routes()
-    routes += service.explanations.routes()
-    routes += SessionRoutes(engine, max_body_bytes).routes()
+    own: see create_models_app. settings: fields of Settings."""
+    chosen = Settings(**settings)
+    models = Models.of(Served.of(model_name, engine, chosen.max_waiting))
     if trace is not None:
-        core.watchers.append(trace)
-    return _application(engine, routes, metrics, core.metrics.expose, grace_seconds, tenants, trace)
+        engine.engine.watchers.append(trace)
+    return create_models_app(
+        models, chosen, allow_adapter_loading=allow_adapter_loading, trace=trace
+    )
+
+
+def create_models_app(
+    models: Models,
+    settings: Settings,
+    *,
+    allow_adapter_loading: bool = False,
+    trace: TraceFile | None = None,
+) -> Starlette:
+    """The application that serves models which generate text. Its lifespan starts their engines and
+    lets what runs finish at the end.
+
+    allow_adapter_loading: clients may load adapters from folders here, and unload them. trace: closed
+    at the end; told of requests by whoever loads a model."""
+    limit = settings.max_body_bytes
+    metrics = HTTPMetrics(lambda: sum(one.service.num_live for one in models.loaded))
+    routes = OpenAIRoutes(models, limit).routes()
+    routes += AnthropicRoutes(models, limit).routes()
+    routes += OllamaRoutes(models, limit).routes()
+    routes += OllamaModelRoutes(partial(shown_of, models), limit).routes()
+    if allow_adapter_loading:
+        routes += AdapterRoutes(models, limit).routes()
+    routes += ExplainRoutes(lambda: [s.service.explanations for s in models.loaded]).routes()
+    routes += SessionRoutes(models, limit).routes()
+    live = Live(lambda: models.loaded)
+    routes += live.routes()
+    if settings.console:
+        routes += Console().routes()
+    routes += TokenizeRoutes(models, limit).routes()
+
+    def more_metrics() -> bytes:
+        return b"".join(served.core.metrics.expose() for served in models.loaded)
+
+    def engines() -> list[AsyncEngine]:
+        return [served.engine for served in models.loaded]
+
+    rows = max((one.core.config.max_rows for one in models.loaded), default=DEFAULT_ROWS)
+    kept = State(StateOptions(settings.state_dir, limit, rows))
+    routes += kept.routes(routes, models.has, models)
+    ended = (lambda: None) if trace is None else trace.close
+    ends = live.close, ended
+    return _application(models, routes, metrics, more_metrics, settings, engines, kept, *ends)
 
 
 def create_text_app(
-    engine: AsyncTextModel,
-    model_name: str,
-    *,
-    max_waiting: int = MAX_WAITING,
-    max_body_bytes: int = MAX_BODY_BYTES,
-    grace_seconds: float = GRACE_SECONDS,
-    matryoshka: bool = False,
+    engine: AsyncTextModel, model_name: str, *, matryoshka: bool = False, **settings: Any
 ) -> Starlette:
     """The same for an embedding model or a reranker. `max_waiting`: texts. `matryoshka`: clients may
     shorten vectors, whatever config.json says of it."""
+    chosen = Settings(**settings)
     metrics = HTTPMetrics(lambda: engine.num_live)
     shorten = matryoshka or engine.model.recipe.matryoshka
-    api = TextRoutes(engine, model_name, shorten, max_waiting, max_body_bytes)
-    return _application(engine, api.routes(), metrics, lambda: b"", grace_seconds)
+    limits = chosen.max_waiting, chosen.max_body_bytes
+    texts = TextRoutes(engine, model_name, shorten, *limits)
+    routes = [*texts.routes(), *OllamaTextRoutes(texts, chosen.max_body_bytes).routes()]
+    kept = State(StateOptions(chosen.state_dir, chosen.max_body_bytes))
+    routes += kept.routes(routes, lambda _, name: name == model_name)
+    return _application(_Alone(engine), routes, metrics, lambda: b"", chosen, list, kept)
 
 
 class _Runs(Protocol):
     """What the application starts and stops."""
 
-    def start(self) -> None: ...
+    async def start(self) -> None: ...
 
-    async def shutdown(self, timeout: float | None = None) -> None: ...
+    async def shutdown(self, timeout_s: float) -> None: ...
 
     def check_alive(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    engine: AsyncTextModel
+
+    async def start(self) -> None:
+        self.engine.start()
+
+    async def shutdown(self, timeout_s: float) -> None:
+        await self.engine.shutdown(timeout_s)
+
+    def check_alive(self) -> None:
+        self.engine.check_alive()
+
+
 def _application(
-    engine: _Runs,
+    runs: _Runs,
     routes: Sequence[Route],
     metrics: HTTPMetrics,
     more_metrics: Callable[[], bytes],
-    grace_seconds: float,
-    tenants: Tenants = NOBODY,
-    trace: TraceFile | None = None,
+    settings: Settings,
+    engines: Callable[[], Sequence[Steps]],
+    kept: State,
+    watching: Callable[[], None] = lambda: None,
+    ended: Callable[[], None] = lambda: None,
 ) -> Starlette:
-    ready = False
+    """watching: ends the streams that would never end by themselves. ended: called at the very end.
+
+    app.state.leave(): /ready is 503 from then on, for those who send requests to learn that it ends
+    soon. app.state.tenants: those of now."""
+    watchdog = Watchdog(settings.hung_s)
+    state = {"started": False, "leaving": False}
 
     async def health(request: Request) -> Response:
-        if not ready:
+        """Whether it does what it should; a process that does not is to be replaced."""
+        if not state["started"]:
             raise unavailable("The server is not ready.")
         try:
-            engine.check_alive()
+            runs.check_alive()
         except EngineError as error:
             raise unavailable(str(error)) from error
-        return Response(b'{"status":"ok"}', media_type="application/json")
+        if any(watchdog.hangs(engine) for engine in engines()):
+            raise unavailable("A step hangs; the log says where.")
+        return reply({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        """Whether it is to be sent requests."""
+        if state["leaving"]:
+            raise unavailable("The server is shutting down.")
+        return await health(request)
 
     async def show_metrics(request: Request) -> Response:
         return Response(metrics.expose() + more_metrics(), media_type=CONTENT_TYPE)
 
+    def tenants_of_now() -> Tenants:
+        now: Tenants = app.state.tenants
+        return now
+
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        nonlocal ready
-        engine.start()
-        ready = True
+        await runs.start()
+        kept.tenants = tenants_of_now
+        await kept.start()
+        state["started"] = True
         try:
-            yield
+            async with watchdog.watching(engines):
+                yield
         finally:
-            ready = False
-            await engine.shutdown(grace_seconds)
-            if trace is not None:
-                trace.close()
+            state["started"] = False
+            await kept.shutdown()
+            await runs.shutdown(settings.grace_seconds)
+            ended()
 
+    def leave() -> None:
+        state["leaving"] = True
+        watching()
+
+    keys = Middleware(Keys, tenants=tenants_of_now, admin_port=settings.admin_port)
+    layers = [Middleware(Door, metrics=metrics), keys]
+    if settings.cors_origins:
+        layers.insert(1, _cors(settings.cors_origins))
     app = Starlette(
         routes=[
             *routes,
             Route("/health", health, methods=["GET"]),
+            Route("/ready", ready, methods=["GET"]),
+            Route("/version", version, methods=["GET"]),
             Route("/metrics", show_metrics, methods=["GET"]),
+            openapi.route(),
         ],
-        middleware=[Middleware(Door, metrics=metrics), Middleware(Keys, tenants=tenants)],
+        middleware=layers,
         exception_handlers={HTTPException: _http_exception},
         lifespan=lifespan,
     )
+    app.state.leave = leave
+    app.state.tenants = settings.tenants
     app.router.redirect_slashes = False
     return app
 
 
-def uvicorn_config(
-    app: Starlette, *, log_level: str = "warning", grace_seconds: int = GRACE_SECONDS
-) -> uvicorn.Config:
-    """How the application is served; `host`, `port` or sockets are the caller's."""
-    return uvicorn.Config(
-        app,
-        log_level=log_level,
-        lifespan="on",
-        ws="none",
-        access_log=False,
-        # Longer than clients (httpx: 5 s) and proxies (nginx: 60 s) keep idle connections, so that
-        # it is never the server that closes one just as it is used again.
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=grace_seconds,
+def _cors(origins: Sequence[str]) -> Middleware:
+    exposed = ["x-request-id", "server-timing", "retry-after"]
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=exposed,
     )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket for uvicorn; port 0 takes a free one. Raises OSError."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    family, kind, protocol, _, address = found[0]
-    # The protocol must be said: asyncio switches Nagle's algorithm off only for sockets that
-    # say they are TCP, and with it a stream stalls for 40 ms again and again.
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def serve(
-    app: Starlette,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    *,
-    log_level: str = "warning",
-    grace_seconds: int = GRACE_SECONDS,
-) -> None:
-    """Serve until SIGTERM or SIGINT; then open answers get `grace_seconds` to finish. Raises
-    OSError when the address cannot be had."""
-    config = uvicorn_config(app, log_level=log_level, grace_seconds=grace_seconds)
-    uvicorn.Server(config).run(sockets=[listen(host, port)])

@@ -6,9 +6,9 @@ readers.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from elinvar.base.handling import Handling
@@ -18,7 +18,12 @@ from elinvar.server.service import Choice, Event
 
 if TYPE_CHECKING:
     from elinvar.engine.output import Delta
+    from elinvar.server.beams import Beams
     from elinvar.server.served import Served
+
+
+Scored = tuple[int, TokenLogprobs]
+"""A token of a prompt."""
 
 
 @dataclass(slots=True)
@@ -30,11 +35,16 @@ class Step:
     pieces: Sequence[Piece]
     ids: Sequence[int]
     """New tokens that have a text: without the end token."""
-    logprobs: Sequence[TokenLogprobs]
-    """One a token of `ids` where the request asked for them."""
+    logprobs: Sequence[TokenLogprobs | None]
+    """One a token of `ids` where the request asked for them; None where the token follows nothing."""
     reason: str | None
     """Why the choice ended: stop, length or tool_calls."""
     seed: int
+    stop_text: str | None = None
+    """The stop text that ended it, if one did."""
+    prompt_logprobs: Sequence[Scored] | None = None
+    """Before a choice's first tokens, where the client asked for them: of its prompt, from the second
+    token on."""
 
 
 class Usage:
@@ -94,9 +104,11 @@ class Done:
     parts: list[Text | Thought | MadeCall] = field(default_factory=list)
     """In the order in which they were written; neighbours of one kind are one."""
     ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     reason: str = ""
     seed: int = 0
+    stop_text: str | None = None
+    prompt_logprobs: Sequence[Scored] | None = None
 
     @property
     def text(self) -> str:
@@ -123,8 +135,11 @@ class Collector:
         self._pieces[step.index] += step.pieces
         done.ids += step.ids
         done.logprobs += step.logprobs
+        if step.prompt_logprobs is not None:
+            done.prompt_logprobs = step.prompt_logprobs
         if step.reason is not None:
             done.reason, done.seed = step.reason, step.seed
+            done.stop_text = step.stop_text
 
     def finish(self) -> list[Done]:
         """In the order of the indices."""
@@ -142,6 +157,13 @@ class Asked:
     handling: Handling
     reader: Callable[[], Reader] | None = None
     """Makes what reads a choice's answer; None: all of it is text."""
+    beams: Beams | None = None
+    """They are searched, not sampled."""
+    keep: int | None = None
+    """How many of each prompt's answers are wanted: the likeliest, by the mean log-prob of their
+    tokens. None: all."""
+    _means: dict[int, float] = field(default_factory=dict)
+    """By choice; where some are to be left out."""
 
     @asynccontextmanager
     async def run(
@@ -149,7 +171,8 @@ class Asked:
     ) -> AsyncIterator[AsyncGenerator[Step, None]]:
         """The steps of all choices as they come, counted in `usage`. Leaving the context aborts what
         still runs. Raises as Service.run."""
-        events = self.served.service.run(response_id, request_id, self.choices, self.handling)
+        run = self.served.service.run
+        events = run(response_id, request_id, self.choices, self.handling, self.beams)
         async with events as stream, aclosing(self._steps(stream, usage)) as steps:
             yield steps
 
@@ -161,7 +184,20 @@ class Asked:
         async with self.run(response_id, request_id, usage or Usage()) as steps:
             async for step in steps:
                 collector.push(step)
-        return collector.finish()
+        return self.best(collector.finish())
+
+    def best(self, done: Sequence[Done]) -> list[Done]:
+        """What is wanted of what came, likeliest first, and numbered so."""
+        if self.keep is None:
+            return list(done)
+        by_prompt: dict[int, list[Done]] = {}
+        for choice, one in zip(self.choices, done, strict=True):
+            by_prompt.setdefault(choice.prompt_index, []).append(one)
+        kept: list[Done] = []
+        for several in by_prompt.values():
+            several.sort(key=lambda one: -self._means[one.index])
+            kept += several[: self.keep]
+        return [replace(one, index=index) for index, one in enumerate(kept)]
 
     async def _steps(
         self, events: AsyncGenerator[Event, None], usage: Usage
@@ -170,7 +206,20 @@ class Asked:
         readers = {} if make is None else {choice.index: make() for choice in self.choices}
         calling: set[int] = set()
         end_ids = self.served.core.tokenizer.eos_ids
+        sums: dict[int, tuple[float, int]] = {}
+        begun: set[int] = set()
+        """Whose prompts were repeated."""
         async for choice, delta in events:
+            if delta.prompt_logprobs is not None or choice.echo is not None:
+                for step in _of_prompt(choice, delta, choice.index in begun):
+                    yield step
+                begun.add(choice.index)
+                if choice.echo is not None and choice.echo.alone:
+                    usage.push(choice, replace(delta, token_ids=[]), ())
+                    yield Step(choice.index, (), (), (), "length", delta.seed)
+                    continue
+            if self.keep is not None:
+                self._weigh(sums, choice, delta)
             reader = readers.get(choice.index)
             pieces: Sequence[Piece] = _read(reader, delta)
             usage.push(choice, delta, pieces)
@@ -178,12 +227,42 @@ class Asked:
                 calling.add(choice.index)
             ids, logprobs, reason = delta.token_ids, delta.logprobs, delta.finish_reason
             if reason == "stop" and ids:
-                if ids[-1] in end_ids or ids[-1] in choice.params.stop_token_ids:
+                params = choice.params
+                shown = params.include_stop_str_in_output and ids[-1] in params.stop_token_ids
+                if not shown and (ids[-1] in end_ids or ids[-1] in params.stop_token_ids):
                     ids, logprobs = ids[:-1], logprobs[:-1]
                 if choice.index in calling:
                     yield Step(choice.index, pieces, ids, logprobs, "tool_calls", delta.seed)
                     continue
-            yield Step(choice.index, pieces, ids, logprobs, reason, delta.seed)
+            yield Step(choice.index, pieces, ids, logprobs, reason, delta.seed, delta.stop_text)
+
+    def _weigh(self, sums: dict[int, tuple[float, int]], choice: Choice, delta: Delta) -> None:
+        total, count = sums.get(choice.index, (0.0, 0))
+        total += sum(value.logprob for value in delta.logprobs)
+        count += len(delta.logprobs)
+        sums[choice.index] = total, count
+        self._means[choice.index] = total / max(count, 1)
+
+
+def _of_prompt(choice: Choice, delta: Delta, begun: bool) -> Iterator[Step]:
+    """What an answer says of its prompt before anything else."""
+    if begun:
+        return
+    values, echo = delta.prompt_logprobs or [], choice.echo
+    if echo is not None:
+        ids = choice.prompt_ids
+        told: list[TokenLogprobs | None] = []
+        if echo.num_top is not None:
+            told = [None, *(_cut(value, echo.num_top) for value in values)]
+        yield Step(choice.index, (Text(echo.text),), ids, told, None, delta.seed)
+    if choice.prompt_top is not None:
+        cut = [_cut(value, choice.prompt_top) for value in values]
+        scored = list(zip(choice.prompt_ids[1:], cut, strict=True))
+        yield Step(choice.index, (), (), (), None, delta.seed, prompt_logprobs=scored)
+
+
+def _cut(value: TokenLogprobs, num_top: int) -> TokenLogprobs:
+    return TokenLogprobs(value.logprob, value.top[:num_top])
 
 
 def _read(reader: Reader | None, delta: Delta) -> Sequence[Piece]:

@@ -20,7 +20,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     if int(headers.get(b"content-length", b"0")) > limit:
         # With `expect` the client waits to be told, otherwise it is already writing.
         if b"expect" not in headers:
-            await _drain(receive)
+            await drain(receive)
         raise _too_large(limit)
     parts: list[bytes] = []
     size = 0
@@ -41,12 +41,12 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         raise ApiError(408, text, code="timeout", headers={"Connection": "close"}) from None
     if size > limit:
         if more:
-            await _drain(receive)
+            await drain(receive)
         raise _too_large(limit)
     return b"".join(parts)
 
 
-async def _drain(receive: Receive) -> None:
+async def drain(receive: Receive) -> None:
     """Read on for a moment: a client that is still writing when the connection closes would see
     a reset instead of the answer."""
     with contextlib.suppress(TimeoutError):

@@ -6,6 +6,7 @@ Every chat API is translated into a `Conversation` and what is `Wanted` of it; t
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,11 +14,13 @@ from typing import Any, Literal, TypeVar
 
 from elinvar.base.handling import Handling
 from elinvar.base.sampling import SamplingParams
+from elinvar.engine.bad_words import spelled
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.seeds import choice_seed
 from elinvar.server.asked import Asked
 from elinvar.server.errors import invalid_value, too_long
-from elinvar.server.served import Target
+from elinvar.server.formats import make_ready
+from elinvar.server.served import Served, Target
 from elinvar.server.service import Choice
 
 Given = TypeVar("Given")
@@ -55,6 +58,15 @@ class Wanted:
     """What the client allows in one answer; None where it did not say."""
     params: SamplingParams
     """All but max_tokens, which depends on the prompt, and the adapter, which is the target's."""
+    grammar_field: str = "grammar"
+    """What the API calls where the grammar came from, for its errors."""
+    max_thinking_tokens: int | None = None
+    """Of all thoughts of an answer; None: any number."""
+    cut_to_room: bool = False
+    """Where max_tokens is more than there is room for, the answer ends with the context; else that is
+    an error."""
+    max_context: int | None = None
+    """Tokens of prompt and answer, where that is less than what the model has."""
 
 
 async def ask_chat(
@@ -62,16 +74,79 @@ async def ask_chat(
 ) -> Asked:
     """The answers to a conversation, ready to run. Raises ApiError, InputError or ModelError for what
     the model does not take."""
-    served, field_name = target.served, conversation.field_name
+    served = target.served
     served.service.check_count(wanted.n, "n", handling.tenant)
-    options = conversation.options
-    if conversation.tools and conversation.tool_choice != "none":
-        options = replace(options, tools=conversation.tools)
-    size = text_length(conversation.messages)
-    encode = partial(served.core.encode_chat, options=options)
-    prompt = await run_sized(size, encode, conversation.messages)
-    choices = make_choices(target, wanted, [prompt], None, field_name)
-    return Asked(served, choices, handling)
+    prompt, begun = await _prompt(served, conversation)
+    params = _understood(served, conversation, wanted, begun)
+    field = wanted.grammar_field if wanted.params.grammar else "tools"
+    await make_ready(served.engine, params.grammar, field)
+    wanted = replace(wanted, params=params)
+    choices = make_choices(target, wanted, [prompt], None, conversation.field_name)
+    tools = _may_be_called(conversation)
+    reader = partial(served.dialect.reader, tools, begun, _call_id)
+    return Asked(served, choices, handling, reader)
+
+
+def switches_thinking(served: Served) -> bool:
+    """Whether the model's thinking can be switched on and off."""
+    template = served.core.tokenizer.chat_template
+    return template is not None and template.switches_thinking
+
+
+async def encode_chat(served: Served, conversation: Conversation) -> list[int]:
+    """The prompt. Raises InputError or ModelError for what the model does not take."""
+    return (await _prompt(served, conversation))[0]
+
+
+async def _prompt(served: Served, conversation: Conversation) -> tuple[list[int], bool]:
+    size = text_length(conversation.messages) + sum(len(str(t)) for t in conversation.tools)
+    return await run_sized(size, partial(_encode, served), conversation)
+
+
+def _encode(served: Served, conversation: Conversation) -> tuple[list[int], bool]:
+    """The prompt, and whether it ends in an open thought."""
+    messages, tools = served.dialect.prompt(
+        conversation.messages, _may_be_called(conversation) or None
+    )
+    options = replace(conversation.options, tools=tools or None)
+    text = served.core.render_chat(messages, options)
+    begun = served.dialect.begins_in_thought(text)
+    return served.core.tokenizer.encode_chat(text), begun
+
+
+def _may_be_called(conversation: Conversation) -> Sequence[Mapping[str, Any]]:
+    return () if conversation.tool_choice == "none" else conversation.tools
+
+
+def _understood(
+    served: Served, conversation: Conversation, wanted: Wanted, begun: bool
+) -> SamplingParams:
+    """The parameters by which the answer is one that its reader understands, and keeps to what was
+    asked for. begun: the prompt ends in an open thought."""
+    dialect, params, thinks = served.dialect, wanted.params, served.thinks
+    grammar, tools = params.grammar, _may_be_called(conversation)
+    if conversation.tool_choice in ("required", "named"):
+        choice = conversation.tool_name or "required"
+        grammar = dialect.grammar(tools, choice, conversation.parallel_calls, thinks, begun)
+    elif grammar is not None:
+        grammar = dialect.saying(grammar, thinks, begun)
+    elif tools:
+        grammar = dialect.grammar(tools, "auto", conversation.parallel_calls, thinks, begun)
+    thinking = None
+    if (most := wanted.max_thinking_tokens) is not None:
+        encode = partial(served.core.tokenizer.encode, add_special=False)
+        thinking = dialect.thinking_budget(most, begun, encode)
+    return replace(
+        params,
+        grammar=grammar,
+        thinking=thinking,
+        special_text=dialect.special_text,
+        stop_token_ids=(*params.stop_token_ids, *dialect.end_ids),
+    )
+
+
+def _call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
 
 
 def make_choices(
@@ -87,15 +162,24 @@ def make_choices(
     """
     choices = []
     params = replace(wanted.params, adapter=target.adapter)
+    if params.bad_words:  # once for all, and not in the thread that steps
+        words = spelled(target.served.core.tokenizer, params.bad_words)
+        params = replace(params, bad_words=words)
     context = target.served.core.context_of(params)
+    if wanted.max_context is not None:
+        context = min(context, wanted.max_context)
+    limit, default = wanted.max_tokens, default_tokens
+    if limit is not None and wanted.cut_to_room:
+        limit, default = None, limit
     for p, ids in enumerate(prompts):
         if not ids:
             raise invalid_value(field_name, f"{field_name} must hold at least one token.")
-        room = fit(wanted.max_tokens, default_tokens, len(ids), context, field_name)
+        room = fit(limit, default, len(ids), context, field_name)
         for k in range(wanted.n):
             seed = None if params.seed is None else choice_seed(params.seed, k)
             own = replace(params, max_tokens=room, seed=seed)
-            choices.append(Choice(p * wanted.n + k, p, ids, own))
+            top = params.prompt_logprobs
+            choices.append(Choice(p * wanted.n + k, p, ids, own, prompt_top=top))
     return choices
 
 

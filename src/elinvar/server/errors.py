@@ -6,7 +6,8 @@ Owns the mapping from exceptions to (HTTP status, body). Nothing here knows the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
@@ -97,8 +98,43 @@ def too_many(message: str, retry_after_s: float) -> ApiError:
     return ApiError(429, message, None, "rate_limit_exceeded", "rate_limit_error", headers)
 
 
+CANCELLED = "cancelled"
+"""Why the engine ended a request: somebody asked for that."""
+
+
+def cancelled() -> ApiError:
+    # 499 is what gRPC's CANCELLED is in HTTP. Clients try again after 409, 429 and from 500 on, and
+    # this one shall not.
+    message = "The request was cancelled before it was finished."
+    return ApiError(499, message, None, "request_cancelled", "request_cancelled")
+
+
 def unavailable(message: str) -> ApiError:
     return ApiError(503, message, None, "service_unavailable", "server_error")
+
+
+FULL_STATUS = 507
+"""Insufficient storage (RFC 4918)."""
+
+
+@contextmanager
+def own_names(names: Mapping[str, str]) -> Iterator[None]:
+    """What the engine refuses is named as an API calls it. names: API's by the engine's; others
+    stay."""
+    try:
+        yield
+    except InputError as error:
+        own = names.get(error.field, error.field)
+        raise invalid_value(own, str(error).replace(error.field, own, 1)) from None
+
+
+def no_room(message: str) -> ApiError:
+    """The server's disk is full."""
+    return ApiError(FULL_STATUS, message, None, "insufficient_storage", "server_error")
+
+
+def not_found(what: str, name: str, param: str = "id") -> ApiError:
+    return ApiError(404, f"There is no {what} {name[:200]!r}.", param, "not_found")
 
 
 def as_api_error(error: Exception) -> ApiError | None:

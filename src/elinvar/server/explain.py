@@ -7,10 +7,10 @@ event loop reads; each entry is of one HTTP request and has a record a choice.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -47,6 +47,22 @@ class _Entry:
 def choice_id(response_id: str, index: int) -> str:
     """What the engine calls one choice of an answer."""
     return f"{response_id}-{index}"
+
+
+def answer_id(engine_id: str) -> str:
+    """The answer that such a choice belongs to; what is no choice's id stays as it is."""
+    answer, dash, index = engine_id.rpartition("-")
+    return answer if dash and index.isdecimal() else engine_id
+
+
+def not_found(wanted: str) -> ApiError:
+    return ApiError(
+        404,
+        f"No request '{wanted[:200]}' runs or ended lately; give the id of an answer, or "
+        "its x-request-id.",
+        "id",
+        "request_not_found",
+    )
 
 
 class Explanations:
@@ -102,13 +118,18 @@ class Explanations:
     # ---- the header -------------------------------------------------------------------------
 
     def timing_of_all(self, response_id: str) -> list[tuple[bytes, bytes]]:
-        """Server-Timing of a whole answer: of the choice that ended last."""
+        """Server-Timing of a whole answer."""
+        parts = self.parts_of(response_id)
+        return _server_timing(parts, (*_ALWAYS, "total")) if parts else []
+
+    def parts_of(self, response_id: str) -> dict[str, int]:
+        """Nanoseconds in each state, and `total`, of the choice that ended last; nothing where none
+        has."""
         entry = self._entries.get(response_id)
         if entry is None or not entry.ended:
-            return []
+            return {}
         last = max(entry.ended.values(), key=lambda one: one["arrived"] + one["wall_ns"] / 1e9)
-        parts = dict(last["parts_ns"])
-        return _server_timing({**parts, "total": last["wall_ns"]}, (*_ALWAYS, "total"))
+        return {**last["parts_ns"], "total": last["wall_ns"]}
 
     def timing_of_first(self, response_id: str, index: int) -> list[tuple[bytes, bytes]]:
         """What is known when the first byte of a stream is sent."""
@@ -117,32 +138,38 @@ class Explanations:
             return []
         return _server_timing(entry.before_first[index], ("queued", "prefill"))
 
-    # ---- the endpoint -----------------------------------------------------------------------
+    # ---- what is told -----------------------------------------------------------------------
 
-    def routes(self) -> list[Route]:
-        return [Route("/v1/requests/{id:path}/explain", self.explain, methods=["GET"])]
-
-    async def explain(self, request: Request) -> Response:
-        wanted, tenant = request.path_params["id"], tenant_of(request.scope)
-        entry = self._entries.get(wanted)
-        if entry is None or entry.tenant != tenant:
-            entry = self._by_request.get((tenant, wanted))
+    async def explain(self, wanted: str, tenant: str) -> dict[str, Any] | None:
+        """Of an answer's id, or an x-request-id; None: there is no such request."""
+        entry = self._find(wanted, tenant)
         choices = [] if entry is None else await self._records(entry)
         if entry is None or not choices:
-            raise ApiError(
-                404,
-                f"No request '{wanted[:200]}' runs or ended lately; give the id of an answer, or "
-                "its x-request-id.",
-                "id",
-                "request_not_found",
-            )
-        body = {
+            return None
+        return {
             "id": entry.response_id,
             "object": "request.explanation",
             "request_id": entry.request_id,
             "choices": choices,
         }
-        return reply(body)
+
+    def open_choices(self, wanted: str, tenant: str | None) -> tuple[str, list[str]] | None:
+        """The id of an answer of the tenant's (None: of anybody's), and what the engine calls its
+        choices that have not ended; None when there is no such answer. wanted: as for `explain`."""
+        entry = self._find(wanted, tenant)
+        if entry is None:
+            return None
+        open_ = [i for i in range(entry.size) if i not in entry.ended]
+        return entry.response_id, [choice_id(entry.response_id, i) for i in open_]
+
+    def _find(self, wanted: str, tenant: str | None) -> _Entry | None:
+        entry = self._entries.get(wanted)
+        if entry is not None and tenant in (None, entry.tenant):
+            return entry
+        if tenant is not None:
+            return self._by_request.get((tenant, wanted))
+        of_anybody = (one for (_, name), one in self._by_request.items() if name == wanted)
+        return next(of_anybody, None)
 
     async def _records(self, entry: _Entry) -> list[Record]:
         indices = range(entry.size)
@@ -152,6 +179,23 @@ class Explanations:
         # What ended while we asked is no longer among those that run.
         records = ((i, entry.ended.get(i, one)) for i, one in found)
         return [{**one, "id": entry.response_id, "index": i} for i, one in records if one]
+
+
+class ExplainRoutes:
+    """explanations: of all models that run."""
+
+    def __init__(self, explanations: Callable[[], Sequence[Explanations]]) -> None:
+        self._explanations = explanations
+
+    def routes(self) -> list[Route]:
+        return [Route("/v1/requests/{id:path}/explain", self.explain, methods=["GET"])]
+
+    async def explain(self, request: Request) -> Response:
+        wanted, tenant = request.path_params["id"], tenant_of(request.scope)
+        for one in self._explanations():
+            if (found := await one.explain(wanted, tenant)) is not None:
+                return reply(found)
+        raise not_found(wanted)
 
 
 def _server_timing(parts: Mapping[str, int], always: Iterable[str]) -> list[tuple[bytes, bytes]]:

@@ -6,10 +6,10 @@ before the first byte of the answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,18 +18,21 @@ from starlette.routing import Route
 from elinvar.base.handling import Handling
 from elinvar.server import prepare
 from elinvar.server.answer import Answer
+from elinvar.server.anthropic_models import model_info, model_list
 from elinvar.server.asked import Asked
 from elinvar.server.body import read_body
-from elinvar.server.chats import ask_chat, make_choices, run_sized
+from elinvar.server.chats import ask_chat
+from elinvar.server.completions import ask_completion, echo_shift
+from elinvar.server.error_shapes import is_anthropic
+from elinvar.server.inside import handled
+from elinvar.server.models import Models
 from elinvar.server.openai_messages import conversation
 from elinvar.server.reply import reply
 from elinvar.server.schema import ChatRequest, CompletionRequest, decode
-from elinvar.server.served import Models, Target
+from elinvar.server.searched import beams
+from elinvar.server.served import Target
 from elinvar.server.tenants import tenant_of
 from elinvar.server.wire import ChatWire, CompletionWire, OpenAIWire
-
-if TYPE_CHECKING:
-    from elinvar.engine.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,13 @@ class OpenAIRoutes:
         ]
 
     async def list_models(self, request: Request) -> Response:
-        models = self.models
-        data = [models.describe(name) for name in models.names]
-        return reply({"object": "list", "data": data})
+        models, scope = self.models, request.scope
+        data = [models.describe(scope, name) for name in models.names_for(scope)]
+        return reply(model_list(data) if is_anthropic(scope) else {"object": "list", "data": data})
 
     async def get_model(self, request: Request) -> Response:
-        return reply(self.models.describe(request.path_params["model"]))
+        described = self.models.describe(request.scope, request.path_params["model"])
+        return reply(model_info(described) if is_anthropic(request.scope) else described)
 
     async def chat(self, request: Request) -> Any:
         body = await read_body(request.scope, request.receive, self.max_body_bytes)
@@ -70,40 +74,32 @@ class OpenAIRoutes:
         target = await self.models.use(request.scope, parsed.model)
         wanted = prepare.wanted(parsed)
         handling = _handling(target, parsed, request)
-        core = target.served.core
-        prompts = prepare.completion_prompts(parsed, core.model_config.vocab_size)
-        field = "n" if len(prompts) == 1 else "prompt"
-        target.served.service.check_count(len(prompts) * wanted.n, field, handling.tenant)
-        size = sum(len(p) for p in prompts if isinstance(p, str))
-        ids = await run_sized(size, partial(_encode_all, core.tokenizer), prompts)
-        default = prepare.DEFAULT_COMPLETION_TOKENS
-        choices = make_choices(target, wanted, ids, default, "prompt")
-        return _answer(target, Asked(target.served, choices, handling), parsed, CompletionWire)
+        asked = await ask_completion(target, parsed, wanted, handling)
+        wire = partial(CompletionWire, shift=echo_shift(asked))
+        return _answer(target, asked, parsed, wire)
 
 
 def _handling(
     target: Target, parsed: ChatRequest | CompletionRequest, request: Request
 ) -> Handling:
-    return prepare.handling(parsed, tenant_of(request.scope), target.served.core.config.policy)
+    scope, policy = request.scope, target.served.core.config.policy
+    return handled(scope, prepare.handling(parsed, tenant_of(scope), policy))
 
 
 def _answer(
     target: Target,
     asked: Asked,
     parsed: ChatRequest | CompletionRequest,
-    kind: type[OpenAIWire],
+    kind: Callable[..., OpenAIWire],
 ) -> Answer:
     served = target.served
+    asked = replace(asked, beams=beams(parsed, asked.choices[0].params))
     wire = kind(
         parsed.model,
         served.core.fingerprint_of(target.adapter),
         served.names,
         with_usage=prepare.stream_usage(parsed),
-        with_logprobs=asked.choices[0].params.logprobs is not None,
+        with_logprobs=prepare.num_logprobs(parsed) is not None,
         service_tier=prepare.tier_used(parsed),
     )
     return Answer(asked, wire, stream=bool(parsed.stream))
-
-
-def _encode_all(tokenizer: Tokenizer, prompts: Sequence[prepare.Prompt]) -> list[list[int]]:
-    return [tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]

@@ -23,7 +23,7 @@ from elinvar.server.schema import (
 
 MAX_TOOLS = 128
 """OpenAI's own limit."""
-_NAME = re.compile(r"[a-zA-Z0-9_.:-]{1,128}")
+TOOL_NAME = re.compile(r"[a-zA-Z0-9_.:-]{1,128}")
 
 Choice = Literal["auto", "none", "required", "named"]
 
@@ -146,7 +146,7 @@ def check_tools(tools: Sequence[Tool], field: str = "tools") -> list[dict[str, A
         if tool.type != "function" or tool.function is None:
             raise not_supported(f"{path}.type", f"A tool of type {tool.type[:100]!r}")
         name = tool.function.name
-        if not _NAME.fullmatch(name):
+        if not TOOL_NAME.fullmatch(name):
             raise invalid_value(
                 f"{path}.function.name",
                 f"{path}.function.name must be 1 to 128 letters, digits or any of _ . : -, "

@@ -6,14 +6,17 @@ they are not served yet. No engine and no HTTP here.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
 from elinvar.base.config import PolicyName
 from elinvar.base.errors import InputError
-from elinvar.base.handling import Handling
+from elinvar.base.handling import Handling, Service
 from elinvar.base.sampling import MAX_LOGPROBS, SINKS, SamplingParams
 from elinvar.server.chats import Wanted
-from elinvar.server.errors import bad_request, invalid_value, not_supported
+from elinvar.server.errors import bad_request, invalid_value, not_supported, own_names
+from elinvar.server.formats import asked_grammar
 from elinvar.server.schema import DEFAULTS, ChatRequest, CompletionRequest
 
 MAX_CHOICES = 128
@@ -24,6 +27,9 @@ DEFAULT_COMPLETION_TOKENS = 16
 SERVICE_TIERS = "auto", "default", "priority", "flex"
 """Of OpenAI's words those that mean something here; `flex` is slower where others wait."""
 
+_ANY_TOKENS = 2**31 - 1
+"""While it is not known how many there is room for."""
+
 Prompt = str | list[int]
 Number = TypeVar("Number", int, float)
 
@@ -31,8 +37,11 @@ Number = TypeVar("Number", int, float)
 def wanted(request: ChatRequest | CompletionRequest) -> Wanted:
     """Everything but the prompt, checked. Raises ApiError or InputError naming the field."""
     check_supported(request)
-    params = sampling_params(request, 1, num_logprobs(request))
-    return Wanted(num_choices(request), token_limit(request), params)
+    grammar, field = asked_grammar(request)
+    params = sampling_params(request, _ANY_TOKENS, num_logprobs(request))
+    params = replace(params, grammar=grammar)
+    thinking = request.max_thinking_tokens if isinstance(request, ChatRequest) else None
+    return Wanted(num_answers(request), token_limit(request), params, field, thinking)
 
 
 def check_supported(request: ChatRequest | CompletionRequest) -> None:
@@ -40,10 +49,7 @@ def check_supported(request: ChatRequest | CompletionRequest) -> None:
     for name, harmless in DEFAULTS.items():
         value = getattr(request, name, None)
         if value is not None and value not in harmless:
-            what = name
-            if name == "response_format" and isinstance(value, dict):
-                what = f"{name} of type {value.get('type')!r}"
-            raise not_supported(name, what)
+            raise not_supported(name)
 
 
 def completion_prompts(request: CompletionRequest, vocab_size: int) -> list[Prompt]:
@@ -84,6 +90,21 @@ def num_choices(request: ChatRequest | CompletionRequest) -> int:
     return n
 
 
+def num_answers(request: ChatRequest | CompletionRequest) -> int:
+    """How many answers a prompt gets, of which `num_choices` are sent."""
+    n = num_choices(request)
+    best_of = request.best_of if isinstance(request, CompletionRequest) else None
+    if best_of is None or request.use_beam_search:  # then it says how many beams there are
+        return n
+    if not n <= best_of <= MAX_CHOICES:
+        message = f"best_of must be from n ({n}) to {MAX_CHOICES}, got {best_of}."
+        raise invalid_value("best_of", message)
+    if request.stream and best_of > n:
+        message = "best_of is known when all answers are there: leave it out, or stream."
+        raise invalid_value("best_of", message)
+    return best_of
+
+
 def num_logprobs(request: ChatRequest | CompletionRequest) -> int | None:
     """How many alternatives a token gets; None: no log-probs at all."""
     if isinstance(request, CompletionRequest):
@@ -106,6 +127,8 @@ def token_limit(request: ChatRequest | CompletionRequest) -> int | None:
         name, limit = "max_completion_tokens", request.max_completion_tokens
         if request.max_tokens is not None:
             raise invalid_value("max_tokens", "Give max_tokens or max_completion_tokens, not both.")
+    if limit == 0 and isinstance(request, CompletionRequest) and request.echo:
+        return 1  # it is left out of what is sent
     if limit is not None and limit < 1:
         raise invalid_value(name, f"{name} must be at least 1, got {limit}.")
     return limit
@@ -125,22 +148,82 @@ def sampling_params(
         top_k=_or(request.top_k, 0),
         top_p=_or(request.top_p, 1.0),
         min_p=_or(request.min_p, 0.0),
+        typical_p=_or(request.typical_p, 1.0),
+        repetition_penalty=_or(request.repetition_penalty, 1.0),
+        presence_penalty=_or(request.presence_penalty, 0.0),
+        frequency_penalty=_or(request.frequency_penalty, 0.0),
+        logit_bias=logit_bias(request.logit_bias or {}),
+        bad_words=tuple(request.bad_words or ()),
+        min_tokens=_or(request.min_tokens, 0),
+        include_stop_str_in_output=bool(request.include_stop_str_in_output),
+        skip_special_tokens=request.skip_special_tokens is not False,
         seed=request.seed,
         stop=stops,
         stop_token_ids=tuple(request.stop_token_ids or ()),
         ignore_eos=bool(request.ignore_eos),
-        logprobs=logprobs,
+        logprobs=_told(request, logprobs),
+        prompt_logprobs=_prompt_logprobs(request, logprobs),
         attention_window=request.attention_window,
         attention_sinks=_or(request.attention_sinks, SINKS),
+        attention_budget=request.attention_budget,
     )
+
+
+def _told(request: ChatRequest | CompletionRequest, logprobs: int | None) -> int | None:
+    """best_of compares answers by the log-probs of their tokens."""
+    return 0 if logprobs is None and num_answers(request) > num_choices(request) else logprobs
+
+
+def _prompt_logprobs(request: ChatRequest | CompletionRequest, logprobs: int | None) -> int | None:
+    """Those that the client asked for, and those of a prompt that is repeated."""
+    asked = request.prompt_logprobs
+    if asked is not None and request.stream:
+        message = "prompt_logprobs come with a whole answer: leave them out, or stream."
+        raise invalid_value("prompt_logprobs", message)
+    if asked is not None and not 0 <= asked <= MAX_LOGPROBS:
+        message = f"prompt_logprobs must be an integer from 0 to {MAX_LOGPROBS}, got {asked}."
+        raise invalid_value("prompt_logprobs", message)
+    if not isinstance(request, CompletionRequest) or not request.echo or logprobs is None:
+        return asked
+    return max(logprobs, asked or 0)
+
+
+def logit_bias(biases: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
+    """Keys of JSON are texts, and those of this field are token ids."""
+    for key in biases:
+        if not (key.isascii() and key.isdecimal()) or len(key) > 10:
+            message = f"The keys of logit_bias must be token ids, got {key[:100]!r}."
+            raise invalid_value("logit_bias", message)
+    return tuple((int(key), value) for key, value in biases.items())
 
 
 def _or(value: Number | None, default: Number) -> Number:
     return default if value is None else value
 
 
+class Hints(Protocol):
+    """Fields of any API that say how a request is treated."""
+
+    priority: int | None
+    session_id: str | None
+    expect_return_s: float | None
+    pause_kind: str | None
+
+
 def handling(request: ChatRequest | CompletionRequest, tenant: str, policy: PolicyName) -> Handling:
     """How it is treated among others. Raises ApiError or InputError naming the field."""
+    tier = request.service_tier
+    if tier is not None and tier not in SERVICE_TIERS:
+        known = ", ".join(SERVICE_TIERS)
+        message = f"service_tier must be one of {known}, got {tier[:100]!r}."
+        raise invalid_value("service_tier", message)
+    return hinted(request, tenant, policy, "batch" if tier == "flex" else "interactive")
+
+
+def hinted(
+    request: Hints, tenant: str, policy: PolicyName, service: Service = "interactive"
+) -> Handling:
+    """The same where an API has no service_tier."""
     if request.priority and policy != "priority":
         message = f"priority changes nothing where the server's policy is {policy}; leave it out."
         raise invalid_value("priority", message)
@@ -148,24 +231,15 @@ def handling(request: ChatRequest | CompletionRequest, tenant: str, policy: Poli
         if getattr(request, name) is not None and request.session_id is None:
             message = f"{name} says when a session comes back; give its session_id, too."
             raise invalid_value(name, message)
-    tier = request.service_tier
-    if tier is not None and tier not in SERVICE_TIERS:
-        known = ", ".join(SERVICE_TIERS)
-        message = f"service_tier must be one of {known}, got {tier[:100]!r}."
-        raise invalid_value("service_tier", message)
-    try:
+    with own_names({"session": "session_id"}):
         return Handling(
             tenant=tenant,
-            service="batch" if tier == "flex" else "interactive",
+            service=service,
             priority=_or(request.priority, 0),
             session=request.session_id,
             expect_return_s=request.expect_return_s,
             pause_kind=request.pause_kind,
         )
-    except InputError as error:
-        if error.field != "session":
-            raise
-        raise invalid_value("session_id", f"session_id{str(error)[len('session') :]}") from None
 
 
 def tier_used(request: ChatRequest | CompletionRequest) -> str | None:

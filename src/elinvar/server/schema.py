@@ -13,12 +13,13 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from elinvar.server.errors import ApiError, bad_request
+from elinvar.server.errors import ApiError, bad_request, not_supported
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -105,6 +106,29 @@ class AllowedChoice(
     allowed_tools: AllowedTools
 
 
+class SchemaFormat(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    schema: dict[str, Any] | bool | None = None
+    description: str | None = None
+    # Answers keep to the schema whether it is strict or not.
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaFormat | None = None
+
+
+class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
+    """One of them, as vLLM takes them."""
+
+    json: dict[str, Any] | bool | str | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
 class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Fields of both endpoints."""
 
@@ -113,14 +137,31 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
     # Extensions.
+    guided_json: dict[str, Any] | bool | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: StructuredOutputs | None = None
     top_k: int | None = None
     min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    bad_words: list[str] | None = None
+    min_tokens: int | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
     priority: int | None = None
@@ -131,20 +172,21 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     # Lossy (SamplingParams.attention_window): attend to the first and the last tokens alone.
     attention_window: int | None = None
     attention_sinks: int | None = None
-    # Not served yet.
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    # Lossy: the answer attends to so many tokens of the prompt alone.
+    attention_budget: int | None = None
 
 
 class ChatRequest(Common, kw_only=True):
     messages: list[Message]
+    response_format: ResponseFormat | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[Tool] | None = None
     tool_choice: str | NamedChoice | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
+    # An extension: of all thoughts of an answer.
+    max_thinking_tokens: int | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     # An extension: what else the model's chat template reads.
     chat_template_kwargs: dict[str, Any] | None = None
@@ -161,7 +203,6 @@ class ChatRequest(Common, kw_only=True):
     prediction: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: str | None = None
-    response_format: Any = None
     store: bool | None = None
     verbosity: str | None = None
     web_search_options: Any = None
@@ -169,13 +210,14 @@ class ChatRequest(Common, kw_only=True):
 
 class CompletionRequest(Common, kw_only=True):
     prompt: str | list[str | int | list[int]]
+    # An extension: OpenAI's has none.
+    response_format: ResponseFormat | None = None
     logprobs: int | None = None
-    # Accepted; it changes nothing here.
-    metadata: dict[str, str] | None = None
-    # Not served yet.
     best_of: int | None = None
     echo: bool | None = None
     suffix: str | None = None
+    # Accepted; it changes nothing here.
+    metadata: dict[str, str] | None = None
 
 
 class LoadAdapterRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -190,9 +232,10 @@ class UnloadAdapterRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SessionRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Of a session that there is, all but the id."""
+    """Of a session that there is, all but the id and the model."""
 
     id: str | None = None
+    model: str | None = None
     expect_return_s: float | None = None
     ttl_s: float | None = None
     pause_kind: str | None = None
@@ -205,25 +248,30 @@ class ForkRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 DEFAULTS: dict[str, tuple[object, ...]] = {
     "audio": (),
-    "best_of": (1,),
-    "echo": (False,),
-    "frequency_penalty": (0.0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),
-    "presence_penalty": (0.0,),
     "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory",),
-    "response_format": ({"type": "text"},),
     "store": (False,),
-    "suffix": ("",),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
 """Parameters that are not served yet, with the values that ask for nothing."""
+
+
+def refuse_unserved(
+    request: msgspec.Struct, harmless: Mapping[str, tuple[object, ...]], prefix: str = ""
+) -> None:
+    """Raises ApiError for fields that are known, but not served. harmless: those, with the values
+    that ask for nothing."""
+    for name, values in harmless.items():
+        value = getattr(request, name, None)
+        if value is not None and value not in values:
+            raise not_supported(prefix + name)
+
 
 Request = TypeVar("Request", bound=msgspec.Struct)
 
@@ -255,11 +303,19 @@ _NAMES = {"str": "a string", "int": "an integer", "float": "a number", "bool": "
 _NAMES |= {"array": "an array", "object": "an object"}
 
 
-def _validation_error(text: str, kind: type[msgspec.Struct]) -> ApiError:
-    """msgspec's sentence about a wrong value, in the API's words."""
+def convert(value: object, kind: type[Request], path: str) -> Request:
+    """A decoded value at `path` as a structure, or ApiError 400 naming what is wrong with it."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _validation_error(str(error), kind, path) from None
+
+
+def _validation_error(text: str, kind: type[msgspec.Struct], at: str = "") -> ApiError:
+    """msgspec's sentence about a wrong value, in the API's words. at: the path of the whole."""
     match = _AT.match(text)
     assert match is not None  # every part of the pattern is optional
-    what, path = match[1], match[2] or ""
+    what, path = match[1], ".".join(part for part in (at, match[2]) if part)
     if expected := _EXPECTED.match(what):
         wanted, got = (_type_names(group) for group in expected.groups())
         if not path:

@@ -17,12 +17,31 @@ from elinvar.base.handling import Handling
 from elinvar.base.limits import ANY_TENANT
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.aio import Ask
-from elinvar.server.errors import ApiError, invalid_value, overloaded, unavailable
+from elinvar.server.beams import Beams, search
+from elinvar.server.errors import (
+    CANCELLED,
+    ApiError,
+    cancelled,
+    invalid_value,
+    overloaded,
+    unavailable,
+)
 from elinvar.server.explain import Explanations, choice_id
 
 if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
     from elinvar.engine.output import Delta
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """What an answer begins with, where it repeats its prompt."""
+
+    text: str
+    num_top: int | None
+    """Alternatives in its log-probs; None: it has none."""
+    alone: bool
+    """The prompt is all that was asked for: what is sampled is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +52,9 @@ class Choice:
     prompt_index: int
     prompt_ids: list[int]
     params: SamplingParams
+    echo: Echo | None = None
+    prompt_top: int | None = None
+    """Alternatives in the log-probs of its prompt, where the client asked for them."""
 
 
 Event = tuple[Choice, "Delta"]
@@ -52,24 +74,39 @@ class Service:
 
     @asynccontextmanager
     async def run(
-        self, response_id: str, request_id: str, choices: Sequence[Choice], handling: Handling
+        self,
+        response_id: str,
+        request_id: str,
+        choices: Sequence[Choice],
+        handling: Handling,
+        beams: Beams | None = None,
     ) -> AsyncIterator[AsyncGenerator[Event, None]]:
-        """The deltas of all choices as they come. Leaving the context aborts what still runs.
+        """The deltas of all choices as they come, or with `beams` what a search found. Leaving the
+        context aborts what still runs.
 
         Raises ApiError 429 when the waiting queue is full, InputError for what the engine cannot
         serve, EngineError when it stopped.
         """
-        self._admit(len(choices))
         size = len(choices)
-        try:
+        if beams is not None:
+            size = max(size, beams.width * len({choice.prompt_index for choice in choices}))
+        self._admit(size)
+
+        def ask(choices: Sequence[Choice]) -> AsyncGenerator[Event, None]:
             asks = [
                 Ask(c.prompt_ids, c.params, choice_id(response_id, c.index), handling)
                 for c in choices
             ]
+            return _events(choices, self._engine.generate_all(asks))
+
+        try:
             # The engine refuses bad parameters in this call, before anything is sent to the client.
-            deltas = self._engine.generate_all(asks)
+            if beams is None:
+                found = ask(choices)
+            else:
+                found = search(ask, choices, beams, self._engine.engine.tokenizer)
             with self.explanations.following(response_id, request_id, handling.tenant, size):
-                async with aclosing(_events(choices, deltas)) as events:
+                async with aclosing(found) as events:
                     yield events
         finally:
             self.num_live -= size
@@ -128,5 +165,7 @@ async def _events(
                     500, f"A step failed: {delta.error}", None, "internal_error", "server_error"
                 )
             if delta.finish_reason == "abort":
+                if delta.error == CANCELLED:
+                    raise cancelled()
                 raise unavailable("The server ended this request before it was finished.")
             yield choices[index], delta

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,10 +25,10 @@ from elinvar.server.schema import ForkRequest, SessionRequest, decode
 from elinvar.server.tenants import tenant_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from elinvar.engine.aio import AsyncEngine
     from elinvar.kv.sessions import Sessions
+    from elinvar.server.models import Models
 
 Got = TypeVar("Got")
 
@@ -37,7 +38,9 @@ DEFAULT_LIMIT, MAX_LIMIT = 20, 100
 
 @dataclass(frozen=True, slots=True)
 class SessionRoutes:
-    engine: AsyncEngine
+    """Each model has its own; a name that several have means that of the one listed first."""
+
+    models: Models
     max_body_bytes: int
 
     def routes(self) -> list[Route]:
@@ -54,7 +57,9 @@ class SessionRoutes:
     async def create_session(self, request: Request) -> Response:
         asked = decode(await self._body(request), SessionRequest)
         name, tenant, hints = _name(asked.id), tenant_of(request.scope), _hints(asked)
-        return reply(_shown(await self._ask(lambda s: s.create(name, tenant, hints))))
+        target = await self.models.use(request.scope, asked.model or self.models.default)
+        create = _told(target.served.engine.with_sessions(lambda s: s.create(name, tenant, hints)))
+        return reply(_shown(await create))
 
     async def list_sessions(self, request: Request) -> Response:
         """The one used last first; `after`: an id of the list before."""
@@ -62,7 +67,12 @@ class SessionRoutes:
         if (order := request.query_params.get("order", "desc")) != "desc":
             raise invalid_value("order", f"order must be desc, got {order[:100]!r}.")
         tenant = tenant_of(request.scope)
-        found = await self._ask(lambda s: s.of(tenant))
+        found = [
+            one
+            for served in self.models.loaded
+            for one in await _told(served.engine.with_sessions(lambda s: s.of(tenant)))
+        ]
+        found.sort(key=lambda one: one.last_used, reverse=True)
         if after is not None:
             names = [one.name for one in found]
             if after not in names:
@@ -103,14 +113,24 @@ class SessionRoutes:
         return await read_body(request.scope, request.receive, self.max_body_bytes) or b"{}"
 
     async def _ask(self, task: Callable[[Sessions], Got]) -> Got:
-        try:
-            return await self.engine.with_sessions(task)
-        except NoSessionError as error:
-            raise ApiError(404, str(error), "id", "session_not_found") from None
-        except InputError as error:
-            if error.field != "session":
-                raise
-            raise invalid_value("id", f"id{str(error).removeprefix('session')}") from None
+        """Of the model that has the session."""
+        *others, last = self.models.loaded
+        for served in others:
+            with suppress(NoSessionError):
+                return await served.engine.with_sessions(task)
+        return await _told(last.engine.with_sessions(task))
+
+
+async def _told(asked: Awaitable[Got]) -> Got:
+    """Its errors as those of this API."""
+    try:
+        return await asked
+    except NoSessionError as error:
+        raise ApiError(404, str(error), "id", "session_not_found") from None
+    except InputError as error:
+        if error.field != "session":
+            raise
+        raise invalid_value("id", f"id{str(error).removeprefix('session')}") from None
 
 
 def _named(request: Request) -> tuple[str, str]:

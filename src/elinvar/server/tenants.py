@@ -10,7 +10,7 @@ import hmac
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ DEFAULT = "default"
 """The tenant of everybody without a known key, where the file has one of this name."""
 _LIMITS = tuple(one.name for one in fields(TenantLimits))
 _KEYS = "key", "key_sha256"
+_RIGHTS = "models", "admin"
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _HALF = re.compile("[\ud800-\udfff]")
 """What JSON can write and UTF-8 cannot."""
@@ -39,6 +40,10 @@ class Tenants:
     """By name; see EngineConfig.tenants."""
     keys: tuple[tuple[bytes, str], ...] = ()
     """(SHA-256 of a key, name)."""
+    models: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Names of models that a tenant may ask for; one that is not here may ask for all."""
+    admins: frozenset[str] = frozenset()
+    """Those who may use what is about the server rather than about their own requests."""
 
     def of(self, key: bytes | None) -> str | None:
         """The name; None: nobody's key. The time it takes says nothing about the keys there are."""
@@ -67,16 +72,22 @@ def read_tenants(path: Path) -> Tenants:
     tables = _parse(path)
     limits: dict[str, TenantLimits] = {}
     keys: dict[bytes, str] = {}
+    models: dict[str, frozenset[str]] = {}
+    admins: set[str] = set()
     for name, table in tables.items():
         try:
             limits[name], digests = _tenant(name, table)
+            if "models" in table:
+                models[name] = frozenset(_texts(table, "models"))
+            if _is_admin(table):
+                admins.add(name)
             for digest in digests:
                 if digest in keys:
                     raise InputError("key", f"it has the key of {keys[digest]!r}; give it another.")
                 keys[digest] = name
         except InputError as error:
             raise InputError("tenants", f"Bad tenant {name!r} in {path}: {error}") from None
-    return Tenants(limits, tuple(keys.items()))
+    return Tenants(limits, tuple(keys.items()), models, frozenset(admins))
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -104,16 +115,16 @@ def _tenant(name: str, table: Any) -> tuple[TenantLimits, list[bytes]]:
         raise InputError("name", "the name holds half of a surrogate pair, write a character.")
     if not isinstance(table, dict):
         raise InputError("tenants", "it must be a table of settings.")
-    unknown = table.keys() - {*_LIMITS, *_KEYS}
+    unknown = table.keys() - {*_LIMITS, *_KEYS, *_RIGHTS}
     if unknown:
-        known = ", ".join((*_KEYS, *_LIMITS))
+        known = ", ".join((*_KEYS, *_RIGHTS, *_LIMITS))
         raise InputError("tenants", f"unknown setting {min(unknown)!r}; there are {known}.")
     digests = [hashlib.sha256(key.encode()).digest() for key in _texts(table, "key")]
     for text in _texts(table, "key_sha256"):
         if not _SHA256.fullmatch(text):
             raise InputError(
                 "key_sha256",
-                "key_sha256 must be the 64 hexadecimal digits that 'elinvar key' prints.",
+                "key_sha256 must be the 64 hexadecimal digits that 'elinvar keys' prints.",
             )
         digests.append(bytes.fromhex(text))
     if not digests and name != DEFAULT:
@@ -132,20 +143,68 @@ def _texts(table: Mapping[str, Any], name: str) -> list[str]:
     return many
 
 
-class Keys:
-    """The layer that finds out whose request it is, for what is under /v1/."""
+def _is_admin(table: Mapping[str, Any]) -> bool:
+    value = table.get("admin", False)
+    if not isinstance(value, bool):
+        raise InputError("admin", f"admin must be true or false, got {value!r}.")
+    return value
 
-    def __init__(self, app: ASGIApp, tenants: Tenants) -> None:
+
+def of_key(key: str) -> Tenants:
+    """One tenant, who may do everything and whose key is this."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return Tenants({"owner": TenantLimits()}, ((digest, "owner"),), {}, frozenset({"owner"}))
+
+
+PUBLIC = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/favicon.ico"})
+"""Paths that ask for no key."""
+_PUBLIC_FOLDERS = ("/console/",)
+ADMIN = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+"""Paths of the server rather than of one's own requests."""
+_ON_ADMIN_PORT = ADMIN | {"/metrics", "/live"}
+_EVERYWHERE = frozenset({"/", "/health", "/ready"})
+_FOLDERS_EVERYWHERE = ("/console/", "/v1/requests/")
+"""For the console: whoever sees what runs may ask about it, and end it."""
+
+
+class Keys:
+    """The layer that finds out whose request it is, and what they may ask for.
+
+    admin_port: what is for administrators, and /metrics, is there only, and nothing else is."""
+
+    def __init__(
+        self, app: ASGIApp, tenants: Callable[[], Tenants], admin_port: int | None = None
+    ) -> None:
+        """tenants: those of now: they may change."""
         self._app = app
         self._tenants = tenants
+        self._admin_port = admin_port
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
-            tenant = self._tenants.of(_bearer(scope))
-            if tenant is None:
-                raise _unknown_key()
-            scope["elinvar.tenant"] = tenant
+        if scope["type"] == "http":
+            self._admit(scope)
         await self._app(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> None:
+        path, known = scope["path"], self._tenants()
+        here = self._admin_port is not None and scope["server"][1] == self._admin_port
+        everywhere = path in _EVERYWHERE or path.startswith(_FOLDERS_EVERYWHERE)
+        elsewhere = here != (path in _ON_ADMIN_PORT) and not everywhere
+        if self._admin_port is not None and elsewhere:
+            where = "another" if here else "the administrators'"
+            raise ApiError(404, f"{path[:200]} is served at {where} port.", None, "unknown_url")
+        # A port of their own keeps others away already, where no key is anybody's.
+        if path in PUBLIC or path.startswith(_PUBLIC_FOLDERS) or (here and not known.admins):
+            return
+        tenant = known.of(_given_key(scope))
+        if tenant is None:
+            raise _unknown_key()
+        if path in ADMIN and known.limits and tenant not in known.admins:
+            message = f"{path} is for keys of tenants that have admin = true."
+            raise ApiError(403, message, None, "not_an_admin", "permission_error")
+        scope["elinvar.tenant"] = tenant
+        scope["elinvar.admin"] = tenant in known.admins or not known.limits
+        scope["elinvar.models"] = known.models.get(tenant)
 
 
 def tenant_of(scope: Scope) -> str:
@@ -153,13 +212,24 @@ def tenant_of(scope: Scope) -> str:
     return str(scope.get("elinvar.tenant", ""))
 
 
-def _bearer(scope: Scope) -> bytes | None:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            kind, _, key = value.partition(b" ")
-            if kind.lower() == b"bearer":
-                return bytes(key).strip()
-    return None
+def is_admin(scope: Scope) -> bool:
+    """Whether they may see and end what others asked for, too."""
+    return bool(scope.get("elinvar.admin", True))
+
+
+def allowed_models(scope: Scope) -> frozenset[str] | None:
+    """Names of models that whose request it is may ask for; None: all."""
+    found: frozenset[str] | None = scope.get("elinvar.models")
+    return found
+
+
+def _given_key(scope: Scope) -> bytes | None:
+    """From `Authorization: Bearer`, else from `x-api-key`, where Anthropic's clients have it."""
+    headers = dict(scope["headers"])
+    kind, _, key = headers.get(b"authorization", b"").partition(b" ")
+    if kind.lower() == b"bearer":
+        return bytes(key).strip()
+    return headers.get(b"x-api-key")
 
 
 def _unknown_key() -> ApiError:

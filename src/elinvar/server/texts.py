@@ -1,5 +1,5 @@
-"""The endpoints of embedding models and rerankers: /v1/embeddings as OpenAI has it, /v1/rerank as Jina and
-Cohere do. Which of them a model serves is its own to say.
+"""The endpoints of embedding models and rerankers: /v1/embeddings as OpenAI has it, /rerank as Jina and
+Cohere do, /score as vLLM does. Which of them a model serves is its own to say.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_INPUTS = 2048
 """OpenAI's own limit of texts a request; of documents, too."""
+_RERANK = "/v1/rerank", "/v2/rerank", "/rerank"
 
 
 class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -58,6 +59,20 @@ class RerankRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     return_documents: bool | None = None
     instruction: str | None = None
     truncate: bool | None = None
+    # Cohere's that are not served.
+    rank_fields: list[str] | None = None
+    max_chunks_per_doc: int | None = None
+    max_tokens_per_doc: int | None = None
+    priority: int | None = None
+
+
+class ScoreRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    model: str
+    text_1: str | list[str]
+    text_2: str | list[str]
+    user: str | None = None
+    instruction: str | None = None
+    truncate: bool | None = None
 
 
 class TextRoutes:
@@ -71,16 +86,17 @@ class TextRoutes:
     ) -> None:
         """`shorten`: whether clients may ask for fewer dimensions."""
         self._shorten = shorten
-        self._engine, self._model, self._name = engine, engine.model, model_name
+        self._engine, self.model, self.name = engine, engine.model, model_name
         self._max_waiting, self._max_body_bytes = max_waiting, max_body_bytes
-        self._created = int(time.time())
+        self.created = int(time.time())
 
     def routes(self) -> list[Route]:
         return [
             Route("/v1/models", self.list_models, methods=["GET"]),
             Route("/v1/models/{model:path}", self.get_model, methods=["GET"]),
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
-            Route("/v1/rerank", self.rerank, methods=["POST"]),
+            *(Route(path, self.rerank, methods=["POST"]) for path in _RERANK),
+            *(Route(path, self.score, methods=["POST"]) for path in ("/v1/score", "/score")),
         ]
 
     async def list_models(self, request: Request) -> Response:
@@ -93,19 +109,13 @@ class TextRoutes:
     async def embeddings(self, request: Request) -> Response:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
         parsed = decode(body, EmbeddingRequest)
-        self._check_model(parsed.model)
-        if parsed.dimensions is not None and not self._shorten:
-            raise not_supported("dimensions", "Shortening the vectors of this model")
-        texts = _inputs(parsed.input)
-        self._admit(len(texts), "input")
-        task, vectors = await self._run(
+        task, vectors = await self.embed(
             request,
-            lambda: self._model.embedding(
-                texts,
-                prompt_name=parsed.prompt_name,
-                dimensions=parsed.dimensions,
-                truncate=parsed.truncate is not False,
-            ),
+            parsed.model,
+            _inputs(parsed.input),
+            prompt_name=parsed.prompt_name,
+            dimensions=parsed.dimensions,
+            truncate=parsed.truncate is not False,
         )
         as_bytes = parsed.encoding_format == "base64"
         data = [
@@ -116,19 +126,22 @@ class TextRoutes:
             }
             for i, vector in enumerate(vectors)
         ]
-        return reply({"object": "list", "data": data, "model": self._name, "usage": _usage(task)})
+        return reply({"object": "list", "data": data, "model": self.name, "usage": _usage(task)})
 
     async def rerank(self, request: Request) -> Response:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
         parsed = decode(body, RerankRequest)
         self._check_model(parsed.model)
+        for name in ("rank_fields", "max_chunks_per_doc", "max_tokens_per_doc", "priority"):
+            if getattr(parsed, name):
+                raise not_supported(name)
         if parsed.top_n is not None and parsed.top_n < 1:
             raise invalid_value("top_n", f"top_n must be at least 1, got {parsed.top_n}.")
         documents = [d if isinstance(d, str) else d.text for d in parsed.documents]
         self._admit(len(documents), "documents")
         task, scores = await self._run(
             request,
-            lambda: self._model.ranking(
+            lambda: self.model.ranking(
                 parsed.query, documents, parsed.instruction, parsed.truncate is not False
             ),
         )
@@ -136,11 +149,66 @@ class TextRoutes:
             {"index": one.index, "relevance_score": one.score}
             for one in ranked(task, scores, parsed.top_n)
         ]
-        if parsed.return_documents is not False:
+        shown = parsed.return_documents
+        # Of Cohere's second version documents are never a part.
+        if request.url.path != "/v2/rerank" if shown is None else shown:
             for result in results:
                 result["document"] = {"text": documents[result["index"]]}
-        answer = {"id": f"rerank-{uuid.uuid4().hex}", "model": self._name, "results": results}
+        answer = {"id": f"rerank-{uuid.uuid4().hex}", "model": self.name, "results": results}
         return reply(answer | {"usage": _usage(task)})
+
+    async def embed(
+        self,
+        request: Request,
+        model: str,
+        texts: Sequence[Input],
+        *,
+        prompt_name: str | None = None,
+        dimensions: int | None = None,
+        truncate: bool = True,
+    ) -> tuple[Task, F32]:
+        """Vectors [R, D] of the texts, for any API that calls these `input`, `dimensions` so, too.
+        Raises ApiError, InputError or ModelError."""
+        self._check_model(model)
+        if dimensions is not None and not self._shorten:
+            raise not_supported("dimensions", "Shortening the vectors of this model")
+        self._admit(len(texts), "input")
+        return await self._run(
+            request,
+            lambda: self.model.embedding(
+                texts, prompt_name=prompt_name, dimensions=dimensions, truncate=truncate
+            ),
+        )
+
+    async def score(self, request: Request) -> Response:
+        """Of pairs: one text with each of several, or two lists side by side."""
+        body = await read_body(request.scope, request.receive, self._max_body_bytes)
+        parsed = decode(body, ScoreRequest)
+        self._check_model(parsed.model)
+        firsts, seconds = (
+            [one] if isinstance(one, str) else one for one in (parsed.text_1, parsed.text_2)
+        )
+        self._admit(len(seconds), "text_2")
+        if len(firsts) not in (1, len(seconds)):
+            message = f"text_1 must hold one text or as many as text_2, got {len(firsts)}."
+            raise invalid_value("text_1", message)
+        groups = [(first, [second]) for first, second in zip(firsts, seconds, strict=False)]
+        if len(firsts) == 1:
+            groups = [(firsts[0], seconds)]
+        rest = parsed.instruction, parsed.truncate is not False
+
+        def make() -> list[Task]:
+            return [self.model.ranking(first, others, *rest) for first, others in groups]
+
+        async with cancelled_when_client_leaves(request.receive):
+            tasks = await asyncio.to_thread(make)
+            found = await asyncio.gather(*(self._engine.run(task) for task in tasks))
+        scores = [score for some in found for score in some.tolist()]
+        data = [{"index": i, "object": "score", "score": s} for i, s in enumerate(scores)]
+        answer = {"id": f"score-{uuid.uuid4().hex}", "object": "list", "created": int(time.time())}
+        usages = [_usage(task) for task in tasks]
+        usage = {name: sum(one[name] for one in usages) for name in usages[0]}
+        return reply(answer | {"model": self.name, "data": data, "usage": usage})
 
     async def _run(self, request: Request, make: Callable[[], Task]) -> tuple[Task, F32]:
         """The task, made in a thread, and its answer; a client that goes away ends it."""
@@ -158,16 +226,16 @@ class TextRoutes:
             raise overloaded(live, "texts")
 
     def _check_model(self, name: str) -> None:
-        if name != self._name:
-            raise unknown_model(name, [self._name])
+        if name != self.name:
+            raise unknown_model(name, [self.name])
 
     def _described(self) -> dict[str, Any]:
         return {
-            "id": self._name,
+            "id": self.name,
             "object": "model",
-            "created": self._created,
+            "created": self.created,
             "owned_by": "elinvar",
-            "max_context": self._model.max_tokens,
+            "max_context": self.model.max_tokens,
         }
 
 

@@ -11,6 +11,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import starmap
 from typing import Any
 
 from elinvar.base.plan import TokenLogprobs
@@ -22,7 +23,7 @@ from elinvar.server.tokens import TokenNames
 
 JSON = dict[str, Any]
 DONE = b"data: [DONE]\n\n"
-_MIN_LOGPROB = -9999.0
+MIN_LOGPROB = -9999.0
 """What OpenAI writes for a token that is out of the question; JSON has no -inf."""
 
 
@@ -31,6 +32,8 @@ class Wire(ABC):
 
     id: str
     """The response's."""
+    stream_type = b"text/event-stream; charset=utf-8"
+    """The media type of a stream."""
 
     @abstractmethod
     def opening(self, indices: Sequence[int], usage: Usage) -> bytes:
@@ -47,6 +50,9 @@ class Wire(ABC):
     @abstractmethod
     def error(self, error: ApiError) -> bytes:
         """What a stream ends with that cannot go on."""
+
+    def see(self, step: Step) -> None:  # noqa: B027 (few want to)
+        """One step of a response that will be sent whole, for wires that read steps themselves."""
 
     @abstractmethod
     def whole(self, choices: Sequence[Done], usage: Usage) -> bytes:
@@ -107,6 +113,7 @@ class OpenAIWire(Wire):
             {
                 "index": one.index,
                 **self.content(one),
+                **self.of_prompt(one),
                 "logprobs": self.logprobs(one.index, one.ids, one.logprobs)
                 if self._with_logprobs
                 else None,
@@ -116,6 +123,7 @@ class OpenAIWire(Wire):
             for one in choices
         ]
         body = {"id": self.id, "object": self.object, **self._fields}
+        body |= self.of_prompts(choices)
         return encode(body | {"choices": done, "usage": usage.as_json()} | self._fingerprint)
 
     @abstractmethod
@@ -127,12 +135,40 @@ class OpenAIWire(Wire):
         """The chunk that says why a choice ended, and the seed that repeats it."""
 
     @abstractmethod
-    def logprobs(self, index: int, ids: Sequence[int], values: Sequence[TokenLogprobs]) -> Any:
+    def logprobs(
+        self, index: int, ids: Sequence[int], values: Sequence[TokenLogprobs | None]
+    ) -> Any:
         """The log-probs of some tokens of a choice, following those of the call before."""
 
     @abstractmethod
     def content(self, done: Done) -> JSON:
         """What a finished choice says."""
+
+    def of_prompt(self, done: Done) -> JSON:
+        """What a finished choice says of its prompt."""
+        return {}
+
+    def of_prompts(self, choices: Sequence[Done]) -> JSON:
+        """What a whole response says of its prompt."""
+        return {}
+
+    def prompt_logprobs(self, done: Done) -> JSON:
+        """As vLLM writes them: of each token its own and those of the likeliest, by id."""
+        if done.prompt_logprobs is None:
+            return {}
+        return {"prompt_logprobs": [None, *starmap(self._ranked, done.prompt_logprobs)]}
+
+    def _ranked(self, token: int, value: TokenLogprobs) -> JSON:
+        told: dict[int, tuple[float, int | None]] = {token: (value.logprob, None)}
+        told |= {t: (p, rank) for rank, (t, p) in enumerate(value.top, 1)}
+        return {
+            str(t): {
+                "logprob": max(p, MIN_LOGPROB),
+                "rank": rank,
+                "decoded_token": self.names.chat(t)[0],
+            }
+            for t, (p, rank) in told.items()
+        }
 
     def _chunk(self, index: int, content: bytes, logprobs: bytes, end: bytes) -> bytes:
         parts = (self._head, index, content, logprobs, end, self._tail)
@@ -163,17 +199,20 @@ class ChatWire(OpenAIWire):
     def closing(self, index: int, reason: str, seed: int) -> bytes:
         return self._chunk(index, b'"delta":{}', b"null", _end(reason, seed))
 
-    def logprobs(self, index: int, ids: Sequence[int], values: Sequence[TokenLogprobs]) -> Any:
+    def logprobs(
+        self, index: int, ids: Sequence[int], values: Sequence[TokenLogprobs | None]
+    ) -> Any:
         entries = [
             self._entry(token, value.logprob)
             | {"top_logprobs": [self._entry(t, p) for t, p in value.top]}
             for token, value in zip(ids, values, strict=True)
+            if value is not None
         ]
         return {"content": entries, "refusal": None}
 
     def _entry(self, token: int, logprob: float) -> JSON:
         text, raw = self.names.chat(token)
-        return {"token": text, "logprob": max(logprob, _MIN_LOGPROB), "bytes": raw}
+        return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": raw}
 
     def content(self, done: Done) -> JSON:
         calls = done.calls
@@ -185,6 +224,9 @@ class ChatWire(OpenAIWire):
             message["reasoning_content"] = thoughts
         return {"message": message}
 
+    def of_prompts(self, choices: Sequence[Done]) -> JSON:
+        return self.prompt_logprobs(choices[0])
+
 
 class CompletionWire(OpenAIWire):
     """/v1/completions."""
@@ -193,8 +235,10 @@ class CompletionWire(OpenAIWire):
     object = "text_completion"
     part = "text_completion"
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, shift: int = 0, **options: Any) -> None:
+        """shift: by how much a prompt that is repeated is longer than the text of its tokens."""
         super().__init__(*args, **options)
+        self._shift = shift
         self._offsets: dict[int, _Offsets] = {}
 
     def opening(self, indices: Sequence[int], usage: Usage) -> bytes:
@@ -207,17 +251,27 @@ class CompletionWire(OpenAIWire):
     def closing(self, index: int, reason: str, seed: int) -> bytes:
         return self._chunk(index, b'"text":""', b"null", _end(reason, seed))
 
-    def logprobs(self, index: int, ids: Sequence[int], values: Sequence[TokenLogprobs]) -> Any:
-        name, offsets = self.names.completion, self._offsets.setdefault(index, _Offsets())
+    def logprobs(
+        self, index: int, ids: Sequence[int], values: Sequence[TokenLogprobs | None]
+    ) -> Any:
+        name, offsets = (
+            self.names.completion,
+            self._offsets.setdefault(index, _Offsets(self._shift)),
+        )
         return {
             "tokens": [name(token) for token in ids],
-            "token_logprobs": [max(v.logprob, _MIN_LOGPROB) for v in values],
-            "top_logprobs": [{name(t): max(p, _MIN_LOGPROB) for t, p in v.top} for v in values],
+            "token_logprobs": [v and max(v.logprob, MIN_LOGPROB) for v in values],
+            "top_logprobs": [
+                v and {name(t): max(p, MIN_LOGPROB) for t, p in v.top} for v in values
+            ],
             "text_offset": [offsets.push(self.names.raw(token)) for token in ids],
         }
 
     def content(self, done: Done) -> JSON:
         return {"text": done.text}
+
+    def of_prompt(self, done: Done) -> JSON:
+        return self.prompt_logprobs(done)
 
 
 def _call_delta(piece: Piece) -> JSON:
@@ -240,11 +294,11 @@ def _end(reason: str, seed: int) -> bytes:
 class _Offsets:
     """Where each token begins in the completion's text, in characters."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: int) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._num_chars = 0
+        self._num_chars = start
 
     def push(self, raw: bytes) -> int:
-        start = self._num_chars
+        start = max(0, self._num_chars)
         self._num_chars += len(self._decoder.decode(raw))
         return start

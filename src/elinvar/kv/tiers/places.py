@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from elinvar.base.errors import InputError
 from elinvar.kv.tiers.packed import PackedTier, SizedTier
 from elinvar.kv.tiers.tier import Tier
 from elinvar.kv.tiers.wire import read_secret
 
+if TYPE_CHECKING:
+    from elinvar.kv.tiers.disk import Exist
+
 _PACKED, _DISK = "packed+", "disk:"
 _FORMS = "a folder, tcp://host:port, or s3://bucket/prefix and other URLs that fsspec knows"
 
 
 def open_tier(
-    url: str, max_bytes: int | None = None, *, item_bytes: int = 2, field: str = "tier"
+    url: str,
+    max_bytes: int | None = None,
+    *,
+    item_bytes: int = 2,
+    field: str = "tier",
+    exist: Exist | None = None,
 ) -> Tier:
     """url: a folder (also `disk:FOLDER`), `tcp://host:port` of an `elinvar kv-server` (its secret
     comes from ELINVAR_KV_SECRET), or a URL for objects. With `packed+` before one of the latter two,
     contents are kept smaller, as numbers of `item_bytes`. max_bytes: of a folder, which needs it;
-    the others have bounds of their own. field: the option that a refusal names. Raises InputError.
+    the others have bounds of their own. field: the option that a refusal names. exist: as DiskTier has it.
+    Raises InputError.
     """
     try:
         if url.startswith(_PACKED):
@@ -34,9 +44,9 @@ def open_tier(
     if max_bytes is None:
         message = f"The folder {folder} of {field} needs a size: give kv_disk_size, too."
         raise InputError(field, message)
-    from elinvar.kv.tiers.disk import DiskTier
+    from elinvar.kv.tiers.disk import DiskTier, exist_each
 
-    return DiskTier(Path(folder), max_bytes, field=field)
+    return DiskTier(Path(folder), max_bytes, field=field, exist=exist or exist_each)
 
 
 def is_folder(url: str) -> bool:

@@ -1,0 +1,102 @@
+"""Masks of rows whose answers keep to a grammar, computed beside the forward pass.
+
+Owns the thread that computes them. A mask follows from the grammar and the answer's tokens so far:
+neither when it is ready nor who else has one changes a bit, and a row that is started again accepts
+the tokens that its answer has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elinvar.base.batch import I32
+from elinvar.base.errors import EngineError
+from elinvar.base.grammar import Grammar
+from elinvar.base.plan import RowStart
+
+U32 = NDArray[np.uint32]
+
+
+class Matcher(Protocol):
+    """Where one answer stands in its grammar: a function of its tokens."""
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Go on by tokens that its masks allowed."""
+        ...
+
+    def mask(self, into: U32) -> None:
+        """[ceil(V / 32)] Which tokens may follow; where the answer is complete, end tokens, too. Raises
+        EngineError where that takes more than a step may."""
+        ...
+
+
+@dataclass(slots=True)
+class _Row:
+    """A row with a grammar."""
+
+    matcher: Matcher
+    num_known: int
+    """Tokens of the sequence that are the prompt's, or that the matcher has accepted."""
+
+
+@dataclass(slots=True)
+class Ready:
+    """As SampleArgs has them."""
+
+    masks: U32
+    mask_rows: I32
+    failed: dict[int, str]
+    """Of the L rows those that have no mask, and why."""
+
+
+class Masks:
+    def __init__(self, vocab_size: int, matcher: Callable[[Grammar], Matcher]) -> None:
+        """vocab_size: V. matcher: makes one, at the start of its grammar."""
+        self._num_words = -(-vocab_size // 32)
+        self._matcher = matcher
+        self._rows: dict[int, _Row] = {}
+        self._worker: ThreadPoolExecutor | None = None
+
+    def start(self, started: RowStart) -> None:
+        """The row is this request's from now on."""
+        self.release(started.row)
+        if (grammar := started.params.grammar) is not None:
+            self._rows[started.row] = _Row(self._matcher(grammar), started.num_prompt_tokens)
+
+    def release(self, row: int) -> None:
+        self._rows.pop(row, None)
+
+    def begin(self, rows_L: Sequence[int], position_L: I32, token_ids: I32) -> Future[Ready] | None:
+        """Compute the masks of the tokens at these positions of these rows; None where nobody has one.
+        token_ids: of all rows, known up to there."""
+        if not self._rows or self._rows.keys().isdisjoint(rows_L):
+            return None
+        work = []
+        for at, (row, position) in enumerate(zip(rows_L, position_L.tolist(), strict=True)):
+            if (own := self._rows.get(row)) is not None:
+                work.append((at, own.matcher, token_ids[row, own.num_known : position].tolist()))
+                own.num_known = position
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, "elinvar-masks")
+        return self._worker.submit(self._compute, work)
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.shutdown()
+
+    def _compute(self, work: Sequence[tuple[int, Matcher, list[int]]]) -> Ready:
+        masks = np.zeros((len(work), self._num_words), np.uint32)
+        failed: dict[int, str] = {}
+        for (at, matcher, tokens), mask in zip(work, masks, strict=True):
+            try:
+                matcher.accept(tokens)
+                matcher.mask(mask)
+            except EngineError as error:
+                failed[at] = str(error)
+        return Ready(masks, np.array([at for at, *_ in work], np.int32), failed)

@@ -1,0 +1,274 @@
+"""Anthropic's messages, tools and settings as a Conversation and what is Wanted. No engine, no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from elinvar.base.sampling import SamplingParams
+from elinvar.engine.chat import ChatOptions
+from elinvar.server.anthropic_schema import (
+    UNSERVED,
+    AnyBlock,
+    AnyTool,
+    CountTokensRequest,
+    InputMessage,
+    MessagesRequest,
+    NamedTool,
+    NoTool,
+    TextBlock,
+    ThinkingBlock,
+    ThinkingDisabled,
+    ThinkingEnabled,
+    ToolDefinition,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+from elinvar.server.chats import Conversation, Wanted
+from elinvar.server.errors import invalid_value, not_supported
+from elinvar.server.openai_messages import MAX_TOOLS, TOOL_NAME
+from elinvar.server.schema import refuse_unserved
+
+_BETWEEN = "\n\n"
+"""Between texts that are not one in the API, and are one to a template."""
+OWN_NAMES = {
+    "stop": "stop_sequences",
+    "session": "session_id",
+    "reasoning_effort": "output_config.effort",
+    "thinking": "thinking.type",
+}
+"""What this API calls the fields of what is inside."""
+
+Message = dict[str, Any]
+ToolChoice = Literal["auto", "none", "required", "named"]
+
+
+def conversation(request: CountTokensRequest, switchable: bool) -> Conversation:
+    """What the prompt is made from, and what the model may do. Raises ApiError naming the field.
+
+    switchable: whether the model's thinking can be switched off; where it cannot, a client that asks
+    for none has what it wants."""
+    refuse_unserved(request, UNSERVED)
+    turns = _Turns()
+    if request.system:
+        turns.add("system", _text(request.system, "system"))
+    if not request.messages:
+        raise invalid_value("messages", "messages must hold at least one message, got none.")
+    for i, message in enumerate(request.messages):
+        turns.push(message, f"messages[{i}]")
+    choice, tool_name, parallel = _tool_choice(request)
+    return Conversation(
+        turns.messages,
+        tools=_tools(request.tools or ()),
+        tool_choice=choice,
+        tool_name=tool_name,
+        parallel_calls=parallel,
+        options=_options(request, switchable),
+    )
+
+
+def wanted(request: MessagesRequest) -> Wanted:
+    """Everything but the prompt, checked. Raises ApiError naming the field."""
+    if request.max_tokens < 1:
+        message = f"max_tokens must be at least 1, got {request.max_tokens}."
+        raise invalid_value("max_tokens", message)
+    thinking = request.thinking
+    if isinstance(thinking, ThinkingEnabled):
+        name, budget = "thinking.budget_tokens", thinking.budget_tokens
+        if budget < 1:
+            raise invalid_value(name, f"{name} must be at least 1, got {budget}.")
+        if budget < request.max_tokens:
+            raise not_supported(name, f"A {name} below max_tokens", "raise it, or think adaptively")
+    params = SamplingParams(
+        max_tokens=1,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_k=request.top_k or 0,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        min_p=request.min_p or 0.0,
+        seed=request.seed,
+        stop=tuple(request.stop_sequences or ()),
+    )
+    if request.output_config is not None and request.output_config.format is not None:
+        raise not_supported("output_config.format")
+    # As Anthropic's later models do: clients ask for as much as those can, whatever the model.
+    return Wanted(1, request.max_tokens, params, cut_to_room=True)
+
+
+def has_cache_control(request: CountTokensRequest) -> bool:
+    """Whether the client asked anywhere for something to be cached."""
+    blocks: list[Any] = [request, *(request.tools or ())]
+    texts = [request.system, *(message.content for message in request.messages)]
+    for content in texts:
+        if isinstance(content, list):
+            blocks += content
+            inner = (b.content for b in content if isinstance(b, ToolResultBlock))
+            blocks += [b for part in inner if isinstance(part, list) for b in part]
+    return any(block.cache_control is not None for block in blocks)
+
+
+# ---- messages -----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Turns:
+    """Messages as chat templates take them. Turns of one role that follow each other are one."""
+
+    messages: list[Message] = field(default_factory=list)
+    _calls: dict[str, str] = field(default_factory=dict)
+    """The names of the tools that were called, by id."""
+
+    def push(self, message: InputMessage, path: str) -> None:
+        content = message.content
+        if message.role == "system":
+            blocks = content if isinstance(content, str) else [*content]
+            self.add("system", _text(blocks, f"{path}.content"))
+        elif isinstance(content, str):
+            self.add(message.role, content)
+        elif not content:
+            raise invalid_value(f"{path}.content", f"{path}.content must hold a block, got none.")
+        elif message.role == "user":
+            for i, block in enumerate(content):
+                self._user(block, f"{path}.content[{i}]")
+        else:
+            self._assistant(content, f"{path}.content")
+
+    def add(self, role: str, text: str) -> None:
+        last = self.messages[-1] if self.messages else None
+        if last is None or last["role"] != role:
+            self.messages.append({"role": role, "content": text})
+        elif (before := last.get("content")) is None:
+            last["content"] = text
+        else:
+            last["content"] = before + _BETWEEN + text
+
+    def _user(self, block: AnyBlock, path: str) -> None:
+        if isinstance(block, TextBlock):
+            self.add("user", _said(block, path))
+        elif isinstance(block, ToolResultBlock):
+            name = self._calls.get(block.tool_use_id)
+            if name is None:
+                field_name = f"{path}.tool_use_id"
+                message = f"{field_name} is that of no tool_use block in the messages before."
+                raise invalid_value(field_name, message)
+            text = _text(block.content or "", f"{path}.content")
+            # Templates have no word for a result that is an error.
+            text = f"Error: {text}" if block.is_error else text
+            result = {"role": "tool", "content": text, "tool_call_id": block.tool_use_id}
+            self.messages.append(result | {"name": name})
+        else:
+            raise _unserved(block, path)
+
+    def _assistant(self, blocks: Sequence[AnyBlock], path: str) -> None:
+        texts, thoughts, calls = [], [], []
+        for i, block in enumerate(blocks):
+            if isinstance(block, TextBlock):
+                texts.append(_said(block, f"{path}[{i}]"))
+            elif isinstance(block, ThinkingBlock):
+                thoughts.append(block.thinking)
+            elif isinstance(block, ToolUseBlock):
+                self._calls[block.id] = block.name
+                arguments = msgspec.json.encode(block.input).decode()
+                function = {"name": block.name, "arguments": arguments}
+                calls.append({"id": block.id, "type": "function", "function": function})
+            else:
+                raise _unserved(block, f"{path}[{i}]")
+        if texts or not calls:
+            self.add("assistant", "".join(texts))
+        elif not self.messages or self.messages[-1]["role"] != "assistant":
+            self.messages.append({"role": "assistant"})
+        turn = self.messages[-1]
+        if thoughts:
+            turn["reasoning_content"] = turn.get("reasoning_content", "") + "".join(thoughts)
+        if calls:
+            turn["tool_calls"] = [*turn.get("tool_calls", ()), *calls]
+
+
+def _text(content: str | Sequence[AnyBlock], path: str) -> str:
+    if isinstance(content, str):
+        return content
+    return _BETWEEN.join(_said(block, f"{path}[{i}]") for i, block in enumerate(content))
+
+
+def _said(block: AnyBlock, path: str) -> str:
+    if not isinstance(block, TextBlock):
+        raise _unserved(block, path)
+    if block.citations:
+        raise not_supported(f"{path}.citations")
+    return block.text
+
+
+def _unserved(block: AnyBlock, path: str) -> Exception:
+    return not_supported(path, f"A block of type {block.__struct_config__.tag!r} here")
+
+
+# ---- tools and options --------------------------------------------------------------------------
+
+
+def _tools(tools: Sequence[ToolDefinition]) -> list[dict[str, Any]]:
+    """As OpenAI writes them."""
+    if len(tools) > MAX_TOOLS:
+        raise invalid_value("tools", f"tools may hold {MAX_TOOLS} of them, got {len(tools)}.")
+    seen: set[str] = set()
+    for i, tool in enumerate(tools):
+        if not TOOL_NAME.fullmatch(tool.name):
+            message = f"tools[{i}].name must be 1 to 128 letters, digits or any of _ . : -."
+            raise invalid_value(f"tools[{i}].name", message)
+        if tool.name in seen:
+            message = f"tools[{i}].name: there are two tools named {tool.name!r}."
+            raise invalid_value(f"tools[{i}].name", message)
+        seen.add(tool.name)
+    return [_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
+
+
+def _tool(tool: ToolDefinition, path: str) -> dict[str, Any]:
+    if tool.allowed_callers not in (None, ["direct"]):
+        raise not_supported(f"{path}.allowed_callers")
+    if tool.defer_loading:
+        raise not_supported(f"{path}.defer_loading")
+    if tool.eager_input_streaming is False:
+        message = "Holding the input of a tool back until it is whole"
+        raise not_supported(f"{path}.eager_input_streaming", message)
+    if tool.input_examples:
+        raise not_supported(f"{path}.input_examples")
+    function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema}
+    if tool.description is not None:
+        function["description"] = tool.description
+    if tool.strict is not None:
+        function["strict"] = tool.strict
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(request: CountTokensRequest) -> tuple[ToolChoice, str | None, bool]:
+    """(choice, the tool's name, whether several may be called at once)."""
+    choice = request.tool_choice
+    if choice is None or isinstance(choice, NoTool):
+        return ("auto" if choice is None else "none"), None, True
+    names = [tool.name for tool in request.tools or ()]
+    if not names:
+        raise invalid_value("tool_choice", "tool_choice needs tools, too.")
+    parallel = not choice.disable_parallel_tool_use
+    if isinstance(choice, NamedTool):
+        if choice.name not in names:
+            there = ", ".join(names)
+            message = f"tool_choice.name is {choice.name[:200]!r}; the tools are {there}."
+            raise invalid_value("tool_choice.name", message)
+        return "named", choice.name, parallel
+    return ("required" if isinstance(choice, AnyTool) else "auto"), None, parallel
+
+
+def _options(request: CountTokensRequest, switchable: bool) -> ChatOptions:
+    thinking: bool | None = None
+    if isinstance(request.thinking, ThinkingEnabled):
+        thinking = True
+    elif isinstance(request.thinking, ThinkingDisabled) and switchable:
+        thinking = False
+    return ChatOptions(
+        variables=request.chat_template_kwargs or {},
+        thinking=thinking,
+        reasoning_effort=request.output_config.effort if request.output_config else None,
+        # What an assistant has begun to say is gone on with.
+        continue_final_message=request.messages[-1].role == "assistant",
+    )

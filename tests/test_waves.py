@@ -19,6 +19,7 @@ from adapters import adapted_engine
 from elinvar.base.limits import INTERACTIVE
 from elinvar.base.plan import PlanItem, StepOutput, StepPlan
 from elinvar.base.sampling import SamplingParams
+from elinvar.base.thinking import ThinkingBudget
 from elinvar.engine.core import Engine
 from elinvar.engine.output import CompletionBuilder
 from elinvar.models.registry import FAMILIES as REGISTRY
@@ -27,7 +28,7 @@ from elinvar.sched.request import Request, Status
 from elinvar.sched.scheduler import UNLIMITED, Scheduler
 from engines import Answer, answers, provider, tiny_engine, tiny_model
 from helpers import Span, make_batch, make_cache
-from test_invariance import PARAMS, PROMPTS, expected, prompt
+from test_invariance import GRAMMAR, PARAMS, PROMPTS, expected, prompt
 from test_policies import Costs, Simulation, intervals, of, ttft
 from test_scheduler import (
     BEGINNINGS,
@@ -358,6 +359,40 @@ def test_those_that_forget(family: str) -> None:
     alone = [answers(engine, [p], [s])[0] for p, s in zip(PROMPTS, forget, strict=True)]
     found, plans = beside_streams(tiny_engine(family), PROMPTS, forget)
     assert found == alone and num_waves(plans) > 3
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3_next"])
+def test_whatever_is_asked_of_a_prompt_and_of_its_first_token(family: str) -> None:
+    """Log-probs of it, a budget for what its answer sees, grammars, thoughts that must end."""
+    thinking = ThinkingBudget(3, (7, 8), (), is_open=True)
+    asked = [
+        *(replace(one, prompt_logprobs=2) for one in PARAMS[:2]),
+        *(replace(one, attention_budget=1, prompt_logprobs=0) for one in PARAMS[2:4]),
+        *(replace(one, grammar=GRAMMAR) for one in PARAMS[4:6]),
+        *(replace(one, thinking=thinking, prompt_logprobs=1) for one in PARAMS[6:]),
+    ]
+    longer = [*prompt(5, 150), *prompt(6, 60)]
+    prompts = [*PROMPTS[:2], longer, longer[:180], *PROMPTS[4:]]
+
+    def scores(engine: Engine) -> list[object]:
+        known: list[object] = []
+        finish = engine.scheduler._roster.finish
+
+        def spy(request: Request, *args: Any) -> None:
+            known.append((request.token_ids[:30], request.prompt_logprobs))
+            finish(request, *args)
+
+        engine.scheduler._roster.finish = spy  # type: ignore[method-assign]
+        return known
+
+    plain = tiny_engine(family, prefix_cache=False)
+    told = scores(plain)
+    alone = [answers(plain, [p], [s])[0] for p, s in zip(prompts, asked, strict=True)]
+    engine = tiny_engine(family)
+    found_told = scores(engine)
+    found, plans = beside_streams(engine, prompts, asked)
+    assert found == alone and num_waves(plans) > 3
+    assert all(one in found_told for one in told) and any(one[1] for one in told)  # type: ignore[index]
 
 
 @pytest.mark.parametrize("family", ["gemma3", "qwen3_next"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,50 @@ def test_stop_sequence(client: anthropic.Anthropic, stream: bool) -> None:
 def test_end_of_turn(client: anthropic.Anthropic) -> None:
     answer = create(client, messages=[{"role": "user", "content": "Say hi."}], max_tokens=200)
     assert answer.stop_reason == "end_turn"
+
+
+WEATHER: Any = {
+    "name": "weather",
+    "description": "The weather of a city",
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    },
+}
+
+
+def test_tools(served: Serving, client: anthropic.Anthropic) -> None:
+    """A call that must be made, whole and in a stream, and the turn that has its result."""
+    question = {"role": "user", "content": "What is the weather in Paris?"}
+    body: Any = {
+        "model": "smol",
+        "max_tokens": 80,
+        "messages": [question],
+        "tools": [WEATHER],
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+        "extra_body": GREEDY,
+    }
+    whole = client.messages.create(**body)
+    assert whole.stop_reason == "tool_use"
+    (call,) = [block for block in whole.content if block.type == "tool_use"]
+    assert call.name == "weather" and type(call.input["days"]) is int
+    with client.messages.stream(**body) as stream:
+        streamed = stream.get_final_message()
+    (again,) = [block for block in streamed.content if block.type == "tool_use"]
+    assert (again.name, again.input) == (call.name, call.input)
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "sunny"}
+    turns = [question, whole.to_param(), {"role": "user", "content": [result]}]
+    told = body | {"messages": turns, "tool_choice": {"type": "none"}}
+    assert client.messages.create(**told).stop_reason in ("end_turn", "max_tokens")
+
+
+def test_format(client: anthropic.Anthropic) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    form: Any = {"type": "json_schema", "schema": schema | {"additionalProperties": False}}
+    answer = create(client, output_config={"format": form}, max_tokens=60)
+    assert json.loads(text_of(answer)).keys() == {"a"}
 
 
 def test_more_tokens_than_there_are(client: anthropic.Anthropic) -> None:

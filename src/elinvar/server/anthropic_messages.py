@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from elinvar.base.grammar import JsonSchema
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.chat import ChatOptions
 from elinvar.server.anthropic_schema import (
@@ -46,11 +47,10 @@ Message = dict[str, Any]
 ToolChoice = Literal["auto", "none", "required", "named"]
 
 
-def conversation(request: CountTokensRequest, switchable: bool) -> Conversation:
+def conversation(request: CountTokensRequest, thinking: bool | None) -> Conversation:
     """What the prompt is made from, and what the model may do. Raises ApiError naming the field.
 
-    switchable: whether the model's thinking can be switched off; where it cannot, a client that asks
-    for none has what it wants."""
+    thinking: ChatOptions.thinking, which depends on the model, too (chats.thinking_way)."""
     refuse_unserved(request, UNSERVED)
     turns = _Turns()
     if request.system:
@@ -66,22 +66,29 @@ def conversation(request: CountTokensRequest, switchable: bool) -> Conversation:
         tool_choice=choice,
         tool_name=tool_name,
         parallel_calls=parallel,
-        options=_options(request, switchable),
+        options=_options(request, thinking),
     )
 
 
-def wanted(request: MessagesRequest) -> Wanted:
-    """Everything but the prompt, checked. Raises ApiError naming the field."""
+def wants_thoughts(request: CountTokensRequest) -> bool | None:
+    """None: as the model is."""
+    kinds = {ThinkingEnabled: True, ThinkingDisabled: False}
+    return next(
+        (value for kind, value in kinds.items() if isinstance(request.thinking, kind)), None
+    )
+
+
+def wanted(request: MessagesRequest, most_thoughts: int | None) -> Wanted:
+    """Everything but the prompt, checked. Raises ApiError naming the field. most_thoughts: tokens of
+    them, where the request does not say."""
     if request.max_tokens < 1:
         message = f"max_tokens must be at least 1, got {request.max_tokens}."
         raise invalid_value("max_tokens", message)
-    thinking = request.thinking
-    if isinstance(thinking, ThinkingEnabled):
-        name, budget = "thinking.budget_tokens", thinking.budget_tokens
-        if budget < 1:
-            raise invalid_value(name, f"{name} must be at least 1, got {budget}.")
-        if budget < request.max_tokens:
-            raise not_supported(name, f"A {name} below max_tokens", "raise it, or think adaptively")
+    if isinstance(request.thinking, ThinkingEnabled):
+        name, most_thoughts = "thinking.budget_tokens", request.thinking.budget_tokens
+        if most_thoughts < 1:
+            raise invalid_value(name, f"{name} must be at least 1, got {most_thoughts}.")
+    form = request.output_config.format if request.output_config else None
     params = SamplingParams(
         max_tokens=1,
         temperature=1.0 if request.temperature is None else request.temperature,
@@ -90,11 +97,17 @@ def wanted(request: MessagesRequest) -> Wanted:
         min_p=request.min_p or 0.0,
         seed=request.seed,
         stop=tuple(request.stop_sequences or ()),
+        grammar=None if form is None else JsonSchema(msgspec.json.encode(form.schema).decode()),
     )
-    if request.output_config is not None and request.output_config.format is not None:
-        raise not_supported("output_config.format")
-    # As Anthropic's later models do: clients ask for as much as those can, whatever the model.
-    return Wanted(1, request.max_tokens, params, cut_to_room=True)
+    return Wanted(
+        1,
+        request.max_tokens,
+        params,
+        grammar_field="output_config.format.schema",
+        max_thinking_tokens=most_thoughts,
+        # As with Anthropic's later models: clients ask for as much as those can, whatever the model.
+        cut_to_room=True,
+    )
 
 
 def has_cache_control(request: CountTokensRequest) -> bool:
@@ -259,12 +272,7 @@ def _tool_choice(request: CountTokensRequest) -> tuple[ToolChoice, str | None, b
     return ("required" if isinstance(choice, AnyTool) else "auto"), None, parallel
 
 
-def _options(request: CountTokensRequest, switchable: bool) -> ChatOptions:
-    thinking: bool | None = None
-    if isinstance(request.thinking, ThinkingEnabled):
-        thinking = True
-    elif isinstance(request.thinking, ThinkingDisabled) and switchable:
-        thinking = False
+def _options(request: CountTokensRequest, thinking: bool | None) -> ChatOptions:
     return ChatOptions(
         variables=request.chat_template_kwargs or {},
         thinking=thinking,

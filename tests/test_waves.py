@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import cycle
+from itertools import cycle, product
 from typing import Any
 
 import numpy as np
@@ -335,6 +335,24 @@ def test_while_a_wave_goes_on_nobody_starts() -> None:
     bench.commit(plan, bench.executor.execute(plan))
     assert not request.in_wave and late.status is Status.WAITING
     bench.finish_all()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_everybody_finishes(policy: Policy) -> None:
+    """All small cases: too little memory for all, and chunks that take several steps."""
+    shapes = list(product(((4, 6), (11, 6)), repeat=3))
+    for windows, limit, blocks in product(((None,), (None, 6), (None, STATE)), (0.4, 3.0), (5, 8)):
+        for shape in shapes:
+            bench = LayeredBench(0, windows, blocks, 3, 8, 33, False, policy)
+            bench.limit_to(limit)
+            for number, (prompt_length, length) in enumerate(shape):
+                ids = [number + 1] * prompt_length
+                bench.add(ids, params(length, seed=number, ignore_eos=True))
+                bench.step()
+            for _ in range(1000):
+                if bench.scheduler.has_work():
+                    bench.step()
+            bench.nothing_leaked()
 
 
 # ---- everything else that engines do ---------------------------------------------------------

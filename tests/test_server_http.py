@@ -286,7 +286,7 @@ def test_bug_is_logged_and_not_shown(
     def broken(messages: object, options: object) -> list[int]:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr(tiny.core, "encode_chat", broken)
+    monkeypatch.setattr(tiny.core, "render_chat", broken)
     messages = [{"role": "user", "content": "x"}]
     response = tiny.post("/v1/chat/completions", {"model": "tiny", "messages": messages})
     assert response.status_code == 500

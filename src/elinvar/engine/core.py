@@ -220,7 +220,8 @@ class Engine:
         self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
     ) -> list[int]:
         """Token ids of a conversation up to where the answer begins. Raises as render_chat."""
-        return self.tokenizer.encode_chat(self.render_chat(messages, options))
+        text = self.render_chat(messages, options)
+        return self.tokenizer.encode_chat(text)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from elinvar import __version__
 from elinvar.engine.chat import ChatOptions
 from elinvar.server.body import read_body
-from elinvar.server.chats import run_sized, text_length
+from elinvar.server.chats import Conversation, encode_chat, run_sized
 from elinvar.server.errors import bad_request, invalid_value, not_supported
 from elinvar.server.models import DEFAULT, Models
 from elinvar.server.openai_messages import chat_messages, check_tools
@@ -108,16 +108,14 @@ async def _chat_ids(served: Served, asked: TokenizeRequest) -> list[int]:
     if going_on and asked.add_generation_prompt:
         message = "A prompt that goes on with the last message has no generation prompt."
         raise invalid_value("add_generation_prompt", message)
-    messages = chat_messages(ChatRequest(model="", messages=asked.messages or []))
     options = ChatOptions(
-        tools=check_tools(asked.tools or ()) or None,
         variables=asked.chat_template_kwargs or {},
         add_generation_prompt=asked.add_generation_prompt is not False and not going_on,
         continue_final_message=going_on,
     )
-    return await run_sized(
-        text_length(messages), partial(served.core.encode_chat, options=options), messages
-    )
+    messages = chat_messages(ChatRequest(model="", messages=asked.messages or []))
+    tools = check_tools(asked.tools or ())
+    return await encode_chat(served, Conversation(messages, tools=tools, options=options))
 
 
 async def version(request: Request) -> Response:

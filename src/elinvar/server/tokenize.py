@@ -115,7 +115,8 @@ async def _chat_ids(served: Served, asked: TokenizeRequest) -> list[int]:
     )
     messages = chat_messages(ChatRequest(model="", messages=asked.messages or []))
     tools = check_tools(asked.tools or ())
-    return await encode_chat(served, Conversation(messages, tools=tools, options=options))
+    ids, _ = await encode_chat(served, Conversation(messages, tools=tools, options=options))
+    return ids
 
 
 async def version(request: Request) -> Response:

@@ -283,7 +283,7 @@ def test_failed_step_of_a_whole_answer(tiny: Serving, brake: Brake) -> None:
 def test_bug_is_logged_and_not_shown(
     tiny: Serving, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(messages: object, options: object) -> list[int]:
+    def broken(messages: object, options: object) -> str:
         raise ZeroDivisionError("secret detail")
 
     monkeypatch.setattr(tiny.core, "render_chat", broken)

@@ -1,5 +1,5 @@
 """A long prompt arrives while streams decode: what the streams see between their tokens, and what
-cutting the prompt costs in all (docs/design/022).
+cutting the prompt costs in all (docs/design/022 and 027).
 
     .venv/bin/python benchmarks/mixed_load.py
     .venv/bin/python benchmarks/mixed_load.py --prompt 8000 --streams 4 --rounds 5 --json

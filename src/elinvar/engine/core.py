@@ -181,6 +181,7 @@ class Engine:
             tenants=config.tenants,
             interactive=config.interactive,
             batch=config.batch,
+            num_layers=model.config.num_layers,
         )
         # Weights that nobody can name are no other engine's.
         weights = weights_digest or weights_fingerprint or uuid.uuid4().hex
@@ -394,9 +395,9 @@ class Engine:
             try:
                 output = self.runner.execute(plan)
             except Exception as error:
-                log.exception("A step failed; its %d requests are given up.", len(plan.items))
+                log.exception("A step failed; its %d requests are given up.", len(plan.touched))
                 message = f"{type(error).__name__}: {error}"
-                failed = dict.fromkeys((item.request_id for item in plan.items), message)
+                failed = dict.fromkeys((item.request_id for item in plan.touched), message)
                 deltas += self._give_up(failed)
             else:
                 updates = self.scheduler.commit(plan, output)

@@ -44,6 +44,7 @@ from elinvar.server.ollama_texts import OllamaTextRoutes
 from elinvar.server.openai import OpenAIRoutes
 from elinvar.server.process import GRACE_S
 from elinvar.server.reply import reply
+from elinvar.server.seen import Teller, Telling, Witness
 from elinvar.server.served import Served
 from elinvar.server.sessions import SessionRoutes
 from elinvar.server.state import State, StateOptions
@@ -168,6 +169,8 @@ class Settings:
     """Browsers get it at /."""
     state_dir: Path | None = None
     """Where responses, files and batches are kept; None: nowhere that outlives the server."""
+    tellers: tuple[Teller, ...] = ()
+    """They are told of every request that ended."""
 
 
 def create_app(
@@ -329,6 +332,7 @@ def _application(
             state["started"] = False
             await kept.shutdown()
             await runs.shutdown(settings.grace_seconds)
+            await telling.close()
             ended()
 
     def leave() -> None:
@@ -336,9 +340,10 @@ def _application(
         watching()
 
     keys = Middleware(Keys, tenants=tenants_of_now, admin_port=settings.admin_port)
-    layers = [Middleware(Door, metrics=metrics), keys]
+    telling = Telling(settings.tellers)
+    layers = [Middleware(Witness, telling=telling), Middleware(Door, metrics=metrics), keys]
     if settings.cors_origins:
-        layers.insert(1, _cors(settings.cors_origins))
+        layers.insert(2, _cors(settings.cors_origins))
     app = Starlette(
         routes=[
             *routes,

@@ -48,6 +48,7 @@ $(DEV): $(SETUP) pyproject.toml
 	@echo "Installing what tests and linters need into $(VENV)"
 	@$(BIN)/python -c 'import tomllib; e = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*e["test"], *e["lint"], sep="\n")' > $(VENV)/dev.txt
 	@DISABLE_CUDA=1 $(PIP) --requirement $(VENV)/dev.txt # else hqq looks for a CUDA compiler
+	@$(PIP) --no-deps $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["clients"])')
 	@touch $@
 
 demo: $(SETUP)

@@ -9,7 +9,7 @@ import argparse
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -36,9 +36,13 @@ class ChatTokenizer(ByteTokenizer):
     """What a server asks of one beside."""
 
     chat_template: Any = ChatTemplate(TEMPLATE, {})
+    whole_tokens: Mapping[str, int] = {}
 
     def encode_chat(self, text: str) -> list[int]:
         return self.encode(text)
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        return self.text_bytes(ids, None if skip_special else ()).decode("utf-8", "replace")
 
     def control_id(self, token: str) -> int | None:
         return None
@@ -50,16 +54,16 @@ class ChatTokenizer(ByteTokenizer):
         return self.decode([token])
 
 
-def chat_engine() -> Engine:
-    engine = tiny_engine(max_context=96, num_blocks=64)
+def chat_engine(max_context: int = 96) -> Engine:
+    engine = tiny_engine(max_context=max_context, num_blocks=64)
     engine.tokenizer = cast(Tokenizer, ChatTokenizer())
     return engine
 
 
 @contextmanager
-def tiny_server() -> Iterator[str]:
+def tiny_server(max_context: int = 96) -> Iterator[str]:
     """The URL of a server whose model has random weights and a short context."""
-    app = create_app(AsyncEngine(chat_engine()), NAME, allow_adapter_loading=True)
+    app = create_app(AsyncEngine(chat_engine(max_context)), NAME, allow_adapter_loading=True)
     with running(app) as (port, _):
         yield f"http://127.0.0.1:{port}"
 

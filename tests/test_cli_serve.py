@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from elinvar.server.tenants import hash_key, read_tenants
@@ -336,6 +337,34 @@ def test_several_models(tiny_gguf: Path, tmp_path: Path) -> None:
                 for name in ("default", "b", str(other))
             ]
             assert len({answer.json()["choices"][0]["text"] for answer in answers}) == 1
+        finally:
+            server.terminate()
+            assert server.wait(timeout=30) == 0
+
+
+def test_a_model_for_texts_beside_one_that_generates(tiny_gguf: Path, minilm: Path) -> None:
+    done = run("serve", minilm, tiny_gguf, "--port", "0")
+    assert_fails(done, 2, "generates no text", "--default")
+    command = [ELINVAR, "serve", str(tiny_gguf), str(minilm), "--port", "0"]
+    command += ["--kv-memory", "16M", "--alias", f"embedder={minilm}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as server:
+        assert server.stderr is not None
+        try:
+            line = server.stderr.readline()
+            found = re.search(r"at (http://\S+)", line)
+            assert found, line
+            client = openai.OpenAI(base_url=found[1], api_key="x", max_retries=0)
+            assert {str(tiny_gguf), str(minilm)} <= {one.id for one in client.models.list()}
+            vectors = [
+                client.embeddings.create(model=name, input="x").data[0].embedding
+                for name in (str(minilm), "embedder")
+            ]
+            assert vectors[0] == vectors[1] and len(vectors[0]) == 384
+            assert client.completions.create(model="default", prompt="x", max_tokens=2).choices
+            with pytest.raises(openai.BadRequestError, match="generates no text"):
+                client.completions.create(model=str(minilm), prompt="x")
+            with pytest.raises(openai.NotFoundError):
+                client.embeddings.create(model="default", input="x")
         finally:
             server.terminate()
             assert server.wait(timeout=30) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import pytest
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.limits import TenantLimits
+from elinvar.engine.aio import AsyncEngine
+from elinvar.engine.core import Engine
+from elinvar.server.app import create_app
 from elinvar.server.tenants import Tenants, hash_key
 from scripted import use_script
-from serving import Serving, serving
+from serving import Serving, running, serving
 
 SKY: Any = [{"role": "user", "content": "Why is the sky blue? Answer in one sentence."}]
 KEY = "sk-ant-of-a-test"
@@ -113,6 +117,72 @@ def test_stop_sequence(client: anthropic.Anthropic, stream: bool) -> None:
 def test_end_of_turn(client: anthropic.Anthropic) -> None:
     answer = create(client, messages=[{"role": "user", "content": "Say hi."}], max_tokens=200)
     assert answer.stop_reason == "end_turn"
+
+
+WEATHER: Any = {
+    "name": "weather",
+    "description": "The weather of a city",
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    },
+}
+
+
+def test_tools(served: Serving, client: anthropic.Anthropic) -> None:
+    """A call that must be made, whole and in a stream, and the turn that has its result."""
+    question = {"role": "user", "content": "What is the weather in Paris?"}
+    body: Any = {
+        "model": "smol",
+        "max_tokens": 80,
+        "messages": [question],
+        "tools": [WEATHER],
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+        "extra_body": GREEDY,
+    }
+    whole = client.messages.create(**body)
+    assert whole.stop_reason == "tool_use"
+    (call,) = [block for block in whole.content if block.type == "tool_use"]
+    assert call.name == "weather" and type(call.input["days"]) is int
+    with client.messages.stream(**body) as stream:
+        streamed = stream.get_final_message()
+    (again,) = [block for block in streamed.content if block.type == "tool_use"]
+    assert (again.name, again.input) == (call.name, call.input)
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "sunny"}
+    turns = [question, whole.to_param(), {"role": "user", "content": [result]}]
+    told = body | {"messages": turns, "tool_choice": {"type": "none"}}
+    assert client.messages.create(**told).stop_reason in ("end_turn", "max_tokens")
+
+
+def test_a_model_that_always_thinks(smollm2_gguf: Path) -> None:
+    """Its thoughts are blocks; what this one cannot be kept from is refused, not ignored."""
+    core = Engine.load(smollm2_gguf, EngineConfig(kv_memory=2**26, num_threads=2))
+    core.tokenizer.use_chat_template(
+        "{% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n"
+    )
+    with running(create_app(AsyncEngine(core), "smol")) as (port, _):
+        url = f"http://127.0.0.1:{port}"
+        client = anthropic.Anthropic(base_url=url, api_key=KEY, max_retries=0)
+        use_script(core, lambda prompt: "The sky scatters.</think>It is blue.")
+        answer = create(client, thinking={"type": "adaptive"})
+        assert [block.type for block in answer.content] == ["thinking", "text"]
+        assert text_of(answer) == "It is blue."
+        with client.messages.stream(model="smol", max_tokens=24, messages=SKY) as stream:
+            thoughts, said = stream.get_final_message().content
+        assert thoughts.type == "thinking" and "scatters" in thoughts.thinking
+        assert thoughts.signature and said.type == "text" and said.text == "It is blue."
+        for thinking in ({"type": "disabled"}, {"type": "enabled", "budget_tokens": 1024}):
+            with pytest.raises(anthropic.BadRequestError, match="thinking"):
+                create(client, thinking=thinking, max_tokens=2000)
+
+
+def test_format(client: anthropic.Anthropic) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    form: Any = {"type": "json_schema", "schema": schema | {"additionalProperties": False}}
+    answer = create(client, output_config={"format": form}, max_tokens=60)
+    assert json.loads(text_of(answer)).keys() == {"a"}
 
 
 def test_more_tokens_than_there_are(client: anthropic.Anthropic) -> None:

@@ -18,10 +18,18 @@ from elinvar.engine.text_aio import AsyncTextModel
 from elinvar.engine.text_model import TextModel
 from elinvar.server.app import create_text_app
 from elinvar.server.tenants import Tenants, hash_key
+from scripted import use_script
 from serving import Serving, running, serving
 
 SKY: Any = [{"role": "user", "content": "Why is the sky blue? Answer in one sentence."}]
 GREEDY: Any = {"temperature": 0, "num_predict": 24}
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +111,43 @@ def test_logprobs(client: ollama.Client) -> None:
     assert streamed == [one.logprob for one in answer.logprobs]
 
 
+def test_format(client: ollama.Client) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    form = schema | {"additionalProperties": False}
+    options = GREEDY | {"num_predict": 60}
+    for answer in (
+        client.chat("smol", SKY, format=form, options=options).message.content,
+        client.generate("smol", "An object:", format=form, raw=True, options=options).response,
+    ):
+        assert json.loads(answer or "").keys() == {"a"}
+
+
+def test_tools(served: Serving, client: ollama.Client) -> None:
+    """Of an answer that calls one, as the model's family writes it."""
+    call = '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'
+    inner, runner = served.core.runner, use_script(served.core, lambda prompt: "I look.\n" + call)
+    try:
+        body: Any = {"model": "smol", "messages": SKY, "tools": [WEATHER]}
+        whole = client.chat(**body).message
+        parts = [part.message for part in client.chat(**body, stream=True)]
+    finally:
+        served.core.runner = inner
+    assert runner is not inner
+    calls = [one.function for one in whole.tool_calls or ()]
+    assert [(one.name, one.arguments) for one in calls] == [("weather", {"city": "Paris"})]
+    streamed = [one.function for part in parts for one in part.tool_calls or ()]
+    assert streamed == calls
+    assert "".join(part.content or "" for part in parts) == whole.content
+    results = [*SKY, whole, {"role": "tool", "tool_name": "weather", "content": "sunny"}]
+    assert client.chat("smol", results, tools=[WEATHER], options=GREEDY).done
+
+
 def test_models(client: ollama.Client) -> None:
     (model,) = client.list().models
     assert model.model == "smol"
     assert model.details and model.details.family == "llama"
     shown = client.show("smol:latest")
-    assert shown.capabilities == ["completion"]
+    assert shown.capabilities == ["completion", "tools"]
     assert shown.modelinfo and shown.modelinfo["llama.context_length"] == 512
     assert "im_start" in (shown.template or "")
     (running_,) = client.ps().models

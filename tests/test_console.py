@@ -302,6 +302,30 @@ def test_thoughts_and_calls_of_tools(server: Serving, opened: Opener) -> None:
     assert result == {"role": "tool", "content": "sunny", "tool_call_id": "call_1"}
 
 
+def test_a_schema_and_a_tool_as_the_server_takes_them(server: Serving, opened: Opener) -> None:
+    page = opened(server.url)
+    page.get_by_text("Answer format").click()
+    page.select_option("[name=format]", "json_schema")
+    schema: dict[str, Any] = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}}
+    schema |= {"required": ["colour"], "additionalProperties": False}
+    page.fill("[name=schema]", json.dumps(schema))
+    send(page, "A colour?", max_tokens=60, temperature=0)
+    answer = ended(page)
+    assert json.loads(answer.locator(".text").inner_text())["colour"] in ("red", "blue")
+    page.select_option("[name=format]", "text")
+    page.get_by_text("Tools", exact=True).click()
+    page.get_by_text("Insert an example").first.click()
+    page.select_option("[name=tool_choice]", "required")
+    page.get_by_role("button", name="New conversation").first.click()
+    send(page, "How is the weather in Paris?", max_tokens=120)
+    call = ended(page).locator(".call")
+    assert "get_weather" in call.inner_text() and '"city"' in call.inner_text()
+    page.select_option("[name=tool_choice]", "none")
+    page.get_by_label("Result of get_weather").fill("sunny")
+    page.get_by_text("Go on with these results").click()
+    assert ended(page, 2).locator(".text").inner_text()
+
+
 def test_markdown_makes_no_program_of_text(server: Serving, opened: Opener) -> None:
     page = opened(server.url)
     found = page.evaluate(

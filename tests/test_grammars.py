@@ -90,6 +90,7 @@ THEN = Sequence((Until(Literal("</t>")), SCHEMA))
         (Repeat(Literal("ab"), 1, 2), [["ab"], ["abab"]], [[""], ["ababab"]]),
         (Repeat(SCHEMA, 0, 2), [[""], ["{}{}"]], [["{}{}{}"]]),
         (Lark('start: "a" start "b" | "c"'), [["aacbb"]], [["aacb"]]),
+        (Lark('start: "<" %json {"type": "null"} ">"'), [["<null>"]], [["<1>"]]),
         (Lark('root ::= "a" root "b" | [0-9]+'), [["a12b"]], [["a12"]]),
         (Special("<call>"), [[CALL]], [["<call>"], [""]]),
         (Special("think>"), [["think>"], [260]], [["think"]]),
@@ -318,6 +319,10 @@ REFUSED = {
         "1000 properties",
     ),
     "remainders": (JsonSchema('{"type": "integer", "multipleOf": 1000003}'), "multipleOf"),
+    "remainders together": (
+        JsonSchema(json.dumps({"allOf": [{"multipleOf": n} for n in (0.97, 1.01, True, 10**90)]})),
+        "common multiple",
+    ),
     "enum": (JsonSchema(json.dumps({"enum": list(range(60_000))})), "characters|values|too big"),
     "products": (
         JsonSchema(
@@ -337,6 +342,12 @@ REFUSED = {
     "endless": (Lark("start: start"), "no text"),
     "temperature": (Lark("start: a\na[temperature=2]: /b/"), "temperature"),
     "deep lark": (Lark("start: " + "(" * 20_000 + '"a"' + ")" * 20_000), "nested"),
+    "inline remainders": (
+        Lark('start: "a" j\nj: %json {"allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]}'),
+        "common multiple",
+    ),
+    "inline, hidden": (Lark('start: %json // here\n {"multipleOf": 9973}'), "follows %json"),
+    "inline options": (Lark('start: %json {"x-guidance": {"lenient": true}}'), "x-guidance"),
     "gbnf": (Lark("root ::= ("), "GBNF"),
 }
 

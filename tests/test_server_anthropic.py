@@ -11,7 +11,12 @@ import httpx2
 import pytest
 
 from elinvar.engine.pieces import Arguments, Call, Piece, Text, Thought
-from elinvar.server.anthropic_messages import conversation, has_cache_control, wanted
+from elinvar.server.anthropic_messages import (
+    conversation,
+    has_cache_control,
+    wanted,
+    wants_thoughts,
+)
 from elinvar.server.anthropic_schema import MessagesRequest
 from elinvar.server.anthropic_wire import MessagesWire
 from elinvar.server.asked import Collector, Step, Usage
@@ -30,7 +35,7 @@ def parse(**fields: Any) -> MessagesRequest:
 
 
 def said(**fields: Any) -> Conversation:
-    return conversation(parse(**fields), switchable=True)
+    return conversation(parse(**fields), thinking=None)
 
 
 def test_tools_and_their_results() -> None:
@@ -104,24 +109,24 @@ def test_tool_choice(choice: Any, found: tuple[str, str | None, bool]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("thinking", "switchable", "found"),
+    ("thinking", "found", "most"),
     [
-        (None, True, None),
-        ({"type": "adaptive"}, True, None),
-        ({"type": "enabled", "budget_tokens": 2048}, True, True),
-        ({"type": "enabled", "budget_tokens": 2048}, False, True),
-        ({"type": "disabled"}, True, False),
-        ({"type": "disabled"}, False, None),
+        (None, None, 7),
+        ({"type": "adaptive"}, None, 7),
+        ({"type": "enabled", "budget_tokens": 1024}, True, 1024),
+        ({"type": "disabled"}, False, 7),
     ],
 )
-def test_thinking(thinking: Any, switchable: bool, found: bool | None) -> None:
-    turns = conversation(parse(thinking=thinking), switchable)
-    assert turns.options.thinking is found
+def test_thinking(thinking: Any, found: bool | None, most: int) -> None:
+    request = parse(thinking=thinking)
+    assert wants_thoughts(request) is found
+    assert wanted(request, 7).max_thinking_tokens == most
+    assert conversation(request, thinking=True).options.thinking is True
 
 
 def test_what_is_wanted() -> None:
     request = parse(temperature=0.5, top_k=7, top_p=0.9, stop_sequences=["x"], seed=3)
-    params = wanted(request).params
+    params = wanted(request, None).params
     assert (params.temperature, params.top_k, params.top_p) == (0.5, 7, 0.9)
     assert (params.stop, params.seed) == (("x",), 3)
     assert said(output_config={"effort": "low"}).options.reasoning_effort == "low"
@@ -194,7 +199,7 @@ def block(**fields: Any) -> dict[str, Any]:
             "tool_choice.name",
             "weather",
         ),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking.budget_tokens", ""),
+        ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens", ""),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "block"),
         ({"max_tokens": 0}, "max_tokens", "at least 1"),
         ({"speed": "fast"}, "speed", ""),
@@ -210,8 +215,8 @@ def block(**fields: Any) -> dict[str, Any]:
 def test_refused_by_name(fields: dict[str, Any], param: str, words: str) -> None:
     with pytest.raises(ApiError) as info:
         request = parse(**fields)
-        conversation(request, switchable=True)
-        wanted(request)
+        conversation(request, thinking=None)
+        wanted(request, None)
     assert (info.value.status, info.value.param) == (400, param)
     assert param in info.value.message or words
     assert words in info.value.message

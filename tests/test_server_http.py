@@ -285,10 +285,10 @@ def test_failed_step_of_a_whole_answer(tiny: Serving, brake: Brake) -> None:
 def test_bug_is_logged_and_not_shown(
     tiny: Serving, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(messages: object, options: object) -> list[int]:
+    def broken(messages: object, options: object) -> str:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr(tiny.core, "encode_chat", broken)
+    monkeypatch.setattr(tiny.core, "render_chat", broken)
     messages = [{"role": "user", "content": "x"}]
     response = tiny.post("/v1/chat/completions", {"model": "tiny", "messages": messages})
     assert response.status_code == 500

@@ -81,6 +81,22 @@ def test_no_line_is_lost_and_none_is_answered_twice(tiny_gguf: Path, tmp_path: P
     assert len(list((tmp_path / "state" / "files").iterdir())) == 2
 
 
+def test_nothing_is_kept(tiny_gguf: Path, tmp_path: Path) -> None:
+    """Where that is asked for, not even a folder is left."""
+    template = tmp_path / "template.jinja"
+    template.write_text(TEMPLATE)
+    places = {"XDG_STATE_HOME": str(tmp_path / "state"), "TMPDIR": str(tmp_path)}
+    through = ["env", *(f"{name}={value}" for name, value in places.items())]
+    options = ("--chat-template", template, "--state-dir", "none")
+    with served(tiny_gguf, *options, through=through) as (url, server, _):
+        made = client_of(url).responses.create(**ASK | {"max_output_tokens": 1})
+        assert client_of(url).responses.retrieve(made.id) == made
+        assert [path.name[:13] for path in tmp_path.iterdir() if path.is_dir()] == ["elinvar-state"]
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+    assert [path.name for path in tmp_path.iterdir()] == ["template.jinja"]
+
+
 SMALL_DISK = 'mount -t tmpfs -o size=16m tmpfs "$0" && exec "$@"'
 
 

@@ -9,10 +9,12 @@ import httpx
 import ollama
 import pytest
 
+from elinvar.base.grammar import JsonSchema
 from elinvar.engine.pieces import Arguments, Call, Piece, Text, Thought
 from elinvar.server.asked import Collector, Step, Usage
 from elinvar.server.errors import ApiError
-from elinvar.server.ollama_messages import TEMPERATURE, TOP_K, TOP_P, chat, wanted
+from elinvar.server.formats import ANY_OBJECT
+from elinvar.server.ollama_messages import TEMPERATURE, TOP_K, TOP_P, chat, wanted, wants_thoughts
 from elinvar.server.ollama_schema import OllamaChatRequest
 from elinvar.server.ollama_wire import OllamaChatWire, OllamaGenerateWire, OllamaWire
 from elinvar.server.schema import decode
@@ -47,7 +49,7 @@ def test_tools_and_their_results() -> None:
             ],
             tools=[{"type": "function", "function": {"name": "a"}}],
         ),
-        switchable=True,
+        thinking=None,
     )
     _, assistant, *results = turns.messages
     assert assistant["reasoning_content"] == "hm"
@@ -64,7 +66,7 @@ def test_tools_and_their_results() -> None:
 
 
 def test_what_is_wanted() -> None:
-    plain = wanted(parse(), 512)
+    plain = wanted(parse(), 512, None)
     params = plain.params
     assert (params.temperature, params.top_k, params.top_p) == (TEMPERATURE, TOP_K, TOP_P)
     assert (plain.max_tokens, plain.max_context, params.seed) == (None, None, None)
@@ -78,27 +80,31 @@ def test_what_is_wanted() -> None:
         "num_ctx": 128,
         "stop": ["a", "b"],
     }
-    asked = wanted(parse(options=options), 512)
+    asked = wanted(parse(options=options), 512, None)
     params = asked.params
     assert (params.temperature, params.top_k, params.top_p, params.min_p) == (0, 0, 1, 0.1)
     assert (params.seed, params.stop) == (0, ("a", "b"))
     assert (asked.max_tokens, asked.max_context) == (7, 128)
-    assert wanted(parse(options={"num_predict": -1}), 512).max_tokens is None
+    assert wanted(parse(options={"num_predict": -1}), 512, None).max_tokens is None
 
 
 @pytest.mark.parametrize(
-    ("think", "switchable", "found"),
-    [
-        (None, True, (None, None)),
-        (True, False, (True, None)),
-        (False, True, (False, None)),
-        (False, False, (None, None)),
-        ("high", True, (None, "high")),
-    ],
+    ("think", "found", "effort"),
+    [(None, None, None), (True, True, None), (False, False, None), ("high", None, "high")],
 )
-def test_think(think: Any, switchable: bool, found: Any) -> None:
-    options = chat(parse(think=think), switchable).options
-    assert (options.thinking, options.reasoning_effort) == found
+def test_think(think: Any, found: bool | None, effort: str | None) -> None:
+    request = parse(think=think)
+    assert wants_thoughts(request) is found
+    options = chat(request, found).options
+    assert (options.thinking, options.reasoning_effort) == (found, effort)
+
+
+def test_format() -> None:
+    assert wanted(parse(format="json"), 512, None).params.grammar == ANY_OBJECT
+    schema = wanted(parse(format={"type": "array"}), 512, None).params.grammar
+    assert schema == JsonSchema('{"type":"array"}')
+    with pytest.raises(ApiError, match="'json' or a JSON schema"):
+        wanted(parse(format="xml"), 512, None)
 
 
 # ---- the wire -----------------------------------------------------------------------------------

@@ -6,14 +6,16 @@ import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
+import pydantic
 import pytest
 from openai.types import batch_create_params
 from openai.types.responses import Response, input_token_count_params, response_create_params
 
+from elinvar.base.config import EngineConfig
 from elinvar.server.batches import BatchRequest
 from elinvar.server.responses_schema import InputTokensRequest, ResponseRequest
 from elinvar.server.store import Store, as_told
@@ -171,6 +173,27 @@ def test_what_is_stored(client: openai.OpenAI, tiny: Serving) -> None:
     assert client.responses.retrieve(streamed.response.id) == streamed.response  # type: ignore[union-attr]
 
 
+class Picked(pydantic.BaseModel):
+    colour: Literal["red", "green"]
+    sure: bool
+
+
+def test_formats(client: openai.OpenAI) -> None:
+    """parse() as it is used, whole and in a stream, and after another answer."""
+    ask = ASK | {"max_output_tokens": 60, "extra_body": {"seed": 7}}
+    whole = client.responses.parse(**ask, text_format=Picked)
+    assert whole.output_parsed is not None and whole.output_parsed.colour in ("red", "green")
+    assert whole.status == "completed" and whole.text is not None and whole.text.format is not None
+    assert whole.text.format.type == "json_schema" and whole.text.format.name == "Picked"
+    with client.responses.stream(**ask, text_format=Picked) as stream:
+        assert stream.get_final_response().output_parsed == whole.output_parsed
+    choices: Any = {"guided_choice": ["yes", "no"]}
+    after = client.responses.create(
+        **ASK, previous_response_id=whole.id, extra_body=choices | {"seed": 7}
+    )
+    assert after.output_text in ("yes", "no")
+
+
 def test_input_tokens(client: openai.OpenAI) -> None:
     counted = client.responses.input_tokens.count(model="tiny", input="Hello", instructions="Hm")
     made = client.responses.create(**ASK, instructions="Hm")
@@ -317,6 +340,9 @@ def test_restarts(tiny_gguf: Path, tmp_path: Path) -> None:
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_tokens": 3}, "max_tokens"),
         ({"n": 2}, "n"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
+        ({"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "x"}}}}, "text.format.schema"),
         ({"use_beam_search": True}, "use_beam_search"),
         ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
@@ -376,3 +402,48 @@ def test_unknown_queries(tiny: Serving) -> None:
     for query in ("?stream=true&starting_after=x", "?include=nothing"):
         assert httpx.get(url + query).status_code == 400
     assert httpx.get(f"{url}/input_items?limit=0").status_code == 400
+
+
+WEATHER: Any = {
+    "type": "function",
+    "name": "weather",
+    "description": "The weather of a city",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": {"enum": [1, 2]}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    },
+    "strict": True,
+}
+
+
+def test_tools(smollm2_gguf: Path) -> None:
+    """Called by a real model, in a stream as well; what they said is stored and gone on with."""
+    ask: dict[str, Any] = {"model": "small", "temperature": 0, "max_output_tokens": 60}
+    with serving(smollm2_gguf, "small", EngineConfig(kv_memory=2**27)) as running:
+        client = running.client()
+        asked: dict[str, Any] = {"input": "How is the weather in Paris?", "tools": [WEATHER]}
+        whole = client.responses.create(**ask, **asked, tool_choice="required")
+        (call,) = whole.output
+        assert call.type == "function_call" and call.name == "weather"
+        assert json.loads(call.arguments).keys() == {"city", "days"}
+        assert whole.status == "completed" and whole.tools[0].type == "function"
+        named: Any = {"type": "function", "name": "weather"}
+        with client.responses.stream(**ask, **asked, tool_choice=named) as stream:
+            events = list(stream)
+        deltas = [e.delta for e in events if e.type == "response.function_call_arguments.delta"]
+        (done,) = [e for e in events if e.type == "response.function_call_arguments.done"]
+        assert "".join(deltas) == done.arguments == call.arguments
+        result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "Sunny"}
+        after = client.responses.create(
+            **ask,
+            input=[result],
+            tools=[WEATHER],
+            tool_choice="none",
+            previous_response_id=whole.id,
+        )
+        assert after.output_text and after.usage is not None
+        by_hand: Any = [{"role": "user", "content": asked["input"]}, call, result]
+        same = client.responses.create(**ask, input=by_hand, tools=[WEATHER], tool_choice="none")
+        assert same.output_text == after.output_text

@@ -15,13 +15,15 @@ from pydantic import TypeAdapter
 
 from elinvar.base.plan import TokenLogprobs
 from elinvar.engine.pieces import Arguments, Call, Piece, Text, Thought
+from elinvar.server import prepare
 from elinvar.server.asked import Step, Usage
 from elinvar.server.errors import ApiError, unavailable
-from elinvar.server.openai_messages import chat_messages
+from elinvar.server.openai_messages import chat_messages, conversation
 from elinvar.server.responses_items import read_items, seal, to_messages, unseal
-from elinvar.server.responses_request import as_chat, shown
+from elinvar.server.responses_request import as_chat, check_supported, in_our_words, shown
 from elinvar.server.responses_schema import ResponseRequest
 from elinvar.server.responses_wire import ResponseWire
+from elinvar.server.schema import decode
 from test_server_wire import names
 
 REQUEST = ResponseRequest(model="m", input="x")
@@ -259,3 +261,34 @@ def test_any_input_is_read_or_refused(items: list[dict[str, Any]]) -> None:
             to_messages(read, None)
     except ApiError as error:
         assert error.status == 400 and error.param is not None
+
+
+values = anything | st.sampled_from(
+    [
+        [{"type": "function", "name": "f"}],
+        [{"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}],
+        {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
+        {"type": "function", "name": "f"},
+        {"effort": "low", "summary": "auto"},
+        {"format": {"type": "json_schema", "name": "n", "schema": {}}},
+        ["reasoning.encrypted_content"],
+    ]
+)
+
+
+@given(st.dictionaries(st.sampled_from(ResponseRequest.__struct_fields__), values, max_size=6))
+def test_any_request_is_read_or_refused(fields: dict[str, Any]) -> None:
+    """And what is read can be shown again, as the official client takes it."""
+    body = msgspec.json.encode({"model": "m", "input": "x"} | fields)
+    try:
+        with in_our_words():
+            request = decode(body, ResponseRequest)
+            check_supported(request)
+            chat = as_chat(request, read_items(request.input or "x"))
+            prepare.wanted(chat)
+            conversation(chat)
+    except ApiError as error:
+        assert error.status in (400, 404)
+        return
+    one = ResponseWire("resp_1", shown(request), names())
+    Response.model_validate(json.loads(one.whole([], Usage())))

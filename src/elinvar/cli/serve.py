@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from elinvar.cli.prompts import Prompt
+    from elinvar.engine.text_aio import AsyncTextModel
 
 _CACHE = "Prefix cache"
 _TRACES = "Traces"
@@ -92,7 +93,7 @@ _TRACES = "Traces"
     type=opt.FILE,
     metavar="FOLDER",
     help="Where responses, files and batches of clients are kept (default: elinvar/PORT in the user's "
-    "state folder); made when there is something to keep.",
+    "state folder); made when there is something to keep. 'none' keeps them no longer than the server.",
     section="State",
 )
 @option("--trace-events", is_flag=True, help="Lines list each change of state.", section=_TRACES)
@@ -107,8 +108,9 @@ _TRACES = "Traces"
 def serve(models: tuple[str, ...], **flags: Any) -> int:
     """Serve models over HTTP as OpenAI's API does.
 
-    Of several the first one is loaded at the start, the others when they are asked for. Embedding
-    models and rerankers answer /v1/embeddings or /v1/rerank, others chats and completions."""
+    Of several the first one is loaded at the start, the others when they are asked for. One of them
+    may be an embedding model or a reranker: it answers /v1/embeddings or /v1/rerank, the others chats
+    and completions."""
     if flags["trace_events"] and flags["trace_requests"] is None:
         raise click.BadParameter("--trace-events needs --trace-requests FILE")
     names, aliases = _names(models, flags)
@@ -136,10 +138,11 @@ def serve(models: tuple[str, ...], **flags: Any) -> int:
         "tellers": serving.tellers(flags),
         "state_dir": serving.state_dir(flags["state_dir"], sockets[0]),
     }
-    if _of_texts(models, flags, config):
+    for_texts = _of_texts(models, flags, config)
+    if len(models) == 1 and for_texts:
         app = _texts_app(models[0], names[0], config, flags, settings)
     else:
-        app = _models_app(models, names, aliases, config, flags, settings, warm)
+        app = _models_app(models, names, aliases, config, flags, settings, warm, for_texts)
     return serving.run(app, sockets, ", ".join(names), flags, tls, flags["tenants"])
 
 
@@ -163,23 +166,26 @@ def _names(models: tuple[str, ...], flags: dict[str, Any]) -> tuple[list[str], d
     return names, aliases
 
 
-def _of_texts(models: tuple[str, ...], flags: dict[str, Any], config: EngineConfig) -> bool:
-    """Whether the model makes vectors or scores. Refuses options that mean nothing for it."""
+def _of_texts(models: tuple[str, ...], flags: dict[str, Any], config: EngineConfig) -> str | None:
+    """The model that makes vectors or scores, if one does. Refuses options that mean nothing."""
     from elinvar.cli.load import pulled
     from elinvar.engine.text_model import is_text_model
 
-    for_texts = [name for name in models if flags["texts"] or is_text_model(pulled(name))]
-    if for_texts and len(models) > 1:
-        message = f"{for_texts[0]} makes vectors or scores of texts; serve it by itself"
+    found = [name for name in models if flags["texts"] or is_text_model(pulled(name))]
+    if len(found) > 1:
+        message = f"{' and '.join(found)} make vectors or scores of texts; serve one of them"
         raise click.BadParameter(message, param_hint="MODEL...")
-    if for_texts:
+    if not found:
+        _refuse(flags, ("matryoshka",), "the model generates text")
+    elif len(models) == 1:
         why = "the model makes vectors or scores of texts"
         _refuse(flags, _GENERATING, why)
         if config.policy != EngineConfig().policy:
             raise click.BadParameter(f"{why}; leave --policy out", param_hint="--policy")
-    else:
-        _refuse(flags, ("matryoshka",), "the model generates text")
-    return bool(for_texts)
+    elif found[0] == (flags["default"] or models[0]):
+        message = f"{found[0]} generates no text; name one that does first, or as --default"
+        raise click.BadParameter(message, param_hint="--default")
+    return found[0] if found else None
 
 
 _GENERATING = (
@@ -199,12 +205,17 @@ def _refuse(flags: dict[str, Any], names: tuple[str, ...], why: str) -> None:
 def _texts_app(
     model: str, name: str, config: EngineConfig, flags: dict[str, Any], settings: dict[str, Any]
 ) -> Starlette:
-    from elinvar.cli.load import load_embedder
-    from elinvar.engine.text_aio import AsyncTextModel
     from elinvar.server.app import create_text_app
 
-    engine = AsyncTextModel(load_embedder(model, config).model)
+    engine = _load_texts(model, config)
     return create_text_app(engine, name, matryoshka=flags["matryoshka"], **settings)
+
+
+def _load_texts(model: str, config: EngineConfig) -> AsyncTextModel:
+    from elinvar.cli.load import load_embedder
+    from elinvar.engine.text_aio import AsyncTextModel
+
+    return AsyncTextModel(load_embedder(model, config).model)
 
 
 def _models_app(
@@ -215,38 +226,52 @@ def _models_app(
     flags: dict[str, Any],
     settings: dict[str, Any],
     warm: list[Prompt],
+    for_texts: str | None,
 ) -> Starlette:
     from elinvar.cli.load import load
     from elinvar.engine.aio import AsyncEngine
     from elinvar.server.app import Settings, create_models_app
     from elinvar.server.models import Entry, Models
     from elinvar.server.served import Served
+    from elinvar.server.texts import TextRoutes
     from elinvar.server.trace import TraceFile
 
     path, default = flags["trace_requests"], flags["default"] or models[0]
+    texts = None
+    if for_texts is not None:
+        engine = _load_texts(for_texts, config)
+        shorten = flags["matryoshka"] or engine.model.recipe.matryoshka
+        limits = settings["max_waiting"], settings["max_body_bytes"]
+        own = [alias for alias, name in aliases.items() if name == for_texts]
+        aliases = {alias: name for alias, name in aliases.items() if name != for_texts}
+        texts = TextRoutes(engine, for_texts, shorten, *limits, own)
+        models = tuple(name for name in models if name != for_texts)
+        names = [name for name in names if name != for_texts]
     trace = None if path is None else TraceFile(path, flags["trace_events"])
     config = serving.with_kv_memory(config, models, flags["model_memory"])
 
     def served(model: str) -> Served:
-        own = model == default
-        template = flags["chat_template"] if own else None
-        adapters = flags["adapters"] if own else ()
+        is_default = model == default
+        template = flags["chat_template"] if is_default else None
+        adapters = flags["adapters"] if is_default else ()
         engine = load(model, config, template, adapters=adapters).engine
-        if own and warm:
+        if is_default and warm:
             fill(engine, warm)
         if trace is not None:
             engine.watchers.append(trace)
         name = names[models.index(model)]
-        dialect = flags["dialect"] if own else None
+        dialect = flags["dialect"] if is_default else None
         return Served.of(name, AsyncEngine(engine), flags["max_waiting"], dialect)
 
     first, most = served(default), None
+    beside = () if texts is None else (texts,)
     entries = [Entry.loaded(first)]
     if len(models) > 1:
         entries, most = serving.on_demand(models, first, config, flags["model_memory"], served)
     return create_models_app(
-        Models(entries, default=first.name, aliases=aliases, max_bytes=most),
+        Models(entries, default=first.name, aliases=aliases, max_bytes=most, beside=beside),
         Settings(**settings),
         allow_adapter_loading=flags["allow_adapter_loading"],
         trace=trace,
+        texts=texts,
     )

@@ -213,10 +213,12 @@ def read_door(api_key: str | None, tenants: Path | None) -> Tenants:
     return NOBODY if tenants is None else read_tenants(tenants)
 
 
-def state_dir(given: Path | None, listener: socket.socket) -> Path:
-    """One a port: two servers cannot use the same."""
+def state_dir(given: Path | None, listener: socket.socket) -> Path | None:
+    """One a port: two servers cannot use the same. None: what is kept ends with the server."""
     from elinvar.server.store import state_root
 
+    if given == Path("none"):
+        return None
     return given or state_root() / str(listener.getsockname()[1])
 
 

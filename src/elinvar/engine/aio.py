@@ -144,6 +144,7 @@ class AsyncEngine:
     async def compile(self, grammar: Grammar) -> None:
         """Makes ready what a request will ask for. Raises InputError (`grammar`) as Grammars.compile;
         without this call `generate` does, and holds up the event loop meanwhile."""
+        self.check_alive()
         grammars = self.engine.grammars
         if grammars.find(grammar) is None:
             loop = asyncio.get_running_loop()

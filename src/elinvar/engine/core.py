@@ -182,6 +182,7 @@ class Engine:
             tenants=config.tenants,
             interactive=config.interactive,
             batch=config.batch,
+            num_layers=model.config.num_layers,
         )
         # Weights that nobody can name are no other engine's.
         weights = weights_digest or weights_fingerprint or uuid.uuid4().hex
@@ -227,7 +228,8 @@ class Engine:
         self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
     ) -> list[int]:
         """Token ids of a conversation up to where the answer begins. Raises as render_chat."""
-        return self.tokenizer.encode_chat(self.render_chat(messages, options))
+        text = self.render_chat(messages, options)
+        return self.tokenizer.encode_chat(text)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
@@ -400,9 +402,9 @@ class Engine:
             try:
                 output = self.runner.execute(plan)
             except Exception as error:
-                log.exception("A step failed; its %d requests are given up.", len(plan.items))
+                log.exception("A step failed; its %d requests are given up.", len(plan.touched))
                 message = f"{type(error).__name__}: {error}"
-                failed = dict.fromkeys((item.request_id for item in plan.items), message)
+                failed = dict.fromkeys((item.request_id for item in plan.touched), message)
                 deltas += self._give_up(failed)
             else:
                 updates = self.scheduler.commit(plan, output)

@@ -33,7 +33,7 @@ LIMITS: dict[str, Any] = {
     "max_lexer_states": 20_000,
     "verbose_errors": False,
 }
-"""Of the library, where its own are for one user: a grammar at all of them takes a second and 40 MB."""
+"""Of the library, whose own are for a machine of one's own. A lexer of so many states has 40 MB."""
 
 
 class Compiled:
@@ -101,7 +101,7 @@ class Grammars:
             return compiled
 
     def compile(self, grammar: Grammar) -> Compiled:
-        """The grammar, compiled if need be, which may take a second. Raises InputError (`grammar`) for
+        """The grammar, compiled if need be, which may take some 0.1 s. Raises InputError (`grammar`) for
         one that is wrong, too large, or not supported."""
         if (compiled := self.find(grammar)) is not None:
             return compiled

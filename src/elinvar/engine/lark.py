@@ -16,7 +16,7 @@ from typing import Any
 
 from elinvar.base import grammar as g
 from elinvar.base.errors import InputError
-from elinvar.engine.schemas import checked_schema
+from elinvar.engine.schemas import check_inline, checked_schema
 
 MAX_SOURCE = 1 << 17
 """Characters of a schema, a pattern, a Lark source or a text."""
@@ -175,12 +175,13 @@ def _lark(source: str) -> str:
 
     if _TEMPERATURE.search(_sized(source)):
         raise refused("A rule's temperature is not supported; the request's holds everywhere.")
-    if _START.search(source) or "::=" not in source:
-        return source
     try:
-        return str(gbnf_to_lark(source))
+        if "::=" in source and not _START.search(source):
+            source = str(gbnf_to_lark(source))
     except (GbnfToLarkError, RecursionError) as error:
         raise refused(f"The grammar cannot be read as GBNF: {str(error)[:300]}.") from None
+    check_inline(source)
+    return source
 
 
 def _times(least: int, most: int | None) -> str:

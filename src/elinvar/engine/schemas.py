@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -17,8 +18,9 @@ MAX_DEPTH = 60
 MAX_VALUES = 50_000
 MAX_PROPERTIES = 1000
 """Of one object; compiling those that may be left out takes time in their square."""
-MAX_MULTIPLE = 10_000
-"""Digits of multipleOf without the point: as many states tell the remainders apart."""
+MAX_MULTIPLE = 1_000
+"""The least common multiple of all multipleOf, whose digits are taken without the point: as many states
+tell the remainders apart where they meet."""
 
 WHITE_SPACE = r" |\n( {0,40}|\t{0,10})"
 """Between the parts of a value: a space, or a new line with its indentation. Any number of them is
@@ -33,17 +35,27 @@ def checked_schema(text: str) -> dict[str, Any]:
         raise _refused(f"The schema is not JSON: {str(error)[:200]}.") from None
     if schema is True:
         schema = {}
-    if not isinstance(schema, dict):
-        raise _refused(f"A schema is an object, got {json.dumps(schema)[:100]}.")
-    if "x-guidance" in schema:
-        raise _refused("x-guidance is not supported.")
     _check(schema)
     return {**schema, "x-guidance": {"whitespace_pattern": WHITE_SPACE}}
 
 
-def _check(schema: dict[str, Any]) -> None:
+def check_inline(source: str) -> None:
+    """The schemas in a Lark source: `%json {...}`. Raises InputError (`grammar`)."""
+    for match in re.finditer(r"%json\b\s*", source):
+        try:
+            schema, _ = json.JSONDecoder(parse_constant=_not_json).raw_decode(source, match.end())
+        except (ValueError, RecursionError):
+            raise _refused("In a Lark source, the schema follows %json at once.") from None
+        _check(schema)
+
+
+def _check(schema: Any) -> None:
+    if not isinstance(schema, dict):
+        raise _refused(f"A schema is an object, got {json.dumps(schema)[:100]}.")
+    if "x-guidance" in schema:
+        raise _refused("x-guidance is not supported.")
     stack: list[tuple[Any, int]] = [(schema, 1)]
-    count = 0
+    count, multiple = 0, 1
     while stack:
         value, depth = stack.pop()
         count += 1
@@ -52,22 +64,23 @@ def _check(schema: dict[str, Any]) -> None:
         if count > MAX_VALUES:
             raise _refused(f"A schema has at most {MAX_VALUES} values in it.")
         if isinstance(value, dict):
-            _check_numbers(value)
+            multiple = math.lcm(multiple, _digits(value.get("multipleOf")))
             properties = value.get("properties")
             if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
                 raise _refused(f"An object has at most {MAX_PROPERTIES} properties.")
             value = list(value.values())
         if isinstance(value, list):
             stack += [(one, depth + 1) for one in value]
-
-
-def _check_numbers(value: dict[str, Any]) -> None:
-    multiple = value.get("multipleOf")
-    if isinstance(multiple, int | float) and math.isfinite(multiple):
-        digits = int("".join(map(str, Decimal(repr(multiple)).normalize().as_tuple().digits)))
-        if digits > MAX_MULTIPLE:
-            message = f"multipleOf has at most as many digits as {MAX_MULTIPLE}, got {multiple}."
+        if multiple > MAX_MULTIPLE:
+            message = f"multipleOf of all numbers have a common multiple of at most {MAX_MULTIPLE}."
             raise _refused(message)
+
+
+def _digits(multiple: Any) -> int:
+    if not isinstance(multiple, int | float) or not multiple:
+        return 1
+    digits = Decimal(str(abs(multiple))).normalize().as_tuple().digits
+    return int("".join(map(str, digits))) or 1
 
 
 def _not_json(name: str) -> None:

@@ -10,11 +10,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from elinvar.server.answer import Answer
-from elinvar.server.anthropic_messages import OWN_NAMES, conversation, has_cache_control, wanted
+from elinvar.server.anthropic_messages import (
+    OWN_NAMES,
+    conversation,
+    has_cache_control,
+    wanted,
+    wants_thoughts,
+)
 from elinvar.server.anthropic_schema import CountTokensRequest, MessagesRequest
 from elinvar.server.anthropic_wire import MessagesWire
 from elinvar.server.body import read_body
-from elinvar.server.chats import ask_chat, encode_chat, switches_thinking
+from elinvar.server.chats import ask_chat, encode_chat, thinking_way
 from elinvar.server.errors import own_names
 from elinvar.server.inside import handled
 from elinvar.server.models import Models
@@ -43,8 +49,9 @@ class AnthropicRoutes:
             policy = target.served.core.config.policy
             scope = request.scope
             handling = handled(scope, hinted(parsed, tenant_of(scope), policy))
-            said = conversation(parsed, switches_thinking(target.served))
-            asked = await ask_chat(target, said, wanted(parsed), handling)
+            thinking, most = thinking_way(target.served, wants_thoughts(parsed))
+            said = conversation(parsed, thinking)
+            asked = await ask_chat(target, said, wanted(parsed, most), handling)
         wire = MessagesWire(
             parsed.model,
             request.scope["elinvar.request_id"],
@@ -59,6 +66,6 @@ class AnthropicRoutes:
         parsed = decode(body, CountTokensRequest)
         target = await self.models.use(request.scope, parsed.model)
         with own_names(OWN_NAMES):
-            said = conversation(parsed, switches_thinking(target.served))
-            prompt = await encode_chat(target.served, said)
+            thinking, _ = thinking_way(target.served, wants_thoughts(parsed))
+            prompt, _ = await encode_chat(target.served, conversation(parsed, thinking))
         return reply({"input_tokens": len(prompt)})

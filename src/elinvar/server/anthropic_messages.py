@@ -4,32 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
+from elinvar.base.grammar import JsonSchema
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.chat import ChatOptions
 from elinvar.server.anthropic_schema import (
     UNSERVED,
     AnyBlock,
-    AnyTool,
     CountTokensRequest,
     InputMessage,
     MessagesRequest,
-    NamedTool,
-    NoTool,
     TextBlock,
     ThinkingBlock,
     ThinkingDisabled,
     ThinkingEnabled,
-    ToolDefinition,
     ToolResultBlock,
     ToolUseBlock,
 )
+from elinvar.server.anthropic_tools import function_tools, tool_choice
 from elinvar.server.chats import Conversation, Wanted
 from elinvar.server.errors import invalid_value, not_supported
-from elinvar.server.openai_messages import MAX_TOOLS, TOOL_NAME
 from elinvar.server.schema import refuse_unserved
 
 _BETWEEN = "\n\n"
@@ -39,18 +36,17 @@ OWN_NAMES = {
     "session": "session_id",
     "reasoning_effort": "output_config.effort",
     "thinking": "thinking.type",
+    "max_thinking_tokens": "thinking",
 }
 """What this API calls the fields of what is inside."""
 
 Message = dict[str, Any]
-ToolChoice = Literal["auto", "none", "required", "named"]
 
 
-def conversation(request: CountTokensRequest, switchable: bool) -> Conversation:
+def conversation(request: CountTokensRequest, thinking: bool | None) -> Conversation:
     """What the prompt is made from, and what the model may do. Raises ApiError naming the field.
 
-    switchable: whether the model's thinking can be switched off; where it cannot, a client that asks
-    for none has what it wants."""
+    thinking: ChatOptions.thinking, which depends on the model, too (chats.thinking_way)."""
     refuse_unserved(request, UNSERVED)
     turns = _Turns()
     if request.system:
@@ -59,29 +55,36 @@ def conversation(request: CountTokensRequest, switchable: bool) -> Conversation:
         raise invalid_value("messages", "messages must hold at least one message, got none.")
     for i, message in enumerate(request.messages):
         turns.push(message, f"messages[{i}]")
-    choice, tool_name, parallel = _tool_choice(request)
+    choice, tool_name, parallel = tool_choice(request)
     return Conversation(
         turns.messages,
-        tools=_tools(request.tools or ()),
+        tools=function_tools(request.tools or ()),
         tool_choice=choice,
         tool_name=tool_name,
         parallel_calls=parallel,
-        options=_options(request, switchable),
+        options=_options(request, thinking),
     )
 
 
-def wanted(request: MessagesRequest) -> Wanted:
-    """Everything but the prompt, checked. Raises ApiError naming the field."""
+def wants_thoughts(request: CountTokensRequest) -> bool | None:
+    """None: as the model is."""
+    kinds = {ThinkingEnabled: True, ThinkingDisabled: False}
+    return next(
+        (value for kind, value in kinds.items() if isinstance(request.thinking, kind)), None
+    )
+
+
+def wanted(request: MessagesRequest, most_thoughts: int | None) -> Wanted:
+    """Everything but the prompt, checked. Raises ApiError naming the field. most_thoughts: tokens of
+    them, where the request does not say."""
     if request.max_tokens < 1:
         message = f"max_tokens must be at least 1, got {request.max_tokens}."
         raise invalid_value("max_tokens", message)
-    thinking = request.thinking
-    if isinstance(thinking, ThinkingEnabled):
-        name, budget = "thinking.budget_tokens", thinking.budget_tokens
-        if budget < 1:
-            raise invalid_value(name, f"{name} must be at least 1, got {budget}.")
-        if budget < request.max_tokens:
-            raise not_supported(name, f"A {name} below max_tokens", "raise it, or think adaptively")
+    if isinstance(request.thinking, ThinkingEnabled):
+        name, most_thoughts = "thinking.budget_tokens", request.thinking.budget_tokens
+        if most_thoughts < 1:
+            raise invalid_value(name, f"{name} must be at least 1, got {most_thoughts}.")
+    form = request.output_config.format if request.output_config else None
     params = SamplingParams(
         max_tokens=1,
         temperature=1.0 if request.temperature is None else request.temperature,
@@ -90,11 +93,17 @@ def wanted(request: MessagesRequest) -> Wanted:
         min_p=request.min_p or 0.0,
         seed=request.seed,
         stop=tuple(request.stop_sequences or ()),
+        grammar=None if form is None else JsonSchema(msgspec.json.encode(form.schema).decode()),
     )
-    if request.output_config is not None and request.output_config.format is not None:
-        raise not_supported("output_config.format")
-    # As Anthropic's later models do: clients ask for as much as those can, whatever the model.
-    return Wanted(1, request.max_tokens, params, cut_to_room=True)
+    return Wanted(
+        1,
+        request.max_tokens,
+        params,
+        grammar_field="output_config.format.schema",
+        max_thinking_tokens=most_thoughts,
+        # As with Anthropic's later models: clients ask for as much as those can, whatever the model.
+        cut_to_room=True,
+    )
 
 
 def has_cache_control(request: CountTokensRequest) -> bool:
@@ -204,67 +213,7 @@ def _unserved(block: AnyBlock, path: str) -> Exception:
     return not_supported(path, f"A block of type {block.__struct_config__.tag!r} here")
 
 
-# ---- tools and options --------------------------------------------------------------------------
-
-
-def _tools(tools: Sequence[ToolDefinition]) -> list[dict[str, Any]]:
-    """As OpenAI writes them."""
-    if len(tools) > MAX_TOOLS:
-        raise invalid_value("tools", f"tools may hold {MAX_TOOLS} of them, got {len(tools)}.")
-    seen: set[str] = set()
-    for i, tool in enumerate(tools):
-        if not TOOL_NAME.fullmatch(tool.name):
-            message = f"tools[{i}].name must be 1 to 128 letters, digits or any of _ . : -."
-            raise invalid_value(f"tools[{i}].name", message)
-        if tool.name in seen:
-            message = f"tools[{i}].name: there are two tools named {tool.name!r}."
-            raise invalid_value(f"tools[{i}].name", message)
-        seen.add(tool.name)
-    return [_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
-
-
-def _tool(tool: ToolDefinition, path: str) -> dict[str, Any]:
-    if tool.allowed_callers not in (None, ["direct"]):
-        raise not_supported(f"{path}.allowed_callers")
-    if tool.defer_loading:
-        raise not_supported(f"{path}.defer_loading")
-    if tool.eager_input_streaming is False:
-        message = "Holding the input of a tool back until it is whole"
-        raise not_supported(f"{path}.eager_input_streaming", message)
-    if tool.input_examples:
-        raise not_supported(f"{path}.input_examples")
-    function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema}
-    if tool.description is not None:
-        function["description"] = tool.description
-    if tool.strict is not None:
-        function["strict"] = tool.strict
-    return {"type": "function", "function": function}
-
-
-def _tool_choice(request: CountTokensRequest) -> tuple[ToolChoice, str | None, bool]:
-    """(choice, the tool's name, whether several may be called at once)."""
-    choice = request.tool_choice
-    if choice is None or isinstance(choice, NoTool):
-        return ("auto" if choice is None else "none"), None, True
-    names = [tool.name for tool in request.tools or ()]
-    if not names:
-        raise invalid_value("tool_choice", "tool_choice needs tools, too.")
-    parallel = not choice.disable_parallel_tool_use
-    if isinstance(choice, NamedTool):
-        if choice.name not in names:
-            there = ", ".join(names)
-            message = f"tool_choice.name is {choice.name[:200]!r}; the tools are {there}."
-            raise invalid_value("tool_choice.name", message)
-        return "named", choice.name, parallel
-    return ("required" if isinstance(choice, AnyTool) else "auto"), None, parallel
-
-
-def _options(request: CountTokensRequest, switchable: bool) -> ChatOptions:
-    thinking: bool | None = None
-    if isinstance(request.thinking, ThinkingEnabled):
-        thinking = True
-    elif isinstance(request.thinking, ThinkingDisabled) and switchable:
-        thinking = False
+def _options(request: CountTokensRequest, thinking: bool | None) -> ChatOptions:
     return ChatOptions(
         variables=request.chat_template_kwargs or {},
         thinking=thinking,

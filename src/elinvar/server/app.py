@@ -13,7 +13,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,7 +38,7 @@ from elinvar.server.live import Live
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
 from elinvar.server.models import Models
 from elinvar.server.ollama import OllamaRoutes
-from elinvar.server.ollama_models import OllamaModelRoutes, shown_of
+from elinvar.server.ollama_models import OllamaModelRoutes, Shown, shown_of
 from elinvar.server.ollama_texts import OllamaTextRoutes
 from elinvar.server.openai import OpenAIRoutes
 from elinvar.server.process import GRACE_S
@@ -198,18 +197,26 @@ def create_models_app(
     *,
     allow_adapter_loading: bool = False,
     trace: TraceFile | None = None,
+    texts: TextRoutes | None = None,
 ) -> Starlette:
     """The application that serves models which generate text. Its lifespan starts their engines and
     lets what runs finish at the end.
 
-    allow_adapter_loading: clients may load adapters from folders here, and unload them. trace: closed
+    texts: of the model for vectors or scores that is beside them (see Models). allow_adapter_loading: clients may load adapters from folders here, and unload them. trace: closed
     at the end; told of requests by whoever loads a model."""
     limit = settings.max_body_bytes
     metrics = HTTPMetrics(lambda: sum(one.service.num_live for one in models.loaded))
     routes = OpenAIRoutes(models, limit).routes()
     routes += AnthropicRoutes(models, limit).routes()
     routes += OllamaRoutes(models, limit).routes()
-    routes += OllamaModelRoutes(partial(shown_of, models), limit).routes()
+    embedding = None if texts is None else OllamaTextRoutes(texts, limit)
+    if texts is not None and embedding is not None:
+        routes += [*texts.routes_beside(), *embedding.routes_beside()]
+
+    def shown(scope: Scope) -> list[Shown]:
+        return shown_of(models, scope) + ([] if embedding is None else embedding.shown(scope))
+
+    routes += OllamaModelRoutes(shown, limit).routes()
     if allow_adapter_loading:
         routes += AdapterRoutes(models, limit).routes()
     routes += ExplainRoutes(lambda: [s.service.explanations for s in models.loaded]).routes()

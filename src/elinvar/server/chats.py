@@ -76,7 +76,7 @@ async def ask_chat(
     the model does not take."""
     served = target.served
     served.service.check_count(wanted.n, "n", handling.tenant)
-    prompt, begun = await _prompt(served, conversation)
+    prompt, begun = await encode_chat(served, conversation)
     params = _understood(served, conversation, wanted, begun)
     field = wanted.grammar_field if wanted.params.grammar else "tools"
     await make_ready(served.engine, params.grammar, field)
@@ -87,20 +87,23 @@ async def ask_chat(
     return Asked(served, choices, handling, reader)
 
 
-def switches_thinking(served: Served) -> bool:
-    """Whether the model's thinking can be switched on and off."""
-    template = served.core.tokenizer.chat_template
-    return template is not None and template.switches_thinking
-
-
-async def encode_chat(served: Served, conversation: Conversation) -> list[int]:
-    """The prompt. Raises InputError or ModelError for what the model does not take."""
-    return (await _prompt(served, conversation))[0]
-
-
-async def _prompt(served: Served, conversation: Conversation) -> tuple[list[int], bool]:
+async def encode_chat(served: Served, conversation: Conversation) -> tuple[list[int], bool]:
+    """The prompt, and whether it ends in an open thought. Raises InputError or ModelError for what the
+    model does not take."""
     size = text_length(conversation.messages) + sum(len(str(t)) for t in conversation.tools)
     return await run_sized(size, partial(_encode, served), conversation)
+
+
+def thinking_way(served: Served, wanted: bool | None) -> tuple[bool | None, int | None]:
+    """(ChatOptions.thinking, Wanted.max_thinking_tokens) of a client that wants thoughts, or none, or
+    does not say. Where the template has no switch, models that never think have none as it is, and
+    those that always do must be kept from it."""
+    template = served.core.tokenizer.chat_template
+    if wanted is None or (template is not None and template.switches_thinking):
+        return wanted, None
+    if wanted:
+        return (None if served.thinks else True), None
+    return None, (0 if served.thinks else None)
 
 
 def _encode(served: Served, conversation: Conversation) -> tuple[list[int], bool]:

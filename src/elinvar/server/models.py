@@ -12,15 +12,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from elinvar.base.errors import ElinvarError
-from elinvar.server.errors import ApiError, too_many, unavailable, unknown_model
+from elinvar.server.errors import ApiError, invalid_value, too_many, unavailable, unknown_model
 from elinvar.server.served import Served, Target
 from elinvar.server.tenants import allowed_models
 
 if TYPE_CHECKING:
     from starlette.types import Scope
+
+    from elinvar.engine.aio import AsyncEngine
+    from elinvar.engine.text_aio import AsyncTextModel
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,18 @@ class Entry:
         return cls(served.name, _never, 0, served)
 
 
+class Beside(Protocol):
+    """A model that generates no text, but vectors or scores of texts."""
+
+    name: str
+    engine: AsyncTextModel
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """As /v1/models shows it."""
+        ...
+
+
 class Models:
     """Names are those of models, of their aliases and of the LoRA adapters of those that are loaded."""
 
@@ -60,9 +75,11 @@ class Models:
         default: str | None = None,
         aliases: Mapping[str, str] | None = None,
         max_bytes: int | None = None,
+        beside: Sequence[Beside] = (),
     ) -> None:
         """default: the first one, where it is not said. max_bytes: of all that are loaded at once;
-        None: all of them may be."""
+        None: all of them may be. beside: what else this server has, and is always loaded."""
+        self._beside = {one.name: one for one in beside}
         self._entries = {entry.name: entry for entry in entries}
         self.default = default or entries[0].name
         self._aliases = {DEFAULT: self.default} if DEFAULT not in self._entries else {}
@@ -87,12 +104,13 @@ class Models:
             names += [alias for alias, name in self._aliases.items() if name == entry.name]
             if entry.served is not None:
                 names += entry.served.core.adapters.names
-        return [name for name in names if name != DEFAULT or name in self._entries]
+        names = [name for name in names if name != DEFAULT or name in self._entries]
+        return [*names, *self._beside]
 
     @property
     def own_names(self) -> set[str]:
         """Names that no adapter may take."""
-        return {*self._entries, *self._aliases}
+        return {*self._entries, *self._aliases, *self._beside}
 
     @property
     def loaded(self) -> list[Served]:
@@ -105,6 +123,8 @@ class Models:
 
     def describe(self, scope: Scope, name: str) -> dict[str, Any]:
         """As /v1/models shows it. Raises ApiError 404."""
+        if name in self._beside and self._may_ask(scope, name):
+            return self._beside[name].described
         entry, _ = self._find(scope, name)
         model: dict[str, Any] = {"id": name, "object": "model", "owned_by": "elinvar"}
         served = entry.served
@@ -116,21 +136,31 @@ class Models:
 
     def look(self, scope: Scope, name: str) -> tuple[Served | None, str | None]:
         """The model of this name, where it is loaded, and its adapter. Raises ApiError 404."""
+        if name in self._beside and self._may_ask(scope, name):
+            return None, None
         entry, adapter = self._find(scope, name)
         return entry.served, adapter
 
     def has(self, scope: Scope, name: str) -> bool:
         """Whether whoever sent the request of `scope` may ask for it."""
+        if name in self._beside:
+            return self._may_ask(scope, name)
         try:
             self._find(scope, name)
         except ApiError:
             return False
         return True
 
+    @staticmethod
+    def _may_ask(scope: Scope, name: str) -> bool:
+        allowed = allowed_models(scope)
+        return allowed is None or name in allowed
+
     def _find(self, scope: Scope, name: str) -> tuple[Entry, str | None]:
         """The entry, and the adapter that the name is of."""
-        allowed = allowed_models(scope)
-        if allowed is None or name in allowed:
+        if self._may_ask(scope, name):
+            if name in self._beside:
+                raise invalid_value("model", f"'{name}' generates no text, but vectors or scores.")
             found = self._entries.get(self._aliases.get(name, name))
             if found is not None:
                 return found, None
@@ -224,18 +254,25 @@ class Models:
 
     async def start(self) -> None:
         """Starts those that are loaded; loads the default one where none is."""
+        for one in self._beside.values():
+            one.engine.start()
         for served in self.loaded:
             served.engine.start()
         if not self.loaded:
             await self._load(self._entries[self.default])
 
     async def shutdown(self, timeout_s: float) -> None:
-        await asyncio.gather(*(served.engine.shutdown(timeout_s) for served in self.loaded))
+        await asyncio.gather(*(engine.shutdown(timeout_s) for engine in self._engines))
 
     def check_alive(self) -> None:
         """Raises EngineError where one of them stopped."""
-        for served in self.loaded:
-            served.engine.check_alive()
+        for engine in self._engines:
+            engine.check_alive()
+
+    @property
+    def _engines(self) -> list[AsyncEngine | AsyncTextModel]:
+        beside = [one.engine for one in self._beside.values()]
+        return [*(served.engine for served in self.loaded), *beside]
 
 
 async def _never() -> Served:

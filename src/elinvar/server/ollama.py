@@ -12,10 +12,12 @@ from elinvar.base.handling import Handling
 from elinvar.server.answer import Answer
 from elinvar.server.asked import Asked
 from elinvar.server.body import read_body
-from elinvar.server.chats import Wanted, ask_chat, make_choices, run_sized, switches_thinking
+from elinvar.server.chats import Wanted, ask_chat, make_choices, run_sized, thinking_way
 from elinvar.server.errors import invalid_value, own_names
+from elinvar.server.formats import make_ready
+from elinvar.server.inside import handled
 from elinvar.server.models import Models
-from elinvar.server.ollama_messages import OWN_NAMES, chat, prompted, wanted
+from elinvar.server.ollama_messages import OWN_NAMES, chat, prompted, wanted, wants_thoughts
 from elinvar.server.ollama_models import plain_name
 from elinvar.server.ollama_schema import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
 from elinvar.server.ollama_wire import OllamaChatWire, OllamaGenerateWire, OllamaWire, now
@@ -40,38 +42,40 @@ class OllamaRoutes:
     async def chat(self, request: Request) -> Any:
         body = await read_body(request.scope, request.receive, self.max_body_bytes)
         parsed = decode(body, OllamaChatRequest)
-        target, asks, handling = await self._checked(request, parsed)
+        target, asks, handling, thinking = await self._checked(request, parsed)
         if not parsed.messages:
             return _loaded(parsed, {"message": {"role": "assistant", "content": ""}})
         with own_names(OWN_NAMES):
-            said = chat(parsed, switches_thinking(target.served))
+            said = chat(parsed, thinking)
             asked = await ask_chat(target, said, asks, handling)
         return _answer(parsed, asked, OllamaChatWire)
 
     async def generate(self, request: Request) -> Any:
         body = await read_body(request.scope, request.receive, self.max_body_bytes)
         parsed = decode(body, OllamaGenerateRequest)
-        target, asks, handling = await self._checked(request, parsed)
+        target, asks, handling, thinking = await self._checked(request, parsed)
         if not parsed.prompt:
             return _loaded(parsed, {"response": ""})
         with own_names(OWN_NAMES):
             if parsed.raw:
                 asked = await _ask_raw(target, parsed, asks, handling)
             else:
-                said = prompted(parsed, switches_thinking(target.served))
+                said = prompted(parsed, thinking)
                 asked = await ask_chat(target, said, asks, handling)
         return _answer(parsed, asked, OllamaGenerateWire)
 
     async def _checked(
         self, request: Request, parsed: OllamaRequest
-    ) -> tuple[Target, Wanted, Handling]:
+    ) -> tuple[Target, Wanted, Handling, bool | None]:
         known = self.models.has(request.scope, parsed.model)
         name = parsed.model if known else plain_name(parsed.model)
         target = await self.models.use(request.scope, name)
         core = target.served.core
         with own_names(OWN_NAMES):
-            asks = wanted(parsed, core.max_context)
-            return target, asks, hinted(parsed, tenant_of(request.scope), core.config.policy)
+            thinking, most = thinking_way(target.served, wants_thoughts(parsed))
+            asks = wanted(parsed, core.max_context, most)
+            handling = hinted(parsed, tenant_of(request.scope), core.config.policy)
+            return target, asks, handled(request.scope, handling), thinking
 
 
 async def _ask_raw(
@@ -85,6 +89,7 @@ async def _ask_raw(
             )
     prompt = parsed.prompt or ""
     ids = await run_sized(len(prompt), target.served.core.tokenizer.encode, prompt)
+    await make_ready(target.served.engine, asks.params.grammar, "format")
     choices = make_choices(target, asks, [ids], None, "prompt")
     return Asked(target.served, choices, handling)
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import msgspec
 
+from elinvar.base.grammar import JsonSchema
 from elinvar.base.sampling import MAX_LOGPROBS, SamplingParams
 from elinvar.engine.chat import ChatOptions
 from elinvar.server.chats import Conversation, Wanted
 from elinvar.server.errors import invalid_value, not_supported
+from elinvar.server.formats import ANY_OBJECT
 from elinvar.server.ollama_schema import (
     UNSERVED,
     UNSERVED_OPTIONS,
@@ -37,6 +39,7 @@ OWN_NAMES = {
     "stop": "options.stop",
     "session": "session_id",
     "thinking": "think",
+    "max_thinking_tokens": "think",
     "reasoning_effort": "think",
 }
 """What this API calls the fields of what is inside."""
@@ -46,32 +49,35 @@ _NO_LIMIT = -1, -2
 """Of num_predict: as many as there is room for."""
 
 
-def chat(request: OllamaChatRequest, switchable: bool) -> Conversation:
+def chat(request: OllamaChatRequest, thinking: bool | None) -> Conversation:
     """What the prompt is made from. Raises ApiError naming the field.
 
-    switchable: whether the model's thinking can be switched off; where it cannot, a client that asks
-    for none has what it wants."""
+    thinking: ChatOptions.thinking, which depends on the model, too (chats.thinking_way)."""
     return Conversation(
         _messages(request.messages or ()),
         tools=[_tool(tool) for tool in request.tools or ()],
-        options=_options(request, switchable),
+        options=_options(request, thinking),
     )
 
 
-def prompted(request: OllamaGenerateRequest, switchable: bool) -> Conversation:
+def prompted(request: OllamaGenerateRequest, thinking: bool | None) -> Conversation:
     """The same of a prompt that is not `raw`."""
     system = [{"role": "system", "content": request.system}] if request.system else []
     messages = [*system, {"role": "user", "content": request.prompt or ""}]
-    return Conversation(messages, options=_options(request, switchable), field_name="prompt")
+    return Conversation(messages, options=_options(request, thinking), field_name="prompt")
 
 
-def wanted(request: OllamaRequest, max_context: int) -> Wanted:
-    """Everything but the prompt, checked. Raises ApiError or InputError."""
+def wants_thoughts(request: OllamaRequest) -> bool | None:
+    """None: as the model is, or as much as `think` says."""
+    return request.think if isinstance(request.think, bool) else None
+
+
+def wanted(request: OllamaRequest, max_context: int, most_thoughts: int | None) -> Wanted:
+    """Everything but the prompt, checked. Raises ApiError or InputError. most_thoughts: tokens of
+    them."""
     refuse_unserved(request, UNSERVED)
     given = request.options or OllamaOptions()
     refuse_unserved(given, UNSERVED_OPTIONS, "options.")
-    if request.format not in (None, ""):
-        raise not_supported("format")
     limit = None if given.num_predict in _NO_LIMIT else given.num_predict
     if limit is not None and limit < 1:
         raise invalid_value("options.num_predict", "options.num_predict must be at least 1, or -1.")
@@ -93,8 +99,25 @@ def wanted(request: OllamaRequest, max_context: int) -> Wanted:
         seed=given.seed,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         logprobs=_num_logprobs(request),
+        grammar=_grammar(request.format),
     )
-    return Wanted(1, limit, params, cut_to_room=True, max_context=context)
+    return Wanted(
+        1,
+        limit,
+        params,
+        grammar_field="format",
+        max_thinking_tokens=most_thoughts,
+        cut_to_room=True,
+        max_context=context,
+    )
+
+
+def _grammar(form: str | dict[str, Any] | None) -> JsonSchema | None:
+    if isinstance(form, dict):
+        return JsonSchema(msgspec.json.encode(form).decode())
+    if form not in (None, "", "json"):
+        raise invalid_value("format", "format must be 'json' or a JSON schema.")
+    return ANY_OBJECT if form else None
 
 
 def _repeat_penalty(given: OllamaOptions) -> float:
@@ -119,11 +142,9 @@ def _num_logprobs(request: OllamaRequest) -> int | None:
     return top
 
 
-def _options(request: OllamaRequest, switchable: bool) -> ChatOptions:
-    think = request.think
-    if isinstance(think, str):
-        return ChatOptions(reasoning_effort=think)
-    return ChatOptions(thinking=None if think is False and not switchable else think)
+def _options(request: OllamaRequest, thinking: bool | None) -> ChatOptions:
+    effort = request.think if isinstance(request.think, str) else None
+    return ChatOptions(thinking=thinking, reasoning_effort=effort)
 
 
 def _tool(tool: OllamaTool) -> dict[str, Any]:

@@ -31,8 +31,12 @@ class OllamaTextRoutes:
         self._texts, self._max_body_bytes = texts, max_body_bytes
 
     def routes(self) -> list[Route]:
+        models = OllamaModelRoutes(self.shown, self._max_body_bytes)
+        return [*models.routes(), *self.routes_beside()]
+
+    def routes_beside(self) -> list[Route]:
+        """Those that models which generate text have not."""
         return [
-            *OllamaModelRoutes(self._shown, self._max_body_bytes).routes(),
             Route("/api/embed", self.embed, methods=["POST"]),
             Route("/api/embeddings", self.embed_one, methods=["POST"]),
         ]
@@ -67,7 +71,7 @@ class OllamaTextRoutes:
         _, vectors = await self._texts.embed(request, plain_name(parsed.model), [parsed.prompt])
         return reply({"embedding": vectors[0].tolist()})
 
-    def _shown(self, scope: Scope) -> list[Shown]:
+    def shown(self, scope: Scope) -> list[Shown]:
         texts, model = self._texts, self._texts.model
         can = ["rerank"] if model.reranks else ["embedding"]
         name, created = texts.name, texts.created

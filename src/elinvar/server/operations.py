@@ -122,7 +122,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("GET", "/v1/requests/{id}/explain"): Operation("Where a request's time went"),
     ("POST", "/v1/requests/{id}/cancel"): Operation("Ends a request"),
-    ("GET", "/live"): Operation("What happens now", answers=(JSON, EVENTS), query=("stream",)),
+    ("GET", "/live"): Operation(
+        "What happens now", answers=(JSON, EVENTS), query=("stream", "history")
+    ),
     ("GET", "/ready"): Operation("Whether the server is to be sent requests"),
     ("GET", "/health"): Operation("Whether the server can answer"),
     ("GET", "/metrics"): Operation("Figures for Prometheus", answers=(PLAIN,)),

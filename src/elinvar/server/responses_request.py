@@ -22,7 +22,7 @@ from elinvar.server.schema import ChatRequest, convert
 
 MAX_METADATA, MAX_KEY, MAX_VALUE = 16, 64, 512
 """OpenAI's own limits: pairs, and characters of each."""
-_OTHERS = "n", "max_tokens", "stream_options", "response_format"
+_OTHERS = "n", "max_tokens", "stream_options"
 """Fields of `Common` that this API has not, or means otherwise."""
 _OF_CHATS = "prompt_logprobs", "use_beam_search", "length_penalty"
 """Extensions that need several answers, or a place to be told."""
@@ -102,6 +102,7 @@ def as_chat(request: kinds.ResponseRequest, items: Sequence[Item]) -> ChatReques
         tools=tools or None,
         tool_choice=_tool_choice(request.tool_choice),
         parallel_tool_calls=request.parallel_tool_calls,
+        max_thinking_tokens=request.max_thinking_tokens,
         reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
         chat_template_kwargs=request.chat_template_kwargs,
         response_format=_response_format(wishes.format),

@@ -21,7 +21,7 @@ class Reasoning(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TextFormat(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    type: str
+    type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
     schema: dict[str, Any] | None = None
     description: str | None = None
@@ -52,7 +52,9 @@ class ResponseRequest(Common, kw_only=True):
     background: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
     metadata: dict[str, str] | None = None
+    # Extensions, as chats have them.
     chat_template_kwargs: dict[str, Any] | None = None
+    max_thinking_tokens: int | None = None
     # Shown again in the answer; they change nothing here.
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None

@@ -23,6 +23,7 @@ from elinvar.server.body import read_body
 from elinvar.server.errors import invalid_value, not_supported, overloaded, unknown_model
 from elinvar.server.reply import reply
 from elinvar.server.schema import decode
+from elinvar.server.tenants import allowed_models
 
 if TYPE_CHECKING:
     from elinvar.engine.encodings import Input
@@ -83,10 +84,12 @@ class TextRoutes:
         shorten: bool,
         max_waiting: int,
         max_body_bytes: int,
+        aliases: Sequence[str] = (),
     ) -> None:
-        """`shorten`: whether clients may ask for fewer dimensions."""
+        """`shorten`: whether clients may ask for fewer dimensions. aliases: other names of it."""
+        self._names = {model_name, *aliases}
         self._shorten = shorten
-        self._engine, self.model, self.name = engine, engine.model, model_name
+        self.engine, self.model, self.name = engine, engine.model, model_name
         self._max_waiting, self._max_body_bytes = max_waiting, max_body_bytes
         self.created = int(time.time())
 
@@ -94,17 +97,23 @@ class TextRoutes:
         return [
             Route("/v1/models", self.list_models, methods=["GET"]),
             Route("/v1/models/{model:path}", self.get_model, methods=["GET"]),
+            *self.routes_beside(),
+        ]
+
+    def routes_beside(self) -> list[Route]:
+        """Those that models which generate text have not."""
+        return [
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             *(Route(path, self.rerank, methods=["POST"]) for path in _RERANK),
             *(Route(path, self.score, methods=["POST"]) for path in ("/v1/score", "/score")),
         ]
 
     async def list_models(self, request: Request) -> Response:
-        return reply({"object": "list", "data": [self._described()]})
+        return reply({"object": "list", "data": [self.described]})
 
     async def get_model(self, request: Request) -> Response:
-        self._check_model(request.path_params["model"])
-        return reply(self._described())
+        self._check_model(request, request.path_params["model"])
+        return reply(self.described)
 
     async def embeddings(self, request: Request) -> Response:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
@@ -131,7 +140,7 @@ class TextRoutes:
     async def rerank(self, request: Request) -> Response:
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
         parsed = decode(body, RerankRequest)
-        self._check_model(parsed.model)
+        self._check_model(request, parsed.model)
         for name in ("rank_fields", "max_chunks_per_doc", "max_tokens_per_doc", "priority"):
             if getattr(parsed, name):
                 raise not_supported(name)
@@ -169,7 +178,7 @@ class TextRoutes:
     ) -> tuple[Task, F32]:
         """Vectors [R, D] of the texts, for any API that calls these `input`, `dimensions` so, too.
         Raises ApiError, InputError or ModelError."""
-        self._check_model(model)
+        self._check_model(request, model)
         if dimensions is not None and not self._shorten:
             raise not_supported("dimensions", "Shortening the vectors of this model")
         self._admit(len(texts), "input")
@@ -184,7 +193,7 @@ class TextRoutes:
         """Of pairs: one text with each of several, or two lists side by side."""
         body = await read_body(request.scope, request.receive, self._max_body_bytes)
         parsed = decode(body, ScoreRequest)
-        self._check_model(parsed.model)
+        self._check_model(request, parsed.model)
         firsts, seconds = (
             [one] if isinstance(one, str) else one for one in (parsed.text_1, parsed.text_2)
         )
@@ -202,7 +211,7 @@ class TextRoutes:
 
         async with cancelled_when_client_leaves(request.receive):
             tasks = await asyncio.to_thread(make)
-            found = await asyncio.gather(*(self._engine.run(task) for task in tasks))
+            found = await asyncio.gather(*(self.engine.run(task) for task in tasks))
         scores = [score for some in found for score in some.tolist()]
         data = [{"index": i, "object": "score", "score": s} for i, s in enumerate(scores)]
         answer = {"id": f"score-{uuid.uuid4().hex}", "object": "list", "created": int(time.time())}
@@ -214,22 +223,25 @@ class TextRoutes:
         """The task, made in a thread, and its answer; a client that goes away ends it."""
         async with cancelled_when_client_leaves(request.receive):
             task = await asyncio.to_thread(make)
-            return task, await self._engine.run(task)
+            return task, await self.engine.run(task)
 
     def _admit(self, count: int, field: str) -> None:
         if not 1 <= count <= MAX_INPUTS:
             raise invalid_value(
                 field, f"{field} must hold from 1 to {MAX_INPUTS} texts, got {count}."
             )
-        live = self._engine.num_live
+        live = self.engine.num_live
         if live and live + count > self._max_waiting:
             raise overloaded(live, "texts")
 
-    def _check_model(self, name: str) -> None:
-        if name != self.name:
+    def _check_model(self, request: Request, name: str) -> None:
+        allowed = allowed_models(request.scope)
+        if name not in self._names or not (allowed is None or name in allowed):
             raise unknown_model(name, [self.name])
 
-    def _described(self) -> dict[str, Any]:
+    @property
+    def described(self) -> dict[str, Any]:
+        """As /v1/models shows it."""
         return {
             "id": self.name,
             "object": "model",

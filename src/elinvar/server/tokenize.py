@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from starlette.routing import Route
 from elinvar import __version__
 from elinvar.engine.chat import ChatOptions
 from elinvar.server.body import read_body
-from elinvar.server.chats import run_sized, text_length
+from elinvar.server.chats import Conversation, encode_chat, run_sized
 from elinvar.server.errors import bad_request, invalid_value, not_supported
 from elinvar.server.models import DEFAULT, Models
 from elinvar.server.openai_messages import chat_messages, check_tools
@@ -81,8 +82,15 @@ class TokenizeRoutes:
             if not 0 <= token < size:
                 message = f"tokens[{i}] must be a token id from 0 to {size - 1}, got {token}."
                 raise invalid_value(f"tokens[{i}]", message)
-        decode_all = partial(served.core.tokenizer.decode, skip_special=False)
-        return reply({"prompt": await run_sized(len(asked.tokens), decode_all, asked.tokens)})
+        return reply(
+            {"prompt": await run_sized(len(asked.tokens), partial(_text, served), asked.tokens)}
+        )
+
+
+def _text(served: Served, ids: Sequence[int]) -> str:
+    """With the names of control tokens, as they can be sent again."""
+    spell = served.core.tokenizer.token_bytes
+    return b"".join([spell(i) for i in ids]).decode("utf-8", "replace")
 
 
 async def _prompt_ids(served: Served, asked: TokenizeRequest) -> list[int]:
@@ -108,16 +116,15 @@ async def _chat_ids(served: Served, asked: TokenizeRequest) -> list[int]:
     if going_on and asked.add_generation_prompt:
         message = "A prompt that goes on with the last message has no generation prompt."
         raise invalid_value("add_generation_prompt", message)
-    messages = chat_messages(ChatRequest(model="", messages=asked.messages or []))
     options = ChatOptions(
-        tools=check_tools(asked.tools or ()) or None,
         variables=asked.chat_template_kwargs or {},
         add_generation_prompt=asked.add_generation_prompt is not False and not going_on,
         continue_final_message=going_on,
     )
-    return await run_sized(
-        text_length(messages), partial(served.core.encode_chat, options=options), messages
-    )
+    messages = chat_messages(ChatRequest(model="", messages=asked.messages or []))
+    tools = check_tools(asked.tools or ())
+    ids, _ = await encode_chat(served, Conversation(messages, tools=tools, options=options))
+    return ids
 
 
 async def version(request: Request) -> Response:

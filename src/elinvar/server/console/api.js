@@ -28,7 +28,9 @@ export async function ask(path, { body, method, signal } = {}) {
   try {
     response = await fetch(path, {
       method: method ?? (body === undefined ? "GET" : "POST"),
-      headers, signal, body: body === undefined ? undefined : JSON.stringify(body),
+      headers,
+      signal,
+      body: body === undefined ? undefined : JSON.stringify(body),
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -43,7 +45,11 @@ export const getJson = async (path, options) => (await ask(path, options)).json(
 async function refusal(response) {
   if (response.status === 401) for (const task of listeners) task();
   let told = null;
-  try { told = (await response.json()).error; } catch { /* not from our server */ }
+  try {
+    told = (await response.json()).error;
+  } catch {
+    /* not from our server */
+  }
   return told?.message
     ? new ServerError(told.message, response.status, told.code, told.param)
     : new ServerError(`The server answered with status ${response.status}.`, response.status);
@@ -60,7 +66,11 @@ export async function* events(response) {
       const parts = (rest + value).split(/\r?\n\r?\n/);
       rest = parts.pop();
       for (const part of parts) {
-        const data = part.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trimStart()).join("\n");
+        const data = part
+          .split(/\r?\n/)
+          .filter((line) => line.startsWith("data:"))
+          .map((line) => line.slice(5).trimStart())
+          .join("\n");
         if (data === "[DONE]") return;
         if (!data) continue;
         const event = JSON.parse(data);

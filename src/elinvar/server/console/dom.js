@@ -10,10 +10,15 @@ export function h(tag, props, ...children) {
     if (value === null || value === undefined) continue;
     if (name === "class") node.className = value;
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (name in node && !name.includes("-") && name !== "list" && name !== "role") node[name] = value;
+    else if (name in node && !name.includes("-") && name !== "list" && name !== "role")
+      node[name] = value;
     else if (value !== false) node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(
+    ...children
+      .flat(Infinity)
+      .filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return node;
 }
 
@@ -51,7 +56,11 @@ export function icon(name) {
 
 /** A button that shows an icon, and its `label` when there is room or a pointer rests on it. */
 export function iconButton(name, label, onclick, props = {}) {
-  return h("button", { type: "button", class: "icon-button", title: label, "aria-label": label, onclick, ...props }, icon(name));
+  return h(
+    "button",
+    { type: "button", class: "icon-button", title: label, "aria-label": label, onclick, ...props },
+    icon(name),
+  );
 }
 
 /** Tells those who cannot see it. */
@@ -62,10 +71,23 @@ export function say(text) {
 /** A dialog that closes with Escape or a click beside it. Returns it, opened. */
 export function dialog(title, ...children) {
   const close = () => box.close();
-  const box = h("dialog", { class: "dialog", "aria-label": title, onclose: () => box.remove(),
-    onclick: (event) => { if (event.target === box) close(); } },
-    h("div", { class: "dialog-in" },
-      h("div", { class: "dialog-head" }, h("h2", null, title), iconButton("close", "Close", close)), ...children));
+  const box = h(
+    "dialog",
+    {
+      class: "dialog",
+      "aria-label": title,
+      onclose: () => box.remove(),
+      onclick: (event) => {
+        if (event.target === box) close();
+      },
+    },
+    h(
+      "div",
+      { class: "dialog-in" },
+      h("div", { class: "dialog-head" }, h("h2", null, title), iconButton("close", "Close", close)),
+      ...children,
+    ),
+  );
   document.body.append(box);
   box.showModal();
   return box;
@@ -74,7 +96,8 @@ export function dialog(title, ...children) {
 export async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
-  } catch { // without https there is no clipboard but the old one
+  } catch {
+    // without https there is no clipboard but the old one
     const area = h("textarea", { value: text, class: "hidden" });
     (document.querySelector("dialog[open]") ?? document.body).append(area); // what is beside a dialog gets no focus
     area.select();
@@ -88,17 +111,25 @@ export async function copy(text) {
 export function eachFrame(task) {
   let wanted = null;
   return (...given) => {
-    if (wanted === null) requestAnimationFrame(() => { const last = wanted; wanted = null; task(...last); });
+    if (wanted === null)
+      requestAnimationFrame(() => {
+        const last = wanted;
+        wanted = null;
+        task(...last);
+      });
     wanted = given;
   };
 }
 
 export function number(value, digits = 0) {
-  return value === null || value === undefined || !Number.isFinite(value) ? "–"
+  return value === null || value === undefined || !Number.isFinite(value)
+    ? "–"
     : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
 export function percent(share) {
   if (share > 0 && share < 0.001) return "< 0.1 %";
-  return share === null || share === undefined ? "–" : `${number(share * 100, share > 0 && share < 0.1 ? 1 : 0)} %`;
+  return share === null || share === undefined
+    ? "–"
+    : `${number(share * 100, share > 0 && share < 0.1 ? 1 : 0)} %`;
 }

@@ -5,7 +5,14 @@ const CURRENT = "elinvar.current";
 const MOST = 100;
 
 export const NO_SETTINGS = {
-  model: "", system: "", params: {}, tools: "", toolChoice: "auto", format: "text", schema: "", record: true,
+  model: "",
+  system: "",
+  params: {},
+  tools: "",
+  toolChoice: "auto",
+  format: "text",
+  schema: "",
+  record: true,
 };
 
 let all = read();
@@ -14,7 +21,9 @@ const listeners = new Set();
 function read() {
   try {
     const found = JSON.parse(localStorage.getItem(KEY) ?? "[]");
-    return Array.isArray(found) ? found.filter((one) => one?.id && Array.isArray(one.messages)) : [];
+    return Array.isArray(found)
+      ? found.filter((one) => one?.id && Array.isArray(one.messages))
+      : [];
   } catch {
     return [];
   }
@@ -25,7 +34,13 @@ export const onChange = (task) => listeners.add(task);
 
 export function create(like = null) {
   const settings = { ...NO_SETTINGS, ...(like?.settings ?? {}) };
-  const made = { id: crypto.randomUUID?.() ?? String(Math.random()).slice(2), title: "", updated: Date.now(), settings, messages: [] };
+  const made = {
+    id: crypto.randomUUID?.() ?? String(Math.random()).slice(2),
+    title: "",
+    updated: Date.now(),
+    settings,
+    messages: [],
+  };
   all = [made, ...all.filter((one) => one.messages.length)].slice(0, MOST);
   localStorage.setItem(CURRENT, made.id);
   return made;

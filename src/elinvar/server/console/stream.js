@@ -31,11 +31,16 @@ export class Answer {
       this.last = performance.now();
       this.first ??= this.last;
     }
-    if (choice.finish_reason) [this.finish, this.seed] = [choice.finish_reason, choice.seed ?? null];
+    if (choice.finish_reason)
+      [this.finish, this.seed] = [choice.finish_reason, choice.seed ?? null];
   }
 
   #pushCall(part) {
-    const call = (this.toolCalls[part.index] ??= { id: "", type: "function", function: { name: "", arguments: "" } });
+    const call = (this.toolCalls[part.index] ??= {
+      id: "",
+      type: "function",
+      function: { name: "", arguments: "" },
+    });
     call.id ||= part.id ?? "";
     call.function.name += part.function?.name ?? "";
     call.function.arguments += part.function?.arguments ?? "";
@@ -45,14 +50,18 @@ export class Answer {
   get speed() {
     const count = (this.usage?.completion_tokens ?? this.tokens.length) - 1;
     const seconds = (this.last - this.first) / 1000;
-    return { ttft: this.first === null ? null : this.first - this.began, rate: count > 0 && seconds > 0 ? count / seconds : null };
+    return {
+      ttft: this.first === null ? null : this.first - this.began,
+      rate: count > 0 && seconds > 0 ? count / seconds : null,
+    };
   }
 
   /** As a message that is kept. */
   message() {
     const { ttft, rate } = this.speed;
     return {
-      role: "assistant", content: this.content,
+      role: "assistant",
+      content: this.content,
       ...(this.reasoning && { reasoning: this.reasoning }),
       ...(this.toolCalls.length && { tool_calls: this.toolCalls.filter(Boolean) }),
       meta: { finish: this.finish, seed: this.seed, usage: this.usage, ttft, rate },

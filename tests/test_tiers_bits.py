@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from elinvar.base.config import EngineConfig
+from elinvar.base.exposition import expose
 from elinvar.base.limits import BATCH
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
@@ -218,6 +219,6 @@ def test_metrics_and_explanations_add_up(tmp_path: Path) -> None:
             engine.step()
         assert explained == {"disk": engine.metrics.cached_tokens}
         assert engine.metrics.cached_tokens == 96
-        text = engine.metrics.expose().decode()
-    assert 'elinvar_kv_tier_hits_total{tier="disk"}' in text
-    assert 'elinvar_kv_tier_bytes_held{tier="host"}' in text
+        text = expose({"m": engine.metrics}).decode()
+    assert 'elinvar_kv_tier_hits_total{model_name="m",tier="disk"}' in text
+    assert 'elinvar_kv_tier_bytes_held{model_name="m",tier="host"}' in text

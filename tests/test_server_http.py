@@ -22,7 +22,7 @@ import pytest
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.plan import StepOutput, StepPlan
-from elinvar.server import process, watchdog
+from elinvar.server import connection, watchdog
 from elinvar.server.process import listen
 from serving import Serving, eventually, serving
 
@@ -286,7 +286,7 @@ def test_bug_is_logged_and_not_shown(
     def broken(messages: object, options: object) -> list[int]:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr(tiny.core, "encode_chat", broken)
+    monkeypatch.setattr(tiny.core, "render_chat", broken)
     messages = [{"role": "user", "content": "x"}]
     response = tiny.post("/v1/chat/completions", {"model": "tiny", "messages": messages})
     assert response.status_code == 500
@@ -452,7 +452,7 @@ def test_listen() -> None:
 def test_a_head_that_does_not_come(tiny: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte now and then gives no more time, also on a connection that was used before; an answer
     that takes long does."""
-    monkeypatch.setattr(process, "HEAD_S", 0.3)
+    monkeypatch.setattr(connection, "HEAD_S", 0.3)
     body = json.dumps(SHORT).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
     for first in (b"", head + body):

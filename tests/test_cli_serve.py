@@ -371,9 +371,9 @@ def test_a_model_for_texts_beside_one_that_generates(tiny_gguf: Path, minilm: Pa
             with pytest.raises(openai.NotFoundError):
                 client.embeddings.create(model="default", input="x")
             # The line of a model of the other kind has failed: it does not wait for another one.
-            line = {"method": "POST", "url": "/v1/embeddings"}
+            every = {"method": "POST", "url": "/v1/embeddings"}
             lines: list[dict[str, Any]] = [
-                {**line, "custom_id": name, "body": {"model": name, "input": "x"}}
+                {**every, "custom_id": name, "body": {"model": name, "input": "x"}}
                 for name in ("default", "embedder")
             ]
             source = client.files.create(

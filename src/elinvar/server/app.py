@@ -235,7 +235,11 @@ def create_models_app(
 
     rows = max((one.core.config.max_rows for one in models.loaded), default=DEFAULT_ROWS)
     kept = State(StateOptions(settings.state_dir, limit, rows))
-    routes += kept.routes(routes, models.has, models)
+
+    def has(scope: Scope, name: str) -> bool:
+        return models.has(scope, name) or (texts is not None and texts.has(scope, name))
+
+    routes += kept.routes(routes, has, models)
     ended = (lambda: None) if trace is None else trace.close
     ends = live.close, ended
     return _application(models, routes, metrics, more_metrics, settings, engines, kept, *ends)
@@ -253,7 +257,7 @@ def create_text_app(
     texts = TextRoutes(engine, model_name, shorten, *limits)
     routes = [*texts.routes(), *OllamaTextRoutes(texts, chosen.max_body_bytes).routes()]
     kept = State(StateOptions(chosen.state_dir, chosen.max_body_bytes))
-    routes += kept.routes(routes, lambda _, name: name == model_name)
+    routes += kept.routes(routes, texts.has)
     return _application(_Alone(engine), routes, metrics, lambda _: b"", chosen, list, kept)
 
 
@@ -349,8 +353,8 @@ def _application(
     keys = Middleware(Keys, tenants=tenants_of_now, admin_port=settings.admin_port)
     telling = Telling(settings.tellers)
     layers = [Middleware(Witness, telling=telling), Middleware(Door, metrics=metrics), keys]
-    if settings.cors_origins:
-        layers.insert(2, _cors(settings.cors_origins))
+    if settings.cors_origins:  # around the door, which writes the errors: pages read them, too
+        layers.insert(0, _cors(settings.cors_origins))
     app = Starlette(
         routes=[
             *routes,

@@ -22,7 +22,7 @@ import pytest
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.plan import StepOutput, StepPlan
-from elinvar.server import process, watchdog
+from elinvar.server import connection, watchdog
 from elinvar.server.process import listen
 from serving import Serving, eventually, serving
 
@@ -74,6 +74,17 @@ def test_junk(tiny: Serving, path: str, body: bytes) -> None:
     response = tiny.post(path, content=body)
     assert response.status_code == 400
     assert error_of(response)["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("depth", [300, 500, 900, 930, 960, 980])
+def test_what_is_nested_deeply(tiny: Serving, depth: int) -> None:
+    """It may be decoded, and still be too deep for a template or a schema."""
+    deep = '{"a":' * depth + "1" + "}" * depth
+    chat = '{"model":"tiny","max_tokens":1,"messages":[{"role":"user","content":"x"}],%s}'
+    schema = '"response_format":{"type":"json_schema","json_schema":{"name":"x","schema":%s}}'
+    for field in ('"chat_template_kwargs":%s', schema):
+        answer = tiny.post("/v1/chat/completions", content=chat % (field % deep))
+        assert answer.status_code in (200, 400)
 
 
 def test_megabyte_of_junk_in_a_field(tiny_gguf: Path) -> None:
@@ -176,7 +187,9 @@ def test_health_and_metrics(tiny: Serving) -> None:
     bad = 'elinvar_http_requests_total{route="completions",status="400"} '
     assert any(line.startswith(ok) for line in lines)
     assert any(line.startswith(bad) for line in lines)
-    assert any(line.startswith("elinvar_generated_tokens_total ") for line in lines)
+    assert any(
+        line.startswith('elinvar_generated_tokens_total{model_name="tiny"} ') for line in lines
+    )
 
 
 def _send(port: int, path: str, body: dict[str, Any]) -> socket.socket:
@@ -283,10 +296,10 @@ def test_failed_step_of_a_whole_answer(tiny: Serving, brake: Brake) -> None:
 def test_bug_is_logged_and_not_shown(
     tiny: Serving, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(messages: object, options: object) -> list[int]:
+    def broken(messages: object, options: object) -> str:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr(tiny.core, "encode_chat", broken)
+    monkeypatch.setattr(tiny.core, "render_chat", broken)
     messages = [{"role": "user", "content": "x"}]
     response = tiny.post("/v1/chat/completions", {"model": "tiny", "messages": messages})
     assert response.status_code == 500
@@ -452,7 +465,7 @@ def test_listen() -> None:
 def test_a_head_that_does_not_come(tiny: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte now and then gives no more time, also on a connection that was used before; an answer
     that takes long does."""
-    monkeypatch.setattr(process, "HEAD_S", 0.3)
+    monkeypatch.setattr(connection, "HEAD_S", 0.3)
     body = json.dumps(SHORT).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
     for first in (b"", head + body):

@@ -1,4 +1,4 @@
-"""The process that serves an application: sockets, TLS, time-outs of connections, how it ends.
+"""The process that serves an application: sockets, TLS, how it ends.
 
 The first SIGTERM or SIGINT lets what runs finish: /ready turns to 503, after `drain_s` nobody new gets
 in, and open answers have `grace_s` from then on. A second signal ends at once.
@@ -6,7 +6,6 @@ in, and open answers have `grace_s` from then on. A second signal ends at once.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import signal
@@ -21,15 +20,13 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.config import LOGGING_CONFIG
 
 from elinvar.base.errors import InputError
+from elinvar.server.connection import Impatient
 
 GRACE_S = 30
 """How long open answers may go on after SIGTERM or SIGINT."""
-HEAD_S = 20.0
-"""How long a client may take to send a request's head."""
-MAX_HEAD_BYTES = 2**16
 KEEP_ALIVE_S = 75
 """Longer than clients (httpx: 5 s) and proxies (nginx: 60 s) keep idle connections, so that it is
 never the server that closes one just as it is used again."""
@@ -89,44 +86,6 @@ def _check_readable(name: str, path: Path) -> None:
         raise InputError(name, f"Cannot read {path} (--{name}): {error.strerror}.") from None
 
 
-class Impatient(H11Protocol):
-    """A connection whose client must send a whole head in time, or it is closed: those that send a
-    byte now and then (slow loris) hold nothing for long."""
-
-    _head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._await_head()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_timer()
-        else:
-            self._await_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
-        super().connection_lost(exc)
-
-    def _await_head(self) -> None:
-        # Not later than the first byte: more bytes give no more time.
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_S, self._give_up)
-
-    def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _give_up(self) -> None:
-        self._head_timer = None
-        # An answer may have ended, and the connection been kept, since.
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-
-
 class Process(uvicorn.Server):
     """One application on some sockets, until a signal ends it."""
 
@@ -171,18 +130,20 @@ def uvicorn_config(
     log_level: str = "warning",
     grace_seconds: int = GRACE_S,
     tls: TLS | None = None,
+    log_config: dict[str, Any] | None = LOGGING_CONFIG,
 ) -> uvicorn.Config:
-    """How the application is served; `host`, `port` or sockets are the caller's."""
+    """How the application is served; `host`, `port` or sockets are the caller's. log_config: None
+    where the process's log is as it shall be."""
     return uvicorn.Config(
         app,
         http=Impatient,
         log_level=log_level,
+        log_config=log_config,
         lifespan="on",
         ws="none",
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=grace_seconds,
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         backlog=4096,
         **({} if tls is None else tls.settings()),
     )
@@ -217,7 +178,9 @@ def serve(
     """Serve until SIGTERM or SIGINT, see above. Returns the exit code: 0 after SIGTERM, 130 after
     SIGINT, and 128 + its number where a second signal cut open answers off."""
     _raise_file_limit()
-    config = uvicorn_config(app, log_level=log_level, grace_seconds=grace_seconds, tls=tls)
+    config = uvicorn_config(
+        app, log_level=log_level, grace_seconds=grace_seconds, tls=tls, log_config=None
+    )
     process = Process(config, app.state.leave, drain_s, started)
     process.run(sockets=list(sockets))
     if process.signal is None:

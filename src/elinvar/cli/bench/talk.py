@@ -66,9 +66,8 @@ class Conversation:
         """Tokens that are nobody else's. turn: below 0, those of an answer."""
         seed, number = self._key
         alone = replace(self._arrival, prompt_tokens=count, prefix=(), shared=None)
-        ids: list[int] = prompts([alone], seed, self._vocab_size, (number, turn % 2**32))[
-            0
-        ].tolist()
+        made = prompts([alone], seed, self._vocab_size, (number, turn % 2**32))
+        ids: list[int] = made[0].tolist()
         return ids
 
 
@@ -81,95 +80,13 @@ def in_words(ids: Iterable[int]) -> str:
     return " ".join(_WORDS[one % len(_WORDS)] for one in ids)
 
 
-_WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "that",
-    "for",
-    "it",
-    "as",
-    "was",
-    "with",
-    "be",
-    "by",
-    "on",
-    "not",
-    "he",
-    "his",
-    "but",
-    "at",
-    "are",
-    "this",
-    "have",
-    "from",
-    "or",
-    "had",
-    "an",
-    "they",
-    "which",
-    "one",
-    "you",
-    "were",
-    "all",
-    "her",
-    "she",
-    "there",
-    "would",
-    "their",
-    "we",
-    "him",
-    "been",
-    "has",
-    "when",
-    "who",
-    "will",
-    "no",
-    "more",
-    "if",
-    "out",
-    "so",
-    "up",
-    "said",
-    "what",
-    "its",
-    "about",
-    "than",
-    "into",
-    "them",
-    "can",
-    "only",
-    "other",
-    "time",
-    "new",
-    "some",
-    "could",
-    "these",
-    "two",
-    "may",
-    "first",
-    "then",
-    "do",
-    "any",
-    "like",
-    "my",
-    "now",
-    "over",
-    "such",
-    "our",
-    "man",
-    "me",
-    "even",
-    "most",
-    "made",
-    "after",
-    "also",
-    "did",
-    "many",
-]
+_TEXT = (
+    "the of and to in is that for it as was with be by on not he his but at are this have from or "
+    "had an they which one you were all her she there would their we him been has when who will no "
+    "more if out so up said what its about than into them can only other time new some could these "
+    "two may first then do any like my now over such our man me even most made after also did many"
+)
+_WORDS = _TEXT.split()
 
 
 def warm_up(seed: int, vocab_size: int, chat: bool) -> Content:

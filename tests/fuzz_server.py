@@ -9,7 +9,7 @@ import argparse
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -40,6 +40,9 @@ class ChatTokenizer(ByteTokenizer):
 
     def encode_chat(self, text: str) -> list[int]:
         return self.encode(text)
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        return self.text_bytes(ids, None if skip_special else ()).decode("utf-8", "replace")
 
     def control_id(self, token: str) -> int | None:
         return None

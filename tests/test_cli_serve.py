@@ -21,7 +21,7 @@ import pytest
 
 from elinvar.server.tenants import hash_key, read_tenants
 from processes import ELINVAR, ENVIRONMENT, assert_fails, run
-from serving import TEMPLATE
+from serving import TEMPLATE, eventually
 
 LONG = "The first words of all that is asked here, which are always the same. " * 4
 BODY: dict[str, Any] = {"model": "tiny", "prompt": LONG, "max_tokens": 4, "ignore_eos": True}
@@ -267,6 +267,11 @@ def test_one_key_for_all_and_a_port_for_administrators(tiny_gguf: Path) -> None:
         found = httpx.get(f"{url}/models", headers=headers)
         assert found.status_code == 200
         assert found.headers["access-control-allow-origin"] == "https://a.example"
+        # Pages read errors, too, and those before any key.
+        for asked in (headers, {"Origin": "https://a.example"}):
+            refused = httpx.post(f"{url}/completions", headers=asked)
+            assert refused.status_code >= 400
+            assert refused.headers["access-control-allow-origin"] == "https://a.example"
         preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
         assert httpx.options(f"{url}/models", headers=preflight).status_code == 200
         other = headers | {"Origin": "https://b.example"}
@@ -365,6 +370,21 @@ def test_a_model_for_texts_beside_one_that_generates(tiny_gguf: Path, minilm: Pa
                 client.completions.create(model=str(minilm), prompt="x")
             with pytest.raises(openai.NotFoundError):
                 client.embeddings.create(model="default", input="x")
+            # The line of a model of the other kind has failed: it does not wait for another one.
+            every = {"method": "POST", "url": "/v1/embeddings"}
+            lines: list[dict[str, Any]] = [
+                {**every, "custom_id": name, "body": {"model": name, "input": "x"}}
+                for name in ("default", "embedder")
+            ]
+            source = client.files.create(
+                file="\n".join(map(json.dumps, lines)).encode(), purpose="batch"
+            )
+            batch = client.batches.create(
+                input_file_id=source.id, endpoint="/v1/embeddings", completion_window="24h"
+            ).id
+            assert eventually(lambda: client.batches.retrieve(batch).status == "completed")
+            counts = client.batches.retrieve(batch).request_counts
+            assert counts is not None and (counts.completed, counts.failed) == (1, 1)
         finally:
             server.terminate()
             assert server.wait(timeout=30) == 0

@@ -12,6 +12,7 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
+from pydantic import BaseModel
 
 from elinvar.base.config import EngineConfig
 from elinvar.engine.text_aio import AsyncTextModel
@@ -65,6 +66,24 @@ def test_conversation(chat: ChatOpenAI, served: Serving) -> None:
     plain = [{"role": roles[turn.type], "content": turn.content} for turn in turns]
     usage = chat.invoke(turns).usage_metadata
     assert usage and usage["input_tokens"] == len(served.core.encode_chat(plain))
+
+
+class Weather(BaseModel):
+    """The weather of a city."""
+
+    city: str
+    days: int
+
+
+def test_tools_and_structured_output(chat: ChatOpenAI) -> None:
+    longer = chat.model_copy(update={"max_tokens": 80})
+    asked = longer.bind_tools([Weather], tool_choice="any").invoke("The weather in Paris?")
+    assert isinstance(asked, AIMessage)
+    (call,) = asked.tool_calls
+    assert call["name"] == "Weather" and type(call["args"]["days"]) is int
+    for method in ("json_schema", "function_calling"):
+        found = longer.with_structured_output(Weather, method=method).invoke("Paris, two days")
+        assert isinstance(found, Weather)
 
 
 def test_completions(served: Serving) -> None:

@@ -1,8 +1,12 @@
-"""LiteLLM against a real server over real models, by each of the three APIs that it speaks."""
+"""LiteLLM against a real server over real models, by each of the three APIs that it speaks.
+
+Its tools need the package mcp, and what that brings; the other clients call some.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +80,19 @@ def test_stop_and_system(served: Serving, api: str) -> None:
     stopped: Any = litellm.completion(**options(served, api, messages=messages, stop=[" is"]))
     assert stopped.choices[0].finish_reason == "stop"
     assert " is" not in stopped.choices[0].message.content
+
+
+def test_format(served: Serving, api: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    more: dict[str, Any] = {"response_format": form, "max_tokens": 60}
+    answer: Any = litellm.completion(**options(served, api, **more))
+    assert json.loads(answer.choices[0].message.content).keys() == {"a"}
 
 
 def test_errors(served: Serving) -> None:

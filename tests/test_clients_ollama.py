@@ -147,7 +147,7 @@ def test_models(client: ollama.Client) -> None:
     assert model.model == "smol"
     assert model.details and model.details.family == "llama"
     shown = client.show("smol:latest")
-    assert shown.capabilities == ["completion"]
+    assert shown.capabilities == ["completion", "tools"]
     assert shown.modelinfo and shown.modelinfo["llama.context_length"] == 512
     assert "im_start" in (shown.template or "")
     (running_,) = client.ps().models

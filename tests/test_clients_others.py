@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic_ai import Agent
+from pydantic import BaseModel
+from pydantic_ai import Agent, ToolOutput
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel
@@ -71,6 +72,18 @@ def test_agent(model: OpenAIChatModel | AnthropicModel, served: Serving) -> None
     roles = ["system", "user", "assistant", "user"]
     turns = [{"role": r, "content": c} for r, c in zip(roles, said, strict=True)]
     assert second.usage.input_tokens == len(served.core.encode_chat(turns))
+
+
+class Weather(BaseModel):
+    city: str
+    days: int
+
+
+def test_agent_with_a_form(model: OpenAIChatModel | AnthropicModel) -> None:
+    """The answer is a call of a tool that is made up for it."""
+    settings = BRIEF | {"max_tokens": 80}
+    agent = Agent(model, output_type=ToolOutput(Weather), model_settings=settings)
+    assert type(agent.run_sync("The weather in Paris for two days").output.days) is int
 
 
 def test_agent_is_refused(model: OpenAIChatModel | AnthropicModel) -> None:

@@ -96,6 +96,19 @@ def test_refusals(tiny: Serving, state: Path, fields: dict[str, str], param: str
     assert not [path for path in (state / "files").iterdir() if path.suffix == ".part"]
 
 
+@pytest.mark.parametrize("name", ["unicode_escape''%5Cud800", "utf-7''+2AA-", "idna''%ff", "\0''x"])
+def test_names_in_any_charset(tiny: Serving, name: str) -> None:
+    head = {"content-type": "multipart/form-data; boundary=b"}
+    parts = 'purpose"\r\n\r\nbatch', f'file"; filename*={name}\r\n\r\nx'
+    form = "".join(f'--b\r\nContent-Disposition: form-data; name="{one}\r\n' for one in parts)
+    answer = httpx.post(f"{tiny.url}/v1/files", content=f"{form}--b--\r\n", headers=head)
+    if answer.status_code == 200:
+        assert answer.json()["filename"] == "?"
+        httpx.delete(f"{tiny.url}/v1/files/{answer.json()['id']}")
+    else:
+        assert answer.json()["error"]["code"] == "invalid_form"
+
+
 def test_what_is_too_large(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.Files.__init__, "__defaults__", (100_000, 150_000))
     with serving(tiny_gguf, "tiny") as running:

@@ -76,6 +76,17 @@ def test_junk(tiny: Serving, path: str, body: bytes) -> None:
     assert error_of(response)["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("depth", [300, 500, 900, 930, 960, 980])
+def test_what_is_nested_deeply(tiny: Serving, depth: int) -> None:
+    """It may be decoded, and still be too deep for a template or a schema."""
+    deep = '{"a":' * depth + "1" + "}" * depth
+    chat = '{"model":"tiny","max_tokens":1,"messages":[{"role":"user","content":"x"}],%s}'
+    schema = '"response_format":{"type":"json_schema","json_schema":{"name":"x","schema":%s}}'
+    for field in ('"chat_template_kwargs":%s', schema):
+        answer = tiny.post("/v1/chat/completions", content=chat % (field % deep))
+        assert answer.status_code in (200, 400)
+
+
 def test_megabyte_of_junk_in_a_field(tiny_gguf: Path) -> None:
     with serving(tiny_gguf, "tiny") as running:
         for junk in ("x" * 2**20, "\x00\x1b🙂" * 2**17):
@@ -176,7 +187,9 @@ def test_health_and_metrics(tiny: Serving) -> None:
     bad = 'elinvar_http_requests_total{route="completions",status="400"} '
     assert any(line.startswith(ok) for line in lines)
     assert any(line.startswith(bad) for line in lines)
-    assert any(line.startswith("elinvar_generated_tokens_total ") for line in lines)
+    assert any(
+        line.startswith('elinvar_generated_tokens_total{model_name="tiny"} ') for line in lines
+    )
 
 
 def _send(port: int, path: str, body: dict[str, Any]) -> socket.socket:
@@ -283,7 +296,7 @@ def test_failed_step_of_a_whole_answer(tiny: Serving, brake: Brake) -> None:
 def test_bug_is_logged_and_not_shown(
     tiny: Serving, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(messages: object, options: object) -> list[int]:
+    def broken(messages: object, options: object) -> str:
         raise ZeroDivisionError("secret detail")
 
     monkeypatch.setattr(tiny.core, "render_chat", broken)

@@ -16,7 +16,9 @@ from elinvar.base.config import EngineConfig
 from elinvar.base.errors import ModelError
 from elinvar.engine.aio import AsyncEngine
 from elinvar.engine.core import Engine
+from elinvar.server import models as models_module
 from elinvar.server.app import Settings, create_models_app
+from elinvar.server.errors import ApiError
 from elinvar.server.models import Entry, Models
 from elinvar.server.served import Served
 from elinvar.server.tenants import Tenants
@@ -120,6 +122,75 @@ def test_a_model_that_cannot_be_loaded(tiny_gguf: Path) -> None:
         made.broken.clear()
         assert ask(url, "b").choices
         assert all(not entry.users for entry in made.models._entries.values())
+
+
+def test_nothing_is_loaded(tiny_gguf: Path) -> None:
+    """The only one made room, and the other cannot be loaded."""
+    with shelf(tiny_gguf, "ab", 100) as (made, url):
+        made.broken.add("b")
+        with pytest.raises(openai.InternalServerError):
+            ask(url, "b")
+        assert not made.models.loaded
+        for method in ("GET", "DELETE"):
+            answer = httpx.request(method, f"{url}/sessions/x")
+            assert answer.status_code == 404
+            assert answer.json()["error"]["code"] == "session_not_found"
+        assert httpx.get(f"{url}/sessions").json()["data"] == []
+
+
+async def _never() -> Any:
+    raise AssertionError
+
+
+def test_who_gives_up_does_not_hand_on_the_memory() -> None:
+    """A load that nobody waits for any more goes on in its thread: others load after it."""
+
+    async def check() -> None:
+        began, go_on = asyncio.Event(), asyncio.Event()
+        ended: list[str] = []
+
+        async def slow() -> Any:
+            began.set()
+            await go_on.wait()
+            ended.append("a")
+            raise ModelError("It does not matter.")
+
+        async def fast() -> Any:
+            ended.append("b")
+            raise ModelError("It does not matter.")
+
+        models = Models([Entry("a", slow, 100), Entry("b", fast, 100)], max_bytes=100)
+        first = asyncio.create_task(models.use({}, "a"))
+        await began.wait()
+        second = asyncio.create_task(models.use({}, "b"))
+        first.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert ended == []
+        go_on.set()
+        found = await asyncio.gather(first, second, return_exceptions=True)
+        assert isinstance(found[0], asyncio.CancelledError) and isinstance(found[1], ApiError)
+        assert ended == ["a", "b"]
+        assert not any(entry.users for entry in models._entries.values())
+
+    asyncio.run(check())
+
+
+def test_patience_is_one_for_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not begin anew for each of those in a row."""
+    monkeypatch.setattr(models_module, "_PATIENCE_S", 0.2)
+
+    async def check() -> None:
+        busy: Any = Entry("a", _never, 100)
+        busy.served, busy.users = object(), 1
+        models = Models([busy, Entry("b", _never, 100)], max_bytes=100)
+        asked = [models.use({}, "b") for _ in range(200)]
+        async with asyncio.timeout(20):
+            found = await asyncio.gather(*asked, return_exceptions=True)
+        assert {one.status for one in found if isinstance(one, ApiError)} == {429}
+        assert len(found) == 200
+
+    asyncio.run(check())
 
 
 def test_sessions_are_their_models(tiny_gguf: Path) -> None:

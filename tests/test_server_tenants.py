@@ -247,3 +247,14 @@ def test_a_waiting_tenant_sees_why(tiny: Serving) -> None:
     waits = [choice["causes_ns"]["queued"].get("tenant", 0) for choice in found]
     assert min(waits) == 0 < max(waits)
     assert [choice["largest_batch"] for choice in found] == [1, 1]
+
+
+def test_rights_go_by_the_path_that_is_served(tiny_gguf: Path, tmp_path: Path) -> None:
+    """Routes match a path with a line end behind it, too."""
+    tenants = read(tmp_path, '[tenants.boss]\nkey = "b"\nadmin = true\n[tenants.eve]\nkey = "e"')
+    body = {"lora_name": "x", "lora_path": "/nonexistent"}
+    with serving(tiny_gguf, "tiny", tenants=tenants, allow_adapter_loading=True) as running:
+        for behind, wanted in {"": 403, "%0a": 404, "/": 404, "%0d": 404, "%20": 404}.items():
+            headers = {"Authorization": "Bearer e"}
+            answer = running.post(f"/v1/load_lora_adapter{behind}", body, headers=headers)
+            assert answer.status_code == wanted

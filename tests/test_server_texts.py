@@ -18,10 +18,12 @@ import pytest
 
 from elinvar import Embedder
 from elinvar.base.errors import EngineError, InputError
+from elinvar.base.limits import TenantLimits
 from elinvar.engine.text_aio import AsyncTextModel
 from elinvar.engine.text_model import Task, TextModel, is_text_model
 from elinvar.run.texts import Text
 from elinvar.server.app import create_text_app
+from elinvar.server.tenants import Tenants, hash_key
 from processes import assert_fails, run
 from serving import eventually, running
 
@@ -343,3 +345,27 @@ def test_which_models_serve_texts(bert: Path, reranker: Path, tmp_path: Path) ->
     ):
         done = run("serve", bert, "--port", "0", *flags)
         assert_fails(done, 2, "makes vectors", f"leave {flags[0]} out")
+
+
+def test_whose_model_it_is_not(bert: Path) -> None:
+    """Who may not ask for the model does not see it, and batches of theirs say so at once."""
+    keys = tuple((bytes.fromhex(hash_key(name)), name) for name in ("ann", "eve"))
+    limits = {"ann": TenantLimits(), "eve": TenantLimits()}
+    tenants = Tenants(limits, keys, {"eve": frozenset({"other"})})
+    model = AsyncTextModel(TextModel.load(bert))
+    line: dict[str, Any] = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings"}
+    line |= {"body": {"model": "tiny", "input": "x"}}
+    with running(create_text_app(model, "tiny", tenants=tenants)) as (port, _):
+        url = f"http://127.0.0.1:{port}"
+        for name, seen in {"ann": ["tiny"], "eve": []}.items():
+            client = openai.OpenAI(base_url=f"{url}/v1", api_key=name, max_retries=0)
+            assert [one.id for one in client.models.list()] == seen
+            headers = {"Authorization": f"Bearer {name}"}
+            tags = httpx.get(f"{url}/api/tags", headers=headers).json()["models"]
+            assert [one["name"] for one in tags] == seen
+            source = client.files.create(file=json.dumps(line).encode(), purpose="batch")
+            batch = client.batches.create(
+                input_file_id=source.id, endpoint="/v1/embeddings", completion_window="24h"
+            ).id
+            over = "completed" if seen else "failed"
+            assert eventually(lambda: client.batches.retrieve(batch).status == over)  # noqa: B023

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -14,23 +14,19 @@ from elinvar.engine.chat import ChatOptions
 from elinvar.server.anthropic_schema import (
     UNSERVED,
     AnyBlock,
-    AnyTool,
     CountTokensRequest,
     InputMessage,
     MessagesRequest,
-    NamedTool,
-    NoTool,
     TextBlock,
     ThinkingBlock,
     ThinkingDisabled,
     ThinkingEnabled,
-    ToolDefinition,
     ToolResultBlock,
     ToolUseBlock,
 )
+from elinvar.server.anthropic_tools import function_tools, tool_choice
 from elinvar.server.chats import Conversation, Wanted
 from elinvar.server.errors import invalid_value, not_supported
-from elinvar.server.openai_messages import MAX_TOOLS, TOOL_NAME
 from elinvar.server.schema import refuse_unserved
 
 _BETWEEN = "\n\n"
@@ -40,11 +36,11 @@ OWN_NAMES = {
     "session": "session_id",
     "reasoning_effort": "output_config.effort",
     "thinking": "thinking.type",
+    "max_thinking_tokens": "thinking",
 }
 """What this API calls the fields of what is inside."""
 
 Message = dict[str, Any]
-ToolChoice = Literal["auto", "none", "required", "named"]
 
 
 def conversation(request: CountTokensRequest, thinking: bool | None) -> Conversation:
@@ -59,10 +55,10 @@ def conversation(request: CountTokensRequest, thinking: bool | None) -> Conversa
         raise invalid_value("messages", "messages must hold at least one message, got none.")
     for i, message in enumerate(request.messages):
         turns.push(message, f"messages[{i}]")
-    choice, tool_name, parallel = _tool_choice(request)
+    choice, tool_name, parallel = tool_choice(request)
     return Conversation(
         turns.messages,
-        tools=_tools(request.tools or ()),
+        tools=function_tools(request.tools or ()),
         tool_choice=choice,
         tool_name=tool_name,
         parallel_calls=parallel,
@@ -215,61 +211,6 @@ def _said(block: AnyBlock, path: str) -> str:
 
 def _unserved(block: AnyBlock, path: str) -> Exception:
     return not_supported(path, f"A block of type {block.__struct_config__.tag!r} here")
-
-
-# ---- tools and options --------------------------------------------------------------------------
-
-
-def _tools(tools: Sequence[ToolDefinition]) -> list[dict[str, Any]]:
-    """As OpenAI writes them."""
-    if len(tools) > MAX_TOOLS:
-        raise invalid_value("tools", f"tools may hold {MAX_TOOLS} of them, got {len(tools)}.")
-    seen: set[str] = set()
-    for i, tool in enumerate(tools):
-        if not TOOL_NAME.fullmatch(tool.name):
-            message = f"tools[{i}].name must be 1 to 128 letters, digits or any of _ . : -."
-            raise invalid_value(f"tools[{i}].name", message)
-        if tool.name in seen:
-            message = f"tools[{i}].name: there are two tools named {tool.name!r}."
-            raise invalid_value(f"tools[{i}].name", message)
-        seen.add(tool.name)
-    return [_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
-
-
-def _tool(tool: ToolDefinition, path: str) -> dict[str, Any]:
-    if tool.allowed_callers not in (None, ["direct"]):
-        raise not_supported(f"{path}.allowed_callers")
-    if tool.defer_loading:
-        raise not_supported(f"{path}.defer_loading")
-    if tool.eager_input_streaming is False:
-        message = "Holding the input of a tool back until it is whole"
-        raise not_supported(f"{path}.eager_input_streaming", message)
-    if tool.input_examples:
-        raise not_supported(f"{path}.input_examples")
-    function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema}
-    if tool.description is not None:
-        function["description"] = tool.description
-    if tool.strict is not None:
-        function["strict"] = tool.strict
-    return {"type": "function", "function": function}
-
-
-def _tool_choice(request: CountTokensRequest) -> tuple[ToolChoice, str | None, bool]:
-    """(choice, the tool's name, whether several may be called at once)."""
-    choice = request.tool_choice
-    if choice is None or isinstance(choice, NoTool):
-        return ("auto" if choice is None else "none"), None, True
-    names = [tool.name for tool in request.tools or ()]
-    if not names:
-        raise invalid_value("tool_choice", "tool_choice needs tools, too.")
-    parallel = not choice.disable_parallel_tool_use
-    if isinstance(choice, NamedTool):
-        if choice.name not in names:
-            there = ", ".join(names)
-            message = f"tool_choice.name is {choice.name[:200]!r}; the tools are {there}."
-            raise invalid_value("tool_choice.name", message)
-        return "named", choice.name, parallel
-    return ("required" if isinstance(choice, AnyTool) else "auto"), None, parallel
 
 
 def _options(request: CountTokensRequest, thinking: bool | None) -> ChatOptions:

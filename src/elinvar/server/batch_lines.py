@@ -27,8 +27,8 @@ class Line(msgspec.Struct, forbid_unknown_fields=True):
     body: msgspec.Raw
 
 
-class _Body(msgspec.Struct):
-    """What is looked at before it runs."""
+class Asks(msgspec.Struct):
+    """What is looked at of a line's body."""
 
     model: Any = None
     stream: Any = None
@@ -77,7 +77,7 @@ def check(path: Path, endpoint: str, has_model: Callable[[str], bool], max_bytes
             continue
         try:
             line = decode(raw, Line)
-            body = decode(bytes(line.body), _Body)
+            body = decode(bytes(line.body), Asks)
         except ApiError as error:
             message = error.message.replace("The request body", "The line")
             checked.complain(number, error.code or "invalid_value", message, error.param)
@@ -107,7 +107,7 @@ def _check_line(checked: Checked, number: int, line: Line, endpoint: str) -> Non
 
 
 def _check_body(
-    checked: Checked, number: int, body: _Body, has_model: Callable[[str], bool]
+    checked: Checked, number: int, body: Asks, has_model: Callable[[str], bool]
 ) -> None:
     if not isinstance(body.model, str) or not has_model(body.model):
         message = f"This server has no model {str(body.model)[:200]!r}."

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
-from elinvar.server.batch_lines import Line, check, read_lines
+from elinvar.server.batch_lines import Asks, Line, check, read_lines
 from elinvar.server.batch_results import NO_USAGE, result_line, usage_of
 from elinvar.server.batch_state import Batches, Body
 from elinvar.server.errors import ApiError
@@ -159,10 +159,13 @@ class Runner:
         line = msgspec.json.decode(raw, type=Line)
         endpoint, request_id = batch["endpoint"], f"{batch['id']}-{number}"
         body = bytes(line.body)
+        model = msgspec.json.decode(body, type=Asks).model
         while True:
             status, answer, headers = await self._inside.post(endpoint, body, tenant, request_id)
-            # Lines are accepted for models that there are: it comes back.
-            if status not in _LATER and not (status == 404 and _NO_MODEL in answer):
+            # Lines are accepted for models that there are: it comes back. One that is there is of
+            # another kind than the endpoint.
+            is_gone = status == 404 and _NO_MODEL in answer and not self._has_model(tenant, model)
+            if status not in _LATER and not is_gone:
                 break
             wait = float(headers.get("Retry-After", self._limits.retry_s))
             await asyncio.sleep(min(wait, _MAX_WAIT_S))

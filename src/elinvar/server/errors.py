@@ -78,7 +78,7 @@ def too_long(max_context: int, num_prompt: int, max_tokens: int | None, param: s
 
 
 def unknown_model(name: str, served: Sequence[str]) -> ApiError:
-    there = ", ".join(f"'{one}'" for one in served)
+    there = ", ".join(f"'{one}'" for one in served) or "none for you"
     return ApiError(
         404,
         f"The model '{name[:200]}' does not exist; this server has {there}.",
@@ -150,6 +150,9 @@ def as_api_error(error: Exception) -> ApiError | None:
             return unavailable(str(error))
         case ModelError():
             return bad_request(str(error), "model")
+        case RecursionError():
+            # Shallow enough to be decoded, and too deep for what is done with it: templates, schemas.
+            return bad_request("The request body is nested too deeply.", code="invalid_json")
         case HTTPException(status_code=404):
             return ApiError(404, f"Unknown URL: {error.detail}.", None, "unknown_url")
         case HTTPException(status_code=405):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -192,9 +193,10 @@ class Models:
     async def _take(self, entry: Entry) -> Served:
         entry.users += 1
         entry.last_used = time.monotonic()
+        end = entry.last_used + _PATIENCE_S
         try:
             while entry.served is None:
-                await self._load(entry)
+                await self._load(entry, end)
             return entry.served
         except BaseException:
             self._release(entry)
@@ -206,25 +208,25 @@ class Models:
         if not entry.users:
             self._freed.set()
 
-    async def _load(self, entry: Entry) -> None:
+    async def _load(self, entry: Entry, end: float = math.inf) -> None:
+        """end: until when others are waited for."""
         async with self._changing:
             if entry.served is not None:
                 return
-            await self._make_room(entry)
+            await self._make_room(entry, end)
             log.info("Loading %s.", entry.name)
             try:
-                served = await entry.load()
+                served = await _whole(entry.load())
             except ElinvarError as error:
                 log.error("Cannot load %s: %s", entry.name, error)
                 raise unavailable(f"The model '{entry.name}' cannot be loaded: {error}") from None
             served.engine.start()
             entry.served = served
 
-    async def _make_room(self, entry: Entry) -> None:
+    async def _make_room(self, entry: Entry, end: float) -> None:
         """Drop others until this one fits; wait where all of them are in use."""
         if self._max_bytes is None:
             return
-        end = time.monotonic() + _PATIENCE_S
         while sum(one.num_bytes for one in self._there) + entry.num_bytes > self._max_bytes:
             idle = [one for one in self._there if not one.users]
             if idle:
@@ -273,6 +275,17 @@ class Models:
     def _engines(self) -> list[AsyncEngine | AsyncTextModel]:
         beside = [one.engine for one in self._beside.values()]
         return [*(served.engine for served in self.loaded), *beside]
+
+
+async def _whole(loading: Awaitable[Served]) -> Served:
+    """Whoever is cancelled meanwhile waits, too: a thread cannot be stopped, and what it loads must
+    not take memory that another model is given."""
+    task = asyncio.ensure_future(loading)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 async def _never() -> Served:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import re
 from dataclasses import dataclass
+from email.message import Message
 
 from elinvar.server.errors import ApiError, bad_request
 
@@ -88,9 +89,19 @@ class Multipart:
         self._num_parts += 1
         if not isinstance(name, str) or self._num_parts > MAX_PARTS:
             raise _malformed()
-        events.append(Begin(name, head.get_filename()))
+        events.append(Begin(name, _filename(head)))
         self._in_part, self._read = True, self._data
         return True
+
+
+def _filename(head: Message) -> str | None:
+    """In the charset that the client names (RFC 2231): some of Python's codecs refuse, or make halves
+    of characters."""
+    try:
+        name = head.get_filename()
+    except ValueError:
+        raise _malformed() from None
+    return None if name is None else name.encode(errors="replace").decode()
 
 
 def _malformed() -> ApiError:

@@ -87,8 +87,9 @@ def shown_of(models: Models, scope: Scope) -> list[Shown]:
 def _shown(name: str, served: Served, adapter: str | None) -> Shown:
     core = served.core
     template = core.tokenizer.chat_template
-    can = ["completion"]
-    if template is not None and template.switches_thinking:
+    # Tools are told in the family's words also where its template has none for them.
+    can = ["completion"] if template is None else ["completion", "tools"]
+    if served.thinks:
         can.append("thinking")
     return Shown(
         name,

@@ -73,6 +73,8 @@ class OllamaTextRoutes:
 
     def shown(self, scope: Scope) -> list[Shown]:
         texts, model = self._texts, self._texts.model
+        if not texts.has(scope, texts.name):
+            return []
         can = ["rerank"] if model.reranks else ["embedding"]
         name, created = texts.name, texts.created
         return [Shown(name, model.config, name, created, model.max_tokens, can)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -114,21 +113,21 @@ class SessionRoutes:
 
     async def _ask(self, task: Callable[[Sessions], Got]) -> Got:
         """Of the model that has the session."""
-        *others, last = self.models.loaded
-        for served in others:
-            with suppress(NoSessionError):
-                return await served.engine.with_sessions(task)
-        return await _told(last.engine.with_sessions(task))
+        missing = InputError("session", "There is no session of any model that is loaded.")
+        for served in self.models.loaded:
+            try:
+                return await _told(served.engine.with_sessions(task))
+            except NoSessionError as error:
+                missing = error
+        raise ApiError(404, str(missing), "id", "session_not_found")
 
 
 async def _told(asked: Awaitable[Got]) -> Got:
     """Its errors as those of this API."""
     try:
         return await asked
-    except NoSessionError as error:
-        raise ApiError(404, str(error), "id", "session_not_found") from None
     except InputError as error:
-        if error.field != "session":
+        if error.field != "session" or isinstance(error, NoSessionError):
             raise
         raise invalid_value("id", f"id{str(error).removeprefix('session')}") from None
 

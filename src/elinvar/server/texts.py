@@ -16,6 +16,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Scope
 
 from elinvar.engine.embed import ranked
 from elinvar.server.answer import cancelled_when_client_leaves
@@ -109,7 +110,8 @@ class TextRoutes:
         ]
 
     async def list_models(self, request: Request) -> Response:
-        return reply({"object": "list", "data": [self.described]})
+        data = [self.described] if self.has(request.scope, self.name) else []
+        return reply({"object": "list", "data": data})
 
     async def get_model(self, request: Request) -> Response:
         self._check_model(request, request.path_params["model"])
@@ -234,10 +236,15 @@ class TextRoutes:
         if live and live + count > self._max_waiting:
             raise overloaded(live, "texts")
 
+    def has(self, scope: Scope, name: str) -> bool:
+        """Whether this is its name, and whoever sent the request of `scope` may ask for it."""
+        allowed = allowed_models(scope)
+        return name in self._names and (allowed is None or name in allowed)
+
     def _check_model(self, request: Request, name: str) -> None:
-        allowed = allowed_models(request.scope)
-        if name not in self._names or not (allowed is None or name in allowed):
-            raise unknown_model(name, [self.name])
+        if not self.has(request.scope, name):
+            there = [one for one in self._names if self.has(request.scope, one)]
+            raise unknown_model(name, sorted(there))
 
     @property
     def described(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -81,8 +82,15 @@ class TokenizeRoutes:
             if not 0 <= token < size:
                 message = f"tokens[{i}] must be a token id from 0 to {size - 1}, got {token}."
                 raise invalid_value(f"tokens[{i}]", message)
-        decode_all = partial(served.core.tokenizer.decode, skip_special=False)
-        return reply({"prompt": await run_sized(len(asked.tokens), decode_all, asked.tokens)})
+        return reply(
+            {"prompt": await run_sized(len(asked.tokens), partial(_text, served), asked.tokens)}
+        )
+
+
+def _text(served: Served, ids: Sequence[int]) -> str:
+    """With the names of control tokens, as they can be sent again."""
+    spell = served.core.tokenizer.token_bytes
+    return b"".join([spell(i) for i in ids]).decode("utf-8", "replace")
 
 
 async def _prompt_ids(served: Served, asked: TokenizeRequest) -> list[int]:

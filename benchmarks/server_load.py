@@ -1,17 +1,17 @@
 """The server under load: what it takes itself, what it holds, what it forgets (docs/design/036).
 
-    .venv/bin/python benchmarks/server_load.py [overhead held equal soak aborts slow]
+    .venv/bin/python benchmarks/server_load.py [overhead held equal soak aborts]
     .venv/bin/python benchmarks/server_load.py soak --requests 20000 --json
 
 Each part has a server of its own, a process whose event loop has a thread to itself. `overhead` is the
-CPU time of that thread, so other work on the machine changes it little; nothing here is wall-clock time.
+CPU time of that thread; nothing here is wall-clock time. Other work on the machine still makes it more
+(caches), so it wants an idle one.
 
 overhead   CPU time of the server alone, a request and a streamed token
 held       1,000 streams that wait or go slowly, while others are answered
 equal      200 streams at once answer as each of them alone, to the bit
 soak       20,000 requests of all kinds: what is kept afterwards
 aborts     clients that leave at random times: what is left of them
-slow       clients that do not read their streams
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 WORKER = Path(__file__).parent / "workers" / "serve_watched.py"
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
 JSON = dict[str, Any]
 
@@ -112,9 +114,6 @@ def body_of(path: str, tokens: int, stream: bool, seed: int = 0) -> JSON:
     return fixed | asked | {"stream": stream}
 
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-
-
 async def load(port: int, clients: int, bodies: Sequence[tuple[str, JSON | None]]) -> list[bytes]:
     """All requests, by so many clients at once; their answers in order."""
     answers: list[bytes] = [b""] * len(bodies)
@@ -137,7 +136,7 @@ async def overhead(options: argparse.Namespace) -> JSON:
     one token; a token is what a request of more tokens takes beyond that, by the token."""
     found: JSON = {}
     many, few, long = 400, 32, 129
-    async with server(options.model) as one:
+    async with server(options.model, "--step-s", "0.01") as one:
         await load(one.port, 8, [("/health", None)] * 100)
 
         async def each(clients: int, bodies: Sequence[tuple[str, JSON | None]]) -> float:
@@ -160,14 +159,113 @@ async def overhead(options: argparse.Namespace) -> JSON:
     return found
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], Awaitable[JSON]]] = {"overhead": overhead}
+# ---- what it holds, and what it forgets ----------------------------------------------------------
+
+
+async def held(options: argparse.Namespace) -> JSON:
+    """1,000 streams of which 8 at a time run and the others wait, all of them answered in the end;
+    meanwhile 200 other requests are answered, of which none waits for them."""
+    async with (
+        server(options.model, "--rows", "8", "--step-s", "0.005") as one,
+        AsyncExitStack() as open_,
+    ):
+        idle = await one.idle()
+        streams = [await open_.enter_async_context(Client(one.port)) for _ in range(1000)]
+        for i, client in enumerate(streams):
+            client.send(COMPLETIONS, body_of(COMPLETIONS, 16, True, i))
+        others = [("/health", None), ("/tokenize", {"model": "model", "prompt": "x"})]
+        await load(one.port, 4, others * 100)
+        while_held = await one.look()
+        answers = await asyncio.gather(*(client.receive() for client in streams))
+        whole = sum(answer.endswith(b"data: [DONE]\n\n") for answer in answers)
+        return {
+            "streams": whole,
+            "still waiting when the others were answered": while_held["kept"]["live"],
+            "bytes a stream": (while_held["rss"] - idle["rss"]) // 1000,
+        }
+
+
+async def equal(options: argparse.Namespace) -> JSON:
+    """Of 200 streams at once, how many are what each of them is alone: texts, log-probs, seeds."""
+    asked = {"temperature": 1.0, "logprobs": 3}
+    bodies = [(COMPLETIONS, body_of(COMPLETIONS, 8 + i % 25, True, i) | asked) for i in range(200)]
+    async with server(options.model) as one:
+        together = await load(one.port, 200, bodies)
+        alone = await load(one.port, 1, bodies)
+    same = sum(choices(a) == choices(b) for a, b in zip(together, alone, strict=True))
+    return {"streams": len(bodies), "equal": same}
+
+
+def choices(stream: bytes) -> list[Any]:
+    events = [line[6:] for line in stream.split(b"\n") if line.startswith(b"data: {")]
+    return [json.loads(event)["choices"] for event in events]
+
+
+async def soak(options: argparse.Namespace) -> JSON:
+    """What the server keeps, after a tenth of the requests (pools and records are full then) and at
+    the end."""
+    messages = {"model": "model", "messages": MESSAGES, "max_tokens": 4}
+    bodies: list[tuple[str, JSON | None]] = [
+        *(
+            (path, body_of(path, 4, stream))
+            for path in (CHAT, COMPLETIONS)
+            for stream in (False, True)
+        ),
+        ("/v1/messages", messages),
+        ("/v1/messages", messages | {"stream": True}),
+        ("/v1/responses", {"model": "model", "input": "x", "max_output_tokens": 4}),
+        ("/tokenize", {"model": "model", "prompt": "x"}),
+    ]
+    pictures: JSON = {}
+    async with server(options.model, "--no-prefix-cache", "--tracemalloc") as one:
+        for name, count in ("early", options.requests // 10), ("late", options.requests * 9 // 10):
+            asked = [bodies[i % len(bodies)] for i in range(count)]
+            await load(one.port, 16, asked)
+            pictures[name] = await one.idle()
+    early, late = pictures["early"], pictures["late"]
+    kinds = {kind: late["kinds"][kind] - early["kinds"].get(kind, 0) for kind in late["kinds"]}
+    return {
+        "requests": options.requests,
+        **{name: [early[name], late[name]] for name in ("rss", "traced", "objects", "fds", "kept")},
+        "more": {kind: more for kind, more in kinds.items() if more > 50},
+    }
+
+
+async def aborts(options: argparse.Namespace) -> JSON:
+    """1,000 clients, of which each leaves after so many bytes as it likes."""
+    rng = random.Random(6)
+    async with server(options.model, "--no-prefix-cache") as one:
+        await load(one.port, 8, [(COMPLETIONS, body_of(COMPLETIONS, 4, True))] * 1000)
+        before = await one.idle()
+
+        async def leave(i: int) -> None:
+            async with Client(one.port) as client:
+                client.send(COMPLETIONS, body_of(COMPLETIONS, 40, True, i))
+                left = rng.choice([0, 0, 200, 2_000, 8_000])
+                while left > 0 and (got := await client.reader.read(left)):
+                    left -= len(got)
+
+        for first in range(0, 1000, 50):
+            await asyncio.gather(*map(leave, range(first, first + 50)))
+        after = await one.idle()
+    names = "rows", "kv_usage", "tasks", "fds", "objects", "kept"
+    return {name: [before[name], after[name]] for name in names}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Awaitable[JSON]]] = {
+    "overhead": overhead,
+    "held": held,
+    "equal": equal,
+    "soak": soak,
+    "aborts": aborts,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--requests", type=int, default=20_000, help="of the soak")
     parser.add_argument("--json", action="store_true")

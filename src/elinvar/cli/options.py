@@ -43,6 +43,7 @@ class Positive(click.ParamType):
 DEFAULTS = SamplingParams()
 AT_LEAST_1 = Whole(min=1)
 FILE = click.Path(path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE_THAT_IS_THERE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 

@@ -90,7 +90,7 @@ _TRACES = "Traces"
 )
 @option(
     "--state-dir",
-    type=opt.FILE,
+    type=opt.FOLDER,
     metavar="FOLDER",
     help="Where responses, files and batches of clients are kept (default: elinvar/PORT in the user's "
     "state folder); made when there is something to keep. 'none' keeps them no longer than the server.",

@@ -1,12 +1,14 @@
 """A long prompt arrives while streams decode: what the streams see between their tokens, and what
-cutting the prompt costs in all (docs/design/022).
+cutting the prompt costs in all (docs/design/022 and 027).
 
     .venv/bin/python benchmarks/mixed_load.py
     .venv/bin/python benchmarks/mixed_load.py --prompt 8000 --streams 4 --rounds 5 --json
 
 The same work once unlimited (as much of the prompt as a step holds) and once limited (`auto`), in
-turn. Beyond the context that the model was made for its answers mean nothing, but take as long: the
-engine is told that the context is 32k. Run it on an idle machine.
+turn; and the streams alone, since their steps get longer as they do: what they wait for a token beside
+the prompt is held against the same tokens without it. Beyond the context that the model was made for
+its answers mean nothing, but take as long: the engine is told that the context is 32k. Run it on an
+idle machine.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def measure(
     engine: Engine, target: Target, prompt: int, streams: int, answer: int
 ) -> dict[str, float]:
     """Milliseconds between a stream's tokens before the prompt came and beside it, seconds until
-    the prompt's first token, tokens a second from its arrival until everything is done."""
+    the prompt's first token, tokens a second from its arrival until everything is done. prompt 0:
+    the streams alone; `beside` is then what came after the time of its arrival."""
     engine.scheduler.chunks.aim_at(target, BATCH)
     rng = random.Random(1)
     vocab = min(engine.model_config.vocab_size, 40_000)
@@ -65,28 +68,29 @@ def measure(
     beside: list[float] = []
     long, arrived, first = "", 0.0, 0.0
     while engine.has_work:
-        if not long and min(counts.values()) >= QUIET:
+        if not arrived and min(counts.values()) >= QUIET:
             arrived = time.perf_counter()
-            long = ask(prompt, 16)
+            long = ask(prompt, 16) if prompt else ""
         deltas = engine.step()
         now = time.perf_counter()
         for delta in deltas:
             if delta.request_id == long:
                 first = first or now
             elif delta.token_ids:
-                spans = quiet if not long else beside if not first else []
+                spans = quiet if not arrived else beside if not first else []
                 if counts[delta.request_id] > QUIET // 2:
                     spans.append(now - last[delta.request_id])
                 last[delta.request_id] = now
                 counts[delta.request_id] += 1
     return {
+        "tokens_beside": len(beside) / streams,
         "quiet_p50_ms": 1e3 * median(quiet),
         "quiet_p99_ms": 1e3 * _p99(quiet),
         "beside_p50_ms": 1e3 * median(beside),
         "beside_p99_ms": 1e3 * _p99(beside),
         "beside_max_ms": 1e3 * max(beside),
-        "ttft_s": first - arrived,
-        "tokens_per_s": (prompt + 16 + streams * answer) / (now - arrived),
+        "ttft_s": first - arrived if prompt else 0.0,
+        "tokens_per_s": (prompt + 16 * bool(prompt) + streams * answer) / (now - arrived),
     }
 
 
@@ -105,17 +109,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     engine = load(args.model, args.threads)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in TARGETS}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in (*TARGETS, "alone")}
     for _ in range(args.rounds):
         for name, target in TARGETS.items():
             found[name].append(measure(engine, target, args.prompt, args.streams, args.answer))
+        most = int(found["limited"][-1]["tokens_beside"])
+        found["alone"].append(measure(engine, INTERACTIVE, 0, args.streams, max(2, most)))
     result = {
         name: {key: median(one[key] for one in each) for key in each[0]}
         for name, each in found.items()
     }
     pairs = list(zip(found["limited"], found["unlimited"], strict=True))
+    same = list(zip(found["limited"], found["alone"], strict=True))
     ratios = {
-        "itl_p99_to_quiet": median(one["beside_p99_ms"] / one["quiet_p50_ms"] for one, _ in pairs),
+        "itl_p99_to_quiet": median(a["beside_p99_ms"] / b["beside_p50_ms"] for a, b in same),
+        "itl_p99_to_first_quiet": median(a["beside_p99_ms"] / a["quiet_p50_ms"] for a, _ in same),
+        "quiet_p99_to_p50": median(b["beside_p99_ms"] / b["beside_p50_ms"] for _, b in same),
         "throughput": median(one["tokens_per_s"] / other["tokens_per_s"] for one, other in pairs),
     }
     if args.json:

@@ -175,6 +175,25 @@ def test_a_failed_step_is_a_last_delta_and_the_engine_goes_on(
     run(test)
 
 
+def test_a_panic_of_a_library_reaches_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rust's come as exceptions that are none of Exception's."""
+
+    class PanicError(BaseException):
+        pass
+
+    def panic(plan: object) -> None:
+        raise PanicError("index out of bounds")
+
+    async def test(engine: AsyncEngine) -> None:
+        monkeypatch.setattr(engine.engine.runner, "execute", panic)
+        with pytest.raises(EngineError, match="The engine stopped: index out of bounds"):
+            await read(engine, PROMPT, params())
+        with pytest.raises(EngineError, match="index out of bounds"):
+            engine.check_alive()
+
+    run(test)
+
+
 def test_a_fatal_error_reaches_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(engine: AsyncEngine) -> None:
         steps = SlowSteps(engine, monkeypatch)

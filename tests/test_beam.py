@@ -109,6 +109,7 @@ def test_the_context_ends_it() -> None:
         ({"width": 0}, "width"),
         ({"width": 11}, "width"),
         ({"width": 2, "length_penalty": float("nan")}, "length_penalty"),
+        ({"width": 2, "length_penalty": 10.5}, "length_penalty"),
         ({"width": 2, "logprobs": 21}, "logprobs"),
         ({"width": 2, "max_tokens": 0}, "max_tokens"),
     ],
@@ -117,6 +118,13 @@ def test_refusals(fields: dict[str, Any], field: str) -> None:
     with pytest.raises(InputError) as info:
         BeamParams(**fields)
     assert info.value.field == field
+
+
+@pytest.mark.parametrize("penalty", [-10.0, 10.0])
+def test_penalties_of_the_longest_answers(penalty: float) -> None:
+    search = BeamSearch(BeamParams(1, 2**31 - 1, penalty), {0})
+    search.push([TokenLogprobs(-0.1, [(0, -0.1), (1, -2.0)])])
+    assert search.best(1)[0].token_ids == (0,)
 
 
 def test_the_best_of_several_answers() -> None:

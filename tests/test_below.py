@@ -439,6 +439,23 @@ def test_what_is_computed_before_tiers_answer_is_not_asked_for(ask_s: float) -> 
     assert bool(bench.tiers.asked) == (ask_s < 1)
 
 
+@pytest.mark.parametrize("patience", [0, 64])
+def test_who_does_not_wait_for_another_looks_below(patience: int) -> None:
+    """Somebody computes LONG a token a step; meanwhile all of it comes to host memory."""
+    bench, first = returning(blocks=20, budget=4, policy=Priority(1.0))
+    host, bench.tiers.host = bench.tiers.host, {}
+    bench.add([19], params(20, ignore_eos=True))
+    wait(bench, lambda: first.num_computed_tokens >= 5)
+    bench.tiers.host = host
+    urgent = Handling(priority=50)
+    second = bench.add([*LONG, 9, 9], params(3, ignore_eos=True), urgent)
+    second.patience = patience
+    wait(bench, lambda: second.first_scheduled is not None)
+    found = second.ledger.cached
+    assert (found.get("host", 0) >= SIZE) == (patience == 0) and sum(found.values()) >= 16
+    bench.finish_all()
+
+
 def test_blocks_that_were_superseded_are_forgotten() -> None:
     """Turn after turn each answer's end, saved while the engine was idle, becomes part of a block."""
     bench = BelowBench(blocks=40, badness=0.0, room=10_000)
@@ -571,7 +588,8 @@ def test_ten_thousand_operations_and_deaths(
     while bench.scheduler.has_work() or bench.scheduler.kv.has_unsaved:
         bench.step()
     bench.scheduler.check()
-    assert real.num_given > 100 and tiers.stats()[1].hits > 10
+    # How much of it from below the host tier is the machine's to say.
+    assert real.num_given > 100 and sum(one.hits for one in tiers.stats()[1:]) > 0
     assert host.num_pinned() == 0
     tiers.close()
     host.check()

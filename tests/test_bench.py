@@ -5,16 +5,32 @@ from __future__ import annotations
 import json
 import math
 import signal
+import statistics
 import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from elinvar.base.config import EngineConfig
 from elinvar.base.errors import InputError
 from elinvar.cli.bench.latency import Goals, Record, summary
-from elinvar.cli.bench.workload import Arrival, poisson, prompts, read_trace, uniform
+from elinvar.cli.bench.plot import svg
+from elinvar.cli.bench.talk import conversations
+from elinvar.cli.bench.workload import (
+    Arrival,
+    poisson,
+    prompts,
+    read_dataset,
+    read_trace,
+    uniform,
+    with_shared,
+)
 from processes import ELINVAR, ENVIRONMENT, assert_fails, run
 from serving import serving
 
@@ -64,6 +80,63 @@ def test_both_public_traces_are_read(tmp_path: Path) -> None:
     assert second.at == pytest.approx(4.314579, abs=1e-6) and second.output_tokens == 109
 
 
+def test_our_own_trace_is_read(tmp_path: Path) -> None:
+    """As elinvar serve --trace-requests writes it, whose lines come as requests end."""
+    path = tmp_path / "ours.jsonl"
+    one = {"id": "a", "prompt_tokens": 9, "generated_tokens": 4, "finish_reason": "length"}
+    path.write_text(f"{json.dumps({**one, 'arrived': 7.5})}\n{json.dumps({**one, 'arrived': 7.0})}")
+    assert read_trace(path, None, 1.0, 1.0) == [Arrival(0.0, 9, 4), Arrival(0.5, 9, 4)]
+
+
+@given(shape=st.floats(0.1, 10), rate=st.floats(1, 1000))
+@settings(max_examples=20, deadline=None)
+def test_bursts_have_the_same_rate(shape: float, rate: float) -> None:
+    load = poisson(uniform(4000, (1, 1), (1, 1), 0), rate, seed=1, burstiness=shape)
+    assert load[-1].at == pytest.approx(4000 / rate, rel=0.25)
+    gaps = [b.at - a.at for a, b in pairwise(load)]
+    variation = statistics.pstdev(gaps) / statistics.fmean(gaps)
+    assert variation == pytest.approx(shape**-0.5, rel=0.3)
+
+
+def test_shared_prefixes() -> None:
+    load = with_shared(uniform(40, (5, 9), (1, 1), 0), 30, 2, seed=4)
+    ids = prompts(load, 0, 50_000)
+    assert {tuple(one[:30]) for one in ids} == {tuple(ids[0][:30]), tuple(_other(ids))}
+    assert all(len(one) == arrival.prompt_tokens for one, arrival in zip(ids, load, strict=True))
+    assert len({tuple(one[30:]) for one in ids}) == 40
+
+
+def _other(ids: Any) -> Any:
+    return next(one[:30] for one in ids if (one[:30] != ids[0][:30]).any())
+
+
+def test_turns_go_on_with_what_was_said() -> None:
+    load = uniform(2, (6, 6), (4, 4), seed=0)
+    a, b = conversations(load, 0, 50_000, chat=False)
+    first, second, third = (a.ask(turn, "x") for turn in range(3))
+    assert (len(first), len(second), len(third)) == (6, 16, 26)
+    assert third[:16] == second and second[:6] == first
+    assert {*b.ask(0, None)[:2]} != {*first[:2]}  # type: ignore[misc]
+    chat, _ = conversations(load, 0, 50_000, chat=True)
+    assert isinstance(chat.ask(0, None), list)
+    messages: Any = chat.ask(1, "Yes.")
+    assert [m["role"] for m in messages] == ["user", "assistant", "user"]
+    assert messages[1]["content"] == "Yes." and len(messages[0]["content"].split()) == 6
+
+
+def test_a_dataset_begins_again(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    said = [{"role": "user", "content": "Hi"}]
+    path.write_text(
+        f'{{"prompt": "a", "max_tokens": 3}}\n{json.dumps({"messages": said})}\n'
+        '{"prompt_ids": [5, 6]}\n'
+    )
+    load = read_dataset(path, 4, output_tokens=9)
+    assert [one.output_tokens for one in load] == [3, 9, 9, 3]
+    asked = [talk.ask(0, None) for talk in conversations(load, 0, 1000, chat=False)]
+    assert asked == ["a", said, [5, 6], "a"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -86,7 +159,7 @@ def test_a_bad_trace_is_told_by_line(tmp_path: Path, text: str | bytes, words: s
 
 def record(due: float, *times: float, done: bool = True) -> Record:
     arrival = Arrival(due, 10, len(times))
-    return Record(arrival, due, True, list(times), len(times), done)
+    return Record(arrival, due, due, list(times), len(times), done)
 
 
 def test_the_summary_of_a_load() -> None:
@@ -94,9 +167,10 @@ def test_the_summary_of_a_load() -> None:
         record(0.0, 0.1, 0.2, 0.4),
         record(1.0, 1.5, 1.6, 1.7),
         record(2.0, 2.1, done=False),
-        Record(Arrival(3.0, 10, 1), 3.0, sent=True, error="Refused."),
+        Record(Arrival(3.0, 10, 1), 3.0, sent=3.5, kind="HTTP 429", error="Refused."),
         Record(Arrival(9.0, 10, 1), 9.0),
     ]
+    assert summary(records, Goals(itl=0.15))["goodput"]["share"] == round(1 / 3, 4)
     found = summary(records, Goals(ttft=0.2, tpot=0.2))
     assert [found[k] for k in ("requests", "completed", "failed", "unfinished")] == [5, 2, 1, 2]
     assert found["seconds"] == 2.1 and found["requests_per_s"] == round(2 / 2.1, 3)
@@ -106,12 +180,21 @@ def test_the_summary_of_a_load() -> None:
     assert found["itl_ms"] == {"mean": 125, "p50": 100, "p90": 200, "p99": 200}
     assert found["tpot_ms"]["mean"] == 125 and found["e2e_ms"]["p99"] == 700
     assert found["goodput"]["share"] == round(1 / 3, 4)
-    assert found["errors"] == {"Refused.": 1}
+    assert found["late_ms"]["p99"] == 500
+    assert found["errors"] == {"HTTP 429": 1}
 
 
 def test_a_summary_of_nothing() -> None:
     found = summary([Record(Arrival(0, 1, 1), 0.0)], Goals())
     assert found["completed"] == 0 and found["ttft_ms"] is None and "goodput" not in found
+
+
+def test_the_picture_is_xml() -> None:
+    records = [record(i, i + 0.1, i + 0.2 + i / 50) for i in range(30)]
+    root = ElementTree.fromstring(svg("a < b", records))
+    lines = [one for one in root.iter() if one.tag.endswith("polyline")]
+    assert len(lines) == 5 and all(one.get("points") for one in lines)
+    assert "nothing was answered" in svg("", [])
 
 
 # The commands.
@@ -197,25 +280,25 @@ def test_a_trace_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:
     assert_fails(run("profile", "./none.gguf", "--trace", path), 1, str(path))
 
 
-ONLINE = ["--requests", 12, "--rate", 200, "--prompt-tokens", "4-40", "--output-tokens", "2-9"]
+LOAD = ["--requests", 12, "--rate", 200, "--prompt-tokens", "4-40", "--output-tokens", "2-9"]
 
 
-def test_online_in_process(tiny_gguf: Path) -> None:
-    done = run("bench", "online", tiny_gguf, *ONLINE, "--json", "--slo-ttft", 60_000)
+def test_a_load_in_process(tiny_gguf: Path) -> None:
+    done = run("bench", "serve", tiny_gguf, *LOAD, "--json", "--slo", "ttft:60000,itl:60000")
     found = json.loads(done.stdout)
     assert found["completed"] == found["requests"] == 12 and found["failed"] == 0
     assert not found["interrupted"] and found["goodput"]["share"] == 1
     assert found["ttft_ms"]["p50"] <= found["e2e_ms"]["p50"]
-    table = run("bench", "online", tiny_gguf, *ONLINE)
+    table = run("bench", "serve", tiny_gguf, *LOAD)
     assert "12 of 12 requests answered" in table.stdout and "TTFT" in table.stdout
 
 
-def test_online_against_a_server(tiny_gguf: Path, tmp_path: Path) -> None:
+def test_a_load_against_a_server(tiny_gguf: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     one = {"timestamp": 0, "input_length": 30, "output_length": 5}
     trace.write_text("\n".join(json.dumps({**one, "timestamp": 10 * i}) for i in range(8)))
     with serving(tiny_gguf, "tiny") as server:
-        ask = ["bench", "online", "tiny", "--url", f"{server.url}/v1", "--json"]
+        ask = ["bench", "serve", "tiny", "--url", f"{server.url}/v1", "--json"]
         found = json.loads(run(*ask, "--trace", trace).stdout)
         assert found["completed"] == found["requests"] == 8 and found["trace"] == "trace.jsonl"
         assert found["url"] == f"{server.url}/v1"
@@ -227,12 +310,44 @@ def test_online_against_a_server(tiny_gguf: Path, tmp_path: Path) -> None:
     assert_fails(run(*ask), 1, server.url, "does not answer")
 
 
+def test_conversations_that_are_closed(tiny_gguf: Path, tmp_path: Path) -> None:
+    """Two at once, three turns each, with a prefix that all share, as chats and as tokens."""
+    load = ["-n", 4, "-c", 2, "--turns", 3, "--prompt-tokens", 20, "--output-tokens", 3]
+    load += ["--shared-prefix", 40, "--json", "--slo", "e2e:60000"]
+    plot = tmp_path / "load.svg"
+    with serving(tiny_gguf, "tiny") as server:
+        ask = ["bench", "serve", "tiny", "--url", f"{server.url}/v1", *load]
+        for more in (["--plot", plot], ["--chat"]):
+            done = run(*ask, *more)
+            found = json.loads(done.stdout)
+            assert found["completed"] == found["requests"] == 12, done.stderr
+            assert found["concurrency"] == 2 and found["goodput"]["share"] == 1
+        metrics = server.core.metrics
+        assert metrics.cached_tokens > 12 * 32 and metrics.finished["length"] >= 24
+    assert "12 of 12" in plot.read_text()
+
+
+def test_errors_are_counted_by_kind(tiny_gguf: Path) -> None:
+    """A server whose queue takes nobody besides those that run."""
+    config = EngineConfig(kv_memory=64 * 2**20, num_threads=1, max_rows=1)
+    with serving(tiny_gguf, "tiny", config, max_waiting=0) as server:
+        ask = ["bench", "serve", "tiny", "--url", f"{server.url}/v1", "--json", "-n", 12]
+        found = json.loads(run(*ask, "--rate", "inf", "--output-tokens", 40).stdout)
+    assert found["completed"] > 0 and found["errors"]["HTTP 429"] > 0
+    assert found["completed"] + found["failed"] == 12
+
+
+@pytest.mark.parametrize("slo", ["ttft", "ttft:0", "ttft:5,ttft:6", "x:1", "", "itl:1e3"])
+def test_goals_that_are_none(slo: str) -> None:
+    assert_fails(run("bench", "serve", "m", "--slo", slo), 2, "--slo", "ttft:500,itl:50")
+
+
 def test_requests_that_do_not_fit_are_counted(tiny_gguf: Path) -> None:
     load = ["--prompt-tokens", "1000-3000", "--requests", 8, "--rate", "inf", "--json"]
-    found = json.loads(run("bench", "online", tiny_gguf, *load).stdout)
+    found = json.loads(run("bench", "serve", tiny_gguf, *load).stdout)
     assert found["completed"] > 0 and found["failed"] > 0 and found["rate"] == "inf"
     assert found["completed"] + found["failed"] == 8
-    assert all("shorten the prompt" in error for error in found["errors"])
+    assert all("shorten the prompt" in e for e in found["error_examples"].values())
 
 
 @pytest.mark.parametrize("remote", [False, True])
@@ -241,7 +356,7 @@ def test_ctrl_c_prints_what_was_measured(tiny_gguf: Path, remote: bool) -> None:
     load = ["--requests", "3000", "--rate", "20", "--output-tokens", "3", "--json"]
     with serving(tiny_gguf, "tiny") as server:
         whom = ["tiny", "--url", f"{server.url}/v1"] if remote else [str(tiny_gguf)]
-        command = [ELINVAR, "bench", "online", *whom, *load]
+        command = [ELINVAR, "bench", "serve", *whom, *load]
         pipes = subprocess.PIPE
         with subprocess.Popen(
             command, stdout=pipes, stderr=pipes, text=True, env=ENVIRONMENT

@@ -55,9 +55,9 @@ from processes import ELINVAR, ENVIRONMENT, assert_fails, run
         (["bench", "offline"], ["MODEL"]),
         (["bench", "kernels", "--shape", "30,30"], ["--shape", "multiple of 32"]),
         (["bench", "kernels", "--kinds", "q4,q6"], ["--kinds", "q6"]),
-        (["bench", "online", "m", "--rate", "0"], ["--rate", "above 0"]),
-        (["bench", "online", "m", "--prompt-tokens", "9-3"], ["--prompt-tokens", "32-512"]),
-        (["bench", "online", "m", "--trace", "/none"], ["--trace", "/none"]),
+        (["bench", "serve", "m", "--rate", "0"], ["--rate", "above 0"]),
+        (["bench", "serve", "m", "--prompt-tokens", "9-3"], ["--prompt-tokens", "32-512"]),
+        (["bench", "serve", "m", "--trace", "/none"], ["--trace", "/none"]),
         (["profile", "m", "--prefill", "x"], ["--prefill", "x"]),
     ],
 )

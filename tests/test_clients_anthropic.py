@@ -13,9 +13,12 @@ import pytest
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.limits import TenantLimits
+from elinvar.engine.aio import AsyncEngine
+from elinvar.engine.core import Engine
+from elinvar.server.app import create_app
 from elinvar.server.tenants import Tenants, hash_key
 from scripted import use_script
-from serving import Serving, serving
+from serving import Serving, running, serving
 
 SKY: Any = [{"role": "user", "content": "Why is the sky blue? Answer in one sentence."}]
 KEY = "sk-ant-of-a-test"
@@ -151,6 +154,28 @@ def test_tools(served: Serving, client: anthropic.Anthropic) -> None:
     turns = [question, whole.to_param(), {"role": "user", "content": [result]}]
     told = body | {"messages": turns, "tool_choice": {"type": "none"}}
     assert client.messages.create(**told).stop_reason in ("end_turn", "max_tokens")
+
+
+def test_a_model_that_always_thinks(smollm2_gguf: Path) -> None:
+    """Its thoughts are blocks; what this one cannot be kept from is refused, not ignored."""
+    core = Engine.load(smollm2_gguf, EngineConfig(kv_memory=2**26, num_threads=2))
+    core.tokenizer.use_chat_template(
+        "{% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n"
+    )
+    with running(create_app(AsyncEngine(core), "smol")) as (port, _):
+        url = f"http://127.0.0.1:{port}"
+        client = anthropic.Anthropic(base_url=url, api_key=KEY, max_retries=0)
+        use_script(core, lambda prompt: "The sky scatters.</think>It is blue.")
+        answer = create(client, thinking={"type": "adaptive"})
+        assert [block.type for block in answer.content] == ["thinking", "text"]
+        assert text_of(answer) == "It is blue."
+        with client.messages.stream(model="smol", max_tokens=24, messages=SKY) as stream:
+            thoughts, said = stream.get_final_message().content
+        assert thoughts.type == "thinking" and "scatters" in thoughts.thinking
+        assert thoughts.signature and said.type == "text" and said.text == "It is blue."
+        for thinking in ({"type": "disabled"}, {"type": "enabled", "budget_tokens": 1024}):
+            with pytest.raises(anthropic.BadRequestError, match="thinking"):
+                create(client, thinking=thinking, max_tokens=2000)
 
 
 def test_format(client: anthropic.Anthropic) -> None:

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.errors import EngineError, InputError, ModelError, QueueFullError
+from elinvar.base.exposition import expose
 from elinvar.base.handling import Handling
 from elinvar.base.limits import TenantLimits
 from elinvar.base.sampling import SamplingParams
@@ -377,11 +378,12 @@ def test_metrics() -> None:
     llm.generate([prompt], GREEDY)
     llm.generate([prompt, PROMPT, PROMPT], GREEDY)
     list(zip(range(3), llm.stream(PROMPT, GREEDY), strict=False))
-    text = llm.engine.metrics.expose().decode()
+    text = expose({"m": llm.engine.metrics}).decode()
     values = {
-        (sample.name, *sample.labels.values()): sample.value
+        (sample.name, *(v for k, v in sample.labels.items() if k != "model_name")): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
+        if sample.name.startswith("elinvar_")
     }
     assert values["elinvar_prompt_tokens_total",] == 2 * len(prompt) + 3 * len(PROMPT)
     assert values["elinvar_cached_tokens_total",] == len(prompt) - 1 + 3 * (len(PROMPT) - 1)

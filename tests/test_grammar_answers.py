@@ -244,6 +244,13 @@ def test_what_cannot_be_compiled_is_refused_at_the_door(engine: Engine) -> None:
     assert caught.value.field == "grammar"
     with pytest.raises(InputError, match="grammar must be one of"):
         SamplingParams(grammar="{}")  # type: ignore[arg-type]
+    deep: Grammar = Literal("a")
+    for _ in range(2000):
+        deep = Sequence((deep,))
+    for wrong in (deep, JsonSchema({"type": "object"}), Sequence([Literal("a")])):  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="tuples") as caught:
+            params(wrong)
+        assert caught.value.field == "grammar"
     assert not engine.has_work
 
 

@@ -319,6 +319,10 @@ REFUSED = {
         "1000 properties",
     ),
     "remainders": (JsonSchema('{"type": "integer", "multipleOf": 1000003}'), "multipleOf"),
+    "half a character": (Regex("\ud800"), "surrogate"),
+    "half a token": (Special("<\udfff>"), "surrogate"),
+    "no text": (Regex(5), "string"),  # type: ignore[arg-type]
+    "remainders of round numbers": (JsonSchema('{"multipleOf": 1e9}'), "multipleOf"),
     "remainders together": (
         JsonSchema(json.dumps({"allOf": [{"multipleOf": n} for n in (0.97, 1.01, True, 10**90)]})),
         "common multiple",

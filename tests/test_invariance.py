@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -280,13 +281,24 @@ def by_itself(family: str, which: int, params: int) -> Answer:
     num_blocks=st.integers(8, 24),
     rows=st.integers(1, 5),
     chunk=st.sampled_from([1, 16, 33, 100]),
+    waves=st.none() | st.integers(0, 99),
 )
 def test_arrivals_cancellations_and_preemptions(
-    family: str, events: list[tuple[str, Any]], num_blocks: int, rows: int, chunk: int
+    family: str,
+    events: list[tuple[str, Any]],
+    num_blocks: int,
+    rows: int,
+    chunk: int,
+    waves: int | None,
 ) -> None:
     engine = tiny_engine(
         family, num_blocks=num_blocks, max_context=200, max_rows=rows, max_step_tokens=chunk
     )
+    if waves is not None:  # prompts go through the layers by and by, whatever steps take
+        limits = Random(waves)
+        engine.scheduler.chunks.limit = (  # type: ignore[method-assign]
+            lambda *args: limits.choice([0, 0.5, 2, 8, None])
+        )
     life = Life(engine)
     for event, value in events:
         getattr(life, event)(value)

@@ -13,7 +13,7 @@ from elinvar.base.config import EngineConfig, KVSpec
 from elinvar.base.errors import InputError, QueueFullError
 from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.limits import BATCH, INTERACTIVE, Target, TenantLimits
-from elinvar.base.plan import StepOutput, StepPlan
+from elinvar.base.plan import PlanItem, StepOutput, StepPlan
 from elinvar.base.sampling import SamplingParams
 from elinvar.sched.policy import Deadline, Fair, FirstCome, Policy, Priority, make_policy
 from elinvar.sched.request import Request, Status
@@ -30,14 +30,30 @@ class Costs:
     row: float = 0.0005
     token: float = 0.0005
     deep: float = 0.0001
+    deep_row: float | None = None
+    """The last of a row that samples, where it is another."""
     noise: float = 0.0
+    layers: tuple[float, ...] = (1.0,)
+    """What of a prompt's token falls to each layer, together 1."""
 
-    def seconds(self, plan: StepPlan, rng: Random) -> float:
-        seconds = self.base
-        for item in plan.items:
-            each = self.row if item.num_tokens == 1 else self.token
-            seconds += item.num_tokens * (each + self.deep * item.start / 1000)
-        return seconds * (1 + self.noise * rng.random())
+    def seconds(self, plan: StepPlan, rng: Random) -> tuple[float, list[float]]:
+        """Of the step, and of the layers that its wave goes through."""
+        seconds = self.base + self._of(plan.items)
+        noise = 1 + self.noise * rng.random()
+        wave, layer_s = plan.wave, []
+        if wave is not None:
+            all_s = self._of(wave.items)
+            layer_s = [noise * all_s * share for share in self.layers[wave.first : wave.end]]
+        return seconds * noise + sum(layer_s), layer_s
+
+    def _of(self, items: list[PlanItem]) -> float:
+        seconds = 0.0
+        for item in items:
+            each, deep = self.token, self.deep
+            if item.sample and item.num_tokens == 1:
+                each, deep = self.row, self.deep if self.deep_row is None else self.deep_row
+            seconds += item.num_tokens * (each + deep * item.start / 1000)
+        return seconds
 
 
 @dataclass
@@ -68,6 +84,7 @@ class Simulation:
             tenants=self.tenants,
             interactive=self.interactive,
             batch=self.batch,
+            num_layers=len(self.costs.layers),
         )
 
     def add(self, prompt: int, answer: int, handling: Handling = NO_WISHES) -> Request:
@@ -79,12 +96,14 @@ class Simulation:
 
     def step(self) -> StepPlan:
         plan = self.scheduler.plan()
-        if not plan.items:
+        if not plan.touched:
             self.now += self.scheduler.idle_s
             return plan
-        self.now += self.costs.seconds(plan, self.rng)
-        sampled = [[7] if item.sample else [] for item in plan.items]
-        self.scheduler.commit(plan, StepOutput(sampled, [[] for _ in sampled]))
+        seconds, layer_s = self.costs.seconds(plan, self.rng)
+        self.now += seconds
+        sampled = [[7] if item.sample else [] for item in plan.results]
+        output = StepOutput(sampled, [[] for _ in sampled], layer_s=layer_s)
+        self.scheduler.commit(plan, output)
         return plan
 
     def until(self, done: Callable[[], bool], most: int = 20_000) -> None:

@@ -187,7 +187,9 @@ def test_health_and_metrics(tiny: Serving) -> None:
     bad = 'elinvar_http_requests_total{route="completions",status="400"} '
     assert any(line.startswith(ok) for line in lines)
     assert any(line.startswith(bad) for line in lines)
-    assert any(line.startswith("elinvar_generated_tokens_total ") for line in lines)
+    assert any(
+        line.startswith('elinvar_generated_tokens_total{model_name="tiny"} ') for line in lines
+    )
 
 
 def _send(port: int, path: str, body: dict[str, Any]) -> socket.socket:

@@ -100,12 +100,12 @@ def test_they_are_listed_with_their_parent(tiny: Serving, folders: list[Path]) -
         {"max_context": tiny.core.max_context, "parent": "tiny", "status": "loaded"},
     )
     assert client.models.retrieve("org/one").id == "org/one"
-    assert "elinvar_adapters 1.0" in tiny.get_metrics()
+    assert 'elinvar_adapters{model_name="tiny"} 1.0' in tiny.get_metrics()
     assert unload(tiny, "org/one").status_code == 200
     with pytest.raises(openai.NotFoundError) as info:
         client.completions.create(model="org/one", prompt="x")
     assert (info.value.code, info.value.param) == ("model_not_found", "model")
-    assert "elinvar_adapters 0.0" in tiny.get_metrics()
+    assert 'elinvar_adapters{model_name="tiny"} 0.0' in tiny.get_metrics()
 
 
 def test_unloaded_in_mid_stream(tiny: Serving, folders: list[Path]) -> None:

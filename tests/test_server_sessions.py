@@ -70,8 +70,10 @@ def test_a_request_makes_its_session_and_comes_back_to_it(tiny: Serving) -> None
     assert cached(again) > first.usage.prompt_tokens
     assert call(tiny, "GET", "/turns")["turns"] == 2
     metrics = tiny.get_metrics()
-    assert "elinvar_sessions 1.0" in metrics and "elinvar_leased_tokens" in metrics
-    assert 'elinvar_session_returns_total{result="miss"} 0.0' in metrics
+    assert (
+        'elinvar_sessions{model_name="tiny"} 1.0' in metrics and "elinvar_leased_tokens" in metrics
+    )
+    assert 'elinvar_session_returns_total{model_name="tiny",result="miss"} 0.0' in metrics
     assert 'route="get_session",status="200"' in metrics
     assert call(tiny, "DELETE", "/turns") == {
         "id": "turns",

@@ -282,7 +282,7 @@ class Simulation:
             self.now += max(self.scheduler.idle_s, self._costs.step)
             return 0
         self.now += self._costs.of(plan)
-        output = StepOutput([], [], self._move(plan))
+        output = StepOutput([], [], lost=self._move(plan))
         for item in plan.items:
             visit = self._visits[item.request_id]
             at = item.start + item.num_tokens - visit.request.num_prompt_tokens

@@ -52,6 +52,19 @@ class PlanItem:
 
 
 @dataclass(slots=True)
+class Wave:
+    """Chunks of prompts on their way through the model: in this step through the layers first ..
+    end - 1. Each step of a wave has the same items; where the next plan's wave begins at layer 0, this
+    one was given up."""
+
+    items: list[PlanItem]
+    first: int
+    end: int
+    is_last: bool
+    """Behind those layers there is none, and what the items sample comes with this step."""
+
+
+@dataclass(slots=True)
 class BlockCopy:
     """Block `target` begins as `source` is: a sequence goes on amid a block that others hold."""
 
@@ -71,10 +84,13 @@ class BlockMove:
 
 @dataclass(slots=True)
 class StepPlan:
-    """In this order: released_rows, saves, copies, loads, started, items."""
+    """In this order: released_rows, saves, copies, loads, started, items, wave."""
 
     started: list[RowStart] = field(default_factory=list)
     items: list[PlanItem] = field(default_factory=list)
+    """Compute their tokens in this step, all layers."""
+    wave: Wave | None = None
+    """None: one that was begun, if any, stands still in this step."""
     saves: list[BlockMove] = field(default_factory=list)
     """Contents that may be overwritten from now on."""
     loads: list[BlockMove] = field(default_factory=list)
@@ -85,11 +101,22 @@ class StepPlan:
     @property
     def is_empty(self) -> bool:
         """There is nothing to execute."""
-        return not (self.items or self.loads or self.saves)
+        return not (self.items or self.wave or self.loads or self.saves)
+
+    @property
+    def results(self) -> list[PlanItem]:
+        """What is computed when the step is."""
+        wave = self.wave
+        return self.items + wave.items if wave is not None and wave.is_last else self.items
+
+    @property
+    def touched(self) -> list[PlanItem]:
+        """What the step computes some of."""
+        return self.items if self.wave is None else self.items + self.wave.items
 
     @property
     def num_tokens(self) -> int:
-        return sum(item.num_tokens for item in self.items)
+        return sum(item.num_tokens for item in self.results)
 
 
 @dataclass(slots=True)
@@ -103,7 +130,7 @@ class TokenLogprobs:
 
 @dataclass(slots=True)
 class StepOutput:
-    """Parallel to StepPlan.items; entries of items that sample nothing are empty."""
+    """Parallel to StepPlan.results; entries of items that sample nothing are empty."""
 
     sampled: list[list[int]]
     logprobs: list[list[TokenLogprobs]]
@@ -114,6 +141,8 @@ class StepOutput:
     """Keys of the plan's loads that were not there any more, or damaged."""
     moving_s: float = 0.0
     """Seconds that saves and loads took."""
+    layer_s: list[float] = field(default_factory=list)
+    """Seconds that each layer of the plan's wave took."""
     kept: dict[int, list[int]] = field(default_factory=dict)
     """By the index of an item which ends a prompt that is seen in part from now on: the blocks of it
     that are seen, by their places in the row's tables."""

@@ -124,9 +124,7 @@ class SamplingParams:
         for name in ("stop_token_ids", "special_text"):
             for t in getattr(self, name):
                 _integer(name, t, 0, 2**31 - 1)
-        if self.grammar is not None and not isinstance(self.grammar, Grammar):
-            message = f"grammar must be one of elinvar.base.grammar, got {self.grammar!r}."
-            raise InputError("grammar", message)
+        self._check_grammar()
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise InputError("adapter", f"adapter must be a name, got {self.adapter!r}.")
         _integer("attention_sinks", self.attention_sinks, 1, 2**31 - 1)
@@ -145,6 +143,18 @@ class SamplingParams:
             if not isinstance(getattr(self, name), bool):
                 got = getattr(self, name)
                 raise InputError(name, f"{name} must be true or false, got {got!r}.")
+
+    def _check_grammar(self) -> None:
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            message = f"grammar must be one of elinvar.base.grammar, got {self.grammar!r}."
+            raise InputError("grammar", message)
+        try:
+            hash(self.grammar)  # it is looked up by it
+        except (TypeError, RecursionError):
+            message = (
+                "The parts of a grammar are tuples of others, not too deep; a schema is JSON text."
+            )
+            raise InputError("grammar", message) from None
 
     def _check_edits(self) -> None:
         """Of what changes logits before a token is chosen."""

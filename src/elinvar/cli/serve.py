@@ -71,6 +71,7 @@ _TRACES = "Traces"
 @serving.several
 @serving.door
 @serving.end
+@serving.told
 @option(
     "--warm",
     type=opt.FILE_THAT_IS_THERE,
@@ -113,6 +114,7 @@ def serve(models: tuple[str, ...], **flags: Any) -> int:
     if flags["trace_events"] and flags["trace_requests"] is None:
         raise click.BadParameter("--trace-events needs --trace-requests FILE")
     names, aliases = _names(models, flags)
+    serving.begin_log(flags)
     # Files that cannot be read or written are told at once, too.
     warm = [] if flags["warm"] is None else read_warm_prompts(flags["warm"])
     if flags["dialect"] is not None:
@@ -133,6 +135,7 @@ def serve(models: tuple[str, ...], **flags: Any) -> int:
         "cors_origins": flags["cors_origins"],
         "console": not flags["no_console"],
         "admin_port": sockets[1].getsockname()[1] if sockets[1:] else None,
+        "tellers": serving.tellers(flags),
         "state_dir": serving.state_dir(flags["state_dir"], sockets[0]),
     }
     for_texts = _of_texts(models, flags, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 
     from elinvar.server.models import Entry
     from elinvar.server.process import TLS
+    from elinvar.server.seen import Teller
     from elinvar.server.served import Served
     from elinvar.server.tenants import Tenants
 
 _DOOR = "Who may ask"
 _END = "How it ends"
 _SEVERAL = "Several models"
+_TOLD = "What is told"
 
 several = options(
     option(
@@ -129,6 +132,63 @@ end = options(
     ),
 )
 
+told = options(
+    option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        help="Lines of the log, on stderr.",
+        section=_TOLD,
+    ),
+    option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        help="With info there is a line for each request (default: warning; with -v info).",
+        section=_TOLD,
+    ),
+    option(
+        "--log-prompts",
+        is_flag=True,
+        help="Lines of requests hold what was asked, as text.",
+        section=_TOLD,
+    ),
+    option(
+        "--otlp-endpoint",
+        metavar="URL",
+        help="Send a trace of each request to this OpenTelemetry collector (http://localhost:4318; "
+        "default: as OTEL_EXPORTER_OTLP_ENDPOINT says).",
+        section=_TOLD,
+    ),
+)
+
+
+def begin_log(flags: dict[str, Any]) -> None:
+    """Raises click.BadParameter where lines of requests are asked for and not written."""
+    from elinvar.server.logs import configure
+
+    level = flags["log_level"]
+    if level is None:
+        verbose = logging.getLogger("elinvar").level == logging.INFO
+        level = "info" if verbose else "warning"
+    if flags["log_prompts"] and level not in ("debug", "info"):
+        raise click.BadParameter(
+            "lines of requests need --log-level info", param_hint="--log-prompts"
+        )
+    configure(flags["log_format"], level)
+
+
+def tellers(flags: dict[str, Any]) -> tuple[Teller, ...]:
+    """Who is told of requests that ended."""
+    from elinvar.server.logs import RequestLog
+
+    return RequestLog(flags["log_prompts"]), *_spans(flags["otlp_endpoint"])
+
+
+def _spans(endpoint: str | None) -> tuple[Teller, ...]:
+    from elinvar.server.spans import Spans, otlp, wanted
+
+    return (Spans(otlp(endpoint)),) if wanted(endpoint) else ()
+
 
 def check_dialect(name: str) -> None:
     from elinvar.engine.dialects.families import FAMILIES
@@ -200,13 +260,15 @@ def run(
     """Serve until a signal; returns the exit code."""
     import asyncio
 
+    from elinvar.server.logs import say
     from elinvar.server.process import serve
 
     def started() -> None:
         scheme = "http" if tls is None else "https"
         address, *admin = (f"{scheme}://{_shown(one)}" for one in sockets)
         also = f"; what is for administrators is at {admin[0]}" if admin else "."
-        note(f"Elinvar serves {name} at {address}/v1 (Ctrl-C stops it){also}")
+        tell = note if flags["log_format"] == "text" else say
+        tell(f"Elinvar serves {name} at {address}/v1 (Ctrl-C stops it){also}")
         if tenants is not None:
             asyncio.get_running_loop().add_signal_handler(
                 signal.SIGHUP, lambda: _read_again(app, tenants)

@@ -78,7 +78,7 @@ class AsyncEngine:
         self._tasks: list[tuple[Callable[[], None], Future[None]]] = []
         self._stopping = False
         self._abort_all = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         # Only the step thread reads and writes this.
         self._streams: dict[str, _Stream] = {}
         self._step_began: float | None = None
@@ -240,7 +240,7 @@ class AsyncEngine:
                 deltas = self.engine.step()
                 self._step_began = None
                 self._deliver(deltas)
-        except Exception as error:
+        except BaseException as error:  # what a library's panic is: nobody else would hear of it
             log.exception("The engine stopped.")
             self._fail(error)
 
@@ -308,7 +308,7 @@ class AsyncEngine:
             for stream in [s for s in self._streams.values() if s.loop is loop]:
                 self._abort(stream)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Tell everybody who waits, also those whom the thread had not let in yet."""
         with self._wake:
             self._error = error
@@ -343,7 +343,7 @@ async def _only(deltas: AsyncGenerator[tuple[int, Delta], None]) -> AsyncGenerat
             yield delta
 
 
-def _stopped(cause: Exception) -> EngineError:
+def _stopped(cause: BaseException) -> EngineError:
     error = EngineError(f"The engine stopped: {cause}")
     error.__cause__ = cause
     return error

@@ -16,6 +16,8 @@ from elinvar.base.plan import TokenLogprobs
 from elinvar.base.sampling import MAX_LOGPROBS, SamplingParams
 
 MAX_WIDTH = MAX_LOGPROBS // 2
+MAX_PENALTY = 10.0
+"""With it the longest answer's score is a float yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,9 @@ class BeamParams:
         if isinstance(self.width, bool) or not 1 <= self.width <= MAX_WIDTH:
             message = f"width must be from 1 to {MAX_WIDTH} beams, got {self.width!r}."
             raise InputError("width", message)
-        if not -100.0 <= self.length_penalty <= 100.0:
-            message = f"length_penalty must be from -100 to 100, got {self.length_penalty!r}."
+        if not -MAX_PENALTY <= self.length_penalty <= MAX_PENALTY:
+            most, got = MAX_PENALTY, self.length_penalty
+            message = f"length_penalty must be from {-most:g} to {most:g}, got {got!r}."
             raise InputError("length_penalty", message)
         # What is said as in SamplingParams is checked as there.
         SamplingParams(

@@ -29,6 +29,7 @@ from elinvar.engine.adapters import Adapters
 from elinvar.engine.bad_words import spelled
 from elinvar.engine.below import identity, open_tiers
 from elinvar.engine.chat import ChatOptions
+from elinvar.engine.counts import Counts
 from elinvar.engine.grammars import Compiled, Grammars
 from elinvar.engine.memory import available_memory, give_back
 from elinvar.engine.output import Delta, FinishReason
@@ -181,6 +182,7 @@ class Engine:
             tenants=config.tenants,
             interactive=config.interactive,
             batch=config.batch,
+            num_layers=model.config.num_layers,
         )
         # Weights that nobody can name are no other engine's.
         weights = weights_digest or weights_fingerprint or uuid.uuid4().hex
@@ -192,6 +194,12 @@ class Engine:
         self.sessions = self.scheduler.sessions
         """Conversations by name, and what their clients say of them (see kv.sessions)."""
         self.metrics = EngineMetrics(self.scheduler)
+        self.metrics.cache = {
+            "block_size": self.scheduler.kv.block_size,
+            "cache_dtype": config.kv_dtype,
+            "enable_prefix_caching": config.prefix_cache,
+            "num_gpu_blocks": sum(kv.num_blocks),
+        }
         if self.tiers is not None:
             self.metrics.tiers = self.tiers.stats
         self._no_window = why_no_window(model.config.layer_kinds)
@@ -212,7 +220,7 @@ class Engine:
             self.tiers,
             Masks(model.config.vocab_size, self.grammars.matcher),
         )
-        self.watchers: list[Watcher] = []
+        self.watchers: list[Watcher] = [Counts(self.metrics)]
         self._live: dict[str, _Live] = {}
         self._ready: list[Delta] = []
 
@@ -394,9 +402,9 @@ class Engine:
             try:
                 output = self.runner.execute(plan)
             except Exception as error:
-                log.exception("A step failed; its %d requests are given up.", len(plan.items))
+                log.exception("A step failed; its %d requests are given up.", len(plan.touched))
                 message = f"{type(error).__name__}: {error}"
-                failed = dict.fromkeys((item.request_id for item in plan.items), message)
+                failed = dict.fromkeys((item.request_id for item in plan.touched), message)
                 deltas += self._give_up(failed)
             else:
                 updates = self.scheduler.commit(plan, output)
@@ -405,6 +413,7 @@ class Engine:
                 deltas += self._give_up(output.failed)
                 self.metrics.steps += 1
                 self.metrics.computed_tokens += plan.num_tokens
+                self.metrics.step_tokens.observe(plan.num_tokens)
                 self.metrics.step_seconds.observe(now - began)
                 self.metrics.recent_steps.observe(now - began, now)
             self.metrics.timeline.end(time.monotonic())

@@ -30,6 +30,7 @@ _OPTIONS = '%llguidance {"no_forcing": true}'
 _START = re.compile(r"^\s*[?!]?start\b[^:]*:(?!:)", re.MULTILINE)
 """What a source in Lark's notation has and one in GBNF has not."""
 _TEMPERATURE = re.compile(r"^\s*[\w!-]+\s*\[[^\]\n]*\btemperature\b", re.MULTILINE)
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def translated(
@@ -120,7 +121,7 @@ class _Writer:
 
     def _special(self, token: str) -> _Said:
         """Vocabularies have tokens of their own for tags that they take for text."""
-        if token in self.control:
+        if _sized(token) in self.control:
             return _Said(f"<[{self.control[token]}]>", False)
         if self.is_token(token):
             return _Said(_text(token), True)
@@ -191,7 +192,11 @@ def _times(least: int, most: int | None) -> str:
 
 
 def _sized(text: str) -> str:
+    if not isinstance(text, str):
+        raise refused(f"A grammar's text is a string, got {text!r:.100}.")
     if len(text) > MAX_SOURCE:
         message = f"A grammar's text has at most {MAX_SOURCE} characters, this one {len(text)}."
         raise refused(message)
+    if _HALF.search(text):
+        raise refused("A grammar's text holds half of a surrogate pair, which is not a character.")
     return text

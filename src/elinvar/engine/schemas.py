@@ -77,10 +77,11 @@ def _check(schema: Any) -> None:
 
 
 def _digits(multiple: Any) -> int:
-    if not isinstance(multiple, int | float) or not multiple:
+    if not isinstance(multiple, int | float) or not multiple or not math.isfinite(multiple):
         return 1
-    digits = Decimal(str(abs(multiple))).normalize().as_tuple().digits
-    return int("".join(map(str, digits))) or 1
+    # Only a fraction's zeros go with the point: 1e9 has as many remainders as 999999999.
+    _, digits, exponent = Decimal(str(abs(multiple))).normalize().as_tuple()
+    return int("".join(map(str, digits))) * 10 ** max(0, int(exponent))
 
 
 def _not_json(name: str) -> None:

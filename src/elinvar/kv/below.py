@@ -145,8 +145,7 @@ class Below:
     ) -> Found | None:
         """What `found` becomes when contents in host memory count, too, where they stay until the
         lookup has ended; None: not known yet."""
-        # What somebody is about to compute, or to load, is in memory soon: once, for all who wait.
-        if lookup.over or found.coming is not None:
+        if lookup.over:
             return found
         if lookup.ticket is not None and not lookup.ticket.done:
             return None

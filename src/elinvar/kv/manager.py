@@ -102,7 +102,8 @@ class KVManager:
         sought = first_of(token_ids, seq.sought)
         found = self._match.longest(seq.root, sought, seq.kept)
         pending = False
-        if self._below is not None:
+        # What somebody is about to compute, or to load, is in memory soon: once, for all who wait.
+        if self._below is not None and not (seq.waits and found.coming):
             seq.lookup = seq.lookup or Lookup()
             more = self._below.search(seq.lookup, seq.root, sought, found)
             found, pending = more or found, more is None
@@ -363,6 +364,11 @@ class KVManager:
         if seq.kept is not None:
             event = min(event, (sum(seq.kept) + seq.num_hidden + 1) * size)
         seq.next_event = event
+
+    @property
+    def has_states(self) -> bool:
+        """Some layers keep a state, which each step replaces."""
+        return bool(self._states.groups)
 
     @property
     def usage(self) -> float:

@@ -66,6 +66,8 @@ class SequenceKV:
     """Tokens that it knew."""
     marks: tuple[int, ...] = ()
     """Positions at which it leaves a snapshot of its recurrent state."""
+    waits: bool = True
+    """For what another is about to compute, rather than look for it below. Its scheduler says so."""
     lookup: Lookup | None = None
     """Its search below the provider's memory."""
     snapshot: int = -1

@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.models.mtp import MTPNames
+from elinvar.nn.decoder import ByLayer
 from elinvar.nn.encoder import Encoder
 from elinvar.ops.api import F32, Ops
 from elinvar.ops.caches import LayerCache
@@ -32,6 +33,10 @@ class Model(Protocol):
 
     def hidden(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> F32:
         """The same up to the head -> [L, D]."""
+        ...
+
+    def hidden_by_layer(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> ByLayer:
+        """`hidden` that pauses between layers, and leaves nothing of it anywhere else."""
         ...
 
     def logits(self, h_LD: F32) -> F32:

@@ -8,8 +8,8 @@ Legend: T tokens of this step, D model dim, P positions, L rows that need logits
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
@@ -19,6 +19,18 @@ from elinvar.nn.rope import RopeTable
 from elinvar.nn.temperature import TemperatureTable
 from elinvar.ops.api import F32, Ops
 from elinvar.ops.caches import LayerCache
+
+ByLayer = Generator[None, None, F32]
+"""A forward that pauses after each layer but the last."""
+
+
+def to_the_end(forward: ByLayer) -> F32:
+    """What a forward returns that nobody else has to wait for."""
+    while True:
+        try:
+            next(forward)
+        except StopIteration as end:
+            return cast("F32", end.value)
 
 
 class Attends(Protocol):
@@ -125,13 +137,22 @@ class Decoder:
     def hidden(
         self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False
     ) -> F32:
-        """The same up to the last norm -> [L, D], or [T, D] of all tokens."""
+        """`forward` up to the last norm -> [L, D], or [T, D] of all tokens."""
+        return to_the_end(self.hidden_by_layer(batch, kv, all_tokens))
+
+    def hidden_by_layer(
+        self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False
+    ) -> ByLayer:
+        """`hidden` that pauses between layers: each `next` computes one. Other forwards may run
+        meanwhile; the bits are the same."""
         step = self.step(batch)
         x_TD = self.embedded(batch)
         h_TD = self.layers[0].norm(x_TD)
         for layer, cache, next_norm in zip(self.layers, kv, self.next_norms, strict=True):
-            last = layer is self.layers[-1] and not all_tokens
-            x_TD, h_TD = layer(x_TD, h_TD, step, cache, next_norm, last)
+            last = layer is self.layers[-1]
+            x_TD, h_TD = layer(x_TD, h_TD, step, cache, next_norm, last and not all_tokens)
+            if not last:
+                yield
         return h_TD
 
     def step(self, batch: ForwardBatch, first: int = 0) -> Step:

@@ -15,6 +15,7 @@ from typing import Any
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import IndexConfig, KVDtype, KVSpec, ModelConfig
 from elinvar.nn.attention import Step
+from elinvar.nn.decoder import ByLayer
 from elinvar.nn.mla import EPS, LatentAttention, LatentWeights
 from elinvar.nn.mtp import MTPDecoder
 from elinvar.ops.api import F32, I32, Ops
@@ -107,10 +108,10 @@ class IndexedDecoder(MTPDecoder):
         keys = replace(latents, layers=own, head_dim=c.head_dim, latent_dim=c.head_dim)
         return latents, keys
 
-    def hidden(
+    def hidden_by_layer(
         self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False
-    ) -> F32:
-        return super().hidden(batch, self._pairs(kv), all_tokens)
+    ) -> ByLayer:
+        return super().hidden_by_layer(batch, self._pairs(kv), all_tokens)
 
     def draft(
         self, batch: ForwardBatch, before_TD: F32, kv: Sequence[LayerCache], head: int = 0

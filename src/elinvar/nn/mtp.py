@@ -21,7 +21,7 @@ from typing import Any
 
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
-from elinvar.nn.decoder import Decoder, Layer
+from elinvar.nn.decoder import ByLayer, Decoder, Layer
 from elinvar.nn.norm import Norm
 from elinvar.ops.api import F32, Ops
 from elinvar.ops.caches import LayerCache
@@ -61,10 +61,10 @@ class MTPDecoder(Decoder):
         own = tuple(range(count, count + len(self.heads)))
         return replace(first, layers=(*first.layers, *own)), *others
 
-    def hidden(
+    def hidden_by_layer(
         self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False
-    ) -> F32:
-        return super().hidden(batch, kv[: self.config.num_layers], all_tokens)
+    ) -> ByLayer:
+        return super().hidden_by_layer(batch, kv[: self.config.num_layers], all_tokens)
 
     def draft(
         self, batch: ForwardBatch, before_TD: F32, kv: Sequence[LayerCache], head: int = 0

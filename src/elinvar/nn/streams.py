@@ -20,7 +20,7 @@ import numpy as np
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.nn.attention import Step, kv_groups, kv_specs
-from elinvar.nn.decoder import Decoder
+from elinvar.nn.decoder import ByLayer, Decoder
 from elinvar.nn.norm import RMSNorm
 from elinvar.ops.api import F32, Ops
 from elinvar.ops.caches import LayerCache
@@ -160,9 +160,9 @@ class StreamDecoder(Decoder):
         kinds = self.config.layer_kinds[: self.streams.kv_layers]
         return kv_specs(replace(self.config, layer_kinds=kinds), kv_dtype)
 
-    def hidden(
+    def hidden_by_layer(
         self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False
-    ) -> F32:
+    ) -> ByLayer:
         ops = self.ops
         step, x_TD = self.step(batch), self.embedded(batch)
         own_TN = self._own(batch, x_TD)
@@ -172,6 +172,8 @@ class StreamDecoder(Decoder):
         ]
         for block in self.blocks:
             xs_TD = block(xs_TD, own_TN, step, kv)
+            if block is not self.blocks[-1]:
+                yield
         rows = (x_TD if all_tokens else batch.where_logits(x_TD) for x_TD in xs_TD)
         first_LD, *others_LD = rows
         sum_LD = first_LD

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from elinvar.base.batch import ForwardBatch
+from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
 from elinvar.base.config import KVSpec
-from elinvar.base.plan import StepOutput, StepPlan, TokenLogprobs
+from elinvar.base.plan import PlanItem, StepOutput, StepPlan, TokenLogprobs, Wave
 from elinvar.models.family import Model
 from elinvar.ops.adapted import AdaptedOps
-from elinvar.ops.api import Ops
+from elinvar.ops.api import F32, Ops
 from elinvar.ops.caches import LayerCache
-from elinvar.run.grammar import Masks
+from elinvar.run.grammar import Masks, Ready
 from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
-from elinvar.run.score import prompt_spans, score_prompts, token_logprobs
+from elinvar.run.score import Span, prompt_spans, score_prompts, scored_rows, token_logprobs
 from elinvar.run.thinking import ThinkingRows
+from elinvar.run.waves import Waves
 
 
 class Below(Protocol):
@@ -33,6 +36,26 @@ class Below(Protocol):
     def put(self, key: bytes, data: memoryview) -> bool: ...
 
     def get(self, key: bytes, into: memoryview) -> bool: ...
+
+
+@dataclass(slots=True)
+class _Job:
+    """Spans that are computed in one forward."""
+
+    items: Sequence[PlanItem]
+    batch: ForwardBatch | DecodeBatch
+    rows: list[int]
+    """That sample."""
+    positions: I32
+    """The index that each sampled token will have."""
+    spans: Sequence[Span]
+    """Of prompts whose log-probs are asked for."""
+
+    @property
+    def forward(self) -> ForwardBatch:
+        """The batch with all rows of which something is asked."""
+        batch = self.batch if isinstance(self.batch, ForwardBatch) else self.batch.flat()
+        return replace(batch, logit_rows=scored_rows(batch, self.spans)) if self.spans else batch
 
 
 class Runner:
@@ -70,35 +93,88 @@ class Runner:
         """Compute with this model, whose cache is the same, from the next step on."""
         self.model = model
         self.graphs = Graphs(model, self.ops, self.kv, self._adapted)
+        self._waves = Waves(model, self.kv, self._adapted)
+        self._wave: _Job | None = None
+        """What is underway."""
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Compute the planned spans and sample where a span ends at the last known token.
 
         Sampled ids are also written back to their rows, where the next step finds them.
         """
-        rows, items = self.rows, plan.items
         lost, moving_s = self._move(plan)
         self._start(plan)
+        output = StepOutput([], [], lost=lost, moving_s=moving_s)
+        if plan.items:
+            job = self._gather(plan.items)
+            masks = self._begin_masks(job)
+            if job.spans:
+                logits_LV = self._score(job, self.graphs.hidden(job.forward), output)
+            else:
+                logits_LV = self.graphs.forward(job.batch)
+            self._sample(job, masks, logits_LV, output)
+        if plan.wave is not None:
+            self._go_on(plan.wave, output)
+        return output
+
+    def _go_on(self, wave: Wave, output: StepOutput) -> None:
+        """Take the wave further, beside what decodes, whose logits nobody needs any more."""
+        began = time.perf_counter()
+        if wave.first == 0:
+            self._wave = self._gather(wave.items)
+            self._waves.begin(self._wave.forward)
+        job = self._wave
+        assert job is not None
+        masks = self._begin_masks(job) if wave.is_last else None
+        ready = time.perf_counter()
+        h_LD, output.layer_s = self._waves.go_on(wave.end - wave.first)
+        output.layer_s[0] += ready - began
+        if h_LD is None:
+            return
+        ready = time.perf_counter()
+        if job.spans:
+            logits_LV = self._score(job, h_LD, output)
+        else:
+            logits_LV = self.graphs.head(job.forward, h_LD) if job.rows else h_LD
+        self._sample(job, masks, logits_LV, output)
+        output.layer_s[-1] += time.perf_counter() - ready
+        self._wave = None
+
+    def _gather(self, items: Sequence[PlanItem]) -> _Job:
+        rows = self.rows
+        rows.append_blocks(items)
+        spans = prompt_spans(items, rows.scored) if rows.scored else []
+        return _Job(items, *rows.gather(items), spans)
+
+    def _begin_masks(self, job: _Job) -> Future[Ready] | None:
+        """They are computed beside the forward pass."""
+        if self._masks is None:
+            return None
+        return self._masks.begin(job.rows, job.positions, self.rows.token_ids)
+
+    def _score(self, job: _Job, h_LD: F32, output: StepOutput) -> F32:
+        """The logits of those that sample; and what is told of prompts."""
+        assert isinstance(job.batch, ForwardBatch)
+        logits_LV, scores = score_prompts(
+            self.graphs, job.batch, job.spans, h_LD, self.rows.token_ids
+        )
+        at = len(output.sampled)
+        output.prompt_logprobs |= {at + i: values for i, values in scores.items()}
+        return logits_LV
+
+    def _sample(
+        self, job: _Job, masks: Future[Ready] | None, logits_LV: F32, output: StepOutput
+    ) -> None:
+        """Append to the output what the job's items sample."""
+        rows, items, rows_L, position_L = self.rows, job.items, job.rows, job.positions
+        first = len(output.sampled)
         sampled: list[list[int]] = [[] for _ in items]
         logprobs: list[list[TokenLogprobs]] = [[] for _ in items]
-        if not items:
-            return StepOutput(sampled, logprobs, lost=lost, moving_s=moving_s)
-        rows.append_blocks(items)
-        batch, rows_L, position_L = rows.gather(items)
-        output = StepOutput(sampled, logprobs, lost=lost, moving_s=moving_s)
-        masks = None
-        if self._masks is not None:
-            masks = self._masks.begin(rows_L, position_L, rows.token_ids)
-        spans = prompt_spans(items, rows.scored) if rows.scored else []
-        if spans:
-            assert isinstance(batch, ForwardBatch)
-            scores = score_prompts(self.graphs, batch, spans, rows.token_ids)
-            logits_LV, output.prompt_logprobs = scores
-        else:
-            logits_LV = self.graphs.forward(batch)
-        output.kept = rows.choose(items, batch)
+        output.sampled += sampled
+        output.logprobs += logprobs
+        output.kept |= {first + i: kept for i, kept in rows.choose(items, job.batch).items()}
         if not rows_L:
-            return output
+            return
         args = rows.sample_args(rows_L, position_L)
         failed: dict[int, str] = {}
         if masks is not None:
@@ -112,13 +188,12 @@ class Runner:
             item = items[i]
             if at in failed:
                 continue
-            sampled[i] = [token]
+            sampled[i].append(token)
             rows.token_ids[item.row, item.start + item.num_tokens] = token
             asked = rows.num_logprobs[item.row]
             if asked is not None:
-                logprobs[i] = [token_logprobs(result, at, asked)]
-        output.failed = {items[sampling[at]].request_id: why for at, why in failed.items()}
-        return output
+                logprobs[i].append(token_logprobs(result, at, asked))
+        output.failed |= {items[sampling[at]].request_id: why for at, why in failed.items()}
 
     def close(self) -> None:
         if self._masks is not None:

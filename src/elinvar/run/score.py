@@ -43,21 +43,29 @@ def prompt_spans(items: Sequence[PlanItem], scored: Mapping[int, tuple[int, int]
     return spans
 
 
-def score_prompts(
-    graphs: Graphs, batch: ForwardBatch, spans: Sequence[Span], token_ids: I32
-) -> tuple[F32, dict[int, list[TokenLogprobs]]]:
-    """The logits of batch.logit_rows, and by items the log-probs of what follows each token."""
+def scored_rows(batch: ForwardBatch, spans: Sequence[Span]) -> I32:
+    """Of the batch's tokens those whose logits are needed, with batch.logit_rows, in their order."""
+    return np.unique(np.concatenate([batch.logit_rows, *_rows_of(batch, spans)])).astype(np.int32)
+
+
+def _rows_of(batch: ForwardBatch, spans: Sequence[Span]) -> list[I32]:
     starts = batch.query_start_loc
-    rows_of = [np.arange(starts[s.item], starts[s.item] + s.stop - s.start) for s in spans]
-    rows_L = np.unique(np.concatenate([batch.logit_rows, *rows_of])).astype(np.int32)
-    h_LD = graphs.hidden(replace(batch, logit_rows=rows_L))
+    return [np.arange(starts[s.item], starts[s.item] + s.stop - s.start) for s in spans]
+
+
+def score_prompts(
+    graphs: Graphs, batch: ForwardBatch, spans: Sequence[Span], h_LD: F32, token_ids: I32
+) -> tuple[F32, dict[int, list[TokenLogprobs]]]:
+    """The logits of batch.logit_rows, and by items the log-probs of what follows each token. h_LD: what
+    the head gets of `scored_rows`."""
+    rows_L = scored_rows(batch, spans)
 
     def head(rows: I32) -> F32:
         return graphs.head(replace(batch, logit_rows=rows), h_LD[np.searchsorted(rows_L, rows)])
 
     scores: dict[int, list[TokenLogprobs]] = {}
     most = max(1, MOST_LOGITS // graphs.model.config.vocab_size)
-    for span, rows in zip(spans, rows_of, strict=True):
+    for span, rows in zip(spans, _rows_of(batch, spans), strict=True):
         next_ids = token_ids[span.row, span.start + 1 : span.stop + 1]
         values = scores[span.item] = []
         for at in range(0, len(rows), most):

@@ -22,19 +22,20 @@ class Admission:
         when more of it has been found or fetched. Then others may pass it, but not for long."""
         if self._kv.is_searching(request.kv):
             return self._fetches(draft, request)
+        running = self._roster.running
+        # It may be a batch request that computes it, which has what others leave.
+        alone = not running or (not request.is_batch and any(r.is_batch for r in running))
+        request.kv.waits = request.patience > 0 and not alone
         prefix = self._kv.find_prefix(request.kv, request.token_ids)
         if prefix.pending:
             return self._fetches(draft, request)
         if request.ledger.state == "fetching":
             request.ledger.enter("queued", draft.began)
-        running = self._roster.running
-        waits = prefix.coming is not None and request.patience > 0 and bool(running)
-        # It may be a batch request that computes it, which has what others leave.
-        waits = waits and (request.is_batch or not any(r.is_batch for r in running))
-        if waits:
-            request.patience -= 1
-            self._room.put_off.append(request)
-        return waits
+        if prefix.coming is None or not request.kv.waits:
+            return False
+        request.patience -= 1
+        self._room.put_off.append(request)
+        return True
 
     def _fetches(self, draft: Draft, request: Request) -> bool:
         draft.num_pending += 1

@@ -5,12 +5,13 @@ The rules by which somebody must go are sched.room's.
 
 from __future__ import annotations
 
-from elinvar.base.plan import PlanItem, StepPlan
+from elinvar.base.plan import PlanItem, StepPlan, Wave
 from elinvar.kv.sequence import Allocation
 from elinvar.sched.loading import Loading
 from elinvar.sched.request import Request
 from elinvar.sched.room import Room
 from elinvar.sched.roster import Roster
+from elinvar.sched.wave import Underway
 
 
 class Draft:
@@ -86,6 +87,28 @@ class Draft:
         self._loading.send_away(plan, request)
         self.roster.preempt(request, cause)
         self.sent_away.append(request)
+
+    @property
+    def prompts(self) -> list[PlanItem]:
+        """The items that are chunks of prompts."""
+        return self.plan.items[self.num_decodes :]
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(item.num_tokens for item in self.prompts)
+
+    def begin_wave(self) -> None:
+        """Those go through the layers by and by."""
+        planned, at = self.roster.planned, self.num_decodes
+        self.roster.begin_wave(Underway(planned[at:], self.prompts))
+        del planned[at:], self.plan.items[at:]
+
+    def take_wave_to(self, end: int, num_layers: int) -> None:
+        """This step takes the wave through the layers before `end`."""
+        wave = self.roster.wave
+        assert wave is not None
+        self.plan.wave = Wave(wave.items, wave.num_done, end, end == num_layers)
+        self.roster.planned += wave.requests
 
     def end_jam(self, max_step_tokens: int) -> None:
         """Each needs a block, and those who could be preempted made no progress since they were: the

@@ -94,8 +94,14 @@ class Ledger:
         """So many of its prompt's tokens were in a cache."""
         self.cached[tier] = self.cached.get(tier, 0) + num_tokens
 
+    def pass_by(self, batch: int) -> None:
+        """A step took a chunk of it through some layers, together with batch - 1 other requests."""
+        self.steps += 1
+        self.largest_batch = max(self.largest_batch, batch)
+
     def step(self, num_tokens: int, batch: int, sampled: bool, now: float) -> None:
-        """A step computed `num_tokens` of it, together with batch - 1 other requests."""
+        """A step computed `num_tokens` of it, or the rest of their layers, together with batch - 1
+        other requests."""
         self.steps += 1
         if batch > self.largest_batch:
             self.largest_batch = batch

@@ -52,6 +52,8 @@ class Request:
     """What is yet to be copied of its cached prefix."""
     is_loading: bool = False
     """Its cached prefix is not all there, or not known to be."""
+    in_wave: bool = False
+    """A chunk of it is on its way through the layers."""
     patience: int = 64
     """Steps that it will still wait for another to compute what they begin with."""
     max_total_tokens: int = 0

@@ -14,6 +14,7 @@ from elinvar.kv.sessions import Sessions
 from elinvar.kv.tree import Node
 from elinvar.sched.request import FinishReason, Request, Status
 from elinvar.sched.tenants import Tenants, by_key
+from elinvar.sched.wave import Underway
 
 
 class Roster:
@@ -33,8 +34,10 @@ class Roster:
         self.running: list[Request] = []
         """In the order of their keys, whatever was preempted in between."""
         self.planned: list[Request] = []
-        """Of the items of the plan that is made, or waits for its commit. By object, not by id: an id
-        may come back as another request before the commit."""
+        """Whom the plan that is made, or waits for its commit, touches: in the order of its items, then
+        its wave's. By object, not by id: an id may come back as another request before the commit."""
+        self.wave: Underway | None = None
+        """Chunks that were begun in an earlier step, or are in the plan."""
         self.preemptions = {"memory": 0, "jam": 0, "yield": 0, "failure": 0, "asked": 0}
         """By cause: for blocks that another needed, that each needed, for one that goes first,
         because a step was lost, by hand."""
@@ -108,8 +111,10 @@ class Roster:
         """Take its row and its blocks; what can be found of them."""
         self.running.remove(request)
         request.account.num_running -= 1
-        # What a step that was not committed wrote is unknown.
-        unknown = request in self.planned or request.is_loading
+        # What a step that was not committed wrote is unknown, and so is what a wave did.
+        unknown = request in self.planned or request.is_loading or request.in_wave
+        if request.in_wave:
+            self.end_wave()
         computed = 0 if unknown else request.num_computed_tokens
         request.loads, request.is_loading = [], False
         path = self.kv.free(request.kv, request.token_ids, computed)
@@ -117,6 +122,19 @@ class Roster:
         self._released.append(request.row)
         request.row = -1
         return path
+
+    def begin_wave(self, wave: Underway) -> None:
+        self.wave = wave
+        for request in wave.requests:
+            request.in_wave = True
+
+    def end_wave(self) -> None:
+        """It came to its end, or one of its requests leaves: no layer may write into blocks that were
+        given back, so the others' chunks are begun again. They are no further than before."""
+        assert self.wave is not None
+        for request in self.wave.requests:
+            request.in_wave = False
+        self.wave = None
 
     def take_released(self) -> list[int]:
         """Rows that were released since the last call."""
@@ -142,6 +160,9 @@ class Roster:
             assert request.num_computed_tokens <= request.kv.capacity
             lookup = request.kv.lookup
             assert request.is_loading or not (lookup and lookup.ticket), "pinned for nobody"
+        carried = self.wave.requests if self.wave is not None else []
+        assert [r for r in self.requests.values() if r.in_wave and r not in carried] == []
+        assert all(request.in_wave and request in running for request in carried)
         for request in waiting:
             assert request.status is Status.WAITING
             assert request.row == -1 and request.num_computed_tokens == 0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from elinvar.base.config import KVSpec
 from elinvar.base.errors import InputError
 from elinvar.base.limits import Target, TenantLimits
-from elinvar.base.plan import PlanItem, StepOutput, StepPlan, TokenLogprobs
+from elinvar.base.plan import PlanItem, StepOutput, StepPlan, TokenLogprobs, Wave
 from elinvar.base.sampling import WATCHED
 from elinvar.kv.manager import KVManager
 from elinvar.kv.sequence import SequenceKV
@@ -30,6 +30,7 @@ from elinvar.sched.request import FinishReason, Request, RequestUpdate, Status
 from elinvar.sched.room import Room
 from elinvar.sched.roster import Roster
 from elinvar.sched.tenants import Tenants
+from elinvar.sched.wave import mean_depth
 
 if TYPE_CHECKING:
     from elinvar.kv.tiers.hierarchy import Tiers
@@ -48,6 +49,7 @@ class Scheduler:
     namespace: what cached blocks depend on besides tokens (the weights' version).
     policy: who goes first. tenants: limits by name, as EngineConfig.tenants.
     interactive, batch: how long steps may take while requests of that class are answered.
+    num_layers: of the model; 1: prompts are cut by tokens alone.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Scheduler:
         tenants: Mapping[str, TenantLimits] | None = None,
         interactive: Target = UNLIMITED,
         batch: Target = UNLIMITED,
+        num_layers: int = 1,
     ) -> None:
         self.kv = KVManager(specs, num_blocks, prefix_cache, namespace)
         self.max_rows = max_rows
@@ -74,7 +77,7 @@ class Scheduler:
         self.policy = policy or FirstCome()
         self.tenants = Tenants(tenants or {}, self.policy.turn, isinstance(self.policy, Fair))
         self.sessions = Sessions(self.kv, clock, tenants or {})
-        self.chunks = Chunks(interactive, batch)
+        self.chunks = Chunks(interactive, batch, num_layers)
         self.loading = Loading(specs)
         self.room = Room(self.kv, self.policy, self.tenants, max_step_tokens, specs[0].block_size)
         self._clock = clock
@@ -182,23 +185,38 @@ class Scheduler:
         come for those that got tokens. Finished ones hold nothing any more."""
         now = self._clock()
         self._plan = StepPlan()
-        self._measure(plan, now - self._began - output.moving_s)
+        self._measure(plan, output, now - self._began - output.moving_s)
         self._loaded(output)
-        updates = []
         planned, self._roster.planned = self._roster.planned, []
+        batch, results = len(planned), plan.results
+        if plan.wave is not None:
+            self._advance(plan.wave, planned[len(plan.items) :], batch)
         for index, values in output.prompt_logprobs.items():
             # After a preemption some are computed again.
             known = planned[index].prompt_logprobs
-            known += values[len(known) - plan.items[index].start :]
+            known += values[len(known) - results[index].start :]
+        updates = []
+        # Not strict: of a wave that has not ended there is nothing to book.
         for i, (request, item, tokens, logprobs) in enumerate(
-            zip(planned, plan.items, output.sampled, output.logprobs, strict=True)
+            zip(planned, results, output.sampled, output.logprobs, strict=False)
         ):
             if request.status is Status.RUNNING:
-                request.ledger.step(item.num_tokens, len(planned), item.sample, now)
+                request.ledger.step(item.num_tokens, batch, item.sample, now)
                 update = self._book(request, item, tokens, logprobs, output.kept.get(i), now)
                 if update is not None:
                     updates.append(update)
         return updates
+
+    def _advance(self, planned: Wave, requests: list[Request], batch: int) -> None:
+        """The wave got further; or, if somebody left it since the plan was made, there is none."""
+        wave = self._roster.wave
+        if wave is not None:
+            wave.num_done = planned.end
+            if planned.is_last:
+                self._roster.end_wave()
+        if not planned.is_last:
+            for request in requests:
+                request.ledger.pass_by(batch)
 
     def _book(
         self,
@@ -250,16 +268,16 @@ class Scheduler:
                 self.kv.end_lookup(request.kv)
                 self.kv.advance(request.kv, request.token_ids, request.num_computed_tokens)
 
-    def _measure(self, plan: StepPlan, seconds: float) -> None:
+    def _measure(self, plan: StepPlan, output: StepOutput, seconds: float) -> None:
         """Learn from the step that was computed how long such steps take."""
-        if not plan.items:
-            return
-        rows = self._num_decodes
-        tokens = products = 0
-        for item in plan.items[rows:]:
-            tokens += item.num_tokens
-            products += item.num_tokens * (2 * item.start + item.num_tokens)
-        self.chunks.book(rows, tokens, products / (2 * tokens) if tokens else 0.0, seconds)
+        rows, wave = self._num_decodes, plan.wave
+        if wave is not None:
+            tokens, depth = sum(i.num_tokens for i in wave.items), mean_depth(wave.items)
+            self.chunks.book_wave(rows, tokens, depth, output.layer_s, seconds)
+        elif plan.items:
+            prompts = plan.items[rows:]
+            tokens = sum(item.num_tokens for item in prompts)
+            self.chunks.book(rows, tokens, mean_depth(prompts), seconds)
 
     # ---- what others may ask ----------------------------------------------------------------
 

@@ -36,6 +36,7 @@ OWN_NAMES = {
     "session": "session_id",
     "reasoning_effort": "output_config.effort",
     "thinking": "thinking.type",
+    "max_thinking_tokens": "thinking",
 }
 """What this API calls the fields of what is inside."""
 

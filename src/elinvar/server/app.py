@@ -26,6 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elinvar.base.errors import EngineError
+from elinvar.base.exposition import expose
 from elinvar.server import openapi
 from elinvar.server.adapters import AdapterRoutes
 from elinvar.server.anthropic import AnthropicRoutes
@@ -42,10 +43,11 @@ from elinvar.server.ollama_texts import OllamaTextRoutes
 from elinvar.server.openai import OpenAIRoutes
 from elinvar.server.process import GRACE_S
 from elinvar.server.reply import reply
+from elinvar.server.seen import Teller, Telling, Witness
 from elinvar.server.served import Served
 from elinvar.server.sessions import SessionRoutes
 from elinvar.server.state import State, StateOptions
-from elinvar.server.tenants import NOBODY, Keys, Tenants
+from elinvar.server.tenants import NOBODY, Keys, Tenants, is_admin
 from elinvar.server.texts import TextRoutes
 from elinvar.server.tokenize import TokenizeRoutes, version
 from elinvar.server.trace import TraceFile
@@ -166,6 +168,8 @@ class Settings:
     """Browsers get it at /."""
     state_dir: Path | None = None
     """Where responses, files and batches are kept; None: nowhere that outlives the server."""
+    tellers: tuple[Teller, ...] = ()
+    """They are told of every request that ended."""
 
 
 def create_app(
@@ -223,8 +227,8 @@ def create_models_app(
         routes += Console().routes()
     routes += TokenizeRoutes(models, limit).routes()
 
-    def more_metrics() -> bytes:
-        return b"".join(served.core.metrics.expose() for served in models.loaded)
+    def more_metrics(tenants: bool) -> bytes:
+        return expose({served.name: served.core.metrics for served in models.loaded}, tenants)
 
     def engines() -> list[AsyncEngine]:
         return [served.engine for served in models.loaded]
@@ -254,7 +258,7 @@ def create_text_app(
     routes = [*texts.routes(), *OllamaTextRoutes(texts, chosen.max_body_bytes).routes()]
     kept = State(StateOptions(chosen.state_dir, chosen.max_body_bytes))
     routes += kept.routes(routes, texts.has)
-    return _application(_Alone(engine), routes, metrics, lambda: b"", chosen, list, kept)
+    return _application(_Alone(engine), routes, metrics, lambda _: b"", chosen, list, kept)
 
 
 class _Runs(Protocol):
@@ -285,14 +289,15 @@ def _application(
     runs: _Runs,
     routes: Sequence[Route],
     metrics: HTTPMetrics,
-    more_metrics: Callable[[], bytes],
+    more_metrics: Callable[[bool], bytes],
     settings: Settings,
     engines: Callable[[], Sequence[Steps]],
     kept: State,
     watching: Callable[[], None] = lambda: None,
     ended: Callable[[], None] = lambda: None,
 ) -> Starlette:
-    """watching: ends the streams that would never end by themselves. ended: called at the very end.
+    """more_metrics: those of the engines, with tenants or without. watching: ends the streams that
+    would never end by themselves. ended: called at the very end.
 
     app.state.leave(): /ready is 503 from then on, for those who send requests to learn that it ends
     soon. app.state.tenants: those of now."""
@@ -318,7 +323,8 @@ def _application(
         return await health(request)
 
     async def show_metrics(request: Request) -> Response:
-        return Response(metrics.expose() + more_metrics(), media_type=CONTENT_TYPE)
+        text = metrics.expose() + more_metrics(is_admin(request.scope))
+        return Response(text, media_type=CONTENT_TYPE)
 
     def tenants_of_now() -> Tenants:
         now: Tenants = app.state.tenants
@@ -337,6 +343,7 @@ def _application(
             state["started"] = False
             await kept.shutdown()
             await runs.shutdown(settings.grace_seconds)
+            await telling.close()
             ended()
 
     def leave() -> None:
@@ -344,9 +351,10 @@ def _application(
         watching()
 
     keys = Middleware(Keys, tenants=tenants_of_now, admin_port=settings.admin_port)
-    layers = [Middleware(Door, metrics=metrics), keys]
+    telling = Telling(settings.tellers)
+    layers = [Middleware(Witness, telling=telling), Middleware(Door, metrics=metrics), keys]
     if settings.cors_origins:  # around the door, which writes the errors: pages read them, too
-        layers.insert(0, _cors(settings.cors_origins))
+        layers.insert(1, _cors(settings.cors_origins))
     app = Starlette(
         routes=[
             *routes,

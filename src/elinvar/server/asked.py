@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from elinvar.base.handling import Handling
 from elinvar.base.plan import TokenLogprobs
 from elinvar.engine.pieces import Arguments, Call, Piece, Reader, Text, Thought
+from elinvar.server.seen import Answered, note
 from elinvar.server.service import Choice, Event
 
 if TYPE_CHECKING:
@@ -173,7 +174,10 @@ class Asked:
         still runs. Raises as Service.run."""
         run = self.served.service.run
         events = run(response_id, request_id, self.choices, self.handling, self.beams)
+        records = self.served.service.explanations.records_of
         async with events as stream, aclosing(self._steps(stream, usage)) as steps:
+            about = self.served, self.choices, self.handling, usage, records(response_id)
+            note(Answered(response_id, *about))
             yield steps
 
     async def collect(

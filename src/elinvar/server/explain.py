@@ -115,6 +115,11 @@ class Explanations:
         entry = self._entries.get(response_id)
         return entry, 0 if entry is None else int(index)
 
+    def records_of(self, response_id: str) -> Mapping[int, Record]:
+        """Of its choices that ended, as they do; nothing where it was never followed."""
+        entry = self._entries.get(response_id)
+        return {} if entry is None else entry.ended
+
     # ---- the header -------------------------------------------------------------------------
 
     def timing_of_all(self, response_id: str) -> list[tuple[bytes, bytes]]:

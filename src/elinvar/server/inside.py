@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Scope
 
 from elinvar.base.handling import Handling
 from elinvar.server.errors import INTERNAL, as_api_error
+from elinvar.server.seen import CURRENT
 
 ScopeOf = Callable[[str, str], dict[str, Any]]
 """What requests of a tenant have, whoever sends them, from (tenant, request id)."""
@@ -64,6 +65,7 @@ class Inside:
             else:
                 parts.append(message.get("body", b""))
 
+        CURRENT.set(None)  # whoever began the batch is not who asks
         try:
             await self.apps[path](scope, receive, send)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What /metrics shows: the server's own counts, then those of the engine (base.metrics)."""
+"""What /metrics shows: the server's own counts; those of engines are base.exposition's."""
 
 from __future__ import annotations
 

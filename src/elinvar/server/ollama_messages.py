@@ -39,6 +39,7 @@ OWN_NAMES = {
     "stop": "options.stop",
     "session": "session_id",
     "thinking": "think",
+    "max_thinking_tokens": "think",
     "reasoning_effort": "think",
 }
 """What this API calls the fields of what is inside."""

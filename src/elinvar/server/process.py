@@ -21,6 +21,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.config import LOGGING_CONFIG
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from elinvar.base.errors import InputError
@@ -171,12 +172,15 @@ def uvicorn_config(
     log_level: str = "warning",
     grace_seconds: int = GRACE_S,
     tls: TLS | None = None,
+    log_config: dict[str, Any] | None = LOGGING_CONFIG,
 ) -> uvicorn.Config:
-    """How the application is served; `host`, `port` or sockets are the caller's."""
+    """How the application is served; `host`, `port` or sockets are the caller's. log_config: None
+    where the process's log is as it shall be."""
     return uvicorn.Config(
         app,
         http=Impatient,
         log_level=log_level,
+        log_config=log_config,
         lifespan="on",
         ws="none",
         access_log=False,
@@ -217,7 +221,9 @@ def serve(
     """Serve until SIGTERM or SIGINT, see above. Returns the exit code: 0 after SIGTERM, 130 after
     SIGINT, and 128 + its number where a second signal cut open answers off."""
     _raise_file_limit()
-    config = uvicorn_config(app, log_level=log_level, grace_seconds=grace_seconds, tls=tls)
+    config = uvicorn_config(
+        app, log_level=log_level, grace_seconds=grace_seconds, tls=tls, log_config=None
+    )
     process = Process(config, app.state.leave, drain_s, started)
     process.run(sockets=list(sockets))
     if process.signal is None:

@@ -198,6 +198,9 @@ class Keys:
             raise ApiError(404, f"{path[:200]} is served at {where} port.", None, "unknown_url")
         # A port of their own keeps others away already, where no key is anybody's.
         if path in PUBLIC or path.startswith(_PUBLIC_FOLDERS) or (here and not known.admins):
+            # They may be asked by anybody, and tell administrators more.
+            private = bool(known.limits) and not here
+            scope["elinvar.admin"] = not private or known.of(_given_key(scope)) in known.admins
             return
         tenant = known.of(_given_key(scope))
         if tenant is None:

@@ -1,7 +1,7 @@
 """`elinvar bench`: three ways to measure speed, and the first is what `bench MODEL` means.
 
     elinvar bench MODEL           offline: prompt and decode tokens/s, all rows at once
-    elinvar bench online MODEL    requests that arrive as they do at a server: latencies, goodput
+    elinvar bench serve MODEL     requests that arrive as they do at a server: latencies, goodput
     elinvar bench kernels         no model: the matrix kernels against this machine's ceilings
 
 Subcommands, as in `vllm bench latency|throughput|serve`: the three share a few flags and nothing
@@ -26,6 +26,6 @@ class _WithDefault(Group):
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=_WithDefault, home=__name__, lazy=("offline", "online", "kernels"))
+@click.group(cls=_WithDefault, home=__name__, lazy=("offline", "serve", "kernels"))
 def bench() -> None:
     """Measure speed. `elinvar bench MODEL` is short for `elinvar bench offline MODEL`."""

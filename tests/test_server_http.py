@@ -22,7 +22,7 @@ import pytest
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.plan import StepOutput, StepPlan
-from elinvar.server import process, watchdog
+from elinvar.server import connection, watchdog
 from elinvar.server.process import listen
 from serving import Serving, eventually, serving
 
@@ -465,7 +465,7 @@ def test_listen() -> None:
 def test_a_head_that_does_not_come(tiny: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte now and then gives no more time, also on a connection that was used before; an answer
     that takes long does."""
-    monkeypatch.setattr(process, "HEAD_S", 0.3)
+    monkeypatch.setattr(connection, "HEAD_S", 0.3)
     body = json.dumps(SHORT).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
     for first in (b"", head + body):

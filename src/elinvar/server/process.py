@@ -1,4 +1,4 @@
-"""The process that serves an application: sockets, TLS, time-outs of connections, how it ends.
+"""The process that serves an application: sockets, TLS, how it ends.
 
 The first SIGTERM or SIGINT lets what runs finish: /ready turns to 503, after `drain_s` nobody new gets
 in, and open answers have `grace_s` from then on. A second signal ends at once.
@@ -6,7 +6,6 @@ in, and open answers have `grace_s` from then on. A second signal ends at once.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import signal
@@ -22,15 +21,12 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.config import LOGGING_CONFIG
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from elinvar.base.errors import InputError
+from elinvar.server.connection import Impatient
 
 GRACE_S = 30
 """How long open answers may go on after SIGTERM or SIGINT."""
-HEAD_S = 20.0
-"""How long a client may take to send a request's head."""
-MAX_HEAD_BYTES = 2**16
 KEEP_ALIVE_S = 75
 """Longer than clients (httpx: 5 s) and proxies (nginx: 60 s) keep idle connections, so that it is
 never the server that closes one just as it is used again."""
@@ -88,44 +84,6 @@ def _check_readable(name: str, path: Path) -> None:
         path.open("rb").close()
     except OSError as error:
         raise InputError(name, f"Cannot read {path} (--{name}): {error.strerror}.") from None
-
-
-class Impatient(H11Protocol):
-    """A connection whose client must send a whole head in time, or it is closed: those that send a
-    byte now and then (slow loris) hold nothing for long."""
-
-    _head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._await_head()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_timer()
-        else:
-            self._await_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
-        super().connection_lost(exc)
-
-    def _await_head(self) -> None:
-        # Not later than the first byte: more bytes give no more time.
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_S, self._give_up)
-
-    def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _give_up(self) -> None:
-        self._head_timer = None
-        # An answer may have ended, and the connection been kept, since.
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
 
 
 class Process(uvicorn.Server):
@@ -186,7 +144,6 @@ def uvicorn_config(
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=grace_seconds,
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         backlog=4096,
         **({} if tls is None else tls.settings()),
     )

@@ -70,7 +70,7 @@ DEFAULT_ROWS = 8
 
 
 class Door:
-    """The outermost layer: every answer gets a request id, every error the API's shape."""
+    """Every answer gets a request id, every error the API's shape."""
 
     def __init__(self, app: ASGIApp, metrics: HTTPMetrics) -> None:
         self._app = app

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -154,7 +153,10 @@ async def overhead(options: argparse.Namespace) -> JSON:
                     whole = await each(clients, [(path, body_of(path, long, stream))] * few)
                     kind = "streamed" if stream else "whole"
                     token = (whole - short) / (long - 1)
-                    found[f"{path} {kind}, {clients} clients"] = {"request_us": short, "token_us": token}
+                    found[f"{path} {kind}, {clients} clients"] = {
+                        "request_us": short,
+                        "token_us": token,
+                    }
     return found
 
 
@@ -162,7 +164,9 @@ PARTS: dict[str, Callable[[argparse.Namespace], Awaitable[JSON]]] = {"overhead":
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--requests", type=int, default=20_000, help="of the soak")

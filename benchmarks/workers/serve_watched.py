@@ -24,7 +24,7 @@ from typing import Any
 from elinvar.base.config import EngineConfig
 from elinvar.engine.aio import AsyncEngine
 from elinvar.engine.core import Engine
-from elinvar.server.app import create_models_app, Settings
+from elinvar.server.app import Settings, create_models_app
 from elinvar.server.models import Models
 from elinvar.server.process import listen, serve
 from elinvar.server.served import Served

@@ -274,7 +274,10 @@ def test_one_key_for_all_and_a_port_for_administrators(tiny_gguf: Path) -> None:
             assert refused.headers["access-control-allow-origin"] == "https://a.example"
         preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
         assert httpx.options(f"{url}/models", headers=preflight).status_code == 200
+        page = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}
+        assert httpx.get(f"{url}/models", headers=headers | page).status_code == 200
         other = headers | {"Origin": "https://b.example"}
+        assert httpx.get(f"{url}/models", headers=other | page).status_code == 403
         assert (
             "access-control-allow-origin" not in httpx.get(f"{url}/models", headers=other).headers
         )

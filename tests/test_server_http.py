@@ -507,3 +507,15 @@ def test_a_step_that_hangs(
         assert eventually(lambda: status(running.url, "/health") == 200)
         assert eventually(lambda: any("goes on" in one.message for one in caplog.records))
     assert sum("may hang" in one.message for one in caplog.records) == 1
+
+
+def test_pages_of_other_sites_may_not_ask(tiny: Serving) -> None:
+    """Browsers send what looks like a form without asking first; they say where it comes from."""
+    foreign = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+    foreign |= {"Content-Type": "text/plain", "Origin": "https://evil.example"}
+    answer = tiny.post("/v1/completions", SHORT, headers=foreign)
+    assert (answer.status_code, error_of(answer)["code"]) == (403, "foreign_origin")
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert httpx.get(f"{tiny.url}/health", headers=link).status_code == 200
+    own = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}
+    assert tiny.post("/v1/completions", SHORT, headers=own).status_code == 200

@@ -350,7 +350,8 @@ def _application(
         state["leaving"] = True
         watching()
 
-    keys = Middleware(Keys, tenants=tenants_of_now, admin_port=settings.admin_port)
+    rules = {"admin_port": settings.admin_port, "origins": settings.cors_origins}
+    keys = Middleware(Keys, tenants=tenants_of_now, **rules)
     telling = Telling(settings.tellers)
     layers = [Middleware(Witness, telling=telling), Middleware(Door, metrics=metrics), keys]
     if settings.cors_origins:  # around the door, which writes the errors: pages read them, too

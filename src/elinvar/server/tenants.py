@@ -10,7 +10,7 @@ import hmac
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -173,12 +173,17 @@ class Keys:
     admin_port: what is for administrators, and /metrics, is there only, and nothing else is."""
 
     def __init__(
-        self, app: ASGIApp, tenants: Callable[[], Tenants], admin_port: int | None = None
+        self,
+        app: ASGIApp,
+        tenants: Callable[[], Tenants],
+        admin_port: int | None = None,
+        origins: Sequence[str] = (),
     ) -> None:
-        """tenants: those of now: they may change."""
+        """tenants: those of now: they may change. origins: of pages elsewhere that may ask."""
         self._app = app
         self._tenants = tenants
         self._admin_port = admin_port
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -190,6 +195,9 @@ class Keys:
         if path.endswith("\n"):
             # Routes match it as if that were not there, and rights go by the path.
             raise ApiError(404, f"Unknown URL: {path[:200]!r}.", None, "unknown_url")
+        if _comes_from_elsewhere(scope, self._origins):
+            message = "Pages of other origins may not ask; start the server with --cors-origin."
+            raise ApiError(403, message, None, "foreign_origin", "permission_error")
         here = self._admin_port is not None and scope["server"][1] == self._admin_port
         everywhere = path in _EVERYWHERE or path.startswith(_FOLDERS_EVERYWHERE)
         elsewhere = here != (path in _ON_ADMIN_PORT) and not everywhere
@@ -227,6 +235,17 @@ def allowed_models(scope: Scope) -> frozenset[str] | None:
     """Names of models that whose request it is may ask for; None: all."""
     found: frozenset[str] | None = scope.get("elinvar.models")
     return found
+
+
+def _comes_from_elsewhere(scope: Scope, origins: Sequence[str]) -> bool:
+    """Whether a browser sends it for a page of another site, which it does unasked where the request
+    looks like a form's: such a page could end answers here, though it cannot read them."""
+    headers = dict(scope["headers"])
+    if headers.get(b"sec-fetch-site") not in (b"cross-site", b"same-site"):
+        return False
+    if headers.get(b"sec-fetch-mode") == b"navigate" and scope["method"] == "GET":  # a link to here
+        return False
+    return "*" not in origins and headers.get(b"origin", b"").decode("latin-1") not in origins
 
 
 def _given_key(scope: Scope) -> bytes | None:

@@ -350,8 +350,9 @@ def _application(
         state["leaving"] = True
         watching()
 
-    rules = {"admin_port": settings.admin_port, "origins": settings.cors_origins}
-    keys = Middleware(Keys, tenants=tenants_of_now, **rules)
+    keys = Middleware(
+        Keys, tenants_of_now, admin_port=settings.admin_port, origins=settings.cors_origins
+    )
     telling = Telling(settings.tellers)
     layers = [Middleware(Witness, telling=telling), Middleware(Door, metrics=metrics), keys]
     if settings.cors_origins:  # around the door, which writes the errors: pages read them, too

@@ -168,3 +168,20 @@ def test_texts_without_the_trigger(text: str) -> None:
             assert trigger.count(trigger[0]) == 1
     free = re.fullmatch(without("<tool_call>"), text) is not None
     assert free == ("<tool_call>" not in text)
+
+
+@pytest.mark.parametrize("name", ["pythonic", "qwen-xml"])
+@pytest.mark.parametrize("required", [None, 5, [["a"]], {"a": 1}])
+def test_required_that_is_no_list_of_names_is_refused(name: str, required: Any) -> None:
+    tool = {"name": "f", "parameters": {"properties": {"a": {}}, "required": required}}
+    with pytest.raises(InputError, match="list of names") as caught:
+        dialect(name).grammar([tool], "required")
+    assert caught.value.field == "tools"
+
+
+def test_more_keywords_than_a_grammar_can_have_are_refused_before_it_is_made() -> None:
+    many = {f"p{i}": {"type": "string"} for i in range(100_000)}
+    tool = {"name": "f", "parameters": {"properties": many}}
+    with pytest.raises(InputError, match="at most 100 arguments") as caught:
+        dialect("pythonic").grammar([tool], "required")
+    assert caught.value.field == "tools"

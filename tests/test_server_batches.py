@@ -16,6 +16,7 @@ from elinvar.server import batches as batch_routes
 from elinvar.server import state as state_module
 from elinvar.server.batch_results import result_line
 from elinvar.server.file_store import Content
+from elinvar.server.inside import Inside
 from elinvar.server.store import Store
 from serving import Serving, eventually, serving
 
@@ -189,6 +190,27 @@ def test_a_result_is_one_line_for_everybody() -> None:
     line = result_line(text, {"body": text}, None)
     assert len(line.decode().splitlines()) == 1
     assert json.loads(line)["custom_id"] == json.loads(line)["response"]["body"] == text
+
+
+def test_lines_that_wait_hold_up_nobody(
+    tiny: Serving, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as may run at once, of somebody who is at his limit."""
+    post = Inside.post
+
+    async def limited(self: Inside, path: str, body: bytes, *of: str) -> Any:
+        if b"limited" in body:
+            return 429, b"{}", {"Retry-After": "60"}
+        return await post(self, path, body, *of)
+
+    monkeypatch.setattr(Inside, "post", limited)
+    count = tiny.core.config.max_rows + 1
+    lines = [line(f"{i}", BODY | {"user": "limited"}) for i in range(count)]
+    waiting = create(client, lines)
+    assert eventually(lambda: client.batches.retrieve(waiting.id).status == "in_progress")
+    assert ended(client, create(client, [line("a", BODY)])).status == "completed"
+    client.batches.cancel(waiting.id)
+    assert ended(client, waiting).status == "cancelled"
 
 
 def _completed(client: openai.OpenAI, batch: Batch) -> int:

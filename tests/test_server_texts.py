@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from elinvar.engine.text_aio import AsyncTextModel
 from elinvar.engine.text_model import Task, TextModel, is_text_model
 from elinvar.run.texts import Text
 from elinvar.server.app import create_text_app
+from elinvar.server.logs import RequestLog
 from elinvar.server.tenants import Tenants, hash_key
 from processes import assert_fails, run
 from serving import eventually, running
@@ -95,6 +97,16 @@ def test_many_at_once(client: openai.OpenAI, bert: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(40)))
+
+
+def test_the_log_tells_of_texts(bert: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="elinvar.server.logs")
+    app = create_text_app(AsyncTextModel(TextModel.load(bert)), "tiny", tellers=(RequestLog(),))
+    with running(app) as (port, _):
+        usage = post(f"http://127.0.0.1:{port}", "/v1/embeddings", input=FINE[:3]).json()["usage"]
+    (fields,) = (vars(r)["fields"] for r in caplog.records if "fields" in vars(r))
+    assert (fields["model"], fields["route"]) == ("tiny", "embeddings")
+    assert fields["prompt_tokens"] == usage["prompt_tokens"] and FINE[0] not in caplog.text
 
 
 def test_models_and_health(client: openai.OpenAI, url: str) -> None:

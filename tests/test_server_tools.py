@@ -71,6 +71,24 @@ def test_calls_that_are_required(small: Serving, choice: Any) -> None:
     assert (name, joined, reason) == ("weather", call.function.arguments, "tool_calls")
 
 
+def test_a_stop_text_in_a_call(small: Serving) -> None:
+    """Clients run what was called where the answer says that it ended with calls."""
+    body: dict[str, Any] = GREEDY | {"messages": [ASKED], "tool_choice": "required"}
+    answer = (
+        small.client().chat.completions.create(**body, tools=[WEATHER], stop=['"days"']).choices[0]
+    )
+    (call,) = answer.message.tool_calls or []
+    assert answer.finish_reason == "stop" and call.type == "function"
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(call.function.arguments)
+    function = WEATHER["function"]
+    tool = {"name": "weather", "input_schema": function["parameters"]}
+    asked = {"model": "small", "max_tokens": 80, "temperature": 0, "messages": [ASKED]}
+    asked |= {"tools": [tool], "tool_choice": {"type": "any"}, "stop_sequences": ['"days"']}
+    told = small.post("/v1/messages", asked).json()
+    assert (told["stop_reason"], told["stop_sequence"]) == ("stop_sequence", '"days"')
+
+
 def test_tools_that_may_not_be_called(small: Serving) -> None:
     """`none`: the prompt and the answer are those without tools."""
     client = small.client()

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elinvar.base.errors import InputError
+from elinvar.base.grammar import JsonSchema, Regex, Sequence, Special, Until
 from elinvar.base.sampling import SamplingParams
 from elinvar.base.thinking import ThinkingBudget
 from elinvar.run.thinking import ThinkingState
@@ -92,6 +93,30 @@ def test_the_bits_are_those_of_a_request_alone(family: str) -> None:
     tight = tiny_engine(family, num_blocks=8, max_context=160, max_step_tokens=40)
     assert answers(tight, prompts, params) == wanted
     assert tight.metrics.preemptions > 0
+
+
+def test_a_grammar_decides_where_a_thought_can_end() -> None:
+    """Here a token is a byte, and a control token may not stand amid a character."""
+    grammar = Sequence((Until(Special("<258>")), Regex("[a-z]{3}")))
+    budget = ThinkingBudget(6, end=(258,), begin=(257,), is_open=True)
+    params = [
+        SamplingParams(max_tokens=40, seed=seed, grammar=grammar, thinking=budget)
+        for seed in range(20)
+    ]
+    lengths = set()
+    for ids, _, _ in answers(tiny_engine(), [[7 + i] * 9 for i in range(20)], params):
+        length = ids.index(258)
+        lengths.add(length)
+        bytes(ids[:length]).decode()
+        assert len(ids) == length + 5
+    assert 6 < max(lengths) <= 9
+
+
+def test_a_grammar_without_a_thought_has_the_last_word() -> None:
+    closed = ThinkingBudget(0, end=(258,), begin=(257,), is_open=True)
+    for grammar, wanted in ((Regex("ab"), "ab"), (JsonSchema('{"const": 1}'), "1")):
+        params = SamplingParams(max_tokens=9, seed=1, grammar=grammar, thinking=closed)
+        assert answers(tiny_engine(), [[7] * 9], [params])[0][2] == wanted
 
 
 def test_a_budget_that_could_not_be_kept_is_refused() -> None:

@@ -12,6 +12,9 @@ from elinvar.base.thinking import ThinkingBudget
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
+MAX_STOP_LENGTH = 1024
+"""Characters of a stop text."""
+MAX_STOP_TOKENS = 1024
 MAX_BIASES = 1024
 MAX_BAD_WORDS = 256
 MAX_BAD_LENGTH = 256
@@ -120,6 +123,9 @@ class SamplingParams:
             raise InputError("stop", f"stop takes at most {MAX_STOPS} texts, got {len(self.stop)}.")
         if any(not isinstance(s, str) or not s for s in self.stop):
             raise InputError("stop", "stop must hold non-empty texts.")
+        for text in self.stop:
+            _at_most("stop", text, MAX_STOP_LENGTH, "characters a text")
+        _at_most("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKENS, "tokens")
         object.__setattr__(self, "special_text", _tuple("special_text", self.special_text))
         for name in ("stop_token_ids", "special_text"):
             for t in getattr(self, name):

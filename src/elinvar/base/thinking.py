@@ -10,7 +10,7 @@ from elinvar.base.errors import InputError
 @dataclass(frozen=True, slots=True)
 class ThinkingBudget:
     """Tokens of all thoughts of an answer together; then a thought ends, and so does each that begins
-    after it."""
+    after it: where there is a grammar, as soon as that lets it, which may be a character later."""
 
     max_tokens: int
     """0 and more; what opens and closes a thought is not counted."""

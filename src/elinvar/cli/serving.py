@@ -263,15 +263,16 @@ def run(
     from elinvar.server.logs import say
     from elinvar.server.process import serve
 
+    tell = note if flags["log_format"] == "text" else say
+
     def started() -> None:
         scheme = "http" if tls is None else "https"
         address, *admin = (f"{scheme}://{_shown(one)}" for one in sockets)
         also = f"; what is for administrators is at {admin[0]}" if admin else "."
-        tell = note if flags["log_format"] == "text" else say
         tell(f"Elinvar serves {name} at {address}/v1 (Ctrl-C stops it){also}")
         if tenants is not None:
             asyncio.get_running_loop().add_signal_handler(
-                signal.SIGHUP, lambda: _read_again(app, tenants)
+                signal.SIGHUP, lambda: _read_again(app, tenants, tell)
             )
 
     return serve(
@@ -284,16 +285,16 @@ def run(
     )
 
 
-def _read_again(app: Starlette, path: Path) -> None:
+def _read_again(app: Starlette, path: Path, tell: Callable[[str], None]) -> None:
     """A file with a mistake changes nothing."""
     from elinvar.server.tenants import read_tenants
 
     try:
         app.state.tenants = read_tenants(path)
     except (InputError, OSError) as error:
-        note(f"{path} was not read again: {error}")
+        tell(f"{path} was not read again: {error}")
     else:
-        note(f"Read {path} again: keys, models and administrators; limits are those of the start.")
+        tell(f"Read {path} again: keys, models and administrators; limits are those of the start.")
 
 
 def _shown(listener: socket.socket) -> str:

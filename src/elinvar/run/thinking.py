@@ -57,6 +57,14 @@ def _advanced(marker: Sequence[int], matched: int, token: int) -> int:
     return 0
 
 
+def _allowed(args: SampleArgs, at: int, token: int) -> bool:
+    """Whether all masks that the row has so far do."""
+    if args.masks is None or args.mask_rows is None:
+        return True
+    words = args.masks[args.mask_rows == at, token // 32]
+    return bool((words >> np.uint32(token % 32) & 1).all())
+
+
 class ThinkingRows:
     """The rows whose requests have a budget."""
 
@@ -77,15 +85,16 @@ class ThinkingRows:
         token_ids: I32,
         vocab_size: int,
     ) -> None:
-        """Gives `args` masks of the rows whose thoughts must end. token_ids: of all rows, known up to
-        the positions that are sampled."""
+        """Gives `args` masks of the rows whose thoughts must end, where those it has let them: amid a
+        character a grammar does not. token_ids: of all rows, known up to the positions that are
+        sampled."""
         if not self._rows or self._rows.keys().isdisjoint(rows_L):
             return
         forced: list[tuple[int, int]] = []
         for at, (row, position) in enumerate(zip(rows_L, position_L.tolist(), strict=True)):
             if row in self._rows:
                 state = self._at(row, position, token_ids)
-                if state.forced is not None:
+                if state.forced is not None and _allowed(args, at, state.forced):
                     forced.append((at, state.forced))
         if forced:
             masks = np.zeros((len(forced), -(-vocab_size // 32)), np.uint32)

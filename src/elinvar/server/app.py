@@ -70,7 +70,7 @@ DEFAULT_ROWS = 8
 
 
 class Door:
-    """The outermost layer: every answer gets a request id, every error the API's shape."""
+    """Every answer gets a request id, every error the API's shape."""
 
     def __init__(self, app: ASGIApp, metrics: HTTPMetrics) -> None:
         self._app = app
@@ -354,7 +354,7 @@ def _application(
     telling = Telling(settings.tellers)
     layers = [Middleware(Witness, telling=telling), Middleware(Door, metrics=metrics), keys]
     if settings.cors_origins:  # around the door, which writes the errors: pages read them, too
-        layers.insert(0, _cors(settings.cors_origins))
+        layers.insert(1, _cors(settings.cors_origins))
     app = Starlette(
         routes=[
             *routes,

@@ -235,7 +235,8 @@ class Asked:
                 shown = params.include_stop_str_in_output and ids[-1] in params.stop_token_ids
                 if not shown and (ids[-1] in end_ids or ids[-1] in params.stop_token_ids):
                     ids, logprobs = ids[:-1], logprobs[:-1]
-                if choice.index in calling:
+                # A text that ended it may have cut a call off.
+                if choice.index in calling and delta.stop_text is None:
                     yield Step(choice.index, pieces, ids, logprobs, "tool_calls", delta.seed)
                     continue
             yield Step(choice.index, pieces, ids, logprobs, reason, delta.seed, delta.stop_text)

@@ -146,14 +146,16 @@ class Runner:
     async def _lines(self, tenant: str, batch: Body) -> None:
         done = await self._patiently(lambda: self._batches.done(batch["id"]))
         lines = read_lines(self._files.path(batch["input_file_id"]))
+        # Those that wait to be run again, too: they hold no slot that others could use.
+        begun = asyncio.Semaphore(self._limits.concurrency)
         async with asyncio.TaskGroup() as group:
             while some := await asyncio.to_thread(lambda: list(islice(lines, _READ_AHEAD))):
                 for number, raw in some:
                     if number in done:
                         continue
-                    await self._slots.acquire()
+                    await begun.acquire()
                     task = group.create_task(self._line(tenant, batch, number, raw))
-                    task.add_done_callback(lambda _: self._slots.release())
+                    task.add_done_callback(lambda _: begun.release())
 
     async def _line(self, tenant: str, batch: Body, number: int, raw: bytes) -> None:
         line = msgspec.json.decode(raw, type=Line)
@@ -161,7 +163,9 @@ class Runner:
         body = bytes(line.body)
         model = msgspec.json.decode(body, type=Asks).model
         while True:
-            status, answer, headers = await self._inside.post(endpoint, body, tenant, request_id)
+            async with self._slots:
+                told = await self._inside.post(endpoint, body, tenant, request_id)
+            status, answer, headers = told
             # Lines are accepted for models that there are: it comes back. One that is there is of
             # another kind than the endpoint.
             is_gone = status == 404 and _NO_MODEL in answer and not self._has_model(tenant, model)

@@ -113,6 +113,8 @@ def request_fields(seen: Seen) -> dict[str, Any]:
         "tenant": seen.tenant,
         "total_ms": round(1e3 * (seen.seconds or 0.0), 3),
     }
+    if seen.texts is not None:
+        fields |= {"model": seen.texts[0], "prompt_tokens": seen.texts[1]}
     if not seen.answers:
         return fields
     answer = seen.answers[-1]

@@ -63,6 +63,8 @@ class Seen:
     began_ns: int = field(default_factory=time.time_ns)
     """Unix time."""
     answers: list[Answered] = field(default_factory=list)
+    texts: tuple[str, int] | None = None
+    """The model that makes vectors or scores, and the tokens it was given, where that was asked."""
     status: int = 499
     """Of nginx: the client left before there was one."""
     seconds: float | None = None
@@ -95,6 +97,13 @@ def note(answered: Answered) -> None:
     seen = CURRENT.get()
     if seen is not None and seen.seconds is None:
         seen.answers.append(answered)
+
+
+def note_texts(model: str, num_tokens: int) -> None:
+    """The same for a model that makes vectors or scores of texts."""
+    seen = CURRENT.get()
+    if seen is not None and seen.seconds is None:
+        seen.texts = model, num_tokens
 
 
 class Teller(Protocol):

@@ -40,6 +40,8 @@ _OPERATIONS = {
     "generate": "text_completion",
     "embeddings": "embeddings",
     "embed": "embeddings",
+    "rerank": "rerank",
+    "score": "score",
 }
 """By route; what else asks a model is a chat."""
 
@@ -98,7 +100,7 @@ class Spans:
         self._thread.start()
 
     def tell(self, seen: Seen) -> None:
-        if not seen.answers and seen.route not in _OPERATIONS:
+        if not seen.answers and seen.texts is None and seen.route not in _OPERATIONS:
             return  # asks no model
         try:
             self._pending.put_nowait(seen)
@@ -176,6 +178,10 @@ def attributes_of(seen: Seen) -> dict[str, Any]:
         found["error.type"] = str(seen.status)
     elif bad := set(reasons) & {"error", "abort"}:
         found["error.type"] = min(bad)
+    if seen.texts is not None:
+        model, tokens = seen.texts
+        found |= {"gen_ai.request.model": model, "gen_ai.response.model": model}
+        found["gen_ai.usage.input_tokens"] = tokens
     if seen.answers:
         found |= _of_answer(seen.answers[-1], reasons)
     return found

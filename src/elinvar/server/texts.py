@@ -24,6 +24,7 @@ from elinvar.server.body import read_body
 from elinvar.server.errors import invalid_value, not_supported, overloaded, unknown_model
 from elinvar.server.reply import reply
 from elinvar.server.schema import decode
+from elinvar.server.seen import note_texts
 from elinvar.server.tenants import allowed_models
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ class TextRoutes:
 
         async with cancelled_when_client_leaves(request.receive):
             tasks = await asyncio.to_thread(make)
+            note_texts(self.name, sum(task.num_tokens for task in tasks))
             found = await asyncio.gather(*(self.engine.run(task) for task in tasks))
         scores = [score for some in found for score in some.tolist()]
         data = [{"index": i, "object": "score", "score": s} for i, s in enumerate(scores)]
@@ -225,6 +227,7 @@ class TextRoutes:
         """The task, made in a thread, and its answer; a client that goes away ends it."""
         async with cancelled_when_client_leaves(request.receive):
             task = await asyncio.to_thread(make)
+            note_texts(self.name, task.num_tokens)
             return task, await self.engine.run(task)
 
     def _admit(self, count: int, field: str) -> None:

@@ -9,13 +9,13 @@ from html import escape
 from elinvar.cli.bench.latency import Record
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 420, 240, 56, 40
-_COLOURS = {"TTFT": "#2a7de1", "ITL": "#d9822b", "E2E": "#3d9a50", "TPOT": "#8e5bd0"}
+_COLOURS = {"TTFT": "#2a7de1", "ITL": "#d9822b", "E2E": "#3d9a50"}
 Point = tuple[float, float]
 
 
 def svg(title: str, records: Sequence[Record]) -> str:
     """Of the requests that were answered: shares by latency (on a logarithmic axis), then output
-    tokens a second and requests under way over time."""
+    tokens a second and requests under way over time, as shares of their greatest."""
     done = [one for one in records if one.done]
     times = {
         "TTFT": [1e3 * one.ttft for one in done],
@@ -29,7 +29,7 @@ def svg(title: str, records: Sequence[Record]) -> str:
         'font-family="sans-serif" font-size="11">',
         '<rect width="100%" height="100%" fill="#fff"/>',
         f'<text x="{_LEFT}" y="16" font-size="13">{escape(title)}</text>',
-        _chart(0, "share of requests, by ms", shares, _COLOURS, log=True, top=1.0),
+        _chart(0, "share of requests, by ms", shares, _COLOURS, log=True),
     ]
     over_time = _over_time(done)
     colours = dict(zip(over_time, ("#2a7de1", "#d9822b"), strict=False))
@@ -58,7 +58,16 @@ def _over_time(done: Sequence[Record]) -> dict[str, list[Point]]:
         for i in range(int((one.due - start) / width), int((one.times[-1] - start) / width) + 1):
             under_way[i] += 1
     found = {"output tokens/s": tokens[:60], "requests under way": under_way[:60]}
-    return {name: [(i * width, v) for i, v in enumerate(column)] for name, column in found.items()}
+    return {
+        f"{name}, at most {_shown(max(column))}": [
+            (i * width, value / max(column)) for i, value in enumerate(column)
+        ]
+        for name, column in found.items()
+    }
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _chart(
@@ -67,19 +76,17 @@ def _chart(
     lines: dict[str, list[Point]],
     colours: dict[str, str],
     log: bool,
-    top: float | None = None,
 ) -> str:
     points = [point for line in lines.values() for point in line]
     if not points:
         return f'<text x="{x + _LEFT}" y="{_TOP + 20}">nothing was answered</text>'
     low, high = min(p[0] for p in points), max(p[0] for p in points)
-    most = top or max(p[1] for p in points) or 1.0
     scale: Callable[[float], float] = math.log10 if log else float
     span = (scale(high) - scale(low)) or 1.0
 
     def place(point: Point) -> str:
         across = x + _LEFT + _WIDTH * (scale(point[0]) - scale(low)) / span
-        return f"{across:.1f},{_TOP + _HEIGHT * (1 - point[1] / most):.1f}"
+        return f"{across:.1f},{_TOP + _HEIGHT * (1 - point[1]):.1f}"
 
     base = _TOP + _HEIGHT
     parts = [
@@ -88,17 +95,15 @@ def _chart(
         f'<text x="{x + _LEFT + _WIDTH / 2}" y="{base + 34}" text-anchor="middle">{caption}</text>',
     ]
     for i in range(5):
-        at, value = scale(low) + span * i / 4, most * i / 4
-        shown = f"{10**at if log else at:,.3g}"
+        at, value = scale(low) + span * i / 4, i / 4
+        shown = _shown(10**at if log else at)
         across, up = x + _LEFT + _WIDTH * i / 4, base - _HEIGHT * i / 4
         parts.append(f'<text x="{across}" y="{base + 16}" text-anchor="middle">{shown}</text>')
-        parts.append(
-            f'<text x="{x + _LEFT - 6}" y="{up + 4}" text-anchor="end">{value:,.3g}</text>'
-        )
+        parts.append(f'<text x="{x + _LEFT - 6}" y="{up + 4}" text-anchor="end">{value:g}</text>')
         parts.append(f'<path d="M{x + _LEFT} {up}h{_WIDTH}" stroke="#eee"/>')
     for i, (name, line) in enumerate(lines.items()):
         path = " ".join(map(place, line))
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colours[name]}"/>')
-        at_y = _TOP + 16 + 14 * i
-        parts.append(f'<text x="{x + _LEFT + 8}" y="{at_y}" fill="{colours[name]}">{name}</text>')
+        at_x = x + _LEFT + _WIDTH * i / len(lines)
+        parts.append(f'<text x="{at_x}" y="{_TOP - 8}" fill="{colours[name]}">{name}</text>')
     return "\n".join(parts)

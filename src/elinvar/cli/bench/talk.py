@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Message = dict[str, Any]
+NEW_TOKENS = 16
+"""Of a later turn, where the first one's length is not known."""
 
 
 def conversations(
@@ -36,7 +38,9 @@ class Conversation:
         chat: bool,
     ) -> None:
         """first: the tokens of its first turn. key: the seed and the request's number."""
-        self._arrival, self._first, self._key, self._vocab_size = arrival, first, key, vocab_size
+        self._arrival, self._key, self._vocab_size = arrival, key, vocab_size
+        prefix = arrival.shared[1] if arrival.shared else 0
+        self._num_new = arrival.prompt_tokens - prefix or NEW_TOKENS
         given = arrival.content
         self._messages: list[Message] | None = None
         if is_messages(given):
@@ -51,7 +55,7 @@ class Conversation:
         to its client: as many made-up ones take its place."""
         if self._messages is not None:
             if turn:
-                new = in_words(self._new(turn, self._arrival.prompt_tokens or 16))
+                new = in_words(self._new(turn, self._num_new))
                 self._messages.append({"role": "assistant", "content": answer})
                 self._messages.append({"role": "user", "content": new})
             return list(self._messages)
@@ -59,16 +63,15 @@ class Conversation:
             text = self._arrival.content
             return text if isinstance(text, str) else list(self._ids)
         self._ids += self._new(-turn, self._arrival.output_tokens)
-        self._ids += self._new(turn, len(self._first))
+        self._ids += self._new(turn, self._num_new)
         return list(self._ids)
 
     def _new(self, turn: int, count: int) -> list[int]:
         """Tokens that are nobody else's. turn: below 0, those of an answer."""
         seed, number = self._key
         alone = replace(self._arrival, prompt_tokens=count, prefix=(), shared=None)
-        ids: list[int] = prompts([alone], seed, self._vocab_size, (number, turn % 2**32))[
-            0
-        ].tolist()
+        made = prompts([alone], seed, self._vocab_size, (4, number, turn % 2**32))
+        ids: list[int] = made[0].tolist()
         return ids
 
 
@@ -81,95 +84,13 @@ def in_words(ids: Iterable[int]) -> str:
     return " ".join(_WORDS[one % len(_WORDS)] for one in ids)
 
 
-_WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "that",
-    "for",
-    "it",
-    "as",
-    "was",
-    "with",
-    "be",
-    "by",
-    "on",
-    "not",
-    "he",
-    "his",
-    "but",
-    "at",
-    "are",
-    "this",
-    "have",
-    "from",
-    "or",
-    "had",
-    "an",
-    "they",
-    "which",
-    "one",
-    "you",
-    "were",
-    "all",
-    "her",
-    "she",
-    "there",
-    "would",
-    "their",
-    "we",
-    "him",
-    "been",
-    "has",
-    "when",
-    "who",
-    "will",
-    "no",
-    "more",
-    "if",
-    "out",
-    "so",
-    "up",
-    "said",
-    "what",
-    "its",
-    "about",
-    "than",
-    "into",
-    "them",
-    "can",
-    "only",
-    "other",
-    "time",
-    "new",
-    "some",
-    "could",
-    "these",
-    "two",
-    "may",
-    "first",
-    "then",
-    "do",
-    "any",
-    "like",
-    "my",
-    "now",
-    "over",
-    "such",
-    "our",
-    "man",
-    "me",
-    "even",
-    "most",
-    "made",
-    "after",
-    "also",
-    "did",
-    "many",
-]
+_TEXT = (
+    "the of and to in is that for it as was with be by on not he his but at are this have from or "
+    "had an they which one you were all her she there would their we him been has when who will no "
+    "more if out so up said what its about than into them can only other time new some could these "
+    "two may first then do any like my now over such our man me even most made after also did many"
+)
+_WORDS = _TEXT.split()
 
 
 def warm_up(seed: int, vocab_size: int, chat: bool) -> Content:

@@ -74,7 +74,7 @@ def with_shared(arrivals: Sequence[Arrival], tokens: int, count: int, seed: int)
 
 
 def read_dataset(path: Path, count: int, output_tokens: int) -> list[Arrival]:
-    """The first `count` prompts of a file as `elinvar generate --prompts` reads it, again from the
+    """The first `count` prompts of a file as `elinvar generate --prompts-file` reads it, again from the
     beginning where it has fewer. Raises InputError as that does."""
     from elinvar.base.sampling import SamplingParams
     from elinvar.cli.prompts import read_prompts

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from elinvar.base.errors import InputError
 from elinvar.base.grammar import Choice, Grammar, JsonSchema, Regex, Repeat
 from elinvar.base.grammar import Sequence as Row
 from elinvar.engine.dialects.schema import Schema, properties, resolved, types
@@ -18,6 +19,8 @@ UntilText = Callable[[str], Grammar]
 
 _KEY = Regex(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _DEFINITIONS = "$defs", "definitions"
+MAX_KEYWORDS = 100
+"""Any may be the first, and each brings those behind it: their grammar grows with the square."""
 
 
 def arguments_grammar(schema: Schema) -> JsonSchema:
@@ -27,7 +30,7 @@ def arguments_grammar(schema: Schema) -> JsonSchema:
 
 def fields_grammar(texts: Texts, until: UntilText, part: Fields, schema: Schema) -> Grammar:
     """Each property at most once, in the schema's order, those that are required always."""
-    required = schema.get("required", ())
+    required = _required(schema)
     row: list[Grammar] = []
     for name, described in properties(schema).items():
         text, value = _field_value(texts, until, part, described, schema)
@@ -39,6 +42,16 @@ def fields_grammar(texts: Texts, until: UntilText, part: Fields, schema: Schema)
         key = Row((*texts(part.open), _KEY, *texts(part.middle + told), until(part.close)))
         row.append(Repeat(key))
     return Row(tuple(row))
+
+
+def _required(schema: Schema) -> frozenset[str]:
+    """The properties that must be there."""
+    names = schema.get("required", [])
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise InputError(
+            "tools", f"required in a tool's schema must be a list of names, got {names!r:.100}."
+        )
+    return frozenset(names)
 
 
 def _field_value(
@@ -56,7 +69,10 @@ def _field_value(
 
 def keywords_grammar(texts: Texts, until: UntilText, part: Keywords, schema: Schema) -> Grammar:
     """The same as keywords, with commas between those that are there."""
-    required = set(schema.get("required", ()))
+    required = _required(schema)
+    if len(properties(schema)) > MAX_KEYWORDS:
+        message = f"This model is held to calls of at most {MAX_KEYWORDS} arguments."
+        raise InputError("tools", message)
     items: Items = [
         (
             Row((*texts(f"{name}{part.equals}"), _keyword(texts, until, part, described, schema))),

@@ -202,8 +202,8 @@ def choices(stream: bytes) -> list[Any]:
 
 
 async def soak(options: argparse.Namespace) -> JSON:
-    """What the server keeps, after a tenth of the requests (pools and records are full then) and at
-    the end."""
+    """What the server keeps, after a tenth of the requests, of which there must be 2,000 for all
+    records to be full, and at the end."""
     messages = {"model": "model", "messages": MESSAGES, "max_tokens": 4}
     bodies: list[tuple[str, JSON | None]] = [
         *(
@@ -213,12 +213,13 @@ async def soak(options: argparse.Namespace) -> JSON:
         ),
         ("/v1/messages", messages),
         ("/v1/messages", messages | {"stream": True}),
-        ("/v1/responses", {"model": "model", "input": "x", "max_output_tokens": 4}),
+        ("/v1/responses", {"model": "model", "input": "x", "max_output_tokens": 4, "store": False}),
         ("/tokenize", {"model": "model", "prompt": "x"}),
     ]
     pictures: JSON = {}
+    early = max(2000, options.requests // 10)
     async with server(options.model, "--no-prefix-cache", "--tracemalloc") as one:
-        for name, count in ("early", options.requests // 10), ("late", options.requests * 9 // 10):
+        for name, count in ("early", early), ("late", options.requests - early):
             asked = [bodies[i % len(bodies)] for i in range(count)]
             await load(one.port, 16, asked)
             pictures[name] = await one.idle()

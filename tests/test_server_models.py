@@ -220,5 +220,11 @@ def test_models_that_a_tenant_may_ask_for(tiny_gguf: Path) -> None:
         assert [one.id for one in bob.models.list()] == ["b"]
         with pytest.raises(openai.NotFoundError, match="this server has 'b'"):
             ask(url, "a", "sk-bob")
+        seen = [
+            [one["name"] for one in httpx.get(live, headers=headers).json()["models"]]
+            for live in [url.replace("/v1", "/live?history=1")]
+            for headers in ({"Authorization": f"Bearer sk-{who}"} for who in ("ann", "bob"))
+        ]
+        assert seen == [["a"], []]
         assert ask(url, "b", "sk-bob").choices and ask(url, "a", "sk-ann").choices
         assert eventually(lambda: all(not one.users for one in made.models._entries.values()))

@@ -23,7 +23,7 @@ from elinvar.base.recent import WINDOW_S, Quantiles
 from elinvar.server.errors import CANCELLED, invalid_value
 from elinvar.server.explain import answer_id, not_found
 from elinvar.server.reply import encode, reply
-from elinvar.server.tenants import is_admin, tenant_of
+from elinvar.server.tenants import allowed_models, is_admin, tenant_of
 
 if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from elinvar.server.served import Served
 
 JSON = dict[str, Any]
+Names = frozenset[str] | None
+"""Of models; None: all."""
 
 RATE_S = 5.0
 """Over how long a rate is taken."""
@@ -63,26 +65,32 @@ class Live:
         self._closing.set()
 
     async def live(self, request: Request) -> Response:
-        tenant = _seen(request)
+        tenant, allowed = _seen(request), allowed_models(request.scope)
         history, stream = _flag(request, "history"), _flag(request, "stream")
-        first = self._snapshot(tenant, history=True) if history else self._current(tenant)
+        first = (
+            self._snapshot(tenant, allowed, history=True)
+            if history
+            else self._current(tenant, allowed)
+        )
         headers = {"Cache-Control": "no-store"}
         if not stream:
             return Response(first, headers=headers, media_type="application/json")
         headers["X-Accel-Buffering"] = "no"
-        events = self._events(tenant, first)
+        events = self._events(tenant, allowed, first)
         return StreamingResponse(events, headers=headers, media_type="text/event-stream")
 
-    async def _events(self, tenant: str | None, snapshot: bytes) -> AsyncIterator[bytes]:
+    async def _events(
+        self, tenant: str | None, allowed: Names, snapshot: bytes
+    ) -> AsyncIterator[bytes]:
         while not self._closing.is_set():
             yield b"data: " + snapshot + b"\n\n"
             try:
                 async with asyncio.timeout(EVERY_S - time.monotonic() % EVERY_S):
                     await self._closing.wait()
             except TimeoutError:
-                snapshot = self._current(tenant)
+                snapshot = self._current(tenant, allowed)
 
-    def _current(self, tenant: str | None) -> bytes:
+    def _current(self, tenant: str | None, allowed: Names) -> bytes:
         """The snapshot of this second."""
         second = int(time.monotonic() / EVERY_S)
         if second != self._second:
@@ -90,12 +98,12 @@ class Live:
             self._made.clear()
         made = self._made.get(tenant)
         if made is None:
-            made = self._made[tenant] = self._snapshot(tenant)
+            made = self._made[tenant] = self._snapshot(tenant, allowed)
         return made
 
-    def _snapshot(self, tenant: str | None, history: bool = False) -> bytes:
+    def _snapshot(self, tenant: str | None, allowed: Names, history: bool = False) -> bytes:
         now = time.monotonic()
-        models = list(self._models())
+        models = [one for one in self._models() if _may_see(one, allowed)]
         shown = [_model(one, tenant, now) for one in models]
         if history:
             for model, one in zip(shown, models, strict=True):
@@ -126,6 +134,11 @@ class Live:
 def _seen(request: Request) -> str | None:
     """The tenant whose requests are shown; None: all are."""
     return None if is_admin(request.scope) else tenant_of(request.scope)
+
+
+def _may_see(one: Served, allowed: Names) -> bool:
+    """Whether it is among the models that whoever asks may ask for."""
+    return allowed is None or not allowed.isdisjoint([one.name, *one.core.adapters.names])
 
 
 def _flag(request: Request, name: str) -> bool:

@@ -57,7 +57,7 @@ demo: $(SETUP)
 
 # Lint goes first: it is quick, and the tests' summary is what should be read last.
 test: lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 fuzz: $(DEV)
 	@PYTHONPATH=tests $(BIN)/python tests/fuzz_server.py --calls $(CALLS)

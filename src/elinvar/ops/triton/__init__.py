@@ -1,0 +1,1 @@
+"""The provider `triton`: kernels for NVIDIA and AMD GPUs, on torch tensors."""

@@ -11,7 +11,7 @@ from elinvar.base.limits import BATCH, INTERACTIVE, Target, TenantLimits, check_
 
 LayerKind = Literal["full", "sliding", "chunked", "linear"]
 """Attention to every key, to a window, to a chunk; linear attention, which keeps a state instead."""
-KVDtype = Literal["f16", "bf16", "f32", "int8"]
+KVDtype = Literal["f16", "bf16", "f32", "int8", "fp8"]
 """Of int8 each key and each value of a head has a scale of its own (ops.api.Ops.rope_write)."""
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai"]
 """Of an MLP: x sigmoid(x); x Phi(x) with Phi by tanh (Hendrycks and Gimpel, 2016), and the exact
@@ -276,7 +276,7 @@ class KVSpec:
     @property
     def head_bytes(self) -> int:
         """Bytes of one head's keys, or values, in a block."""
-        size = {"f16": 2, "bf16": 2, "f32": 4, "int8": 1}[self.dtype]
+        size = {"f16": 2, "bf16": 2, "f32": 4, "int8": 1, "fp8": 1}[self.dtype]
         scale = 4 if self.dtype == "int8" else 0
         return self.block_size * (self.padded_dim * size + scale)
 
@@ -334,6 +334,10 @@ class EngineConfig:
                 raise InputError(
                     name, f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}."
                 )
+        if self.kv_dtype == "fp8" and self.provider != "triton":
+            raise InputError(
+                "kv_dtype", "kv_dtype fp8 is for GPUs alone; int8 takes as little memory here."
+            )
         optional_sizes = "num_threads", "kv_memory", "max_context", "kv_host_memory", "kv_disk_size"
         for name in (*optional_sizes, "max_rows", "max_step_tokens", "max_adapters"):
             value = getattr(self, name)

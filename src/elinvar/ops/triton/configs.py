@@ -27,3 +27,14 @@ class Config:
     parts: int = 1
     """Parts of K with a sum of their own each, that are added in ascending order. So few rows can
     have a program for each part, and many rows one for all parts, with equal bits."""
+
+
+def default(kind: str) -> Config:
+    """What any chip can run, until the tuner has said better."""
+    if kind == "f32":
+        return Config(32, 64, 32, 4, 3)
+    if kind == "int8":
+        return Config(64, 128, 128, 4, 3)
+    if kind in ("bf16", "f16", "fp8"):
+        return Config(64, 128, 64, 4, 3)
+    return Config(64, 64, 128, 4, 3)

@@ -20,6 +20,7 @@ one; max(x, 0)^2; y sigmoid(1.702 y) with y = min(x, 7), which multiplies 1 + up
 Scoring = Literal["softmax", "sigmoid"]
 """How a mixture of experts turns router logits into scores."""
 WeightFormat = Literal["auto", "f32"]
+Device = Literal["cpu", "cuda", "ref"]
 PolicyName = Literal["fcfs", "priority", "fair", "deadline"]
 """Who goes first: see sched.policy."""
 
@@ -282,11 +283,12 @@ class KVSpec:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """How a model is run. None of these may change a token or a log-prob, but `provider`,
+    """How a model is run. None of these may change a token or a log-prob, but `device`,
     `weight_format` and `kv_dtype`. Raises InputError naming the field when a value is out of range;
     whether the sizes fit the model is seen when it is loaded."""
 
-    provider: str = "cpu"
+    device: Device = "cpu"
+    """`cuda` is a GPU, of NVIDIA or AMD, the first that is visible; `ref` the slow oracle."""
     num_threads: int | None = None
     """Compute threads; None: the CPUs this process may use."""
     kv_dtype: KVDtype = "f16"
@@ -322,6 +324,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name, choices in (
+            ("device", Device),
             ("kv_dtype", KVDtype),
             ("weight_format", WeightFormat),
             ("policy", PolicyName),

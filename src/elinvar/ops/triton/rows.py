@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from elinvar.base.config import Activation
+from elinvar.ops.triton.activations import activated, gated_product
 from elinvar.ops.triton.cases import KernelCase
 from elinvar.ops.triton.device import INTERPRETER
 
@@ -27,29 +28,6 @@ def tanh(x):
     series = x * (1.0 + square * (-0.33333333 + square * (0.13333333 - square * 0.053968254)))
     far = 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
     return tl.where(tl.abs(x) < 0.125, series, far)
-
-
-@triton.jit
-def activated(x, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "silu":
-        return x / (1.0 + tl.exp(-x))
-    elif ACTIVATION == "gelu_tanh":
-        return 0.5 * x * (1.0 + tanh(0.7978845608 * (x + 0.044715 * x * x * x)))
-    elif ACTIVATION == "gelu":
-        return 0.5 * x * (1.0 + tl.erf(x * 0.70710678118))
-    elif ACTIVATION == "relu2":
-        positive = tl.maximum(x, 0.0)
-        return positive * positive
-    else:
-        low = tl.minimum(x, 7.0)
-        return low / (1.0 + tl.exp(-1.702 * low))
-
-
-@triton.jit
-def gated_product(gate, up, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "swiglu_oai":
-        up = tl.minimum(tl.maximum(up, -7.0), 7.0) + 1.0
-    return activated(gate, ACTIVATION) * up
 
 
 @triton.jit
@@ -145,12 +123,13 @@ def _gated_kernel(x, out, N: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.c
     inside = at < N
     gate = tl.load(x + row * 2 * N + at, inside, 0.0).to(tl.float32)
     up = tl.load(x + row * 2 * N + N + at, inside, 0.0).to(tl.float32)
-    value = gated_product(gate, up, ACTIVATION)
+    kind: tl.constexpr = out.dtype.element_ty
+    value = gated_product(gate.to(kind).to(tl.float32), up.to(kind).to(tl.float32), ACTIVATION)
     tl.store(out + row * N + at, value.to(out.dtype.element_ty), inside)
 
 
 def gated(x_TN: torch.Tensor, activation: Activation, dtype: torch.dtype) -> torch.Tensor:
-    """8 + a bytes."""
+    """8 + a bytes. Both halves are rounded to dtype first, as `gated_linear` does."""
     x = x_TN.contiguous()
     rows, dim = len(x), x.shape[1] // 2
     out = torch.empty((rows, dim), dtype=dtype, device=x.device)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from elinvar.ops.arguments import Experts
-from elinvar.ops.layout import Weight
+import torch
+import triton
+
+from elinvar.ops.arguments import Experts, Lora, LoraPair
+from elinvar.ops.layout import Weight, unpack
+from elinvar.ops.triton.lora import Part
 from elinvar.ops.triton.matrices import Matrix, from_weight, join, stack
 
 
@@ -45,3 +49,23 @@ class Matrices:
         whole = join(parts)
         assert whole is not None, "gate and up are of one kind"
         return whole
+
+    def lora(self, lora: Lora) -> list[Part]:
+        if lora.handle is None:
+            columns = zip(lora.columns, lora.pairs, strict=True)
+            lora.handle = [self._part(column, pairs) for column, pairs in columns]
+        handle: list[Part] = lora.handle
+        return handle
+
+    def _part(self, column: int, pairs: Sequence[LoraPair | None]) -> Part:
+        some = next(pair for pair in pairs if pair is not None)
+        most = max(pair.a.shape[0] for pair in pairs if pair is not None)
+        rank = triton.next_power_of_2(most)
+        a = torch.zeros((len(pairs), rank, some.a.shape[1]))
+        b = torch.zeros((len(pairs), some.b.shape[0], rank))
+        for i, pair in enumerate(pairs):
+            if pair is not None:
+                own = pair.a.shape[0]
+                a[i, :own] = torch.from_numpy(unpack(pair.a)) * pair.scale
+                b[i, :, :own] = torch.from_numpy(unpack(pair.b))
+        return Part(column, a.to(self.device), b.to(self.device))

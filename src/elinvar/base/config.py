@@ -11,7 +11,7 @@ from elinvar.base.limits import BATCH, INTERACTIVE, Target, TenantLimits, check_
 
 LayerKind = Literal["full", "sliding", "chunked", "linear"]
 """Attention to every key, to a window, to a chunk; linear attention, which keeps a state instead."""
-KVDtype = Literal["f16", "bf16", "f32", "int8"]
+KVDtype = Literal["f16", "bf16", "f32", "int8", "fp8"]
 """Of int8 each key and each value of a head has a scale of its own (ops.api.Ops.rope_write)."""
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai"]
 """Of an MLP: x sigmoid(x); x Phi(x) with Phi by tanh (Hendrycks and Gimpel, 2016), and the exact
@@ -20,6 +20,7 @@ one; max(x, 0)^2; y sigmoid(1.702 y) with y = min(x, 7), which multiplies 1 + up
 Scoring = Literal["softmax", "sigmoid"]
 """How a mixture of experts turns router logits into scores."""
 WeightFormat = Literal["auto", "f32"]
+Device = Literal["cpu", "cuda", "ref"]
 PolicyName = Literal["fcfs", "priority", "fair", "deadline"]
 """Who goes first: see sched.policy."""
 
@@ -275,18 +276,19 @@ class KVSpec:
     @property
     def head_bytes(self) -> int:
         """Bytes of one head's keys, or values, in a block."""
-        size = {"f16": 2, "bf16": 2, "f32": 4, "int8": 1}[self.dtype]
+        size = {"f16": 2, "bf16": 2, "f32": 4, "int8": 1, "fp8": 1}[self.dtype]
         scale = 4 if self.dtype == "int8" else 0
         return self.block_size * (self.padded_dim * size + scale)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """How a model is run. None of these may change a token or a log-prob, but `provider`,
+    """How a model is run. None of these may change a token or a log-prob, but `device`,
     `weight_format` and `kv_dtype`. Raises InputError naming the field when a value is out of range;
     whether the sizes fit the model is seen when it is loaded."""
 
-    provider: str = "cpu"
+    device: Device = "cpu"
+    """`cuda` is a GPU, of NVIDIA or AMD, the first that is visible; `ref` the slow oracle."""
     num_threads: int | None = None
     """Compute threads; None: the CPUs this process may use."""
     kv_dtype: KVDtype = "f16"
@@ -322,6 +324,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name, choices in (
+            ("device", Device),
             ("kv_dtype", KVDtype),
             ("weight_format", WeightFormat),
             ("policy", PolicyName),
@@ -331,6 +334,10 @@ class EngineConfig:
                 raise InputError(
                     name, f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}."
                 )
+        if self.kv_dtype == "fp8" and self.device != "cuda":
+            raise InputError(
+                "kv_dtype", "kv_dtype fp8 is for GPUs alone; int8 takes as little memory here."
+            )
         optional_sizes = "num_threads", "kv_memory", "max_context", "kv_host_memory", "kv_disk_size"
         for name in (*optional_sizes, "max_rows", "max_step_tokens", "max_adapters"):
             value = getattr(self, name)

@@ -104,7 +104,7 @@ class Engine:
         path = resolve(os.fspath(model), lambda what, done, total: tell(what, done, total or 0))
         checkpoint = open_checkpoint(path)
         try:
-            adapted = AdaptedOps(load_provider(config.provider, config.num_threads))
+            adapted = AdaptedOps(load_provider(config.device, config.num_threads))
             ops = cast("Ops", adapted)
             if wrap_ops is not None:
                 ops = wrap_ops(ops)
@@ -147,7 +147,7 @@ class Engine:
         kv = plan_kv(
             specs,
             model.config.max_context,
-            available,
+            available if (of_device := ops.available_memory()) is None else of_device,
             kv_memory=config.kv_memory,
             max_context=config.max_context,
             max_rows=config.max_rows,
@@ -540,7 +540,7 @@ def _check_ids(field: str, ids: Iterable[int], vocab_size: int) -> None:
 
 
 def _fingerprint(config: EngineConfig, weights: str) -> str:
-    parts = (weights, config.provider, config.weight_format, config.kv_dtype)
+    parts = (weights, config.device, config.weight_format, config.kv_dtype)
     return "fp_" + blake2b("|".join(parts).encode(), digest_size=6).hexdigest()
 
 

@@ -78,7 +78,7 @@ class TextModel:
         path = resolve(os.fspath(model), lambda what, done, total: tell(what, done, total or 0))
         checkpoint = open_checkpoint(path)
         try:
-            ops = load_provider(config.provider, config.num_threads)
+            ops = load_provider(config.device, config.num_threads)
             return cls(checkpoint, config, ops, lambda done, total: tell("packing", done, total))
         finally:
             checkpoint.close()

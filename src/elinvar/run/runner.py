@@ -10,18 +10,17 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 
 from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
 from elinvar.base.config import KVSpec
-from elinvar.base.plan import PlanItem, StepOutput, StepPlan, TokenLogprobs, Wave
+from elinvar.base.plan import BlockMove, PlanItem, StepOutput, StepPlan, TokenLogprobs, Wave
 from elinvar.models.family import Model
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.ops.api import F32, Ops
-from elinvar.ops.caches import LayerCache
+from elinvar.ops.caches import Blocks, LayerCache
 from elinvar.run.grammar import Masks, Ready
 from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
@@ -80,20 +79,21 @@ class Runner:
         self.rows = Rows(max_rows, max_context, specs)
         self._thinking = ThinkingRows()
         layers: dict[int, LayerCache] = {}
-        self._blocks: list[NDArray[np.uint8]] = []
-        """Per group [B, bytes]."""
+        self._blocks: list[Blocks] = []
+        """Per group."""
         for spec, count in zip(specs, num_blocks, strict=True):
             caches = ops.kv_layers(spec, count)
             self._blocks.append(caches[0].blocks)
             layers |= zip(spec.layers, caches, strict=True)
+        self._spare = tuple(num_blocks)
         self.kv: list[LayerCache] = [layers[i] for i in range(len(layers))]
         self.use(model)
 
     def use(self, model: Model) -> None:
         """Compute with this model, whose cache is the same, from the next step on."""
         self.model = model
-        self.graphs = Graphs(model, self.ops, self.kv, self._adapted)
-        self._waves = Waves(model, self.kv, self._adapted)
+        self.graphs = Graphs(model, self.ops, self.kv, self._adapted, self._spare)
+        self._waves = Waves(model, self.ops, self.kv, self._adapted)
         self._wave: _Job | None = None
         """What is underway."""
 
@@ -217,16 +217,16 @@ class Runner:
         below = self._below
         for move in plan.saves:
             assert below is not None
-            below.put(move.key, memoryview(self._blocks[move.group][move.block]))
+            below.put(move.key, self._blocks[move.group].read(move.block))
         saved = time.monotonic()
         for copy in plan.copies:
-            blocks = self._blocks[copy.group]
-            blocks[copy.target] = blocks[copy.source]
+            self._blocks[copy.group].copy(copy.source, copy.target)
         copied = time.monotonic()
-        lost = [
-            move.key
-            for move in plan.loads
-            if below is None
-            or not below.get(move.key, memoryview(self._blocks[move.group][move.block]))
-        ]
+        lost = [move.key for move in plan.loads if not self._load(move)]
         return lost, saved - began + time.monotonic() - copied
+
+    def _load(self, move: BlockMove) -> bool:
+        below = self._below
+        if below is None:
+            return False
+        return self._blocks[move.group].write(move.block, partial(below.get, move.key))

@@ -1,0 +1,91 @@
+"""Numbers inside kernels: formats of the KV cache, matrix products, the project's FMA.
+
+`fma` is written where an addition follows a product, so that no compiler chooses whether to fuse
+them, and two kernels with the same arithmetic have the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+"""Kernels run on a CPU. There `tl.dot` of bf16 is garbage (seen in Triton 3.6.0 to 3.9.0)."""
+
+_MAX_F16 = tl.constexpr(65504.0)
+_MAX_BF16 = tl.constexpr(3.3895313892515355e38)
+_MAX_F32 = tl.constexpr(3.4028234663852886e38)
+_MAX_FP8 = tl.constexpr(448.0)
+_MAX_INT8 = tl.constexpr(3.3761889516223275e38)  # 127 * 2^121
+
+
+@triton.jit
+def dot(a, b, acc):
+    """acc + a b in f32: a and b of one dtype, of 16 bits for matrix instructions."""
+    if INTERPRETED:
+        return acc + tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def saturate(x, most):
+    """x within -most .. most; NaN becomes -most, as in ops/api.py."""
+    at_least = tl.where(x > -most, x, -most)
+    return tl.where(at_least < most, at_least, most)
+
+
+@triton.jit
+def to_cache(x, KIND: tl.constexpr):
+    """f32 as a cache of floats holds it: to nearest even, saturating; "fp8" is e4m3 as bits (u8)."""
+    if KIND == "f16":
+        return saturate(x, _MAX_F16).to(tl.float16)
+    elif KIND == "bf16":
+        return saturate(x, _MAX_BF16).to(tl.bfloat16)
+    elif KIND == "fp8":
+        return _to_e4m3(saturate(x, _MAX_FP8))
+    else:
+        return saturate(x, _MAX_F32)
+
+
+@triton.jit
+def to_int8(x, largest):
+    """Codes (i8) of f32 x, and their scale, where `largest` [.., 1] is the largest |x| of each
+    vector after `saturate_int8`."""
+    live = largest >= 1e-30
+    inverse = tl.where(live, 127.0 / tl.where(live, largest, 1.0), 0.0)
+    scale = tl.where(live, largest / 127.0, 0.0)
+    return round_even(x * inverse).to(tl.int8), scale
+
+
+@triton.jit
+def saturate_int8(x, count):
+    """What `to_int8` may be given, where a scale is divided by `count` later."""
+    return saturate(x, _MAX_INT8 / count)
+
+
+@triton.jit
+def round_even(x):
+    """To the nearest whole number, of two the even one; |x| below 2^22."""
+    magic: tl.constexpr = 12582912.0  # 1.5 * 2^23
+    return (x + magic) - magic
+
+
+@triton.jit
+def from_e4m3(bits):
+    """u8 -> f16, exact: the exponent's bias is 8 less there, so the bits stand for 2^-8 of it."""
+    wide = bits.to(tl.uint16)
+    half = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
+    return half.to(tl.float16, bitcast=True) * 256.0
+
+
+@triton.jit
+def _to_e4m3(x):
+    """f32 of at most 448 -> u8. Below 2^-6 numbers lie 2^-9 apart."""
+    bits = x.to(tl.uint32, bitcast=True)
+    size = bits & 0x7FFFFFFF
+    normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - 960  # 120 exponents of 8 mantissas
+    small = round_even(tl.abs(x) * 512.0).to(tl.uint32)
+    code = tl.where(tl.abs(x) < 0.015625, small, normal)
+    return (code | ((bits >> 31) << 7)).to(tl.uint8)

@@ -22,8 +22,10 @@ from elinvar.ops.triton import (
     gather,
     linear,
     lora,
+    moe,
     norms,
     rope,
+    route,
     rows,
 )
 from elinvar.ops.triton.caches import KVLayer, StateLayer, kv_layers
@@ -188,6 +190,33 @@ class TritonOps:
     def lora(self, y_TN: T, x_TK: T, adapters_T: T, lora_: Lora) -> None:
         for part in self._matrices.lora(lora_):
             lora.lora(y_TN, self._input(x_TK), adapters_T, part)
+
+    def route(
+        self,
+        logits_TE: T,
+        k: int,
+        scoring: Scoring,
+        renormalise: bool,
+        scaling: float,
+        bias_E: Any = None,
+        num_groups: int = 1,
+        top_groups: int = 1,
+    ) -> tuple[T, T]:
+        how = k, scoring, renormalise, scaling, self._constant(bias_E), num_groups, top_groups
+        return route.route(logits_TE, *how)
+
+    def moe(
+        self,
+        x_TD: T,
+        ids_TK: T,
+        weights_TK: T,
+        experts: Experts,
+        activation: Activation,
+        scale_inputs: bool = False,
+    ) -> T:
+        found = self._matrices.experts(experts)
+        routed = ids_TK, weights_TK, found, activation, scale_inputs
+        return moe.moe(self._input(x_TD), *routed)
 
     # ---- keys and values --------------------------------------------------------------------
 

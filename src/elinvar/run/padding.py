@@ -54,9 +54,7 @@ def _filled(array: I32, count: int, value: int) -> I32:
     return np.concatenate([array, np.full((count, *array.shape[1:]), value, np.int32)])
 
 
-def _tables(
-    batch: DecodeBatch | ForwardBatch, count: int, spare: Sequence[int]
-) -> tuple[I32, ...]:
+def _tables(batch: DecodeBatch | ForwardBatch, count: int, spare: Sequence[int]) -> tuple[I32, ...]:
     return tuple(map(_filled, batch.block_tables, [count] * len(spare), spare))
 
 

@@ -129,9 +129,7 @@ class TritonOps:
         gains = self._constant(gain_D), self._constant(bias_D)
         return norms.layer_norm(x_TD, *gains, eps, self.dtype)
 
-    def add_layer_norm(
-        self, x_TD: T, y_TD: T, gain_D: Any, bias_D: Any, eps: float
-    ) -> tuple[T, T]:
+    def add_layer_norm(self, x_TD: T, y_TD: T, gain_D: Any, bias_D: Any, eps: float) -> tuple[T, T]:
         gains = self._constant(gain_D), self._constant(bias_D)
         return norms.add_layer_norm(x_TD, y_TD, *gains, eps, self.dtype)
 
@@ -246,7 +244,9 @@ class TritonOps:
 
     def _table(self, rope_PD: Any) -> T:
         """One without columns, which is made anew at each call, is not looked for."""
-        return self._constant(rope_PD) if rope_PD.shape[1] else torch.empty(0, 0, device=self.device)
+        return (
+            self._constant(rope_PD) if rope_PD.shape[1] else torch.empty(0, 0, device=self.device)
+        )
 
     def attention(
         self,
@@ -278,3 +278,13 @@ class TritonOps:
             first=first,
         )
         return out.flatten(1)
+
+    def sample(self, logits_LV: T, args: SampleArgs) -> SampleResult:
+        from elinvar.ops.ref import RefOps  # until the kernels are there
+
+        return RefOps().sample(logits_LV.cpu().numpy(), args)
+
+    def score(self, logits_LV: T, ids_L: Any, num_logprobs: int) -> SampleResult:
+        from elinvar.ops.ref import RefOps
+
+        return RefOps().score(logits_LV.cpu().numpy(), ids_L, num_logprobs)

@@ -216,8 +216,16 @@ def _case(name: str, cache: str, **other: object) -> KernelCase:
 COMPILED = [
     _case("rope/llama-f16", "*fp16"),
     _case("rope/qwen3-fp8", "*u8", KIND="fp8", q_gain=True, k_gain=True),
-    _case("rope/olmo2-bf16", "*bf16", KIND="bf16", q_gain=True, k_gain=True,
-          Q_WHOLE=True, K_WHOLE=True),  # fmt: skip
-    _case("rope/partial-int8", "*i8", KIND="int8", R=64, TURNED=8,
-          k_scales=True, v_scales=True),  # fmt: skip
+    _case(
+        "rope/olmo2-bf16",
+        "*bf16",
+        KIND="bf16",
+        q_gain=True,
+        k_gain=True,
+        Q_WHOLE=True,
+        K_WHOLE=True,
+    ),  # fmt: skip
+    _case(
+        "rope/partial-int8", "*i8", KIND="int8", R=64, TURNED=8, k_scales=True, v_scales=True
+    ),  # fmt: skip
 ]

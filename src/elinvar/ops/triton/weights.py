@@ -47,12 +47,11 @@ class Matrices:
             if gates[0].kind != ups[0].kind:
                 gates, ups = self._alike(experts.gates, True), self._alike(experts.ups, True)
             both = [join(pair) for pair in zip(gates, ups, strict=True)]
-            biases = experts.gate_bias, experts.up_bias
             experts.handle = DeviceExperts(
                 stack([pair for pair in both if pair is not None]),
                 stack(downs),
-                None if biases[0] is None else self._floats(np.concatenate(biases, axis=1)),
-                None if experts.down_bias is None else self._floats(experts.down_bias),
+                self._biases(experts.gate_bias, experts.up_bias),
+                self._biases(experts.down_bias),
             )
         handle: DeviceExperts = experts.handle
         return handle
@@ -62,6 +61,11 @@ class Matrices:
         if dense or len({w.kind for w in weights}) > 1:
             return [floats(self._floats(unpack(w)).to(self.dtype)) for w in weights]
         return [from_weight(w, self.dtype, self.device) for w in weights]
+
+    def _biases(self, *parts: NDArray[np.float32] | None) -> torch.Tensor | None:
+        """Side by side, where there are any."""
+        found = [part for part in parts if part is not None]
+        return self._floats(np.concatenate(found, axis=1)) if found else None
 
     def _floats(self, array: NDArray[np.float32]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)

@@ -334,7 +334,7 @@ class EngineConfig:
                 raise InputError(
                     name, f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}."
                 )
-        if self.kv_dtype == "fp8" and self.provider != "triton":
+        if self.kv_dtype == "fp8" and self.device != "cuda":
             raise InputError(
                 "kv_dtype", "kv_dtype fp8 is for GPUs alone; int8 takes as little memory here."
             )

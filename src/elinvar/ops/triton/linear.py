@@ -58,7 +58,7 @@ def linear_kernel(x, codes, scales, extra, factors, bias, x_scales, y, num_rows,
                   N: tl.constexpr, K: tl.constexpr, OUT: tl.constexpr, KIND: tl.constexpr,
                   PACKED: tl.constexpr, ACTIVATION: tl.constexpr, PARTS: tl.constexpr,
                   APART: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-                  BLOCK_K: tl.constexpr):  # fmt: skip
+                  BLOCK_K: tl.constexpr, PTX: tl.constexpr):  # fmt: skip
     """Grid: tiles, heads, parts. OUT: outputs of a head (all N without heads, half of them gated);
     head h has the rows h OUT .. of w and the columns h K .. of x. APART: y is f32 [PARTS, M, N], what
     `merge` takes."""
@@ -76,11 +76,11 @@ def linear_kernel(x, codes, scales, extra, factors, bias, x_scales, y, num_rows,
     if APART:
         part = tl.program_id(2)
         acc = one_part(codes, scales, extra, columns_N, x, rows_M * x_stride, part,
-                       N, K, KIND, PACKED, BLOCK_K, PARTS)  # fmt: skip
+                       N, K, KIND, PACKED, BLOCK_K, PARTS, PTX)  # fmt: skip
         y += part.to(tl.int64) * num_rows * N
     else:
         acc = product(codes, scales, extra, columns_N, x, rows_M * x_stride,
-                      N, K, KIND, PACKED, BLOCK_K, PARTS)  # fmt: skip
+                      N, K, KIND, PACKED, BLOCK_K, PARTS, PTX)  # fmt: skip
         row_scales = None if x_scales is None else tl.load(x_scales + rows_M)[None, :]
         acc = finish(acc, factors, bias, columns_N[:, None], row_scales)
     live_M = rows[None, :] < num_rows
@@ -207,7 +207,7 @@ def _launch(
     linear_kernel[(tiles, heads, config.parts if apart else 1)](
         x, *w.tensors, w.factors, bias, x_scales, target, rows, x.stride(0), target.stride(-2),
         n, k, out, w.kind, w.packed, activation, config.parts, apart,
-        block_m, config.block_n, config.block_k,
+        block_m, config.block_n, config.block_k, ptx(x),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     if apart:
@@ -215,6 +215,11 @@ def _launch(
             target, w.factors, bias, x_scales, y, rows, y.stride(0),
             n, out, activation, config.parts, 512,
         )  # fmt: skip
+
+
+def ptx(x: torch.Tensor) -> bool:
+    """Whether kernels on x may hold NVIDIA's instructions; bits are the same without."""
+    return x.is_cuda and torch.version.hip is None
 
 
 def row_tile(config: Config, rows: int) -> int:

@@ -53,6 +53,77 @@ def half(word, PLACE: tl.constexpr):
 
 
 @triton.jit
+def nibbles(byte, PTX: tl.constexpr):
+    """128 + the low and 128 + the high four bits -> two f32 with the bits in their mantissas:
+    conversions of integers are slow. PTX: one instruction a byte takes it there."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 low, high;
+            and.b32 low, $8, 0x0f0f0f0f;
+            shr.u32 high, $8, 4;
+            and.b32 high, high, 0x0f0f0f0f;
+            prmt.b32 $0, low, 0x43, 0x4055;
+            prmt.b32 $1, low, 0x43, 0x4155;
+            prmt.b32 $2, low, 0x43, 0x4255;
+            prmt.b32 $3, low, 0x43, 0x4355;
+            prmt.b32 $4, high, 0x43, 0x4055;
+            prmt.b32 $5, high, 0x43, 0x4155;
+            prmt.b32 $6, high, 0x43, 0x4255;
+            prmt.b32 $7, high, 0x43, 0x4355;
+            }""",
+            "=r,=r,=r,=r,=r,=r,=r,=r,r",
+            [byte],
+            dtype=(tl.float32, tl.float32),
+            is_pure=True,
+            pack=4,
+        )
+    else:
+        low = ((byte & 15).to(tl.uint32) << 16) | 0x43000000
+        high = ((byte >> 4).to(tl.uint32) << 16) | 0x43000000
+        return low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def signed(code, PTX: tl.constexpr):
+    """2^15 + 128 + a code of int8 -> f32, in the same way."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 byte;
+            xor.b32 byte, $4, 0x80808080;
+            prmt.b32 $0, byte, 0x47, 0x4505;
+            prmt.b32 $1, byte, 0x47, 0x4515;
+            prmt.b32 $2, byte, 0x47, 0x4525;
+            prmt.b32 $3, byte, 0x47, 0x4535;
+            }""",
+            "=r,=r,=r,=r,r",
+            [code],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=4,
+        )
+    else:
+        byte = (code ^ -128).to(tl.uint8, bitcast=True)
+        return ((byte.to(tl.uint32) << 8) | 0x47000000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def with_fifth(number, word, j):
+    """128 + a code of five bits, of which `number` has four and bit j of the word is the last."""
+    bits = number.to(tl.int32, bitcast=True) | (((word >> j) & 1) << 20)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def affine(number, word):
+    """scale * code + least of 128 + code; the sum is exact, or the last bits of a least below
+    scale / 64 are lost."""
+    scale = half(word, 0)
+    return tl.fma(number, scale, half(word, 1) - 128 * scale)
+
+
+@triton.jit
 def e4m3(code):
     """A byte as the float of 4 exponent bits -> f32. Its bits lie in those of an f32 that is 2^120
     too small, subnormals too. No NaN: weights have none."""
@@ -76,42 +147,37 @@ def e8m0(word, place):
 
 
 @triton.jit
-def pair(codes, scales, extra, index, columns_N, N: tl.constexpr, KIND: tl.constexpr):
+def pair(codes, scales, extra, index, columns_N, N: tl.constexpr, KIND: tl.constexpr, PTX: tl.constexpr):
     """Two tiles [BLOCK_N, 32] of a packed matrix, f32: dims 64 index .. + 31 and + 32 .. + 63. How
     they are stored: matrices.py."""
     j = tl.arange(0, 32)
     row = tl.cast(index, tl.int64) * N
     if KIND == "q8":
         at = codes + row * 64 + columns_N[:, None] * 64 + j[None, :]
-        word = tl.load(scales + row + columns_N)
-        first = tl.load(at).to(tl.float32) * half(word, 0)[:, None]
-        second = tl.load(at + 32).to(tl.float32) * half(word, 1)[:, None]
+        word = tl.load(scales + row + columns_N)[:, None]
+        low, high = half(word, 0), half(word, 1)
+        first = tl.fma(signed(tl.load(at), PTX), low, -32896 * low)
+        second = tl.fma(signed(tl.load(at + 32), PTX), high, -32896 * high)
     else:
         both = tl.load(codes + row * 32 + columns_N[:, None] * 32 + j[None, :])
-        first = both & 15
-        second = both >> 4
         if KIND == "mxfp4":
-            word = tl.load(scales + tl.cast(index // 2, tl.int64) * N + columns_N)
+            word = tl.load(scales + tl.cast(index // 2, tl.int64) * N + columns_N)[:, None]
             place = index % 2 * 2
-            first = e2m1(first) * e8m0(word, place)[:, None]
-            second = e2m1(second) * e8m0(word, place + 1)[:, None]
+            first = e2m1(both) * e8m0(word, place)
+            second = e2m1(both >> 4) * e8m0(word, place + 1)
         elif KIND == "nvfp4":
             word = tl.load(scales + row + columns_N)[:, None]
             low = j[None, :] < 16
-            first = e2m1(first) * tl.where(low, e4m3(word), e4m3(word >> 8))
-            second = e2m1(second) * tl.where(low, e4m3(word >> 16), e4m3(word >> 24))
+            first = e2m1(both) * tl.where(low, e4m3(word), e4m3(word >> 8))
+            second = e2m1(both >> 4) * tl.where(low, e4m3(word >> 16), e4m3(word >> 24))
         else:
+            first, second = nibbles(both, PTX)
             if KIND == "q5":
-                bits = extra + row * 2 + columns_N
-                fifth = tl.load(bits)[:, None] >> j[None, :]
-                first |= (fifth << 4).to(tl.uint8) & 16
-                fifth = tl.load(bits + N)[:, None] >> j[None, :]
-                second |= (fifth << 4).to(tl.uint8) & 16
-            # A code times a scale is exact in f32, so fused or not, one rounding is left.
-            word = tl.load(scales + row * 2 + columns_N)[:, None]
-            first = first.to(tl.float32) * half(word, 0) + half(word, 1)
-            word = tl.load(scales + row * 2 + N + columns_N)[:, None]
-            second = second.to(tl.float32) * half(word, 0) + half(word, 1)
+                first = with_fifth(first, tl.load(extra + row * 2 + columns_N)[:, None], j[None, :])
+                word = tl.load(extra + row * 2 + N + columns_N)[:, None]
+                second = with_fifth(second, word, j[None, :])
+            first = affine(first, tl.load(scales + row * 2 + columns_N)[:, None])
+            second = affine(second, tl.load(scales + row * 2 + N + columns_N)[:, None])
     return first, second
 
 
@@ -133,7 +199,7 @@ def wide(codes, scales, columns_N, first, K: tl.constexpr, KIND: tl.constexpr,
 @triton.jit
 def walk(codes, scales, extra, columns_N, x, rows_M, first, last,
          N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, PACKED: tl.constexpr,
-         BLOCK_K: tl.constexpr):  # fmt: skip
+         BLOCK_K: tl.constexpr, PTX: tl.constexpr):  # fmt: skip
     """sum over the turns first .. last - 1 of BLOCK_K dims each, ascending -> [BLOCK_N, BLOCK_M].
 
     w is rounded to the dtype of x first (an f32 matrix, a router, has x rounded to its own): a
@@ -144,7 +210,7 @@ def walk(codes, scales, extra, columns_N, x, rows_M, first, last,
         if PACKED:
             for i in tl.static_range(BLOCK_K // 64):
                 index = turn * (BLOCK_K // 64) + i
-                w0, w1 = pair(codes, scales, extra, index, columns_N, N, KIND)
+                w0, w1 = pair(codes, scales, extra, index, columns_N, N, KIND, PTX)
                 x0 = inputs(x, rows_M, index * 64, K, 32, EVEN)
                 acc = multiply(w0.to(x0.dtype), x0, acc)
                 x1 = inputs(x, rows_M, index * 64 + 32, K, 32, EVEN)
@@ -162,25 +228,25 @@ def walk(codes, scales, extra, columns_N, x, rows_M, first, last,
 @triton.jit
 def product(codes, scales, extra, columns_N, x, rows_M,
             N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, PACKED: tl.constexpr,
-            BLOCK_K: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
+            BLOCK_K: tl.constexpr, PARTS: tl.constexpr, PTX: tl.constexpr):  # fmt: skip
     """The whole of K by one program: the sums of its parts, added in ascending order."""
     turns: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     if PARTS == 1:
         return walk(codes, scales, extra, columns_N, x, rows_M, 0, turns,
-                    N, K, KIND, PACKED, BLOCK_K)  # fmt: skip
+                    N, K, KIND, PACKED, BLOCK_K, PTX)  # fmt: skip
     acc = tl.zeros((columns_N.shape[0], rows_M.shape[0]), tl.float32)
     for part in range(PARTS):
         acc += one_part(codes, scales, extra, columns_N, x, rows_M, part,
-                        N, K, KIND, PACKED, BLOCK_K, PARTS)  # fmt: skip
+                        N, K, KIND, PACKED, BLOCK_K, PARTS, PTX)  # fmt: skip
     return acc
 
 
 @triton.jit
 def one_part(codes, scales, extra, columns_N, x, rows_M, part,
              N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, PACKED: tl.constexpr,
-             BLOCK_K: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
+             BLOCK_K: tl.constexpr, PARTS: tl.constexpr, PTX: tl.constexpr):  # fmt: skip
     turns: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     length: tl.constexpr = (turns + PARTS - 1) // PARTS
     return walk(codes, scales, extra, columns_N, x, rows_M,
                 part * length, tl.minimum(part * length + length, turns),
-                N, K, KIND, PACKED, BLOCK_K)  # fmt: skip
+                N, K, KIND, PACKED, BLOCK_K, PTX)  # fmt: skip

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from elinvar.base.config import ModelConfig
 from elinvar.models.registry import find_family, read_config
+from elinvar.ops.layout import WeightKind
 from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
 from elinvar.weights.described import config_alone, described_checkpoint, described_entries
 from elinvar.weights.load import packed_entries
@@ -46,3 +49,32 @@ def _describe(
     if weight_format == "f32":
         entries = [Entry(e.name, e.kind if e.kind == "vector" else "f32", e.shape) for e in entries]
     return Described(config, entries, False)
+
+
+Product = tuple[WeightKind, tuple[int, int], bool]
+"""Kind and shape of the matrix that is multiplied by, and whether it is gate above up."""
+
+_TOGETHER = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+
+
+def products(entries: Sequence[Entry]) -> dict[Product, int]:
+    """The products of a forward, but for those of experts, and how often each comes: matrices that are
+    multiplied by at once lie together, where they are of one kind."""
+    together: dict[str, list[Entry]] = {}
+    names = {entry.name for entry in entries}
+    for entry in entries:
+        if len(entry.shape) != 2 or ".experts." in entry.name or entry.name == "own_embed":
+            continue
+        if entry.name == "embed" and "head" in names:
+            continue
+        stem, _, last = entry.name.rpartition(".")
+        together.setdefault(f"{stem}.{_TOGETHER.get(last, last)}", []).append(entry)
+    found: Counter[Product] = Counter()
+    for name, parts in together.items():
+        gated = name.endswith("gate_up") and len(parts) == 2
+        joined = len({entry.kind for entry in parts}) == 1
+        for some in [parts] if joined else [[part] for part in parts]:
+            assert some[0].kind != "vector"
+            rows = sum(entry.shape[0] for entry in some)
+            found[some[0].kind, (rows, some[0].shape[1]), gated and joined] += 1
+    return dict(found)

@@ -94,8 +94,8 @@ class TritonOps:
             finally:
                 self._recording = self._constant.used = None
 
-        recorded()
         if not INTERPRETER:
+            recorded()  # compiles kernels and binds matrices, which cannot be captured
             return capture(recording, recorded, self._pool)
 
         def replay() -> T:

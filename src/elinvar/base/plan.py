@@ -34,6 +34,8 @@ class RowStart:
     """How many of token_ids are the prompt."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end the answer."""
+    namespace: bytes = b""
+    """Whose texts it may be compared with: how fast an answer comes must tell nothing of others'."""
 
 
 @dataclass(slots=True)

@@ -362,7 +362,9 @@ class EngineConfig:
                     f"got {self.speculation!r}.",
                 )
         if self.draft_model is not None and self.drafters == ():
-            raise InputError("draft_model", "A draft_model drafts nothing where speculation is off.")
+            raise InputError(
+                "draft_model", "A draft_model drafts nothing where speculation is off."
+            )
         if self.kv_host_path is not None and self.kv_host_memory is None:
             raise InputError(
                 "kv_host_memory",

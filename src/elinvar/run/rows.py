@@ -49,6 +49,8 @@ class Rows:
         self.edits: dict[int, RowEdits] = {}
         """Of the rows that have any."""
         self.adapters = np.full(max_rows, -1, np.int32)
+        self.namespaces = [b""] * max_rows
+        """Whose texts each may be compared with."""
         self.sights = Sights(max_rows, [spec.kind == "full" for spec in specs], self.tables)
         self.watches = Watches()
         # Of the last step, until a row or a table changes: most steps are like the one before.

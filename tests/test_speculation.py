@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from drafting import Oracle, drafters, verify_all
+from oracles import Oracle, drafters, verify_all
 from elinvar.base.grammar import JsonSchema, Regex
 from elinvar.base.sampling import SamplingParams
 from elinvar.base.thinking import ThinkingBudget

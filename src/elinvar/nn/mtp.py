@@ -53,6 +53,7 @@ class MTPDecoder(Decoder):
     ) -> None:
         super().__init__(config, weights, ops, layers, norm)
         self.heads = tuple(heads)
+        self.num_heads, self.head_dim = len(self.heads), config.dim
 
     def kv_specs(self, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
         """The heads' layers see all keys: they are of the first group."""
@@ -80,3 +81,10 @@ class MTPDecoder(Decoder):
         cache = kv[self.config.num_layers + head]
         _, h_LD = one.layer(x_TD, one.layer.norm(x_TD), step, cache, one.norm, True)
         return h_LD
+
+    def features(self, hidden_TD: F32) -> F32:
+        """What the first head sees of `hidden`."""
+        return hidden_TD
+
+    def draft_logits(self, h_LD: F32) -> F32:
+        return self.logits(h_LD)

@@ -9,6 +9,7 @@ Legend: T tokens of this step, D model dim, P positions, L rows that need logits
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -129,9 +130,15 @@ class Decoder:
         self.next_norms = [*(layer.norm for layer in layers[1:]), norm]
         self.taps: Sequence[int] = ()
         """Layers whose results somebody wants to see of all tokens."""
+        self.num_guests = 0
+        """Layers of heads for drafts, whose caches follow those of its own: they see all keys, so they
+        are of the first group."""
 
     def kv_specs(self, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
-        return kv_specs(self.config, kv_dtype)
+        first, *others = kv_specs(self.config, kv_dtype)
+        count = self.config.num_layers
+        guests = tuple(range(count, count + self.num_guests))
+        return replace(first, layers=(*first.layers, *guests)), *others
 
     def forward(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> F32:
         """Computes the batch's tokens, writes their keys and values to `kv` (one a layer), and

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from drafting import Drill
+from drill import Drill
 from elinvar.base.errors import ModelError
 from elinvar.base.sampling import SamplingParams
 from elinvar.models.eagle import is_eagle, load_eagle

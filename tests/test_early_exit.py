@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from drafting import Drill
+from drill import Drill
 from elinvar.base.sampling import SamplingParams
 from elinvar.nn.decoder import Decoder
 from elinvar.run.drafters.early_exit import EarlyExitDrafter, can_exit

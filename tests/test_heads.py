@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drafting import Drill
+from drill import Drill
 from elinvar.base.sampling import SamplingParams
 from elinvar.models import llama
 from elinvar.models.mtp import NEXTN, mtp_rules

@@ -111,11 +111,11 @@ class HeadsDrafter:
             guess.chances.append(chance)
 
     def observe(self, seen: Seen) -> None:
-        if seen.hidden_TD is None:
+        if seen.hidden is None:
             for item in seen.items:
                 self.forget(item.row)
             return
-        features_TD = self._heads.features(seen.hidden_TD)
+        features_TD = self._heads.features(seen.hidden)
         items, states = [], []
         for item, sampled, first in zip(seen.items, seen.sampled, _starts(seen), strict=True):
             accepted = max(len(sampled) - 1, 0) if item.num_drafts else 0

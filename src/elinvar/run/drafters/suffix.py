@@ -73,4 +73,6 @@ class SuffixDrafter:
 
 
 def _chance(length: int, share: float) -> float:
-    return share * length / (length + 1)
+    """As it was in recorded answers (benchmarks/speculation.py --offline): of those that all matches of
+    1, 2, 4, 10, 30 tokens agreed in, 0.4, 0.5, 0.8, 0.9, 0.98 came."""
+    return share * (1 - 1 / (length + 0.6))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from elinvar.base.config import EngineConfig, ModelConfig
 from elinvar.run.drafters.api import Drafter
+from elinvar.run.drafters.suffix import SuffixDrafter
 from elinvar.run.runner import Runner
 
 MakeDrafters = Callable[[Runner], Sequence[Drafter]]
@@ -19,4 +20,14 @@ def most_drafts(config: EngineConfig, model: ModelConfig) -> int:
 
 def make_drafters(config: EngineConfig) -> MakeDrafters:
     """Those that the configuration asks for; `auto`: all that cost nothing to have."""
-    return lambda runner: []
+    names = ("suffix",) if config.drafters is None else config.drafters
+
+    def make(runner: Runner) -> list[Drafter]:
+        if runner.model.config.delta is not None:
+            return []
+        found: list[Drafter] = []
+        if "suffix" in names:
+            found.append(SuffixDrafter(runner.rows))
+        return found
+
+    return make

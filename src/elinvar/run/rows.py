@@ -66,10 +66,7 @@ class Rows:
         self.adapters[row] = started.adapter
         self.namespaces[row] = started.namespace
         self.token_ids[row, : len(started.token_ids)] = started.token_ids
-        for table, lens, blocks in zip(self.tables, self.table_lens, started.blocks, strict=True):
-            table[row] = -1
-            table[row, : len(blocks)] = blocks
-            lens[row] = len(blocks)
+        self.hold(row, started.blocks)
         self._set_params(row, started.params)
         kept = started.params.kept_of_prompt(started.num_prompt_tokens)
         self.watches.start(row, started.num_prompt_tokens, kept)
@@ -78,6 +75,14 @@ class Rows:
             self.edits[row] = RowEdits(started)
         if started.params.prompt_logprobs is not None:
             self.scored[row] = started.num_prompt_tokens, started.params.prompt_logprobs
+
+    def hold(self, row: int, blocks: Sequence[Sequence[int]]) -> None:
+        """Its tables have these blocks, per group, and no others."""
+        self._gathered = None
+        for table, lens, held in zip(self.tables, self.table_lens, blocks, strict=True):
+            table[row] = -1
+            table[row, : len(held)] = held
+            lens[row] = len(held)
 
     def _set_params(self, row: int, params: SamplingParams) -> None:
         assert params.seed is not None, "the engine draws a seed where the user gave none"

@@ -286,7 +286,9 @@ def _read(reader: Reader | None, delta: Delta) -> Sequence[Piece]:
     if reader is None:
         return (Text(delta.text),) if delta.text else ()
     pieces = reader.push(delta.text) if delta.text else []
-    return pieces if delta.finish_reason is None else [*pieces, *reader.finish()]
+    if delta.finish_reason is None:
+        return pieces
+    return [*pieces, *reader.finish(cut=delta.finish_reason == "length")]
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Text | Thought | MadeCall]:

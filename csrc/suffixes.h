@@ -23,7 +23,7 @@ struct Match {
 // where the same gram ended, so what is added costs the same however often it was there.
 class Text {
   public:
-    static constexpr std::array<int, 3> kGrams = {2, 5, 12};
+    static constexpr std::array<int, 3> kGrams = {1, 3, 8};
     static constexpr int kPlaces = 16;
     static constexpr int kLongest = 64;
     static constexpr int32_t kGap = -1;  // no token: no match reaches across

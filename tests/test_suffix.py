@@ -18,7 +18,7 @@ from elinvar.run.drafters.suffix import SuffixDrafter
 from elinvar.run.rows import Rows
 
 GAP = -1
-GRAMS, PLACES, LONGEST = (12, 5, 2), 16, 64
+GRAMS, PLACES, LONGEST = (8, 3, 1), 16, 64
 ROWS, WIDTH = 4, 512
 MOST_KEPT, MOST_SHARED, MOST_RUNNING = 200, 80, 700
 

@@ -110,8 +110,17 @@ def quotes() -> Iterator[Task]:
 
 # ---- extract JSON ----------------------------------------------------------------------------------
 
-_FIRST = "Ingrid Sergio Marie-Claire Tomasz Aoife Benedikt Yuki Rosalind".split()
-_LAST = "Haugland Castellanos Dubois Wojciechowski O'Sullivan Achterberg Takahashi Fairweather".split()
+_FIRST = ["Ingrid", "Sergio", "Marie-Claire", "Tomasz", "Aoife", "Benedikt", "Yuki", "Rosalind"]
+_LAST = [
+    "Haugland",
+    "Castellanos",
+    "Dubois",
+    "Wojciechowski",
+    "O'Sullivan",
+    "Achterberg",
+    "Takahashi",
+    "Fairweather",
+]
 _STREETS = "Lindenallee", "Calle de la Princesa", "Rue du Faubourg", "Parkgade", "Mill Lane"
 _GOODS = "walnut writing desk", "pair of brass lamps", "wool carpet", "set of oak chairs", "mirror"
 _FIELDS = "customer", "street", "order_number", "item", "email"

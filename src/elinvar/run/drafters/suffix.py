@@ -46,11 +46,12 @@ class SuffixDrafter:
         self._answers: dict[int, _Answer] = {}
 
     def propose(self, asks: Sequence[Ask]) -> list[Guess]:
-        return [self._propose(ask.row, ask.num_tokens, ask.most) for ask in asks]
+        return [self.follow(ask.row, ask.num_tokens, (), ask.most) for ask in asks]
 
-    def _propose(self, row: int, num_tokens: int, most: int) -> Guess:
+    def follow(self, row: int, num_tokens: int, ahead: Sequence[int], most: int) -> Guess:
+        """What may follow the row's known tokens and, if they come, those ahead."""
         self._extend(row, num_tokens - 1, num_tokens)
-        tokens, length, support = self._index.propose(row, num_tokens, most)
+        tokens, length, support = self._index.propose(row, num_tokens, most, ahead)
         return Guess(tokens, [_chance(length + i, share) for i, share in enumerate(support)])
 
     def observe(self, seen: Seen) -> None:
@@ -73,4 +74,6 @@ class SuffixDrafter:
 
 
 def _chance(length: int, share: float) -> float:
-    return share * length / (length + 1)
+    """As it was in recorded answers (benchmarks/speculation.py --offline): of those that all matches of
+    1, 2, 4, 10, 30 tokens agreed in, 0.4, 0.5, 0.8, 0.9, 0.98 came."""
+    return share * (1 - 1 / (length + 0.6))

@@ -28,6 +28,7 @@ from elinvar.base.config import Activation
 from elinvar.ops.triton.activations import gated_product
 from elinvar.ops.triton.configs import Config
 from elinvar.ops.triton.matrices import Matrix
+from elinvar.ops.triton.numbers import narrow
 from elinvar.ops.triton.tiles import one_part, place, product
 
 _ANY_ROWS = ["num_rows"]
@@ -51,6 +52,13 @@ def gate_halves(acc, BLOCK_M: tl.constexpr):
     """[BLOCK_N, BLOCK_M] with gate's outputs in its first half, up's in its second -> both"""
     both = tl.reshape(acc, (2, acc.shape[0] // 2, BLOCK_M))
     return tl.split(tl.permute(both, (1, 2, 0)))
+
+
+@triton.jit
+def rounded_product(gate, up, KIND: tl.constexpr, ACTIVATION: tl.constexpr):
+    """act(gate) * up, both rounded first as a product that is not gated rounds them."""
+    gate, up = narrow(gate, KIND).to(tl.float32), narrow(up, KIND).to(tl.float32)
+    return gated_product(gate, up, ACTIVATION)
 
 
 @triton.jit(do_not_specialize=_ANY_ROWS)
@@ -84,16 +92,16 @@ def linear_kernel(x, codes, scales, extra, factors, bias, x_scales, y, num_rows,
         row_scales = None if x_scales is None else tl.load(x_scales + rows_M)[None, :]
         acc = finish(acc, factors, bias, columns_N[:, None], row_scales)
     live_M = rows[None, :] < num_rows
+    kind: tl.constexpr = y.dtype.element_ty
     if ACTIVATION is None or APART:
         live = live_M & (tile_n * WIDTH + n % WIDTH < OUT)[:, None]
-        tl.store(y + rows_M[None, :] * y_stride + columns_N[:, None], acc, mask=live)
+        tl.store(y + rows_M[None, :] * y_stride + columns_N[:, None], narrow(acc, kind), mask=live)
     else:
         gate, up = gate_halves(acc, BLOCK_M)
-        kind: tl.constexpr = y.dtype.element_ty
-        out = gated_product(gate.to(kind).to(tl.float32), up.to(kind).to(tl.float32), ACTIVATION)
+        out = rounded_product(gate, up, kind, ACTIVATION)
         outs = tile_n * WIDTH + tl.arange(0, WIDTH)
         live = live_M & (outs < OUT)[:, None]
-        tl.store(y + rows_M[None, :] * y_stride + outs[:, None], out, mask=live)
+        tl.store(y + rows_M[None, :] * y_stride + outs[:, None], narrow(out, kind), mask=live)
 
 
 @triton.jit(do_not_specialize=_ANY_ROWS)
@@ -112,8 +120,8 @@ def merge_kernel(partial, factors, bias, x_scales, y, num_rows, y_stride, N: tl.
     if ACTIVATION is not None:
         up = added(partial, row, at + OUT, num_rows, N, PARTS)
         up = finish(up, factors, bias, at + OUT, row_scale)
-        out = gated_product(out.to(kind).to(tl.float32), up.to(kind).to(tl.float32), ACTIVATION)
-    tl.store(y + row * y_stride + columns, out, mask=live)
+        out = rounded_product(out, up, kind, ACTIVATION)
+    tl.store(y + row * y_stride + columns, narrow(out, kind), mask=live)
 
 
 @triton.jit
@@ -131,7 +139,8 @@ def gated_kernel(x, y, x_stride, N: tl.constexpr, ACTIVATION: tl.constexpr, BLOC
     live = columns < N
     gate = tl.load(x + row * x_stride + columns, mask=live, other=0).to(tl.float32)
     up = tl.load(x + row * x_stride + N + columns, mask=live, other=0).to(tl.float32)
-    tl.store(y + row * N + columns, gated_product(gate, up, ACTIVATION), mask=live)
+    product = narrow(gated_product(gate, up, ACTIVATION), y.dtype.element_ty)
+    tl.store(y + row * N + columns, product, mask=live)
 
 
 def linear(

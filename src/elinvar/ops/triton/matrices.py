@@ -88,6 +88,15 @@ def from_weight(w: Weight, dtype: torch.dtype, device: torch.device | str) -> Ma
     return grouped(w.kind, *(torch.from_numpy(a).to(device) for a in arrays))
 
 
+def uniform(
+    weights: Sequence[Weight], dtype: torch.dtype, device: torch.device | str
+) -> list[Matrix]:
+    """Of one kind: where theirs differ, all are floats of dtype."""
+    if len({w.kind for w in weights}) == 1:
+        return [from_weight(w, dtype, device) for w in weights]
+    return [dense(torch.from_numpy(unpack(w)).to(device, dtype)) for w in weights]
+
+
 def dense(w_NK: torch.Tensor) -> Matrix:
     n, k = w_NK.shape
     return Matrix(_FLOATS[w_NK.dtype], (n, k), w_NK.contiguous())

@@ -17,14 +17,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 
 from elinvar.base.config import Activation
-from elinvar.ops.triton.activations import gated_product
-from elinvar.ops.triton.linear import gate_halves, ptx, row_tile
-from elinvar.ops.triton.matrices import Matrix
+from elinvar.ops.arguments import Experts
+from elinvar.ops.triton.linear import gate_halves, ptx, rounded_product, row_tile
+from elinvar.ops.triton.matrices import Matrix, join, stack, uniform
+from elinvar.ops.triton.numbers import narrow
 from elinvar.ops.triton.tiles import place, product
 
 _ANY_ROWS = ["num_pairs", "max_tiles"]
@@ -40,6 +42,26 @@ class DeviceExperts:
     """f32 [E, 2 N]"""
     down_bias: torch.Tensor | None = None
     """f32 [E, D]"""
+
+
+def on_device(
+    experts: Experts, dtype: torch.dtype, device: torch.device | str
+) -> DeviceExperts:
+    """Those that the cpu provider has, for activations of dtype."""
+    count = len(experts.gates)
+    parts = uniform([*experts.gates, *experts.ups], dtype, device)
+    pairs = [join([gate, up]) for gate, up in zip(parts[:count], parts[count:], strict=True)]
+    biases = experts.gate_bias, experts.up_bias
+    both_bias = None
+    if biases[0] is not None and biases[1] is not None:
+        both_bias = torch.from_numpy(np.concatenate(biases, axis=1)).to(device)
+    down_bias = experts.down_bias
+    return DeviceExperts(
+        stack([pair for pair in pairs if pair is not None]),
+        stack(uniform(experts.downs, dtype, device)),
+        both_bias,
+        None if down_bias is None else torch.from_numpy(down_bias).to(device),
+    )
 
 
 @triton.jit(do_not_specialize=_ANY_ROWS)
@@ -126,12 +148,12 @@ def expert_kernel(x, codes, scales, extra, factors, bias, weights, order, tiles,
         acc += tl.load(bias + matrix * N + columns_N)[:, None]
     outs = tile_n * WIDTH + tl.arange(0, WIDTH)
     live = live_M & (outs < OUT)[:, None]
+    kind: tl.constexpr = y.dtype.element_ty
     if ACTIVATION is None:
-        tl.store(y + pairs[None, :] * OUT + outs[:, None], acc, mask=live)
+        tl.store(y + pairs[None, :] * OUT + outs[:, None], narrow(acc, kind), mask=live)
     else:
         gate, up = gate_halves(acc, BLOCK_M)
-        kind: tl.constexpr = y.dtype.element_ty
-        h = gated_product(gate.to(kind).to(tl.float32), up.to(kind).to(tl.float32), ACTIVATION)
+        h = narrow(rounded_product(gate, up, kind, ACTIVATION), kind)
         tl.store(y + places.to(tl.int64)[None, :] * OUT + outs[:, None], h, mask=live)
 
 
@@ -146,7 +168,7 @@ def combine_kernel(x, weights, y, D: tl.constexpr, TOP: tl.constexpr, BLOCK: tl.
         values = tl.load(x + pair * D + d, mask=d < D, other=0).to(tl.float32)
         weight = 1.0 if weights is None else tl.load(weights + pair)
         acc = tl.fma(values, weight + tl.zeros((BLOCK,), tl.float32), acc)
-    tl.store(y + token * D + d, acc, mask=d < D)
+    tl.store(y + token * D + d, narrow(acc, y.dtype.element_ty), mask=d < D)
 
 
 def moe(

@@ -51,7 +51,7 @@ def quantise_kernel(x, codes, scales, x_stride, K: tl.constexpr, BLOCK: tl.const
         largest = tl.maximum(largest, tl.abs(values))
     most = tl.minimum(tl.max(largest), 3.4e38)
     scale = tl.where(most < 1e-30, 0.0, most / 127)
-    inverse = tl.where(most < 1e-30, 0.0, 127 / most)
+    inverse = tl.where(most < 1e-30, 0.0, 127 / tl.maximum(most, 1e-30))
     tl.store(scales + row, scale)
     for first in range(0, K, BLOCK):
         k = first + tl.arange(0, BLOCK)

@@ -21,7 +21,6 @@ import os
 import re
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -173,8 +172,8 @@ def figures_of(case: KernelCase, target: Target) -> Figures:
             done = compile(made.source, target=made.gpu, options=made.options)
         return read(target, done.asm, done.metadata.shared, printed.getvalue())
     except Exception as error:  # each kernel's own: the others are compiled all the same
-        last = traceback.format_exception_only(error)[-1].strip()
-        return {"error": (f"{type(error).__name__}: {error}" if str(error) else last)[-600:]}
+        lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
+        return {"error": f"{type(error).__name__}: {' '.join(lines[-2:])[-300:]}"}
 
 
 def _last(pattern: str, text: str) -> int:

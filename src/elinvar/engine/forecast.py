@@ -8,53 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from elinvar.base.config import BLOCK_SIZE, EngineConfig, KVSpec, ModelConfig
+from elinvar.base.errors import InputError
+from elinvar.engine.described import Described
+from elinvar.engine.devices import Chip
 from elinvar.engine.plan_kv import KVPlan, blocks_needed, plan_kv
-from elinvar.models.registry import find_family, read_config
 from elinvar.nn.attention import kv_specs
-from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
-from elinvar.weights.described import config_alone, described_checkpoint, described_entries
-from elinvar.weights.load import packed_entries
+from elinvar.ops.triton.sizes import matrix_bytes
 from elinvar.weights.packfile import Entry
-from elinvar.weights.rules import as_published
 
 GATHERED = ("embed", "own_embed")
 """Matrices of which a step reads a row a token, where they are not the head, too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """A model as its files describe it."""
-
-    config: ModelConfig
-    entries: list[Entry]
-    exact: bool
-    """Of a checkpoint; otherwise of config.json alone, without biases that only some have."""
-
-
-def describe(path: Path, weight_format: str = "auto") -> Described:
-    """Raises ModelError for what is no model, or one that cannot be run."""
-    alone = config_alone(path)
-    checkpoint = described_checkpoint(alone) if alone else open_checkpoint(path)
-    try:
-        return _describe(checkpoint, weight_format, exact=alone is None)
-    finally:
-        checkpoint.close()
-
-
-def _describe(checkpoint: Checkpoint, weight_format: str, exact: bool) -> Described:
-    family, config = find_family(checkpoint), read_config(checkpoint)
-    rules = as_published(family.rules(config), checkpoint.tensors)
-    if exact:
-        kind = "f32" if weight_format == "f32" else "auto"
-        return Described(config, packed_entries(checkpoint, rules, config, kind), True)
-    entries = described_entries(checkpoint, rules, config.num_layers)
-    if weight_format == "f32":
-        entries = [Entry(e.name, e.kind if e.kind == "vector" else "f32", e.shape) for e in entries]
-    return Described(config, entries, False)
+RUNTIME_BYTES = 600 << 20
+"""Of a GPU: its driver's context, the kernels' code, what the allocator holds in reserve."""
+NODE_BYTES = 16 << 10
+"""Of a recorded graph, a kernel."""
+NODES = 14
+"""Kernels of a layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +101,9 @@ def workspace_bytes(
     stream = rows * c.dim * (2 * 4 + size)
     qkv = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
     splits = -(-context // 1024)
-    attention = rows * (qkv + 2 * heads) * size + logit_rows * splits * (heads + 2 * c.num_heads) * 4
+    attention = (
+        rows * (qkv + 2 * heads) * size + logit_rows * splits * (heads + 2 * c.num_heads) * 4
+    )
     mlp = rows * 3 * c.ff_dim * size
     if c.moe is not None:
         a_token = c.moe.top_k * (c.dim + 3 * c.moe.ff_dim) + 3 * c.moe.shared_ff_dim
@@ -136,23 +111,6 @@ def workspace_bytes(
     # Logits, and what sampling makes of them.
     head = 2 * logit_rows * c.vocab_size * 4
     return stream + max(attention, mlp, head)
-
-
-def forecast_kv(
-    config: ModelConfig, engine: EngineConfig, available: int
-) -> tuple[tuple[KVSpec, ...], KVPlan]:
-    """The cache as an engine on this memory would make it."""
-    specs = kv_specs(config, engine.kv_dtype)
-    plan = plan_kv(
-        specs,
-        config.max_context,
-        available,
-        kv_memory=engine.kv_memory,
-        max_context=engine.max_context,
-        max_rows=engine.max_rows,
-        max_step_tokens=engine.max_step_tokens,
-    )
-    return specs, plan
 
 
 def kv_tokens(specs: Sequence[KVSpec], plan: KVPlan) -> int:
@@ -170,3 +128,99 @@ def sequences(specs: Sequence[KVSpec], plan: KVPlan, max_step_tokens: int) -> in
         blocks // blocks_needed(spec, plan.max_context, max_step_tokens)
         for spec, blocks in zip(specs, plan.num_blocks, strict=True)
     )
+
+
+class Run:
+    """A model on a chip, run as `config` says; chip.name `cpu` is this machine.
+
+    Raises InputError where it does not fit.
+    """
+
+    def __init__(self, model: Described, config: EngineConfig, chip: Chip) -> None:
+        c, on_cpu = model.config, chip.name == "cpu"
+        self.model, self.chip = model, chip
+        sizes = [_bytes_of(entry, on_cpu) for entry in model.entries]
+        self.weights = sum(sizes)
+        longest = min(config.max_context or c.max_context, c.max_context)
+        rows, size = max(config.max_rows, config.max_step_tokens), 4 if on_cpu else 2
+        self.workspace = workspace_bytes(c, rows, config.max_rows, longest, size)
+        self.graphs = self.runtime = 0
+        kv_memory, room = config.kv_memory, chip.memory
+        if not on_cpu:
+            recorded = math.ceil(math.log2(config.max_rows)) + 1
+            self.graphs = recorded * (c.num_layers * NODES + 8) * NODE_BYTES
+            self.runtime = RUNTIME_BYTES
+            room = chip.memory - self.weights - self.workspace - self.graphs - self.runtime
+            if room <= 0 or (kv_memory or 0) > room:
+                raise InputError(
+                    "device",
+                    f"{(chip.memory - room) / 1e9:.1f} GB and a KV cache do not fit into the "
+                    f"{chip.memory / 1e9:.1f} GB of {chip.title}; take fewer rows, a smaller model, "
+                    "format or kv_memory, or another device.",
+                )
+            kv_memory = kv_memory or room
+        self.specs = kv_specs(c, config.kv_dtype)
+        self.kv = plan_kv(
+            self.specs,
+            c.max_context,
+            room,
+            kv_memory=kv_memory,
+            max_context=config.max_context,
+            max_rows=config.max_rows,
+            max_step_tokens=config.max_step_tokens,
+        )
+        self.at_once = sequences(self.specs, self.kv, config.max_step_tokens)
+        self.reads = Reads.of(model, self.specs, sizes)
+
+    def facts(self) -> dict[str, Any]:
+        """As plain data; sizes in bytes."""
+        parts = {
+            "weights": self.weights,
+            "kv": self.kv.num_bytes,
+            "workspace": self.workspace,
+            "graphs": self.graphs,
+            "runtime": self.runtime,
+        }
+        return {
+            "family": self.model.config.family,
+            "exact": self.model.exact,
+            "device": asdict(self.chip),
+            "bytes": {**parts, "total": sum(parts.values())},
+            "kv": {
+                "tokens": kv_tokens(self.specs, self.kv),
+                "sequences": self.at_once,
+                "max_context": self.kv.max_context,
+                "groups": [
+                    {"kind": spec.kind, "blocks": blocks, "block_bytes": spec.block_bytes}
+                    for spec, blocks in zip(self.specs, self.kv.num_blocks, strict=True)
+                ],
+            },
+        }
+
+    def decode(self, rows: int, context: int) -> dict[str, Any]:
+        """The least that a step of so many rows with this context takes."""
+        weights, kv = self.reads.weight_bytes(rows), rows * self.reads.kv_bytes(context)
+        reading = (weights + kv) / self.chip.bandwidth
+        computing = self.reads.flops(rows, context) / self.chip.matmul
+        step = max(reading, computing)
+        return {
+            "weight_bytes": round(weights),
+            "kv_bytes": round(kv),
+            "step_s": step,
+            "tokens_per_s": rows / step,
+            "bound": "memory" if reading >= computing else "compute",
+        }
+
+    def prefill(self, tokens: int) -> dict[str, Any]:
+        """The same of a prompt, of which a token sees half on average."""
+        reading = self.reads.weight_bytes(tokens) / self.chip.bandwidth
+        step = max(reading, self.reads.flops(tokens, tokens // 2) / self.chip.matmul)
+        return {"tokens": tokens, "step_s": step, "tokens_per_s": tokens / step}
+
+
+def _bytes_of(entry: Entry, on_cpu: bool) -> int:
+    if on_cpu:
+        return entry.nbytes
+    if entry.kind == "vector":
+        return 4 * math.prod(entry.shape)
+    return matrix_bytes(entry.kind, (entry.shape[0], entry.shape[1]))

@@ -74,6 +74,8 @@ class TextModel:
         """Of a named model, pulled where it is not here yet. Raises ModelError when it cannot be
         found, read, or used so."""
         config = config or EngineConfig()
+        if config.device == "cuda":
+            raise InputError("device", "Vectors and scores are made on the CPU: leave device out.")
         tell = progress or (lambda what, done, total: None)
         path = resolve(os.fspath(model), lambda what, done, total: tell(what, done, total or 0))
         checkpoint = open_checkpoint(path)

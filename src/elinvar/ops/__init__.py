@@ -24,7 +24,6 @@ __all__ = [
 ]
 
 
-
 def load_provider(device: Device, num_threads: int | None = None, simd: str | None = None) -> Ops:
     """The ops of the provider for `device`: `cpu`, `triton` for cuda, or `ref`.
 

@@ -32,7 +32,7 @@ class Ops(Protocol):
 
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
         """The zeroed caches of the layers of `spec`: KVLayers, or StateLayers where it has a state.
-        A provider whose graph_rows rounds has one block more, which nobody reads."""
+        Where graph_size rounds there is one block more, which nobody reads."""
         ...
 
     def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
@@ -48,8 +48,8 @@ class Ops(Protocol):
         """The batch with its arrays where the ops run. It may be the same one."""
         ...
 
-    def graph_rows(self, num_rows: int) -> int:
-        """For how many rows a step of decode with so many is recorded."""
+    def graph_size(self, count: int) -> int:
+        """For how many tokens, or sequences, a step with so many is recorded."""
         ...
 
     def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:

@@ -23,5 +23,5 @@ class HostOps:
     def upload(self, batch: ForwardBatch) -> ForwardBatch:
         return batch
 
-    def graph_rows(self, num_rows: int) -> int:
-        return num_rows
+    def graph_size(self, count: int) -> int:
+        return count

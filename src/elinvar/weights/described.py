@@ -35,8 +35,8 @@ def described_checkpoint(path: Path) -> Checkpoint:
         raise ModelError(f"{path} names no architecture under 'architectures'.")
     text = config.get("text_config")
     if isinstance(text, Mapping):  # a model that also sees, of which only the text is run
-        own = {key: config[key] for key in ("architectures", "quantization_config") if key in config}
-        config = {**text, **own}
+        outer = "architectures", "quantization_config"
+        config = dict(text) | {key: config[key] for key in outer if key in config}
     return Checkpoint(path, "safetensors", named[0], config, {}, "")
 
 

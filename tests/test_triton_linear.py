@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from triton_matrices import KINDS, made
 
 from elinvar.base.config import Activation
 from elinvar.base.errors import ElinvarError
 from elinvar.ops.ref_rows import gated_product
-from elinvar.ops.triton import gather, linear, matrices, tuned
+from elinvar.ops.triton import gather, linear, matrices, rows, tuned
 from elinvar.ops.triton.configs import Config
 from elinvar.ops.triton.matrices import Matrix
+from triton_matrices import KINDS, made
 
 SMALL = Config(block_m=16, block_n=64, block_k=128, num_warps=4, num_stages=2)
 SPANS = ((0, 1), (16, 17), (32, 33), (4, 6), (5, 12), (7, 24))
@@ -58,7 +58,7 @@ def test_kinds(kind: str) -> None:
     y = linear.linear(x, [w], bias, torch.float32)
     assert y.dtype == torch.float32
     close(y, x.double().numpy() @ rounded.T + bias.double().numpy(), 1e-6)
-    same_alone(lambda rows: linear.linear(rows, [w], bias, torch.float32), x, *SPANS)
+    same_alone(lambda some: linear.linear(some, [w], bias, torch.float32), x, *SPANS)
 
 
 @pytest.mark.parametrize("kind", ["bf16", "q4"])
@@ -67,7 +67,7 @@ def test_parts_are_added_in_one_order(kind: str) -> None:
     w, full = small(kind, 75, 288, block_k=64, parts=2)
     x = inputs(33, 288)
     close(linear.linear(x, [w]), x.double().numpy() @ full.T)
-    same_alone(lambda rows: linear.linear(rows, [w]), x, *SPANS)
+    same_alone(lambda some: linear.linear(some, [w]), x, *SPANS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,7 +75,9 @@ def test_a_quantised_product_is_that_of_the_numbers_it_stands_for(kind: str) -> 
     """To the bit, but where factors come after the sum; and rows of it are those numbers."""
     w, full = small(kind, 33, 160, block_k=64)
     numbers = gather.unpack(w)
-    np.testing.assert_allclose(numbers.numpy(), full, rtol=BF16 if kind == "f16" else 1e-6, atol=1e-7)
+    np.testing.assert_allclose(
+        numbers.numpy(), full, rtol=BF16 if kind == "f16" else 1e-6, atol=1e-7
+    )
     x = inputs(7, 160)
     floats = numbers if kind == "f32" else numbers.bfloat16()
     plain = replace(matrices.dense(floats), tuned=w.config)
@@ -135,16 +137,16 @@ def test_gated(activation: Activation) -> None:
     y = linear.gated_linear(x, both, activation)
     g, u = (x.double().numpy() @ full.T for full in (full_gate, full_up))
     close(y, gated_product(g.astype(np.float32), u.astype(np.float32), activation), 2 * BF16)
-    assert torch.equal(y, linear.gated(linear.linear(x, [both]), activation))
-    same_alone(lambda rows: linear.gated_linear(rows, both, activation), x, (0, 1), (3, 9))
+    assert torch.equal(y, rows.gated(linear.linear(x, [both]), activation, x.dtype))
+    same_alone(lambda some: linear.gated_linear(some, both, activation), x, (0, 1), (3, 9))
 
 
 def test_gated_in_parts() -> None:
     w, _ = small("q8", 150, 288, block_k=64, parts=2)
     x = inputs(33, 288)
-    same_alone(lambda rows: linear.gated_linear(rows, w, "silu"), x, (0, 1), (3, 9))
+    same_alone(lambda some: linear.gated_linear(some, w, "silu"), x, (0, 1), (3, 9))
     few = linear.gated_linear(x[:7], w, "silu")
-    assert torch.equal(few, linear.gated(linear.linear(x[:7], [w]), "silu"))
+    assert torch.equal(few, rows.gated(linear.linear(x[:7], [w]), "silu", x.dtype))
 
 
 @pytest.mark.parametrize("kind", ["bf16", "q4"])
@@ -155,7 +157,7 @@ def test_heads(kind: str) -> None:
     heads = x.double().numpy().reshape(17, 3, 64)
     expected = np.einsum("thk,hnk->thn", heads, full.reshape(3, 48, 64)).reshape(17, -1)
     close(y, expected)
-    same_alone(lambda rows: linear.head_linear(rows, w, 3), x, (0, 1), (3, 9))
+    same_alone(lambda some: linear.head_linear(some, w, 3), x, (0, 1), (3, 9))
 
 
 def test_int8_by_int8() -> None:

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from elinvar.base.config import Activation
-from elinvar.ops.triton.activations import gated_product
+from elinvar.ops.triton.activations import rounded_product
 from elinvar.ops.triton.configs import Config
 from elinvar.ops.triton.matrices import Matrix
 from elinvar.ops.triton.numbers import narrow
@@ -52,13 +52,6 @@ def gate_halves(acc, BLOCK_M: tl.constexpr):
     """[BLOCK_N, BLOCK_M] with gate's outputs in its first half, up's in its second -> both"""
     both = tl.reshape(acc, (2, acc.shape[0] // 2, BLOCK_M))
     return tl.split(tl.permute(both, (1, 2, 0)))
-
-
-@triton.jit
-def rounded_product(gate, up, KIND: tl.constexpr, ACTIVATION: tl.constexpr):
-    """act(gate) * up, both rounded first as a product that is not gated rounds them."""
-    gate, up = narrow(gate, KIND).to(tl.float32), narrow(up, KIND).to(tl.float32)
-    return gated_product(gate, up, ACTIVATION)
 
 
 @triton.jit(do_not_specialize=_ANY_ROWS)
@@ -132,17 +125,6 @@ def added(partial, row, columns, num_rows, N: tl.constexpr, PARTS: tl.constexpr)
     return acc
 
 
-@triton.jit
-def gated_kernel(x, y, x_stride, N: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    live = columns < N
-    gate = tl.load(x + row * x_stride + columns, mask=live, other=0).to(tl.float32)
-    up = tl.load(x + row * x_stride + N + columns, mask=live, other=0).to(tl.float32)
-    product = narrow(gated_product(gate, up, ACTIVATION), y.dtype.element_ty)
-    tl.store(y + row * N + columns, product, mask=live)
-
-
 def linear(
     x_TK: torch.Tensor,
     weights: Sequence[Matrix],
@@ -180,16 +162,6 @@ def quantised_linear(
     """W8A8: rows of int8 (rows.quantise_rows), each with a scale, by an int8 matrix. Sums are exact."""
     y = codes_TK.new_empty((len(codes_TK), w.shape[0]), dtype=dtype)
     _launch(codes_TK, w, y, x_scales=scales_T)
-    return y
-
-
-def gated(x_TN: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """act(the first half of a row) * (the second) -> [T, N / 2]. Moves 3/2 of x."""
-    n = x_TN.shape[1] // 2
-    y = x_TN.new_empty((len(x_TN), n))
-    grid = len(x_TN), triton.cdiv(n, 1024)
-    if len(x_TN):
-        gated_kernel[grid](x_TN, y, x_TN.stride(0), n, activation, 1024)
     return y
 
 

@@ -17,15 +17,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 
 from elinvar.base.config import Activation
-from elinvar.ops.arguments import Experts
-from elinvar.ops.triton.linear import gate_halves, ptx, rounded_product, row_tile
-from elinvar.ops.triton.matrices import Matrix, join, stack, uniform
+from elinvar.ops.triton.activations import rounded_product
+from elinvar.ops.triton.linear import gate_halves, ptx, row_tile
+from elinvar.ops.triton.matrices import Matrix
 from elinvar.ops.triton.numbers import narrow
 from elinvar.ops.triton.tiles import place, product
 
@@ -42,26 +41,6 @@ class DeviceExperts:
     """f32 [E, 2 N]"""
     down_bias: torch.Tensor | None = None
     """f32 [E, D]"""
-
-
-def on_device(
-    experts: Experts, dtype: torch.dtype, device: torch.device | str
-) -> DeviceExperts:
-    """Those that the cpu provider has, for activations of dtype."""
-    count = len(experts.gates)
-    parts = uniform([*experts.gates, *experts.ups], dtype, device)
-    pairs = [join([gate, up]) for gate, up in zip(parts[:count], parts[count:], strict=True)]
-    biases = experts.gate_bias, experts.up_bias
-    both_bias = None
-    if biases[0] is not None and biases[1] is not None:
-        both_bias = torch.from_numpy(np.concatenate(biases, axis=1)).to(device)
-    down_bias = experts.down_bias
-    return DeviceExperts(
-        stack([pair for pair in pairs if pair is not None]),
-        stack(uniform(experts.downs, dtype, device)),
-        both_bias,
-        None if down_bias is None else torch.from_numpy(down_bias).to(device),
-    )
 
 
 @triton.jit(do_not_specialize=_ANY_ROWS)
@@ -168,7 +147,7 @@ def combine_kernel(x, weights, y, D: tl.constexpr, TOP: tl.constexpr, BLOCK: tl.
         values = tl.load(x + pair * D + d, mask=d < D, other=0).to(tl.float32)
         weight = 1.0 if weights is None else tl.load(weights + pair)
         acc = tl.fma(values, weight + tl.zeros((BLOCK,), tl.float32), acc)
-    tl.store(y + token * D + d, narrow(acc, y.dtype.element_ty), mask=d < D)
+    tl.store(y + token * D + d, acc, mask=d < D)
 
 
 def moe(
@@ -179,11 +158,12 @@ def moe(
     activation: Activation,
     scale_inputs: bool = False,
 ) -> torch.Tensor:
-    """-> [T, D]; ids ascending in each row. What an expert gives a token is rounded to the dtype of
-    x, as `gated_linear` and `linear` round it, and f32 is what is added."""
+    """-> f32 [T, D]; ids ascending in each row. What an expert gives a token is rounded to the dtype
+    of x, which halves the bytes of many rows, and added as f32."""
     (t, d), top = x_TD.shape, ids_TK.shape[1]
+    y = x_TD.new_empty((t, d), dtype=torch.float32)
     if not t:
-        return torch.empty_like(x_TD)
+        return y
     pairs = t * top
     height = tile_height(experts.both, pairs)
     order, tiles = _arrange(ids_TK, experts, height)
@@ -194,7 +174,6 @@ def moe(
     )
     each = x_TD.new_empty((pairs, d))
     _experts(hidden, experts.downs, experts.down_bias, None, order, tiles, each, top, height, None)
-    y = torch.empty_like(x_TD)
     outside = None if scale_inputs else weights_TK
     combine_kernel[(t, triton.cdiv(d, 512))](each, outside, y, d, top, 512)
     return y

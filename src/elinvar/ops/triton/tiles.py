@@ -137,7 +137,9 @@ def e8m0(word, place):
 
 
 @triton.jit
-def pair(codes, scales, extra, index, columns_N, N: tl.constexpr, KIND: tl.constexpr, PTX: tl.constexpr):
+def pair(
+    codes, scales, extra, index, columns_N, N: tl.constexpr, KIND: tl.constexpr, PTX: tl.constexpr
+):
     """Two tiles [BLOCK_N, 32] of a packed matrix, f32: dims 64 index .. + 31 and + 32 .. + 63. How
     they are stored: matrices.py."""
     j = tl.arange(0, 32)

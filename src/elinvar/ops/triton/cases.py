@@ -7,7 +7,7 @@ decorated while TRITON_INTERPRET was set cannot be compiled: the check has a pro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Want = Literal["", "mma", "wgmma"]
@@ -60,6 +60,17 @@ class KernelCase:
     on_amd: Mapping[str, Any] = field(default_factory=dict)
     """What is launched otherwise there: constexprs, num_warps, num_stages."""
     targets: tuple[str, ...] = tuple(TARGETS)
+
+
+def spills_elsewhere(*cases: KernelCase) -> list[KernelCase]:
+    """The cases, tiles of which were chosen to fill the registers of sm_90: other chips have fewer, or
+    a compiler that makes less of them, and may spill."""
+    chips = tuple(name for name in TARGETS if name != "sm_90")
+    strict = [replace(case, targets=("sm_90",)) for case in cases]
+    return strict + [
+        replace(case, name=f"{case.name}/elsewhere", targets=chips, max_spills=1024)
+        for case in cases
+    ]
 
 
 def compile_case(case: KernelCase, target: Target) -> Any:

@@ -15,13 +15,14 @@ SOURCES := $(wildcard csrc/* csrc/*/*) CMakeLists.txt pyproject.toml
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h tests/cpp/*)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
-.PHONY: help setup demo test fuzz lint format clean
+.PHONY: help setup demo test fuzz kernels lint format clean
 
 help:
 	@echo "make setup   .venv with the elinvar command in it"
 	@echo "make demo    a real model answers (MODEL=$(MODEL), PROMPT=...)"
 	@echo "make test    lint and tests"
 	@echo "make fuzz    20,000 made-up calls of a server (CALLS=...)"
+	@echo "make kernels compiles the kernels for all GPUs that are known, and keeps the figures"
 	@echo "make lint    ruff, mypy, import-linter, clang-format"
 	@echo "make format  rewrite the sources in the house format"
 	@echo "make clean   remove .venv and build (the model cache stays: elinvar models remove)"
@@ -61,6 +62,9 @@ test: lint
 
 fuzz: $(DEV)
 	@PYTHONPATH=tests $(BIN)/python tests/fuzz_server.py --calls $(CALLS)
+
+kernels: $(DEV)
+	@$(BIN)/python benchmarks/kernels/compile.py --update
 
 lint: $(DEV)
 	@$(BIN)/ruff check --quiet .

@@ -48,7 +48,7 @@ def test_a_block_of_all_layers_is_one_piece(
     for part in parts:
         part[...] = rng.integers(0, 100, part.shape)
     before = [part.copy() for part in parts]
-    cache = layers[0].blocks
+    cache = layers[0].blocks.array
     assert cache.shape == (4, s.block_bytes)
     cache[3] = cache[1]
     for part, old in zip(parts, before, strict=True):

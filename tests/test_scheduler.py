@@ -470,8 +470,6 @@ def test_several_tokens_a_row_are_booked_up_to_the_end() -> None:
     request.token_ids.append(4)
     for sampled, computed, known in (([1, 2], 7, 8), ([1], 8, 9), ([1, 6, 2, 3], 11, 11)):
         plan = scheduler.plan()
-        plan.items[0].num_tokens += 3
-        plan.items[0].num_drafts = 3
         logprobs = [TokenLogprobs(0.0, []) for _ in sampled]
         (update,) = scheduler.commit(plan, StepOutput([sampled], [logprobs]))
         assert (request.num_computed_tokens, request.num_tokens) == (computed, known)

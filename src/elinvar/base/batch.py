@@ -84,6 +84,10 @@ class ForwardBatch:
     watch: Watch | None = None
 
     @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids)
+
+    @property
     def num_positions(self) -> int:
         """No position is this large: what the block tables can hold."""
         return self.block_tables[0].shape[1] * BLOCK_SIZE
@@ -108,6 +112,10 @@ class DecodeBatch:
     """As in ForwardBatch."""
     adapters: I32 | None = None
     sight: Sight | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return self.numbers.shape[1]
 
     def flat(self) -> ForwardBatch:
         """The batch for a model, of views of `numbers`."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from elinvar.base.drafts import DRAFTERS
 from elinvar.base.errors import InputError
 from elinvar.base.limits import BATCH, INTERACTIVE, Target, TenantLimits, check_positive
 
@@ -20,6 +21,7 @@ one; max(x, 0)^2; y sigmoid(1.702 y) with y = min(x, 7), which multiplies 1 + up
 Scoring = Literal["softmax", "sigmoid"]
 """How a mixture of experts turns router logits into scores."""
 WeightFormat = Literal["auto", "f32"]
+Device = Literal["cpu", "cuda", "ref"]
 PolicyName = Literal["fcfs", "priority", "fair", "deadline"]
 """Who goes first: see sched.policy."""
 
@@ -282,11 +284,12 @@ class KVSpec:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """How a model is run. None of these may change a token or a log-prob, but `provider`,
+    """How a model is run. None of these may change a token or a log-prob, but `device`,
     `weight_format` and `kv_dtype`. Raises InputError naming the field when a value is out of range;
     whether the sizes fit the model is seen when it is loaded."""
 
-    provider: str = "cpu"
+    device: Device = "cpu"
+    """`cuda` is a GPU, of NVIDIA or AMD, the first that is visible; `ref` the slow oracle."""
     num_threads: int | None = None
     """Compute threads; None: the CPUs this process may use."""
     kv_dtype: KVDtype = "f16"
@@ -319,9 +322,17 @@ class EngineConfig:
     """By name; `*`: each of those not named. Without either a tenant has no limits."""
     interactive: Target = INTERACTIVE
     batch: Target = BATCH
+    speculation: str = "auto"
+    """Who guesses tokens ahead, for the model to verify several in a step: `auto`, whoever is there;
+    `off`; or names of base.drafts.DRAFTERS, with commas between."""
+    draft_model: str | None = None
+    """A smaller model, or heads for this one, that drafts."""
+    max_drafts: int = 16
+    """Of a request in a step, at most."""
 
     def __post_init__(self) -> None:
         for name, choices in (
+            ("device", Device),
             ("kv_dtype", KVDtype),
             ("weight_format", WeightFormat),
             ("policy", PolicyName),
@@ -331,12 +342,13 @@ class EngineConfig:
                 raise InputError(
                     name, f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}."
                 )
-        if self.kv_dtype == "fp8" and self.provider != "triton":
+        if self.kv_dtype == "fp8" and self.device != "cuda":
             raise InputError(
                 "kv_dtype", "kv_dtype fp8 is for GPUs alone; int8 takes as little memory here."
             )
         optional_sizes = "num_threads", "kv_memory", "max_context", "kv_host_memory", "kv_disk_size"
-        for name in (*optional_sizes, "max_rows", "max_step_tokens", "max_adapters"):
+        sizes = "max_rows", "max_step_tokens", "max_adapters", "max_drafts"
+        for name in (*optional_sizes, *sizes):
             value = getattr(self, name)
             optional = name in optional_sizes
             if value is None and optional:
@@ -349,6 +361,15 @@ class EngineConfig:
                 f"num_threads must be at most {MAX_THREADS}, got {self.num_threads}.",
             )
         check_positive("ageing_s", self.ageing_s)
+        for drafter in self.drafters or ():
+            if drafter not in DRAFTERS:
+                raise InputError(
+                    "speculation",
+                    f"speculation must be auto, off, or of {', '.join(DRAFTERS)} with commas between, "
+                    f"got {self.speculation!r}.",
+                )
+        if self.draft_model is not None and self.drafters == ():
+            raise InputError("draft_model", "A draft_model drafts nothing where speculation is off.")
         if self.kv_host_path is not None and self.kv_host_memory is None:
             raise InputError(
                 "kv_host_memory",
@@ -359,3 +380,10 @@ class EngineConfig:
                 "kv_host_memory" if self.kv_host_memory else "kv_tiers",
                 "Contents of blocks are kept to be found again, and prefix_cache is off.",
             )
+
+    @property
+    def drafters(self) -> tuple[str, ...] | None:
+        """By name; None: whoever is there."""
+        if self.speculation in ("auto", "off"):
+            return None if self.speculation == "auto" else ()
+        return tuple(dict.fromkeys(name.strip() for name in self.speculation.split(",")))

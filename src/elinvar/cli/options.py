@@ -85,7 +85,15 @@ weight_format = option(
     help="auto keeps the file's precision; f32 dequantises.",
     section=_RUN,
 )
+device = option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    help="cuda is a GPU, of NVIDIA or AMD; it needs pip install 'elinvar[gpu]'.",
+    section=_RUN,
+)
 engine = options(
+    device,
     threads,
     option(
         "--kv-dtype",

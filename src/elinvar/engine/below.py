@@ -63,7 +63,7 @@ def open_tiers(
 def identity(config: EngineConfig, weights: str) -> str:
     """Whatever the bits of a cached content depend on besides its tokens, adapter and tenant: the
     weights, how they are computed with, and the code that does it."""
-    parts = (weights, config.provider, config.weight_format, config.kv_dtype, code_digest())
+    parts = (weights, config.device, config.weight_format, config.kv_dtype, code_digest())
     return "|".join(parts)
 
 

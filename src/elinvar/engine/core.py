@@ -30,6 +30,7 @@ from elinvar.engine.bad_words import spelled
 from elinvar.engine.below import identity, open_tiers
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.counts import Counts
+from elinvar.engine.drafts import MakeDrafters, make_drafters, most_drafts
 from elinvar.engine.grammars import Compiled, Grammars
 from elinvar.engine.memory import available_memory, give_back
 from elinvar.engine.output import Delta, FinishReason
@@ -104,7 +105,7 @@ class Engine:
         path = resolve(os.fspath(model), lambda what, done, total: tell(what, done, total or 0))
         checkpoint = open_checkpoint(path)
         try:
-            adapted = AdaptedOps(load_provider(config.provider, config.num_threads))
+            adapted = AdaptedOps(load_provider(config.device, config.num_threads))
             ops = cast("Ops", adapted)
             if wrap_ops is not None:
                 ops = wrap_ops(ops)
@@ -139,15 +140,16 @@ class Engine:
         weights_fingerprint: str = "",
         adapters: Adapters | None = None,
         weights_digest: str | None = None,
+        drafters: MakeDrafters | None = None,
     ) -> None:
         """adapters: without them none can be loaded. weights_digest: of their content, where it is
-        known; what is kept below the cache goes by it."""
+        known; what is kept below the cache goes by it. drafters: those, whatever the config says."""
         specs = model.kv_specs(config.kv_dtype)
         available = available_memory()
         kv = plan_kv(
             specs,
             model.config.max_context,
-            available,
+            available if (of_device := ops.available_memory()) is None else of_device,
             kv_memory=config.kv_memory,
             max_context=config.max_context,
             max_rows=config.max_rows,
@@ -183,6 +185,7 @@ class Engine:
             interactive=config.interactive,
             batch=config.batch,
             num_layers=model.config.num_layers,
+            max_drafts=most_drafts(config, model.config),
         )
         # Weights that nobody can name are no other engine's.
         weights = weights_digest or weights_fingerprint or uuid.uuid4().hex
@@ -219,7 +222,9 @@ class Engine:
             self.adapters.ops,
             self.tiers,
             Masks(model.config.vocab_size, self.grammars.matcher),
+            drafters or make_drafters(config),
         )
+        self.metrics.drafters = self.runner.speculator.stats
         self.watchers: list[Watcher] = [Counts(self.metrics)]
         self._live: dict[str, _Live] = {}
         self._ready: list[Delta] = []
@@ -540,7 +545,7 @@ def _check_ids(field: str, ids: Iterable[int], vocab_size: int) -> None:
 
 
 def _fingerprint(config: EngineConfig, weights: str) -> str:
-    parts = (weights, config.provider, config.weight_format, config.kv_dtype)
+    parts = (weights, config.device, config.weight_format, config.kv_dtype)
     return "fp_" + blake2b("|".join(parts).encode(), digest_size=6).hexdigest()
 
 

@@ -55,7 +55,7 @@ class Embedder:
     """An embedding model or a reranker, ready to work.
 
     model: an alias, `hf:org/name`, `pypi:name` or a path; or a TextModel that is there already.
-    options: fields of EngineConfig, of which num_threads, weight_format, provider and max_context (of
+    options: fields of EngineConfig, of which num_threads, weight_format, device and max_context (of
     the longest text) matter here. progress: told what is being loaded. Raises ModelError when the
     model cannot be found, read, or used so.
     """

@@ -65,6 +65,17 @@ class GrammarMatcher:
         for token in tokens:
             self._matcher.consume_token(token)
 
+    def rewind(self, count: int) -> None:
+        del self._tokens[-count:]
+        # Lark rules that count tokens of theirs cannot be taken back: they begin again.
+        if not self._matcher.rollback(count):
+            tokens, self._tokens = self._tokens, []
+            self._matcher = self._compiled.begin()
+            self.accept(tokens)
+
+    def num_valid(self, tokens: Sequence[int]) -> int:
+        return int(self._matcher.validate_tokens(list(tokens)))
+
     def mask(self, into: NDArray[np.uint32]) -> None:
         self._fill(into)
         if self._matcher.is_error():

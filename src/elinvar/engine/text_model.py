@@ -74,11 +74,13 @@ class TextModel:
         """Of a named model, pulled where it is not here yet. Raises ModelError when it cannot be
         found, read, or used so."""
         config = config or EngineConfig()
+        if config.device == "cuda":
+            raise InputError("device", "Vectors and scores are made on the CPU: leave device out.")
         tell = progress or (lambda what, done, total: None)
         path = resolve(os.fspath(model), lambda what, done, total: tell(what, done, total or 0))
         checkpoint = open_checkpoint(path)
         try:
-            ops = load_provider(config.provider, config.num_threads)
+            ops = load_provider(config.device, config.num_threads)
             return cls(checkpoint, config, ops, lambda done, total: tell("packing", done, total))
         finally:
             checkpoint.close()

@@ -39,6 +39,7 @@ class Loaded:
     weights: State
 
     def build(self, ops: Ops) -> Model:
+        ops.prepare(self.config, self.weights)
         return self.family.build(self.config, self.weights, ops)
 
 

@@ -6,7 +6,7 @@ Legend: T tokens of this step, D model dim, N = (H + 2 Hkv) * head_dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,8 +30,11 @@ def kv_groups(config: ModelConfig) -> tuple[LayerKind, ...]:
 
 
 def kv_specs(config: ModelConfig, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
-    """The cache that the model needs, one spec a kind of cache."""
-    return tuple(
+    """The cache that the model needs, one spec a kind of cache; where an index chooses keys, the
+    index's keys follow as if they were of further layers."""
+    if config.streams is not None:  # the others read what these wrote
+        config = replace(config, layer_kinds=config.layer_kinds[: config.streams.kv_layers])
+    specs = tuple(
         KVSpec(
             kind=kind,
             layers=tuple(i for i, k in enumerate(config.layer_kinds) if CACHE_OF[k] == kind),
@@ -44,6 +47,11 @@ def kv_specs(config: ModelConfig, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
         )
         for kind in kv_groups(config)
     )
+    if config.index is None:
+        return specs
+    (latents,), dims = specs, config.index.head_dim
+    own = tuple(range(config.num_layers, config.num_layers + len(config.index.layers)))
+    return latents, replace(latents, layers=own, head_dim=dims, latent_dim=dims)
 
 
 @dataclass(slots=True)

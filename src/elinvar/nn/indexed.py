@@ -101,12 +101,9 @@ class IndexedDecoder(MTPDecoder):
     of those with an index, which all heads have."""
 
     def kv_specs(self, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
-        (latents,), c = super().kv_specs(kv_dtype), self.config.index
-        assert c is not None
-        first = len(latents.layers)
-        own = tuple(range(first, first + len(c.layers) + len(self.heads)))
-        keys = replace(latents, layers=own, head_dim=c.head_dim, latent_dim=c.head_dim)
-        return latents, keys
+        latents, keys = super().kv_specs(kv_dtype)
+        first, count = len(latents.layers), len(keys.layers) + len(self.heads)
+        return latents, replace(keys, layers=tuple(range(first, first + count)))
 
     def hidden_by_layer(
         self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False

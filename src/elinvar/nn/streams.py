@@ -12,14 +12,13 @@ embeddings, N = P times the layers, C factors of a token.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from elinvar.base.batch import ForwardBatch
-from elinvar.base.config import KVDtype, KVSpec, ModelConfig
-from elinvar.nn.attention import Step, kv_groups, kv_specs
+from elinvar.base.config import ModelConfig
+from elinvar.nn.attention import Step, kv_groups
 from elinvar.nn.decoder import ByLayer, Decoder
 from elinvar.nn.norm import RMSNorm
 from elinvar.ops.api import F32, Ops
@@ -155,10 +154,6 @@ class StreamDecoder(Decoder):
         self.gather = [(w[f"altup.{i}.gather"],) for i in others]
         self.own_embed, self.own_project = w["own_embed"], (w["own_project"],)
         self.own_norm = RMSNorm(w["own_project_norm"], config.norm_eps, ops)
-
-    def kv_specs(self, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
-        kinds = self.config.layer_kinds[: self.streams.kv_layers]
-        return kv_specs(replace(self.config, layer_kinds=kinds), kv_dtype)
 
     def hidden_by_layer(
         self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+from elinvar.base.config import Device
 from elinvar.base.errors import ElinvarError
 from elinvar.ops.api import Ops
 from elinvar.ops.arguments import Biases, Penalties, SampleArgs, SampleResult
@@ -20,23 +23,32 @@ __all__ = [
     "load_provider",
 ]
 
-PROVIDERS = ("cpu", "ref")
 
 
-def load_provider(name: str, num_threads: int | None = None, simd: str | None = None) -> Ops:
-    """The ops of provider `name`.
+def load_provider(device: Device, num_threads: int | None = None, simd: str | None = None) -> Ops:
+    """The ops of the provider for `device`: `cpu`, `triton` for cuda, or `ref`.
 
     num_threads: compute threads (None: the CPUs this process may use). simd: force an instruction
     set of the cpu provider ("scalar", "avx2", "avx512", "neon"; None: the widest here). Neither
-    changes a result. Raises ElinvarError for an unknown provider or an instruction set that this
-    machine lacks.
+    changes a result. Raises ElinvarError for an instruction set or a device that this machine lacks.
     """
-    if name == "ref":
+    if device == "ref":
         from elinvar.ops.ref import RefOps
 
         return RefOps()
-    if name == "cpu":
-        from elinvar.ops.cpu import CpuOps
+    if device == "cuda":
+        return _load_triton()
+    from elinvar.ops.cpu import CpuOps
 
-        return CpuOps(num_threads, simd)
-    raise ElinvarError(f"Unknown provider {name!r}; choose one of {', '.join(PROVIDERS)}.")
+    return CpuOps(num_threads, simd)
+
+
+def _load_triton() -> Ops:
+    try:
+        from elinvar.ops.triton.provider import TritonOps
+    except ImportError as error:
+        raise ElinvarError(
+            f"A GPU needs torch and triton ({error}); install them with pip install 'elinvar[gpu]', "
+            "or run on the CPU."
+        ) from error
+    return cast("Ops", TritonOps())

@@ -10,10 +10,11 @@ are 16 partial sums, element i going to partial i mod 16, joined by the tree 8, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from elinvar.base.config import Activation, KVSpec, Scoring
+from elinvar.base.batch import ForwardBatch
+from elinvar.base.config import Activation, KVSpec, ModelConfig, Scoring
 from elinvar.ops.arguments import F32, I32, Experts, Lora, SampleArgs, SampleResult
 from elinvar.ops.caches import KVLayer, StateLayer
 from elinvar.ops.layout import Weight
@@ -30,7 +31,25 @@ class Ops(Protocol):
     name: str
 
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
-        """The zeroed caches of the layers of `spec`: KVLayers, or StateLayers where it has a state."""
+        """The zeroed caches of the layers of `spec`: KVLayers, or StateLayers where it has a state.
+        Where graph_size rounds there is one block more, which nobody reads."""
+        ...
+
+    def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
+        """Before a model of these weights is built: they are brought to where the ops run. Raises
+        ModelError where the model needs an op that this provider lacks."""
+        ...
+
+    def available_memory(self) -> int | None:
+        """Bytes that caches may take where the ops run; None: the memory of this process."""
+        ...
+
+    def upload(self, batch: ForwardBatch) -> ForwardBatch:
+        """The batch with its arrays where the ops run. It may be the same one."""
+        ...
+
+    def graph_size(self, count: int) -> int:
+        """For how many tokens, or sequences, a step with so many is recorded."""
         ...
 
     def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:

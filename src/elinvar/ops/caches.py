@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -19,6 +20,36 @@ _HUGE_FROM = 8 << 20
 """Bytes: a smaller cache is not worth pages of 2 MiB."""
 
 
+class Blocks(Protocol):
+    """The blocks of a group, each with all of its layers, as bytes."""
+
+    def read(self, block: int) -> memoryview:
+        """What it holds, until the next call."""
+        ...
+
+    def write(self, block: int, fill: Callable[[memoryview], bool]) -> bool:
+        """`fill` writes what it shall hold; what that returns. Where it is False, the block holds
+        nothing of worth."""
+        ...
+
+    def copy(self, source: int, target: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostBlocks:
+    array: NDArray[np.uint8]
+    """[B, bytes]"""
+
+    def read(self, block: int) -> memoryview:
+        return memoryview(self.array[block])
+
+    def write(self, block: int, fill: Callable[[memoryview], bool]) -> bool:
+        return fill(memoryview(self.array[block]))
+
+    def copy(self, source: int, target: int) -> None:
+        self.array[target] = self.array[source]
+
+
 @dataclass(slots=True, eq=False)
 class KVLayer:
     """Keys and values of one layer. Keys lie transposed in a block, so that a kernel holds 32
@@ -30,8 +61,7 @@ class KVLayer:
     """[B, H, D, 32]"""
     v: NDArray[Any]
     """[B, H, 32, D padded to a multiple of 16]; of latents a view of the keys, [B, H, 32, dims]"""
-    blocks: NDArray[np.uint8]
-    """[B, bytes] the blocks, each with all the layers of a group."""
+    blocks: HostBlocks
     k_scales: F32 | None = None
     """[B, H, 32] of int8: what a key's codes are multiplied by"""
     v_scales: F32 | None = None
@@ -63,8 +93,7 @@ class StateLayer:
     """[B, taps - 1, C] inputs of the convolution before the next one, oldest first."""
     states: F32
     """[B, H, key dim, value dim padded to 16]"""
-    blocks: NDArray[np.uint8]
-    """[B, bytes] the blocks, each with all the layers of a group."""
+    blocks: HostBlocks
     handle: Any = field(default=None, init=False, repr=False)
     """How a provider holds it, bound at its first use."""
 
@@ -94,7 +123,7 @@ def new_kv_layers(spec: KVSpec, num_blocks: int) -> list[Any]:
     v = matrices(spec.block_size, spec.padded_dim)
     if spec.latent_dim:
         v = k[..., : spec.latent_dim, :].swapaxes(-1, -2)
-    blocks = cache.reshape(num_blocks, -1)
+    blocks = HostBlocks(cache.reshape(num_blocks, -1))
     scales = cache[..., size:].view(np.float32) if spec.dtype == "int8" else None
     return [
         KVLayer(
@@ -114,7 +143,7 @@ def _new_state_layers(c: DeltaConfig, num_layers: int, num_blocks: int) -> list[
     tails = tails.reshape(num_blocks, num_layers, c.taps - 1, c.channels)
     states = cache[..., c.tail_floats :]
     states = states.reshape(num_blocks, num_layers, c.heads, c.key_dim, c.padded_dim)
-    blocks = cache.reshape(num_blocks, -1).view(np.uint8)
+    blocks = HostBlocks(cache.reshape(num_blocks, -1).view(np.uint8))
     return [StateLayer(c, tails[:, i], states[:, i], blocks) for i in range(num_layers)]
 
 

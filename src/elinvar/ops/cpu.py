@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 from elinvar import _cpu
-from elinvar.base.config import Activation, KVSpec, Scoring
+from elinvar.base.config import Activation, Scoring
 from elinvar.base.cpus import usable_cpus
 from elinvar.base.errors import ElinvarError
 from elinvar.ops import handles
 from elinvar.ops.api import F32, I32
 from elinvar.ops.arguments import Experts, Lora, SampleArgs, SampleResult
-from elinvar.ops.caches import KVLayer, StateLayer, new_kv_layers
+from elinvar.ops.caches import KVLayer, StateLayer
+from elinvar.ops.host import HostOps
 from elinvar.ops.layout import Weight
 
 _ACTIVATIONS: dict[Activation, int] = {a: i for i, a in enumerate(get_args(Activation))}
 
 
-class CpuOps:
+class CpuOps(HostOps):
     name = "cpu"
 
     def __init__(self, num_threads: int | None = None, simd: str | None = None) -> None:
@@ -42,9 +43,6 @@ class CpuOps:
     @property
     def num_threads(self) -> int:
         return self._provider.num_threads
-
-    def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
-        return new_kv_layers(spec, num_blocks)
 
     def embed(self, ids_T: I32, w_VD: Weight, scale: float) -> F32:
         return self._provider.embed(ids_T, handles.matrix(w_VD), scale)

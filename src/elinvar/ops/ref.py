@@ -5,22 +5,17 @@ cache's dtype), and nowhere else. Its ops lie by topic in the files ref_*.py."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from elinvar.base.config import KVSpec
 from elinvar.ops.api import F32
-from elinvar.ops.caches import new_kv_layers
+from elinvar.ops.host import HostOps
 from elinvar.ops.ref_attention import AttentionRef
 from elinvar.ops.ref_moe import MoeRef
 from elinvar.ops.ref_recurrent import RecurrentRef
 from elinvar.ops.ref_sample import SampleRef
 
 
-class RefOps(AttentionRef, MoeRef, RecurrentRef, SampleRef):
+class RefOps(HostOps, AttentionRef, MoeRef, RecurrentRef, SampleRef):
     name = "ref"
-
-    def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
-        return new_kv_layers(spec, num_blocks)
 
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:
         return run

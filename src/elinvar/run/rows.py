@@ -49,6 +49,8 @@ class Rows:
         self.edits: dict[int, RowEdits] = {}
         """Of the rows that have any."""
         self.adapters = np.full(max_rows, -1, np.int32)
+        self.namespaces = [b""] * max_rows
+        """Whose texts each may be compared with."""
         self.sights = Sights(max_rows, [spec.kind == "full" for spec in specs], self.tables)
         self.watches = Watches()
         # Of the last step, until a row or a table changes: most steps are like the one before.
@@ -62,6 +64,7 @@ class Rows:
         self._gathered = self._sampling = None
         self._adapted = [], None
         self.adapters[row] = started.adapter
+        self.namespaces[row] = started.namespace
         self.token_ids[row, : len(started.token_ids)] = started.token_ids
         for table, lens, blocks in zip(self.tables, self.table_lens, started.blocks, strict=True):
             table[row] = -1
@@ -105,9 +108,9 @@ class Rows:
     def gather(
         self, items: Sequence[PlanItem]
     ) -> tuple[ForwardBatch | DecodeBatch, list[int], I32]:
-        """The flat batch of `items`, and which rows sample: rows_L and position_L.
-
-        position_L is the index that the sampled token will have in its sequence.
+        """The flat batch of `items`, whose spans end with their drafts, and which rows sample: rows_L
+        and position_L, the index that the sampled token will have in its sequence. A row with k drafts
+        is there k + 1 times.
         """
         watch = self.watches.gather(items)
         if watch is None and all([item.sample and item.num_tokens == 1 for item in items]):
@@ -116,7 +119,13 @@ class Rows:
         stops = [item.start + item.num_tokens for item in items]
         ends = list(accumulate(item.num_tokens for item in items))
         ids, positions, slots = self._gather_spans(items)
-        sampling = [i for i, item in enumerate(items) if item.sample]
+        sampling = [
+            (row, end - after, stop - after)
+            for row, end, stop, item in zip(rows, ends, stops, items, strict=True)
+            if item.sample
+            for after in range(item.num_drafts, -1, -1)
+        ]
+        rows_L, ends_L, stops_L = map(list, zip(*sampling, strict=True)) if sampling else ([],) * 3
         batch = ForwardBatch(
             input_ids=ids,
             positions=positions,
@@ -124,15 +133,14 @@ class Rows:
             seq_lens=np.array(stops, np.int32),
             block_tables=self._block_tables(rows, table_width(max(stops))),
             slot_mapping=slots,
-            logit_rows=np.array([ends[i] - 1 for i in sampling], np.int32),
+            logit_rows=np.array(ends_L, np.int32) - np.int32(1),
             sight=self.sights.gather(rows, [item.start for item in items], stops),
             watch=watch,
         )
         adapters = self._adapters(rows)
         if adapters is not None:
             batch.adapters = np.repeat(adapters, [item.num_tokens for item in items])
-        position_L = np.array([stops[i] for i in sampling], np.int32)
-        return batch, [rows[i] for i in sampling], position_L
+        return batch, rows_L, np.array(stops_L, np.int32)
 
     def choose(
         self, items: Sequence[PlanItem], batch: ForwardBatch | DecodeBatch

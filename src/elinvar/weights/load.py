@@ -121,6 +121,17 @@ def load_weights(
     return {entry.name: as_value(entry, _gather(entry, chunks(entry))) for entry in entries}
 
 
+def packed_entries(
+    checkpoint: Checkpoint,
+    rules: Sequence[Rule],
+    config: ModelConfig,
+    weight_format: Literal["auto", "f32"] = "auto",
+) -> list[Entry]:
+    """What `load_weights` would give, without reading any of it. Raises as it does."""
+    bindings = bind(rules, checkpoint.format, config.num_layers)
+    return [item.entry for item in _plan(checkpoint, bindings, weight_format)]
+
+
 class _Packer:
     """Turns stored tensors into packed bytes and counts them."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from elinvar.base.config import DeltaConfig, KVDtype, KVSpec
+from elinvar.ops.triton.device import DeviceBlocks
 
 _DTYPES = {
     "f16": torch.float16,
@@ -33,8 +34,7 @@ class KVLayer:
     """The same; of latents the keys' own tensor, of which a value is the first `value_dim`."""
     head_dim: int
     value_dim: int
-    blocks: torch.Tensor
-    """[B, bytes] u8: the blocks, each with all the layers of a group."""
+    blocks: DeviceBlocks
     k_scales: torch.Tensor | None = None
     """[B, H, 32] f32 of int8: what a key's codes are multiplied by; they lie behind the head's codes"""
     v_scales: torch.Tensor | None = None
@@ -60,8 +60,7 @@ class StateLayer:
     """[B, taps - 1, C] inputs of the convolution before the next one, oldest first."""
     states: torch.Tensor
     """[B, H, key dim, value dim padded to 16]"""
-    blocks: torch.Tensor
-    """[B, bytes] u8: the blocks, each with all the layers of a group."""
+    blocks: DeviceBlocks
 
 
 LayerCache = KVLayer | StateLayer
@@ -88,7 +87,7 @@ def kv_layers(
             vectors[:, i, 0],
             vectors[:, i, -1],
             *dims,
-            cache,
+            DeviceBlocks(cache),
             *(None if scales is None else scales[:, i, which] for which in (0, -1)),
         )
         for i in range(len(spec.layers))
@@ -101,4 +100,4 @@ def _state_layers(c: DeltaConfig, cache: torch.Tensor, num_layers: int) -> list[
     tails = floats[..., : (c.taps - 1) * c.channels].unflatten(-1, (c.taps - 1, c.channels))
     shape = c.heads, c.key_dim, c.padded_dim
     states = floats[..., c.tail_floats :].unflatten(-1, shape)
-    return [StateLayer(c, tails[:, i], states[:, i], cache) for i in range(num_layers)]
+    return [StateLayer(c, tails[:, i], states[:, i], DeviceBlocks(cache)) for i in range(num_layers)]

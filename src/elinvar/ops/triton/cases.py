@@ -6,8 +6,12 @@ decorated while TRITON_INTERPRET was set cannot be compiled: the check has a pro
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, Literal
 
 Want = Literal["", "mma", "wgmma"]
@@ -55,8 +59,9 @@ class KernelCase:
     wants: Want = ""
     """"mma": matrix instructions of any kind. "wgmma": those of whole warp groups where a chip has
     them (wgmma on sm_90, tcgen05 on sm_100), any other's elsewhere: tiles of 64 rows and more."""
-    max_spills: int = 0
-    """Bytes of registers that a thread may spill to memory."""
+    max_spills: int = 16
+    """Bytes that a thread may spill to memory. Now and then ptxas spills one register or two of
+    kernels that use few, which costs nothing; what does not fit spills hundreds."""
     on_amd: Mapping[str, Any] = field(default_factory=dict)
     """What is launched otherwise there: constexprs, num_warps, num_stages."""
     targets: tuple[str, ...] = tuple(TARGETS)
@@ -73,20 +78,31 @@ def spills_elsewhere(*cases: KernelCase) -> list[KernelCase]:
     ]
 
 
-def compile_case(case: KernelCase, target: Target) -> Any:
-    """Triton's CompiledKernel of it: `asm` by stage, `metadata` with the shared memory.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What Triton's compiler is called with: `compile(source, target=gpu, options=options)`."""
 
-    Raises what Triton's compiler raises, and TypeError for a kernel that TRITON_INTERPRET made.
-    """
+    source: Any
+    gpu: Any
+    options: dict[str, int]
+
+    def key(self, triton_version: str) -> str:
+        """Changes with the kernel, what it calls, its arguments, the chip and the compiler."""
+        parts = f"{triton_version} {self.source.hash()} {self.gpu} {sorted(self.options.items())}"
+        return sha256(parts.encode()).hexdigest()
+
+
+def source_of(case: KernelCase, target: Target) -> Source:
+    """Raises TypeError for a kernel that was decorated under TRITON_INTERPRET."""
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
+    from triton.compiler import ASTSource
     from triton.runtime import JITFunction
 
     if not isinstance(case.kernel, JITFunction):
         raise TypeError(f"{case.name}: unset TRITON_INTERPRET, under which nothing is compiled.")
-    launch: dict[str, Any] = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     other = dict(case.on_amd) if target.backend == "hip" else {}
-    launch |= {option: other.pop(option) for option in tuple(launch) if option in other}
+    options |= {name: other.pop(name) for name in tuple(options) if name in other}
     constexprs = {**case.constexprs, **other}
     types, attrs = {}, {}
     for place, name in enumerate(case.kernel.arg_names):
@@ -98,5 +114,24 @@ def compile_case(case: KernelCase, target: Target) -> Any:
         if multiple == "16" or (kind.startswith("*") and not multiple):
             attrs[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(case.kernel, types, constexprs, attrs)
-    gpu = GPUTarget(target.backend, target.arch, target.warp_size)
-    return compile(source, target=gpu, options=launch)
+    return Source(source, GPUTarget(target.backend, target.arch, target.warp_size), options)
+
+
+def compile_case(case: KernelCase, target: Target) -> Any:
+    """Triton's CompiledKernel of it: `asm` by stage, `metadata` with the shared memory."""
+    from triton.compiler import compile
+
+    made = source_of(case, target)
+    return compile(made.source, target=made.gpu, options=made.options)
+
+
+def collect() -> list[KernelCase]:
+    """COMPILED of every module of this package, in the order of their names."""
+    cases: list[KernelCase] = []
+    for module in sorted(
+        entry.name for entry in pkgutil.iter_modules([str(Path(__file__).parent)])
+    ):
+        cases += getattr(importlib.import_module(f"{__package__}.{module}"), "COMPILED", [])
+    names = [case.name for case in cases]
+    assert len(set(names)) == len(names), f"two cases of one name among {sorted(names)}"
+    return cases

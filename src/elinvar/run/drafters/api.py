@@ -48,8 +48,8 @@ class Seen:
     batch: ForwardBatch | DecodeBatch
     sampled: Sequence[Sequence[int]]
     """Of each item: the accepted drafts and the token after them; empty where it samples nothing."""
-    hidden_TD: F32 | None
-    """States of all tokens after the last norm, where the drafter `reads_hidden`; valid until the next
+    hidden: F32 | None
+    """[T, D] of all tokens after the last norm, where the drafter `reads_hidden`; valid until the next
     forward."""
 
 

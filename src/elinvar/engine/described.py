@@ -1,0 +1,80 @@
+"""A model as its files describe it: its shape and its weights' sizes, of which nothing is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from elinvar.base.config import ModelConfig
+from elinvar.models.registry import find_family, read_config
+from elinvar.ops.layout import WeightKind
+from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
+from elinvar.weights.described import config_alone, described_checkpoint, described_entries
+from elinvar.weights.load import packed_entries
+from elinvar.weights.packfile import Entry
+from elinvar.weights.rules import as_published
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A model as its files describe it."""
+
+    config: ModelConfig
+    entries: list[Entry]
+    exact: bool
+    """Of a checkpoint; otherwise of config.json alone, without biases that only some have."""
+
+
+def describe(path: Path, weight_format: Literal["auto", "f32"] = "auto") -> Described:
+    """Raises ModelError for what is no model, or one that cannot be run."""
+    alone = config_alone(path)
+    checkpoint = described_checkpoint(alone) if alone else open_checkpoint(path)
+    try:
+        return _describe(checkpoint, weight_format, exact=alone is None)
+    finally:
+        checkpoint.close()
+
+
+def _describe(
+    checkpoint: Checkpoint, weight_format: Literal["auto", "f32"], exact: bool
+) -> Described:
+    family, config = find_family(checkpoint), read_config(checkpoint)
+    rules = as_published(family.rules(config), checkpoint.tensors)
+    if exact:
+        return Described(config, packed_entries(checkpoint, rules, config, weight_format), True)
+    entries = described_entries(checkpoint, rules, config.num_layers)
+    if weight_format == "f32":
+        entries = [Entry(e.name, e.kind if e.kind == "vector" else "f32", e.shape) for e in entries]
+    return Described(config, entries, False)
+
+
+Product = tuple[WeightKind, tuple[int, int], bool]
+"""Kind and shape of the matrix that is multiplied by, and whether it is gate above up."""
+
+_TOGETHER = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+
+
+def products(entries: Sequence[Entry]) -> dict[Product, int]:
+    """The products of a forward, but for those of experts, and how often each comes: matrices that are
+    multiplied by at once lie together, where they are of one kind."""
+    together: dict[str, list[Entry]] = {}
+    names = {entry.name for entry in entries}
+    for entry in entries:
+        if len(entry.shape) != 2 or ".experts." in entry.name or entry.name == "own_embed":
+            continue
+        if entry.name == "embed" and "head" in names:
+            continue
+        stem, _, last = entry.name.rpartition(".")
+        together.setdefault(f"{stem}.{_TOGETHER.get(last, last)}", []).append(entry)
+    found: Counter[Product] = Counter()
+    for name, parts in together.items():
+        gated = name.endswith("gate_up") and len(parts) == 2
+        joined = len({entry.kind for entry in parts}) == 1
+        for some in [parts] if joined else [[part] for part in parts]:
+            assert some[0].kind != "vector"
+            rows = sum(entry.shape[0] for entry in some)
+            found[some[0].kind, (rows, some[0].shape[1]), gated and joined] += 1
+    return dict(found)

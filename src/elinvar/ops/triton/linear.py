@@ -1,0 +1,230 @@
+"""Products with matrices of every kind (dense, W4A16 and its like, W8A8), gated ones too.
+
+y [M, N] = x [M, K] w^T, times factors, plus bias; f32 sums over ascending k (tiles.py), one rounding
+to the dtype of y. Of a gated matrix, gate above up [2 N, K], y = act(gate x) * (up x), where both are
+rounded to the dtype of y first: to the bit what `gated` makes of the product.
+
+Bits do not depend on M: tiles differ in who computes what alone. K is one ascending chain, or
+`Config.parts` chains that are added in ascending order: by one program where there are many rows,
+else by one program each and `merge`. Height of tiles: see tiles.py and Config.few.
+
+Moves, in bytes: the matrix once (N K times 2 bf16, 0.625 q4, 0.75 q5, 1.0625 q8, 0.53 mxfp4, 0.5625 nvfp4,
+1 fp8 and int8), x and y. Computes 2 M N K FLOPs. Expected on an H200 (4.3 TB/s, 770 TFLOP/s;
+not yet measured): bytes bind below some 180 rows for bf16 and 50 for q4; N = K = 4096 at one row
+takes 7.8 us as bf16 and 2.4 us as q4 at the full rate. q4 is bound by dequantising
+before it is by bytes if a weight takes more than 4 instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from elinvar.base.config import Activation
+from elinvar.ops.triton.activations import gated_product
+from elinvar.ops.triton.configs import Config
+from elinvar.ops.triton.matrices import Matrix
+from elinvar.ops.triton.tiles import one_part, place, product
+
+_ANY_ROWS = ["num_rows"]
+"""An integer that is 1 or a multiple of 16 would be compiled in: another kernel for other rows."""
+
+
+@triton.jit
+def finish(acc, factors, bias, columns, x_scales):
+    """Sums times the factors of columns and of rows, plus bias."""
+    if factors is not None:
+        acc *= tl.load(factors + columns)
+    if x_scales is not None:
+        acc *= x_scales
+    if bias is not None:
+        acc += tl.load(bias + columns)
+    return acc
+
+
+@triton.jit
+def gate_halves(acc, BLOCK_M: tl.constexpr):
+    """[BLOCK_N, BLOCK_M] with gate's outputs in its first half, up's in its second -> both"""
+    both = tl.reshape(acc, (2, acc.shape[0] // 2, BLOCK_M))
+    return tl.split(tl.permute(both, (1, 2, 0)))
+
+
+@triton.jit(do_not_specialize=_ANY_ROWS)
+def linear_kernel(x, codes, scales, extra, factors, bias, x_scales, y, num_rows, x_stride, y_stride,
+                  N: tl.constexpr, K: tl.constexpr, OUT: tl.constexpr, KIND: tl.constexpr,
+                  PACKED: tl.constexpr, ACTIVATION: tl.constexpr, PARTS: tl.constexpr,
+                  APART: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                  BLOCK_K: tl.constexpr, PTX: tl.constexpr):  # fmt: skip
+    """Grid: tiles, heads, parts. OUT: outputs of a head (all N without heads, half of them gated);
+    head h has the rows h OUT .. of w and the columns h K .. of x. APART: y is f32 [PARTS, M, N], what
+    `merge` takes."""
+    WIDTH: tl.constexpr = BLOCK_N if ACTIVATION is None else BLOCK_N // 2
+    head = tl.program_id(1)
+    tile_m, tile_n = place(tl.program_id(0), tl.cdiv(num_rows, BLOCK_M), tl.cdiv(OUT, WIDTH))
+    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows_M = tl.minimum(rows, num_rows - 1).to(tl.int64)
+    n = tl.arange(0, BLOCK_N)
+    columns_N = tile_n * WIDTH + n % WIDTH
+    if OUT % WIDTH != 0:
+        columns_N = tl.minimum(columns_N, OUT - 1)
+    columns_N += head * OUT + n // WIDTH * OUT
+    x += head * K
+    if APART:
+        part = tl.program_id(2)
+        acc = one_part(codes, scales, extra, columns_N, x, rows_M * x_stride, part,
+                       N, K, KIND, PACKED, BLOCK_K, PARTS, PTX)  # fmt: skip
+        y += part.to(tl.int64) * num_rows * N
+    else:
+        acc = product(codes, scales, extra, columns_N, x, rows_M * x_stride,
+                      N, K, KIND, PACKED, BLOCK_K, PARTS, PTX)  # fmt: skip
+        row_scales = None if x_scales is None else tl.load(x_scales + rows_M)[None, :]
+        acc = finish(acc, factors, bias, columns_N[:, None], row_scales)
+    live_M = rows[None, :] < num_rows
+    if ACTIVATION is None or APART:
+        live = live_M & (tile_n * WIDTH + n % WIDTH < OUT)[:, None]
+        tl.store(y + rows_M[None, :] * y_stride + columns_N[:, None], acc, mask=live)
+    else:
+        gate, up = gate_halves(acc, BLOCK_M)
+        kind: tl.constexpr = y.dtype.element_ty
+        out = gated_product(gate.to(kind).to(tl.float32), up.to(kind).to(tl.float32), ACTIVATION)
+        outs = tile_n * WIDTH + tl.arange(0, WIDTH)
+        live = live_M & (outs < OUT)[:, None]
+        tl.store(y + rows_M[None, :] * y_stride + outs[:, None], out, mask=live)
+
+
+@triton.jit(do_not_specialize=_ANY_ROWS)
+def merge_kernel(partial, factors, bias, x_scales, y, num_rows, y_stride, N: tl.constexpr,
+                 OUT: tl.constexpr, ACTIVATION: tl.constexpr, PARTS: tl.constexpr,
+                 BLOCK: tl.constexpr):  # fmt: skip
+    """y of the sums of parts [PARTS, M, N], f32. Grid: rows, blocks of columns."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    live = columns < OUT
+    at = tl.where(live, columns, 0)
+    row_scale = None if x_scales is None else tl.load(x_scales + row)
+    kind: tl.constexpr = y.dtype.element_ty
+    out = added(partial, row, at, num_rows, N, PARTS)
+    out = finish(out, factors, bias, at, row_scale)
+    if ACTIVATION is not None:
+        up = added(partial, row, at + OUT, num_rows, N, PARTS)
+        up = finish(up, factors, bias, at + OUT, row_scale)
+        out = gated_product(out.to(kind).to(tl.float32), up.to(kind).to(tl.float32), ACTIVATION)
+    tl.store(y + row * y_stride + columns, out, mask=live)
+
+
+@triton.jit
+def added(partial, row, columns, num_rows, N: tl.constexpr, PARTS: tl.constexpr):
+    acc = tl.zeros(columns.shape, tl.float32)
+    for part in range(PARTS):
+        acc += tl.load(partial + (part * num_rows + row) * N + columns)
+    return acc
+
+
+@triton.jit
+def gated_kernel(x, y, x_stride, N: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    live = columns < N
+    gate = tl.load(x + row * x_stride + columns, mask=live, other=0).to(tl.float32)
+    up = tl.load(x + row * x_stride + N + columns, mask=live, other=0).to(tl.float32)
+    tl.store(y + row * N + columns, gated_product(gate, up, ACTIVATION), mask=live)
+
+
+def linear(
+    x_TK: torch.Tensor,
+    weights: Sequence[Matrix],
+    bias_N: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """x w^T of matrices with one K side by side -> [T, sum of N] of `dtype`, that of x unless said."""
+    total = sum(w.shape[0] for w in weights)
+    y = x_TK.new_empty((len(x_TK), total), dtype=dtype or x_TK.dtype)
+    at = 0
+    for w in weights:
+        n = w.shape[0]
+        _launch(x_TK, w, y[:, at : at + n], bias=None if bias_N is None else bias_N[at : at + n])
+        at += n
+    return y
+
+
+def gated_linear(x_TK: torch.Tensor, both: Matrix, activation: Activation) -> torch.Tensor:
+    """act(x gate^T) * (x up^T) -> [T, N] of matrices that were joined, gate above up."""
+    y = x_TK.new_empty((len(x_TK), both.shape[0] // 2))
+    _launch(x_TK, both, y, activation=activation)
+    return y
+
+
+def head_linear(x_TK: torch.Tensor, w: Matrix, num_heads: int) -> torch.Tensor:
+    """x [T, H K] by the rows h N .. of w [H N, K] for head h -> [T, H N]"""
+    y = x_TK.new_empty((len(x_TK), w.shape[0]))
+    _launch(x_TK, w, y, heads=num_heads)
+    return y
+
+
+def quantised_linear(
+    codes_TK: torch.Tensor, scales_T: torch.Tensor, w: Matrix, dtype: torch.dtype
+) -> torch.Tensor:
+    """W8A8: rows of int8 (rows.quantise_rows), each with a scale, by an int8 matrix. Sums are exact."""
+    y = codes_TK.new_empty((len(codes_TK), w.shape[0]), dtype=dtype)
+    _launch(codes_TK, w, y, x_scales=scales_T)
+    return y
+
+
+def gated(x_TN: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """act(the first half of a row) * (the second) -> [T, N / 2]. Moves 3/2 of x."""
+    n = x_TN.shape[1] // 2
+    y = x_TN.new_empty((len(x_TN), n))
+    grid = len(x_TN), triton.cdiv(n, 1024)
+    if len(x_TN):
+        gated_kernel[grid](x_TN, y, x_TN.stride(0), n, activation, 1024)
+    return y
+
+
+def _launch(
+    x: torch.Tensor,
+    w: Matrix,
+    y: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    x_scales: torch.Tensor | None = None,
+    activation: Activation | None = None,
+    heads: int = 1,
+) -> None:
+    rows, (n, k) = len(x), w.shape
+    if not rows:
+        return
+    out = n // heads if activation is None else n // 2
+    config = w.config
+    block_m = row_tile(config, rows)
+    width = config.block_n if activation is None else config.block_n // 2
+    tiles = triton.cdiv(rows, block_m) * triton.cdiv(out, width)
+    apart = config.parts > 1 and rows <= config.block_m and heads == 1
+    target = x.new_empty((config.parts, rows, n), dtype=torch.float32) if apart else y
+    linear_kernel[(tiles, heads, config.parts if apart else 1)](
+        x, *w.tensors, w.factors, bias, x_scales, target, rows, x.stride(0), target.stride(-2),
+        n, k, out, w.kind, w.packed, activation, config.parts, apart,
+        block_m, config.block_n, config.block_k, ptx(x),
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    if apart:
+        merge_kernel[(rows, triton.cdiv(out, 512))](
+            target, w.factors, bias, x_scales, y, rows, y.stride(0),
+            n, out, activation, config.parts, 512,
+        )  # fmt: skip
+
+
+def ptx(x: torch.Tensor) -> bool:
+    """Whether kernels on x may hold NVIDIA's instructions; bits are the same without."""
+    return x.is_cuda and torch.version.hip is None
+
+
+def row_tile(config: Config, rows: int) -> int:
+    """Height of the tiles of a product with so many rows."""
+    return config.few if config.few is not None and rows <= config.few else config.block_m
+
+
+COMPILED: list[Any] = []

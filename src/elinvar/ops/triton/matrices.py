@@ -1,0 +1,210 @@
+"""How matrices lie in a GPU's memory: what the panels of ops/layout.py become at load time.
+
+A Matrix is w [N, K] (out, in), or E of them (experts) with [E] before every shape here. Floats, fp8
+and int8 lie by rows: codes [N, K]. The others are packed: pieces of 64 dims one after the other, of
+each piece row after row, so that a tile of any height is one run of bytes. With P = K / 64 pieces (K
+padded to a multiple of 128 by groups that are 0):
+
+    q4      codes [P, N, 32]: byte j holds dim j of the piece in its low, 32 + j in its high nibble;
+            scales i32 [2 P, N], of each group of 32: f16 scale, above it f16 min
+    q5      the same, and extra i32 [2 P, N]: bit j is the fifth of code j of the group
+    q8      codes int8 [P, N, 64]; scales i32 [P, N]: f16 scales of both groups
+    mxfp4   codes as q4, of e2m1; scales i32 [P / 2, N]: four e8m0, of groups of 32
+    nvfp4   codes as q4, of e2m1; scales i32 [P, N]: four e4m3, of groups of 16; factors
+    fp8     codes e4m3 [N, K]; scales f32 [N / 128, K / 128] of blocks, rounded up, or factors
+    int8    codes [N, K], factors: multiplied with rows of int8 (w8a8.py)
+
+Scales are words of 32 bits, as asynchronous copies to shared memory take no less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from elinvar.ops.layout import Weight, unpack, unpack_codes
+from elinvar.ops.triton.configs import Config, default
+
+DeviceKind = Literal[
+    "f32", "bf16", "f16", "fp8", "int8", "q4", "q5", "q8", "mxfp4", "nvfp4"
+]  # fmt: skip
+PACKED = ("q4", "q5", "q8", "mxfp4", "nvfp4")
+PIECE = 64
+_PAD = 128
+_FLOATS: dict[torch.dtype, DeviceKind] = {
+    torch.float32: "f32",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+}
+_ROWS_LAST = {"codes": -2, "scales": -1, "extra": -1, "factors": -1}
+"""Where the outputs N are in each tensor of a packed kind."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matrix:
+    kind: DeviceKind
+    shape: tuple[int, int]
+    """(N, K): outputs, inputs."""
+    codes: torch.Tensor
+    scales: torch.Tensor | None = None
+    extra: torch.Tensor | None = None
+    factors: torch.Tensor | None = None
+    """f32 [N]: what finished sums are multiplied by."""
+    experts: int | None = None
+    """How many lie one after the other; None: it is one matrix."""
+    tuned: Config | None = None
+
+    @property
+    def config(self) -> Config:
+        """The one configuration of its products, whatever they are multiplied with."""
+        return self.tuned or default(self.kind)
+
+    @property
+    def packed(self) -> bool:
+        return self.kind in PACKED
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor | None, ...]:
+        return self.codes, self.scales, self.extra
+
+    @property
+    def nbytes(self) -> int:
+        held = (*self.tensors, self.factors)
+        return sum(t.numel() * t.element_size() for t in held if t is not None)
+
+
+def from_weight(w: Weight, dtype: torch.dtype, device: torch.device | str) -> Matrix:
+    """What the cpu provider packed, for activations of `dtype`. A float matrix is rounded to dtype,
+    but for f32, which stays (routers)."""
+    if w.kind == "f32" or dtype == torch.float32 and w.kind in ("f16", "bf16"):
+        return dense(torch.from_numpy(unpack(w)).to(device))
+    if w.kind in ("f16", "bf16"):
+        return dense(torch.from_numpy(unpack(w)).to(device).to(dtype))
+    codes, scales, mins = unpack_codes(w)
+    arrays = [codes, scales] if mins is None else [codes, scales, mins]
+    return grouped(w.kind, *(torch.from_numpy(a).to(device) for a in arrays))
+
+
+def dense(w_NK: torch.Tensor) -> Matrix:
+    n, k = w_NK.shape
+    return Matrix(_FLOATS[w_NK.dtype], (n, k), w_NK.contiguous())
+
+
+def grouped(
+    kind: Any, codes_NK: torch.Tensor, scales_NG: torch.Tensor, mins_NG: torch.Tensor | None = None
+) -> Matrix:
+    """q4, q5, q8 of codes (any integers), and scales and mins that f16 can hold."""
+    n, k = codes_NK.shape
+    pieces = _pieces(codes_NK)
+    scales = _halves(scales_NG, k)
+    if kind == "q8":
+        words = _words(scales.view(n, -1, 2))
+        return Matrix(kind, (n, k), pieces.to(torch.int8).contiguous(), words)
+    assert mins_NG is not None
+    words = _words(torch.stack([scales, _halves(mins_NG, k)], -1))
+    fifth = None
+    if kind == "q5":
+        groups = _padded(codes_NK).view(n, -1, 32).to(torch.int64) >> 4
+        bits = (groups << torch.arange(32, device=groups.device)).sum(-1)
+        fifth = _int32(bits).T.contiguous()
+    return Matrix(kind, (n, k), _nibbles(pieces & 15), words, fifth)
+
+
+def fp8(codes_NK: torch.Tensor, scales: torch.Tensor) -> Matrix:
+    """Bytes of e4m3, and scales: of the whole [], of channels [N] or [N, 1], or of blocks of 128 by
+    128 [N / 128, K / 128], rounded up. Who has one row and one block of columns has a block."""
+    n, k = codes_NK.shape
+    codes, scales = codes_NK.view(torch.uint8).contiguous(), scales.float()
+    if scales.shape == (-(-n // 128), -(-k // 128)):
+        return Matrix("fp8", (n, k), codes, scales.contiguous())
+    return Matrix("fp8", (n, k), codes, factors=scales.reshape(-1).expand(n).contiguous())
+
+
+def int8(codes_NK: torch.Tensor, scales_N: torch.Tensor) -> Matrix:
+    n, k = codes_NK.shape
+    return Matrix("int8", (n, k), codes_NK.contiguous(), factors=scales_N.float().contiguous())
+
+
+def mxfp4(codes_NK: torch.Tensor, scales_NG: torch.Tensor) -> Matrix:
+    """Codes of e2m1 (0..15) and bytes of e8m0, a group of 32 (OCP Microscaling Formats 1.0)."""
+    n, k = codes_NK.shape
+    words = _int32(_bytes(scales_NG, k, 32)).T.contiguous()
+    return Matrix("mxfp4", (n, k), _nibbles(_pieces(codes_NK)), words)
+
+
+def nvfp4(codes_NK: torch.Tensor, scales_NG: torch.Tensor, scale: torch.Tensor) -> Matrix:
+    """Codes of e2m1, bytes of e4m3 a group of 16, and one f32 scale [] for all."""
+    n, k = codes_NK.shape
+    words = _int32(_bytes(scales_NG.view(torch.uint8), k, 16)).T.contiguous()
+    factors = scale.float().reshape(1).expand(n).contiguous()
+    return Matrix("nvfp4", (n, k), _nibbles(_pieces(codes_NK)), words, factors=factors)
+
+
+def join(parts: Sequence[Matrix]) -> Matrix | None:
+    """Matrices of one kind, one below the other, or None where they cannot be: of several kinds, or
+    of blocks that a border would cut."""
+    first = parts[0]
+    kinds = {(m.kind, m.scales is None, m.factors is None) for m in parts}
+    blocks = first.kind == "fp8" and first.scales is not None
+    if len(kinds) > 1 or blocks and any(m.shape[0] % 128 for m in parts[:-1]):
+        return None
+    joined = {}
+    for name, packed_dim in _ROWS_LAST.items():
+        tensors = [getattr(m, name) for m in parts]
+        dim = packed_dim if first.packed or name == "factors" else -2
+        joined[name] = None if tensors[0] is None else torch.cat(tensors, dim)
+    shape = sum(m.shape[0] for m in parts), first.shape[1]
+    return replace(first, shape=shape, **joined)
+
+
+def stack(parts: Sequence[Matrix]) -> Matrix:
+    """Experts of one kind and shape, [E] before every shape."""
+    stacked = {
+        name: None if getattr(parts[0], name) is None else torch.stack(
+            [getattr(m, name) for m in parts]
+        )
+        for name in _ROWS_LAST
+    }  # fmt: skip
+    return replace(parts[0], experts=len(parts), **stacked)
+
+
+def _padded(a_NK: torch.Tensor, to: int = _PAD) -> torch.Tensor:
+    return torch.nn.functional.pad(a_NK, (0, -a_NK.shape[1] % to))
+
+
+def _pieces(codes_NK: torch.Tensor) -> torch.Tensor:
+    """-> [P, N, 64]"""
+    padded = _padded(codes_NK)
+    return padded.view(len(padded), -1, PIECE).transpose(0, 1)
+
+
+def _nibbles(pieces: torch.Tensor) -> torch.Tensor:
+    low, high = pieces.to(torch.uint8).split(PIECE // 2, -1)
+    return (low | (high << 4)).contiguous()
+
+
+def _halves(values_NG: torch.Tensor, k: int) -> torch.Tensor:
+    """f16 bits [N, 2 P], as int16."""
+    return _padded(values_NG.to(torch.float16), -(-k // _PAD) * _PAD // 32).view(torch.int16)
+
+
+def _words(halves: torch.Tensor) -> torch.Tensor:
+    """[N, G, 2] int16 -> [G, N] int32, the first of two below"""
+    return halves.contiguous().view(torch.int32).squeeze(-1).T.contiguous()
+
+
+def _bytes(scales_NG: torch.Tensor, k: int, group: int) -> torch.Tensor:
+    """[N, G] bytes -> int64 words of four, padded with those that K is padded by"""
+    fours = _padded(scales_NG, -(-k // _PAD) * _PAD // group)
+    fours = fours.view(len(fours), -1, 4).to(torch.int64)
+    return (fours << torch.arange(0, 32, 8, device=fours.device)).sum(-1)
+
+
+def _int32(words: torch.Tensor) -> torch.Tensor:
+    """The low 32 bits."""
+    return (words - ((words >> 31) << 32)).to(torch.int32)
+
+

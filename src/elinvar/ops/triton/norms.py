@@ -1,0 +1,224 @@
+"""Kernels that norm rows. What they compute: ops/api.py.
+
+A program has a row, all of it at once, so that it is read once; its sums are the trees that one
+width of a tile gives, for every number of rows. Bytes are per element, of inputs in f32 and of a
+result `a` bytes wide: 2 where it is made for a matrix product, else 4.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from elinvar.ops.triton.cases import KernelCase
+
+
+@triton.jit
+def _norm_kernel(x, y, gain, bias, total, out, eps, D: tl.constexpr, CENTRED: tl.constexpr,
+                 BLOCK: tl.constexpr):  # fmt: skip
+    """total: where x + y goes, where there is a y."""
+    row = tl.program_id(0).to(tl.int64) * D
+    at = tl.arange(0, BLOCK)
+    inside = at < D
+    value = tl.load(x + row + at, inside, 0.0).to(tl.float32)
+    if y is not None:
+        value += tl.load(y + row + at, inside, 0.0).to(tl.float32)
+        tl.store(total + row + at, value, inside)
+    if CENTRED:
+        value = tl.where(inside, value - tl.sum(value, 0) / D, 0.0)
+    inverse = 1.0 / tl.sqrt_rn(tl.sum(value * value, 0) / D + eps)
+    value = value * inverse * tl.load(gain + at, inside, 0.0)
+    if bias is not None:
+        value += tl.load(bias + at, inside, 0.0)
+    tl.store(out + row + at, value.to(out.dtype.element_ty), inside)
+
+
+def rms_norm(
+    x_TD: torch.Tensor, gain_D: torch.Tensor, eps: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """4 + a bytes."""
+    return _norm(x_TD, None, gain_D, None, eps, dtype, centred=False)[1]
+
+
+def add_rms_norm(
+    x_TD: torch.Tensor, y_TD: torch.Tensor, gain_D: torch.Tensor, eps: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """12 + a bytes."""
+    return _norm(x_TD, y_TD, gain_D, None, eps, dtype, centred=False)
+
+
+def layer_norm(
+    x_TD: torch.Tensor,
+    gain_D: torch.Tensor,
+    bias_D: torch.Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """4 + a bytes."""
+    return _norm(x_TD, None, gain_D, bias_D, eps, dtype, centred=True)[1]
+
+
+def add_layer_norm(
+    x_TD: torch.Tensor,
+    y_TD: torch.Tensor,
+    gain_D: torch.Tensor,
+    bias_D: torch.Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """12 + a bytes."""
+    return _norm(x_TD, y_TD, gain_D, bias_D, eps, dtype, centred=True)
+
+
+def _norm(
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    gain: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    centred: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = x.contiguous(), None if y is None else y.contiguous()
+    out = torch.empty_like(x, dtype=dtype)
+    total = x if y is None else torch.empty_like(x, dtype=torch.float32)
+    rows, dim = x.shape
+    block = triton.next_power_of_2(dim)
+    _norm_kernel[rows,](
+        x, y, gain, bias, total, out, eps, dim, centred, block, num_warps=_warps(block)
+    )
+    return total, out
+
+
+def _warps(block: int) -> int:
+    """16 to 32 elements a thread, where a row is long enough for more than one warp."""
+    return min(max(block // 1024, 1), 16)
+
+
+@triton.jit
+def _gated_norm_kernel(x, gate, gain, out, gate_stride, first, eps, HEADS: tl.constexpr,
+                       D: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * D
+    at = tl.arange(0, BLOCK)
+    inside = at < D
+    place = row * HEADS * D + head + at
+    value = tl.load(x + place, inside, 0.0).to(tl.float32)
+    inverse = 1.0 / tl.sqrt_rn(tl.sum(value * value, 0) / D + eps)
+    value = value * inverse * tl.load(gain + at, inside, 0.0)
+    g = tl.load(gate + row * gate_stride + first + head + at, inside, 0.0)
+    value = value * (g / (1.0 + tl.exp(-g)))
+    tl.store(out + place, value.to(out.dtype.element_ty), inside)
+
+
+def gated_rms_norm(
+    x_TN: torch.Tensor,
+    gate_TN: torch.Tensor,
+    first: int,
+    gain_D: torch.Tensor,
+    eps: float,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """8 + a bytes."""
+    x, gate, dim = x_TN.contiguous(), gate_TN.contiguous(), len(gain_D)
+    out, heads = torch.empty_like(x, dtype=dtype), x.shape[1] // dim
+    block = triton.next_power_of_2(dim)
+    _gated_norm_kernel[len(x), heads](
+        x, gate, gain_D, out, gate.shape[1], first, eps, heads, dim, block, num_warps=1
+    )
+    return out
+
+
+@triton.jit
+def _match_kernel(x, y, out, D: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * D
+    at = tl.arange(0, BLOCK)
+    inside = at < D
+    a = tl.load(x + row + at, inside, 0.0).to(tl.float32)
+    b = tl.load(y + row + at, inside, 0.0).to(tl.float32)
+    own = tl.sqrt_rn(tl.maximum(tl.sum(a * a, 0) / D, 1e-5))
+    wanted = tl.sqrt_rn(tl.sum(b * b, 0) / D)
+    tl.store(out + row + at, a * tl.div_rn(wanted, own), inside)
+
+
+def match_rms(x_TD: torch.Tensor, y_TD: torch.Tensor) -> torch.Tensor:
+    """12 bytes."""
+    x, y, dim = x_TD.contiguous(), y_TD.contiguous(), x_TD.shape[1]
+    out, block = torch.empty_like(x, dtype=torch.float32), triton.next_power_of_2(dim)
+    _match_kernel[len(x),](x, y, out, dim, block, num_warps=_warps(block))
+    return out
+
+
+@triton.jit
+def _sparsify_kernel(x, out, deviations, D: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * D
+    at = tl.arange(0, BLOCK)
+    inside = at < D
+    value = tl.load(x + row + at, inside, 0.0).to(tl.float32)
+    mean = tl.sum(value, 0) / D
+    centred = tl.where(inside, value - mean, 0.0)
+    least = mean + deviations * tl.sqrt_rn(tl.sum(centred * centred, 0) / D)
+    tl.store(out + row + at, tl.maximum(value - least, 0.0), inside)
+
+
+def sparsify(x_TN: torch.Tensor, deviations: float) -> torch.Tensor:
+    """8 bytes."""
+    x, dim = x_TN.contiguous(), x_TN.shape[1]
+    out, block = torch.empty_like(x, dtype=torch.float32), triton.next_power_of_2(dim)
+    _sparsify_kernel[len(x),](x, out, deviations, dim, block, num_warps=_warps(block))
+    return out
+
+
+_ADDED = {"x": "*fp32", "y": "*fp32", "gain": "*fp32", "total": "*fp32", "out": "*bf16"}
+COMPILED = [
+    KernelCase(
+        "norm/rms-4096",
+        _norm_kernel,
+        {"x": "*fp32", "gain": "*fp32", "total": "*fp32", "out": "*bf16", "eps": "fp32"},
+        {"y": None, "bias": None, "D": 4096, "CENTRED": False, "BLOCK": 4096},
+    ),
+    KernelCase(
+        "norm/add-rms-4096",
+        _norm_kernel,
+        {**_ADDED, "eps": "fp32"},
+        {"bias": None, "D": 4096, "CENTRED": False, "BLOCK": 4096},
+    ),
+    KernelCase(
+        "norm/add-rms-16384",
+        _norm_kernel,
+        {**_ADDED, "eps": "fp32"},
+        {"bias": None, "D": 16384, "CENTRED": False, "BLOCK": 16384},
+        num_warps=16,
+    ),
+    KernelCase(
+        "norm/add-layer-2560",
+        _norm_kernel,
+        {**_ADDED, "bias": "*fp32", "eps": "fp32"},
+        {"D": 2560, "CENTRED": True, "BLOCK": 4096},
+    ),
+    KernelCase(
+        "gated_norm/128",
+        _gated_norm_kernel,
+        {
+            **{"x": "*fp32", "gate": "*fp32", "gain": "*fp32", "out": "*bf16"},
+            **{"gate_stride": "i32", "first": "i32:16", "eps": "fp32"},
+        },
+        {"HEADS": 32, "D": 128, "BLOCK": 128},
+        num_warps=1,
+    ),
+    KernelCase(
+        "match_rms/2048",
+        _match_kernel,
+        {"x": "*fp32", "y": "*fp32", "out": "*fp32"},
+        {"D": 2048, "BLOCK": 2048},
+        num_warps=2,
+    ),
+    KernelCase(
+        "sparsify/16384",
+        _sparsify_kernel,
+        {"x": "*fp32", "out": "*fp32", "deviations": "fp32"},
+        {"D": 16384, "BLOCK": 16384},
+        num_warps=16,
+    ),
+]

@@ -1,0 +1,280 @@
+"""The `triton` provider: kernels of this package on torch tensors, on one GPU (docs/design/038).
+
+What enters a matrix product is in the dtype of activations (`dtype`: that of the model's matrices, bf16
+where they are quantised); what leaves one, the residual stream and logits are f32. Arrays that a model
+holds are known by identity and uploaded once; a step's numbers come by `upload`. Results of sampling
+are numpy arrays again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from elinvar.base.batch import ForwardBatch
+from elinvar.base.config import Activation, KVSpec, ModelConfig, Scoring
+from elinvar.ops.arguments import Experts, Lora, SampleArgs, SampleResult
+from elinvar.ops.layout import Weight
+from elinvar.ops.triton import (
+    attention,
+    gather,
+    linear,
+    lora,
+    moe,
+    norms,
+    rope,
+    route,
+    rows,
+)
+from elinvar.ops.triton.caches import KVLayer, StateLayer, kv_layers
+from elinvar.ops.triton.device import INTERPRETER, find_device, free_memory
+from elinvar.ops.triton.recording import Recording, capture
+from elinvar.ops.triton.upload import Constants, Upload
+from elinvar.ops.triton.weights import Matrices
+
+T = torch.Tensor
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+class TritonOps:
+    name = "triton"
+
+    def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        """dtype: of activations, until `prepare` has seen a model."""
+        self.device = find_device()
+        self.dtype = dtype
+        self._matrices = Matrices(self.device, dtype)
+        self._constant = Constants(self.device)
+        self._recording: Recording | None = None
+        self._pool = None if INTERPRETER else torch.cuda.graph_pool_handle()
+        self._expected = 0
+
+    # ---- where arrays are -------------------------------------------------------------------
+
+    def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
+        return list(kv_layers(spec, num_blocks + 1, self.device))
+
+    def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
+        """Matrices are uploaded at their first use, when it is known which are multiplied by at once."""
+        sizes = dict.fromkeys(_DTYPES, 0)
+        matrices = [w for w in weights.values() if isinstance(w, Weight)]
+        for w in matrices:
+            sizes[w.kind if w.kind in sizes else "bf16"] += w.nbytes
+        self.dtype = _DTYPES[max(sizes, key=lambda kind: sizes[kind])]
+        self._expected = sum(w.nbytes for w in matrices)
+        self._matrices.clear(self.dtype)
+
+    def available_memory(self) -> int | None:
+        free = free_memory(self.device)
+        return None if free is None else max(free - self._expected, 0)
+
+    def upload(self, batch: ForwardBatch) -> ForwardBatch:
+        if self._recording is not None:
+            return self._recording.upload(batch)
+        upload = Upload(batch, self.device)
+        upload.fill()
+        return upload.batch
+
+    def graph_size(self, count: int) -> int:
+        """Powers of two to 8, then multiples of 8, from 64 on of 16."""
+        if count <= 8:
+            return 1 << (count - 1).bit_length()
+        step = 8 if count <= 64 else 16
+        return -(-count // step) * step
+
+    def record(self, run: Callable[[], T]) -> Callable[[], T]:
+        recording = Recording(self.device)
+
+        def recorded() -> T:
+            self._recording, self._constant.used = recording, recording.constants
+            try:
+                return run()
+            finally:
+                self._recording = self._constant.used = None
+
+        recorded()
+        if not INTERPRETER:
+            return capture(recording, recorded, self._pool)
+
+        def replay() -> T:
+            recording.fill()
+            return recorded()
+
+        return replay
+
+    def _input(self, x: T) -> T:
+        """As a product takes it: a copy where a family has no norm before."""
+        return x.to(self.dtype)
+
+    # ---- rows -------------------------------------------------------------------------------
+
+    def embed(self, ids_T: T, w_VD: Weight, scale: float) -> T:
+        return gather.embed(ids_T, self._matrices.one(w_VD), scale, torch.float32)
+
+    def rms_norm(self, x_TD: T, gain_D: Any, eps: float) -> T:
+        return norms.rms_norm(x_TD, self._constant(gain_D), eps, self.dtype)
+
+    def add(self, x_TD: T, y_TD: T) -> T:
+        return rows.add(x_TD, y_TD)
+
+    def concat(self, x_TD: T, y_TE: T) -> T:
+        return torch.cat([x_TD, y_TE], 1)
+
+    def add_rms_norm(self, x_TD: T, y_TD: T, gain_D: Any, eps: float) -> tuple[T, T]:
+        return norms.add_rms_norm(x_TD, y_TD, self._constant(gain_D), eps, self.dtype)
+
+    def layer_norm(self, x_TD: T, gain_D: Any, bias_D: Any, eps: float) -> T:
+        gains = self._constant(gain_D), self._constant(bias_D)
+        return norms.layer_norm(x_TD, *gains, eps, self.dtype)
+
+    def add_layer_norm(
+        self, x_TD: T, y_TD: T, gain_D: Any, bias_D: Any, eps: float
+    ) -> tuple[T, T]:
+        gains = self._constant(gain_D), self._constant(bias_D)
+        return norms.add_layer_norm(x_TD, y_TD, *gains, eps, self.dtype)
+
+    def scale(self, x_TD: T, factor: float) -> T:
+        return rows.scale(x_TD, factor)
+
+    def scale_heads(self, q_THD: T, positions_T: T, factors_P: Any) -> T:
+        return rows.scale_heads(q_THD, positions_T, self._constant(factors_P))
+
+    def softcap(self, x_TD: T, cap: float) -> T:
+        return rows.softcap(x_TD, cap)
+
+    def activate(self, x_TD: T, activation: Activation) -> T:
+        return rows.activate(x_TD, activation, self.dtype)
+
+    def gated(self, x_TN: T, activation: Activation) -> T:
+        return rows.gated(x_TN, activation, self.dtype)
+
+    def mul(self, x_TD: T, y_TN: Any, start: int = 0) -> T:
+        return rows.mul(x_TD, self._constant(y_TN), start)
+
+    def mix(self, xs_TD: Sequence[T], coefs_TC: T) -> T:
+        return rows.mix(xs_TD, coefs_TC)
+
+    def sparsify(self, x_TN: T, deviations: float) -> T:
+        return norms.sparsify(x_TN, deviations)
+
+    def match_rms(self, x_TD: T, y_TD: T) -> T:
+        return norms.match_rms(x_TD, y_TD)
+
+    def gated_rms_norm(self, x_TN: T, gate_TN: T, first: int, gain_D: Any, eps: float) -> T:
+        gain = self._constant(gain_D)
+        return norms.gated_rms_norm(x_TN, gate_TN, first, gain, eps, self.dtype)
+
+    def sigmoid_gate(self, x_TN: T, gate_TN: T) -> T:
+        return rows.sigmoid_gate(x_TN, gate_TN, self.dtype)
+
+    def pool(self, x_TD: T, starts: Any, weights_T: Any) -> T:
+        return rows.pool(x_TD, self._constant(starts), self._constant(weights_T))
+
+    # ---- products ---------------------------------------------------------------------------
+
+    def linear(self, x_TK: T, weights: Sequence[Weight], bias_N: Any = None) -> T:
+        found = self._matrices.joined(tuple(weights))
+        return linear.linear(self._input(x_TK), found, self._constant(bias_N), torch.float32)
+
+    def gated_linear(self, x_TK: T, gate: Weight, up: Weight, activation: Activation) -> T:
+        found = self._matrices.joined((gate, up))
+        if len(found) > 1:
+            return self.gated(self.linear(x_TK, (gate, up)), activation)
+        return linear.gated_linear(self._input(x_TK), found[0], activation)
+
+    def head_linear(self, x_TK: T, w: Weight, num_heads: int) -> T:
+        return linear.head_linear(self._input(x_TK), self._matrices.one(w), num_heads)
+
+    def lora(self, y_TN: T, x_TK: T, adapters_T: T, lora_: Lora) -> None:
+        for part in self._matrices.lora(lora_):
+            lora.lora(y_TN, self._input(x_TK), adapters_T, part)
+
+    def route(
+        self,
+        logits_TE: T,
+        k: int,
+        scoring: Scoring,
+        renormalise: bool,
+        scaling: float,
+        bias_E: Any = None,
+        num_groups: int = 1,
+        top_groups: int = 1,
+    ) -> tuple[T, T]:
+        how = k, scoring, renormalise, scaling, self._constant(bias_E), num_groups, top_groups
+        return route.route(logits_TE, *how)
+
+    def moe(
+        self,
+        x_TD: T,
+        ids_TK: T,
+        weights_TK: T,
+        experts: Experts,
+        activation: Activation,
+        scale_inputs: bool = False,
+    ) -> T:
+        found = self._matrices.experts(experts)
+        routed = ids_TK, weights_TK, found, activation, scale_inputs
+        return moe.moe(self._input(x_TD), *routed)
+
+    # ---- keys and values --------------------------------------------------------------------
+
+    def rope_write(
+        self,
+        qkv_TN: T,
+        positions_T: T,
+        rope_PD: Any,
+        kv: KVLayer,
+        slots_T: T,
+        num_heads: int,
+        q_gain_D: Any,
+        k_gain_D: Any,
+        eps: float,
+        v_gain_D: Any = None,
+    ) -> T:
+        q_gain, k_gain, v_gain = map(self._constant, (q_gain_D, k_gain_D, v_gain_D))
+        table = self._table(rope_PD)
+        where = positions_T, table, kv, slots_T, num_heads
+        return rope.rope_write(qkv_TN, *where, q_gain, k_gain, eps, v_gain, self.dtype)
+
+    def rope_queries(
+        self, q_TN: T, positions_T: T, rope_PD: Any, num_heads: int, gain_D: Any, eps: float
+    ) -> T:
+        table, gain = self._table(rope_PD), self._constant(gain_D)
+        return rope.rope_queries(q_TN, positions_T, table, num_heads, gain, eps, self.dtype)
+
+    def _table(self, rope_PD: Any) -> T:
+        """One without columns, which is made anew at each call, is not looked for."""
+        return self._constant(rope_PD) if rope_PD.shape[1] else torch.empty(0, 0, device=self.device)
+
+    def attention(
+        self,
+        q_THD: T,
+        kv: KVLayer,
+        query_start_loc: T,
+        seq_lens: T,
+        block_table_RB: T,
+        positions_T: T,
+        scale: float,
+        window: int | None,
+        *,
+        softcap: float | None = None,
+        sinks_H: Any = None,
+        chunk: int | None = None,
+        first: int = 0,
+    ) -> T:
+        out = attention.attention(
+            q_THD,
+            kv,
+            query_start_loc,
+            block_table_RB,
+            positions_T,
+            scale,
+            window,
+            softcap=softcap,
+            sinks_H=self._constant(sinks_H),
+            chunk=chunk,
+            first=first,
+        )
+        return out.flatten(1)

@@ -1,0 +1,64 @@
+"""The configurations that `elinvar tune` has measured on a device: a file of JSON.
+
+{"device": "NVIDIA H200", "triton": "3.6.0", "configs": {"bf16/4096x14336": {"block_m": 128, ...},
+"experts/128/q4/768x2048": {...}}}; a shape is N x K. Another table means other bits, so it belongs
+to what an engine says of itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+from elinvar.base.errors import InputError
+from elinvar.ops.triton.configs import Config
+from elinvar.ops.triton.matrices import Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    device: str
+    """As the driver names it."""
+    triton: str
+    """The version that compiled what was measured: another makes other kernels."""
+    configs: Mapping[str, Config] = field(default_factory=dict)
+
+    def fit(self, w: Matrix) -> Matrix:
+        """w with what was measured for its shape, or as it is."""
+        config = self.configs.get(name(w))
+        return w if config is None else replace(w, tuned=config)
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def name(w: Matrix) -> str:
+    """Under which a matrix is in the table."""
+    n, k = w.shape
+    experts = "" if w.experts is None else f"experts/{w.experts}/"
+    return f"{experts}{w.kind}/{n}x{k}"
+
+
+def read(path: Path) -> Table:
+    """Raises InputError, in one sentence, for a file that is no such table."""
+    try:
+        document = json.loads(path.read_text())
+        configs = {key: _config(key, value) for key, value in document["configs"].items()}
+        return Table(str(document["device"]), str(document["triton"]), configs)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is no table of tuned kernels ({error}): run `elinvar tune`."
+        ) from None
+
+
+def _config(key: str, value: Mapping[str, int | None]) -> Config:
+    config = Config(**value)  # type: ignore[arg-type]
+    for f in fields(Config):
+        number = getattr(config, f.name)
+        if f.name == "few" and number is None:
+            continue
+        if type(number) is not int or number < 1:
+            raise ValueError(f"{f.name} of {key} is {number!r}, not a number from 1 on")
+    return config

@@ -25,7 +25,8 @@ from typing import Any, Literal
 
 import torch
 
-from elinvar.ops.layout import Weight, unpack, unpack_codes
+from elinvar.ops.layout import QUANTISED, Weight
+from elinvar.ops.triton import panels
 from elinvar.ops.triton.configs import Config, default
 
 DeviceKind = Literal[
@@ -79,13 +80,10 @@ class Matrix:
 def from_weight(w: Weight, dtype: torch.dtype, device: torch.device | str) -> Matrix:
     """What the cpu provider packed, for activations of `dtype`. A float matrix is rounded to dtype,
     but for f32, which stays (routers)."""
-    if w.kind == "f32" or (dtype == torch.float32 and w.kind in ("f16", "bf16")):
-        return dense(torch.from_numpy(unpack(w)).to(device))
-    if w.kind in ("f16", "bf16"):
-        return dense(torch.from_numpy(unpack(w)).to(device).to(dtype))
-    codes, scales, mins = unpack_codes(w)
-    arrays = [codes, scales] if mins is None else [codes, scales, mins]
-    return grouped(w.kind, *(torch.from_numpy(a).to(device) for a in arrays))
+    if w.kind in QUANTISED:
+        return grouped(w.kind, *panels.codes(w, device))
+    values = panels.floats(w, device)
+    return dense(values if w.kind == "f32" else values.to(dtype))
 
 
 def dense(w_NK: torch.Tensor) -> Matrix:
@@ -151,7 +149,7 @@ def join(parts: Sequence[Matrix]) -> Matrix | None:
     blocks = first.kind == "fp8" and first.scales is not None
     if len(kinds) > 1 or (blocks and any(m.shape[0] % 128 for m in parts[:-1])):
         return None
-    joined = {}
+    joined: dict[str, Any] = {}
     for name, packed_dim in _ROWS_LAST.items():
         tensors = [getattr(m, name) for m in parts]
         dim = packed_dim if first.packed or name == "factors" else -2
@@ -162,7 +160,7 @@ def join(parts: Sequence[Matrix]) -> Matrix | None:
 
 def stack(parts: Sequence[Matrix]) -> Matrix:
     """Experts of one kind and shape, [E] before every shape."""
-    stacked = {
+    stacked: dict[str, Any] = {
         name: None if getattr(parts[0], name) is None else torch.stack(
             [getattr(m, name) for m in parts]
         )

@@ -325,6 +325,8 @@ class EngineConfig:
     `off`; or names of base.drafts.DRAFTERS, with commas between."""
     draft_model: str | None = None
     """A smaller model, or heads for this one, that drafts."""
+    draft_aside: bool = False
+    """That model runs in a process of its own, and nobody waits for it."""
     max_drafts: int = 16
     """Of a request in a step, at most."""
 
@@ -354,6 +356,8 @@ class EngineConfig:
                 f"num_threads must be at most {MAX_THREADS}, got {self.num_threads}.",
             )
         check_positive("ageing_s", self.ageing_s)
+        if self.draft_aside and self.draft_model is None:
+            raise InputError("draft_aside", "draft_aside needs a draft_model, which it sets aside.")
         for drafter in self.drafters or ():
             if drafter not in DRAFTERS:
                 raise InputError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-DRAFTERS = ("forced", "suffix")
-"""By name. What they are is said in run/drafters."""
+DRAFTERS = ("forced", "suffix", "mtp", "early-exit")
+"""Those that may be asked for by name (see run/drafters); others come with a draft model."""
 MOST_PLACES = 32
 
 

@@ -31,7 +31,9 @@ class Spelling(Protocol):
     """What is needed of a tokenizer."""
 
     bos_id: int | None
-    special_ids: Container[int]
+
+    @property
+    def special_ids(self) -> Container[int]: ...
 
     def encode(self, text: str, add_special: bool = True) -> list[int]: ...
 

@@ -16,6 +16,7 @@ from anthropic.types.beta import message_create_params as beta_params
 from ollama import _types as ollama_types
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params
 
 from fuzz_server import NAME, tiny_server
 
@@ -268,9 +269,52 @@ OLLAMA_OPTIONS = Api(
     },
     inside="options",
 )
+RESPONSES_TOOL = {"type": "function", **FUNCTION}
+OPENAI_RESPONSES = Api(
+    "/v1/responses",
+    {"model": NAME, "input": "Once upon", "seed": 3, "max_output_tokens": 8, "temperature": 1.5},
+    names(response_create_params.ResponseCreateParamsBase) | {"stream"},
+    {
+        "model": Needed(NAME),
+        "input": Used("Hi"),
+        "access_programs": Refused({"a": 1}),
+        "background": Used(True),
+        "background_options": Refused({"completion_window": "x"}),
+        "context_management": Refused([{"type": "compaction"}]),
+        "conversation": Refused("c"),
+        "image": Refused({}),
+        "include": Used(["message.output_text.logprobs"]),
+        "instructions": Used("Be brief."),
+        "max_output_tokens": Used(3),
+        "max_tool_calls": Used(1),
+        "metadata": Used({"a": "b"}),
+        "moderation": Refused({}),
+        "parallel_tool_calls": Used(False),
+        "previous_response_id": Refused("resp_none"),
+        "prompt": Refused({"id": "p"}),
+        "prompt_cache_key": Used("k"),
+        "prompt_cache_options": Refused({"mode": "x"}),
+        "prompt_cache_retention": Refused("24h"),
+        "reasoning": Refused({"effort": "low"}),
+        "safety_identifier": Used("u"),
+        "service_tier": Used("flex"),
+        "store": Used(False),
+        "stream": Used(True),
+        "stream_options": Refused({"include_usage": True}, {"stream": True}),
+        "temperature": Used(0.0),
+        "text": Used({"format": {"type": "json_object"}}),
+        "tool_choice": Used("required", {"tools": [RESPONSES_TOOL]}),
+        "tools": Used([RESPONSES_TOOL]),
+        "top_logprobs": Used(2, {"include": ["message.output_text.logprobs"]}),
+        "top_p": Used(0.01),
+        "truncation": Used("auto"),
+        "user": Used("u"),
+    },
+)
 APIS = (
     OPENAI_CHAT,
     OPENAI_COMPLETIONS,
+    OPENAI_RESPONSES,
     ANTHROPIC,
     ANTHROPIC_COUNT,
     OLLAMA_CHAT,
@@ -312,17 +356,22 @@ def said(url: str, api: Api, body: Body) -> Any:
         return answer.headers["content-type"], answer.text.count("usage")
     found = answer.json()
     for key in list(found):
-        if key in ("id", "created", "created_at") or key.endswith("_duration"):
+        if key in ("id", "created", "created_at", "completed_at") or key.endswith("_duration"):
             del found[key]
+    for item in found.get("output", ()):  # of a response: each has an id of its own
+        for key in ("id", "call_id"):
+            item.pop(key, None)
     # What is cached depends on what was asked before.
     found["usage"] = cached_or_not(found.get("usage", {}))
     return found
 
 
-def cached_or_not(usage: Body) -> Body:
-    usage.pop("prompt_tokens_details", None)
+def cached_or_not(usage: Body | None) -> Body:
+    usage = usage or {}
+    for details in "prompt_tokens_details", "input_tokens_details":
+        usage.pop(details, None)
     read = usage.pop("cache_read_input_tokens", 0)
-    if "input_tokens" in usage:
+    if "cache_creation_input_tokens" in usage:
         made = usage["cache_creation_input_tokens"]
         counted = "cache_creation_input_tokens" if made else "input_tokens"
         usage[counted] += read

@@ -44,6 +44,9 @@ class ByteTokenizer:
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         return list(text.encode())
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < EOS else b""
+
     def text_bytes(self, ids: Iterable[int], hidden: Container[int] | None = None) -> bytes:
         shown = b"<end>" if hidden is not None and 256 not in hidden else b""
         return b"".join(bytes([i]) if i < 256 else shown * (i == EOS) for i in ids)
@@ -119,10 +122,11 @@ def tiny_engine(
     model: Model | None = None,
     **options: Any,
 ) -> Engine:
-    """`num_blocks` among the options: the size of the cache, in blocks of each group. With AdaptedOps
-    it takes adapters."""
+    """`num_blocks` among the options: the size of the cache, in blocks of each group; `drafters` as
+    Engine takes them. With AdaptedOps it takes adapters."""
     model = model or tiny_model(ops or provider(), family, kind)
     config = {"kv_memory": 2**24, "max_rows": 8, **options}
+    drafters = config.pop("drafters", None)
     num_blocks = config.pop("num_blocks", None)
     if num_blocks is not None:
         specs = model.kv_specs(config.get("kv_dtype", "f16"))
@@ -132,7 +136,10 @@ def tiny_engine(
     if isinstance(ops, AdaptedOps):
         adapters = Adapters(tiny_parts(family, kind), ops, EngineConfig(**config).max_adapters)
     used: Any = model.ops  # type: ignore[attr-defined]
-    return Engine(model, used, tokenizer, EngineConfig(**config), f"{family} {kind}", adapters)
+    named = f"{family} {kind}"
+    return Engine(
+        model, used, tokenizer, EngineConfig(**config), named, adapters, drafters=drafters
+    )
 
 
 Answer = tuple[list[int], list[TokenLogprobs], str]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from elinvar.base.drafts import DRAFTERS
 from elinvar.base.errors import InputError
 from elinvar.base.limits import BATCH, INTERACTIVE, Target, TenantLimits, check_positive
 
@@ -319,6 +320,13 @@ class EngineConfig:
     """By name; `*`: each of those not named. Without either a tenant has no limits."""
     interactive: Target = INTERACTIVE
     batch: Target = BATCH
+    speculation: str = "auto"
+    """Who guesses tokens ahead, for the model to verify several in a step: `auto`, whoever is there;
+    `off`; or names of base.drafts.DRAFTERS, with commas between."""
+    draft_model: str | None = None
+    """A smaller model, or heads for this one, that drafts."""
+    max_drafts: int = 16
+    """Of a request in a step, at most."""
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -332,7 +340,8 @@ class EngineConfig:
                     name, f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}."
                 )
         optional_sizes = "num_threads", "kv_memory", "max_context", "kv_host_memory", "kv_disk_size"
-        for name in (*optional_sizes, "max_rows", "max_step_tokens", "max_adapters"):
+        sizes = "max_rows", "max_step_tokens", "max_adapters", "max_drafts"
+        for name in (*optional_sizes, *sizes):
             value = getattr(self, name)
             optional = name in optional_sizes
             if value is None and optional:
@@ -345,6 +354,17 @@ class EngineConfig:
                 f"num_threads must be at most {MAX_THREADS}, got {self.num_threads}.",
             )
         check_positive("ageing_s", self.ageing_s)
+        for drafter in self.drafters or ():
+            if drafter not in DRAFTERS:
+                raise InputError(
+                    "speculation",
+                    f"speculation must be auto, off, or of {', '.join(DRAFTERS)} with commas between, "
+                    f"got {self.speculation!r}.",
+                )
+        if self.draft_model is not None and self.drafters == ():
+            raise InputError(
+                "draft_model", "A draft_model drafts nothing where speculation is off."
+            )
         if self.kv_host_path is not None and self.kv_host_memory is None:
             raise InputError(
                 "kv_host_memory",
@@ -355,3 +375,10 @@ class EngineConfig:
                 "kv_host_memory" if self.kv_host_memory else "kv_tiers",
                 "Contents of blocks are kept to be found again, and prefix_cache is off.",
             )
+
+    @property
+    def drafters(self) -> tuple[str, ...] | None:
+        """By name; None: whoever is there."""
+        if self.speculation in ("auto", "off"):
+            return None if self.speculation == "auto" else ()
+        return tuple(dict.fromkeys(name.strip() for name in self.speculation.split(",")))

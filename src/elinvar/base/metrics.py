@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
 
+from elinvar.base.drafts import DraftStats
 from elinvar.base.recent import Quantiles, Sample, Timeline
 
 STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -128,6 +129,7 @@ class EngineMetrics:
         self.load = load
         self.tiers: Callable[[], Sequence[TierStats]] = lambda: ()
         """Of what lies below the KV cache."""
+        self.drafters: Sequence[DraftStats] = ()
         self.steps = 0
         self.prompt_tokens = 0
         self.cached_tokens = 0

@@ -34,6 +34,8 @@ class RowStart:
     """How many of token_ids are the prompt."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end the answer."""
+    namespace: bytes = b""
+    """Whose texts it may be compared with: how fast an answer comes must tell nothing of others'."""
 
 
 @dataclass(slots=True)
@@ -49,6 +51,8 @@ class PlanItem:
     new_blocks: list[list[int]]
     """Per KV group: block ids appended to the row's table before this step."""
     num_drafts: int = 0
+    """There is room behind the span for so many guesses of what comes next, which the runner may
+    verify in the same step."""
 
 
 @dataclass(slots=True)
@@ -133,6 +137,7 @@ class StepOutput:
     """Parallel to StepPlan.results; entries of items that sample nothing are empty."""
 
     sampled: list[list[int]]
+    """Of an item with drafts those that were right, and the token after them."""
     logprobs: list[list[TokenLogprobs]]
     """Empty lists for requests that asked for none."""
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
@@ -146,5 +151,7 @@ class StepOutput:
     kept: dict[int, list[int]] = field(default_factory=dict)
     """By the index of an item which ends a prompt that is seen in part from now on: the blocks of it
     that are seen, by their places in the row's tables."""
+    num_drafted: dict[int, int] = field(default_factory=dict)
+    """By the index of an item: how many drafts were verified."""
     failed: dict[str, str] = field(default_factory=dict)
     """Requests that cannot go on, which got no token, and why."""

@@ -30,6 +30,7 @@ from elinvar.engine.bad_words import spelled
 from elinvar.engine.below import identity, open_tiers
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.counts import Counts
+from elinvar.engine.drafts import MakeDrafters, make_drafters, most_drafts
 from elinvar.engine.grammars import Compiled, Grammars
 from elinvar.engine.memory import available_memory, give_back
 from elinvar.engine.output import Delta, FinishReason
@@ -139,9 +140,10 @@ class Engine:
         weights_fingerprint: str = "",
         adapters: Adapters | None = None,
         weights_digest: str | None = None,
+        drafters: MakeDrafters | None = None,
     ) -> None:
         """adapters: without them none can be loaded. weights_digest: of their content, where it is
-        known; what is kept below the cache goes by it."""
+        known; what is kept below the cache goes by it. drafters: those, whatever the config says."""
         specs = model.kv_specs(config.kv_dtype)
         available = available_memory()
         kv = plan_kv(
@@ -183,6 +185,7 @@ class Engine:
             interactive=config.interactive,
             batch=config.batch,
             num_layers=model.config.num_layers,
+            max_drafts=most_drafts(config, model.config),
         )
         # Weights that nobody can name are no other engine's.
         weights = weights_digest or weights_fingerprint or uuid.uuid4().hex
@@ -219,7 +222,9 @@ class Engine:
             self.adapters.ops,
             self.tiers,
             Masks(model.config.vocab_size, self.grammars.matcher),
+            drafters or make_drafters(config),
         )
+        self.metrics.drafters = self.runner.speculator.stats
         self.watchers: list[Watcher] = [Counts(self.metrics)]
         self._live: dict[str, _Live] = {}
         self._ready: list[Delta] = []
@@ -439,6 +444,7 @@ class Engine:
             )
         loaded = reloaded(self.runner.model, arrays, self.config.weight_format)
         self.runner.use(loaded.build(self.ops))
+        self.metrics.drafters = self.runner.speculator.stats
         self.adapters.fit(loaded)
         self.weight_version += 1
         # Of no other engine's: what was pushed has no fingerprint.

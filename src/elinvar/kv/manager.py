@@ -371,6 +371,11 @@ class KVManager:
         return bool(self._states.groups)
 
     @property
+    def num_free(self) -> int:
+        """Blocks that can be had, of the group that has fewest."""
+        return min(pool.num_free for pool in self.pools)
+
+    @property
     def usage(self) -> float:
         """Share of blocks held by running sequences, of the group that is fullest."""
         return max(1.0 - pool.num_free / pool.num_blocks for pool in self.pools)

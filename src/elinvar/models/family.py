@@ -31,11 +31,15 @@ class Model(Protocol):
         """Logits [L, V] of batch.logit_rows; kv holds one cache a layer and is written to."""
         ...
 
-    def hidden(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> F32:
-        """The same up to the head -> [L, D]."""
+    def hidden(
+        self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False
+    ) -> F32:
+        """The same up to the head -> [L, D], or [T, D] of all tokens."""
         ...
 
-    def hidden_by_layer(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> ByLayer:
+    def hidden_by_layer(
+        self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False
+    ) -> ByLayer:
         """`hidden` that pauses between layers, and leaves nothing of it anywhere else."""
         ...
 

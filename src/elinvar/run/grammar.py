@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +30,23 @@ class Matcher(Protocol):
         """Go on by tokens that its masks allowed."""
         ...
 
+    def rewind(self, count: int) -> None:
+        """Take back the last `count` tokens."""
+        ...
+
+    def num_valid(self, tokens: Sequence[int]) -> int:
+        """How many of these may follow, one after the other."""
+        ...
+
+    def copy(self) -> Matcher:
+        """Another one at the same place, which goes its own way."""
+        ...
+
+    def forced(self) -> list[int]:
+        """How the text that must follow is most likely cut into tokens; empty where nothing must. Other
+        tokens may follow nevertheless: those that have the same bytes."""
+        ...
+
     def mask(self, into: U32) -> None:
         """[ceil(V / 32)] Which tokens may follow; where the answer is complete, end tokens, too. Raises
         EngineError where that takes more than a step may."""
@@ -43,6 +60,8 @@ class _Row:
     matcher: Matcher
     num_known: int
     """Tokens of the sequence that are the prompt's, or that the matcher has accepted."""
+    drafts: list[int] = field(default_factory=list)
+    """The last of those, which were accepted before anybody knew."""
 
 
 @dataclass(slots=True)
@@ -78,13 +97,49 @@ class Masks:
         if not self._rows or self._rows.keys().isdisjoint(rows_L):
             return None
         work = []
+        last = -1
         for at, (row, position) in enumerate(zip(rows_L, position_L.tolist(), strict=True)):
             if (own := self._rows.get(row)) is not None:
-                work.append((at, own.matcher, token_ids[row, own.num_known : position].tolist()))
+                if row != last:
+                    self._settle(own, position, token_ids[row])
+                tokens = token_ids[row, own.num_known : position].tolist()
+                if row == last:  # what follows the first position of a row are drafts
+                    own.drafts += tokens
+                work.append((at, own.matcher, tokens))
                 own.num_known = position
+            last = row
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, "elinvar-masks")
         return self._worker.submit(self._compute, work)
+
+    def num_valid(self, row: int, position: int, tokens: Sequence[int], token_ids: I32) -> int:
+        """How many of these may follow in the row, of which what is before `position` is known."""
+        matcher = self.matcher_at(row, position, token_ids)
+        return len(tokens) if matcher is None else matcher.num_valid(tokens)
+
+    def matcher_at(self, row: int, position: int, token_ids: I32) -> Matcher | None:
+        """Behind the row's known tokens, those before `position`; to be asked, not to be moved. None: the
+        row has no grammar."""
+        own = self._rows.get(row)
+        if own is None:
+            return None
+        self._settle(own, position, token_ids[row])
+        own.matcher.accept(token_ids[row, own.num_known : position].tolist())
+        own.num_known = position
+        return own.matcher
+
+    def _settle(self, own: _Row, position: int, tokens: I32) -> None:
+        """Of the drafts that its matcher went on by it keeps those that came true."""
+        first = own.num_known - len(own.drafts)
+        true = 0
+        for draft in own.drafts[: position - first]:
+            if tokens.item(first + true) != draft:
+                break
+            true += 1
+        if wrong := len(own.drafts) - true:
+            own.matcher.rewind(wrong)
+            own.num_known -= wrong
+        own.drafts = []
 
     def close(self) -> None:
         if self._worker is not None:

@@ -9,10 +9,12 @@ Legend: T tokens of this step, R planned items, L rows that sample, B blocks, G 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
 from elinvar.base.config import BLOCK_SIZE, KVSpec
@@ -24,6 +26,15 @@ from elinvar.run.sights import Sights, table_width
 from elinvar.run.watches import Watches
 
 _SEED_MASK = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RowSampling:
+    """How a row samples, and whose it is."""
+
+    numbers: tuple[float, ...]
+    edits: RowEdits | None
+    namespace: bytes
 
 
 class Rows:
@@ -49,6 +60,8 @@ class Rows:
         self.edits: dict[int, RowEdits] = {}
         """Of the rows that have any."""
         self.adapters = np.full(max_rows, -1, np.int32)
+        self.namespaces = [b""] * max_rows
+        """Whose texts each may be compared with."""
         self.sights = Sights(max_rows, [spec.kind == "full" for spec in specs], self.tables)
         self.watches = Watches()
         # Of the last step, until a row or a table changes: most steps are like the one before.
@@ -62,11 +75,9 @@ class Rows:
         self._gathered = self._sampling = None
         self._adapted = [], None
         self.adapters[row] = started.adapter
+        self.namespaces[row] = started.namespace
         self.token_ids[row, : len(started.token_ids)] = started.token_ids
-        for table, lens, blocks in zip(self.tables, self.table_lens, started.blocks, strict=True):
-            table[row] = -1
-            table[row, : len(blocks)] = blocks
-            lens[row] = len(blocks)
+        self.hold(row, started.blocks)
         self._set_params(row, started.params)
         kept = started.params.kept_of_prompt(started.num_prompt_tokens)
         self.watches.start(row, started.num_prompt_tokens, kept)
@@ -75,6 +86,14 @@ class Rows:
             self.edits[row] = RowEdits(started)
         if started.params.prompt_logprobs is not None:
             self.scored[row] = started.num_prompt_tokens, started.params.prompt_logprobs
+
+    def hold(self, row: int, blocks: Sequence[Sequence[int]]) -> None:
+        """Its tables have these blocks, per group, and no others."""
+        self._gathered = None
+        for table, lens, held in zip(self.tables, self.table_lens, blocks, strict=True):
+            table[row] = -1
+            table[row, : len(held)] = held
+            lens[row] = len(held)
 
     def _set_params(self, row: int, params: SamplingParams) -> None:
         assert params.seed is not None, "the engine draws a seed where the user gave none"
@@ -85,6 +104,24 @@ class Rows:
         self.min_p[row] = params.min_p
         self.num_logprobs[row] = params.logprobs
         self.sights.start(row, params.kept_blocks)
+
+    def sampling_of(self, row: int) -> RowSampling:
+        numbers = tuple(array.item(row) for array in self._numbers)
+        return RowSampling(numbers, self.edits.get(row), self.namespaces[row])
+
+    def sample_as(self, row: int, sampling: RowSampling) -> None:
+        """As a row of others does."""
+        self._sampling = None
+        for array, number in zip(self._numbers, sampling.numbers, strict=True):
+            array[row] = number
+        self.release([row])
+        if sampling.edits is not None:
+            self.edits[row] = sampling.edits
+        self.namespaces[row] = sampling.namespace
+
+    @property
+    def _numbers(self) -> tuple[NDArray[Any], ...]:
+        return self.seeds, self.temperature, self.top_k, self.top_p, self.min_p
 
     def release(self, rows: Sequence[int]) -> None:
         """They are nobody's for now."""
@@ -105,9 +142,9 @@ class Rows:
     def gather(
         self, items: Sequence[PlanItem]
     ) -> tuple[ForwardBatch | DecodeBatch, list[int], I32]:
-        """The flat batch of `items`, and which rows sample: rows_L and position_L.
-
-        position_L is the index that the sampled token will have in its sequence.
+        """The flat batch of `items`, whose spans end with their drafts, and which rows sample: rows_L
+        and position_L, the index that the sampled token will have in its sequence. A row with k drafts
+        is there k + 1 times.
         """
         watch = self.watches.gather(items)
         if watch is None and all([item.sample and item.num_tokens == 1 for item in items]):
@@ -116,7 +153,13 @@ class Rows:
         stops = [item.start + item.num_tokens for item in items]
         ends = list(accumulate(item.num_tokens for item in items))
         ids, positions, slots = self._gather_spans(items)
-        sampling = [i for i, item in enumerate(items) if item.sample]
+        sampling = [
+            (row, end - after, stop - after)
+            for row, end, stop, item in zip(rows, ends, stops, items, strict=True)
+            if item.sample
+            for after in range(item.num_drafts, -1, -1)
+        ]
+        rows_L, ends_L, stops_L = map(list, zip(*sampling, strict=True)) if sampling else ([],) * 3
         batch = ForwardBatch(
             input_ids=ids,
             positions=positions,
@@ -124,15 +167,14 @@ class Rows:
             seq_lens=np.array(stops, np.int32),
             block_tables=self._block_tables(rows, table_width(max(stops))),
             slot_mapping=slots,
-            logit_rows=np.array([ends[i] - 1 for i in sampling], np.int32),
+            logit_rows=np.array(ends_L, np.int32) - np.int32(1),
             sight=self.sights.gather(rows, [item.start for item in items], stops),
             watch=watch,
         )
         adapters = self._adapters(rows)
         if adapters is not None:
             batch.adapters = np.repeat(adapters, [item.num_tokens for item in items])
-        position_L = np.array([stops[i] for i in sampling], np.int32)
-        return batch, [rows[i] for i in sampling], position_L
+        return batch, rows_L, np.array(stops_L, np.int32)
 
     def choose(
         self, items: Sequence[PlanItem], batch: ForwardBatch | DecodeBatch

@@ -7,7 +7,7 @@ rows sample is all in the plan. Serving, warm-up and profiling go through `execu
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -22,10 +22,12 @@ from elinvar.models.family import Model
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.ops.api import F32, Ops
 from elinvar.ops.caches import LayerCache
+from elinvar.run.drafters.api import Drafter
 from elinvar.run.grammar import Masks, Ready
 from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
 from elinvar.run.score import Span, prompt_spans, score_prompts, scored_rows, token_logprobs
+from elinvar.run.speculation import Speculator
 from elinvar.run.thinking import ThinkingRows
 from elinvar.run.waves import Waves
 
@@ -72,10 +74,11 @@ class Runner:
         adapted: AdaptedOps | None = None,
         below: Below | None = None,
         masks: Masks | None = None,
+        drafters: Callable[[Runner], Sequence[Drafter]] = lambda runner: (),
     ) -> None:
         """adapted: see run.graphs. below: needed where plans save and load. masks: where requests may
-        have grammars."""
-        self._below, self._masks = below, masks
+        have grammars. drafters: makes them, over the rows, the model and the caches that are here."""
+        self._below, self.masks = below, masks
         self.ops, self._adapted = ops, adapted
         self.rows = Rows(max_rows, max_context, specs)
         self._thinking = ThinkingRows()
@@ -87,6 +90,7 @@ class Runner:
             self._blocks.append(caches[0].blocks)
             layers |= zip(spec.layers, caches, strict=True)
         self.kv: list[LayerCache] = [layers[i] for i in range(len(layers))]
+        self._make_drafters = drafters
         self.use(model)
 
     def use(self, model: Model) -> None:
@@ -96,6 +100,8 @@ class Runner:
         self._waves = Waves(model, self.kv, self._adapted)
         self._wave: _Job | None = None
         """What is underway."""
+        drafters, size = self._make_drafters(self), model.config.vocab_size
+        self.speculator = Speculator(self.rows, self.masks, drafters, size)
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Compute the planned spans and sample where a span ends at the last known token.
@@ -106,51 +112,67 @@ class Runner:
         self._start(plan)
         output = StepOutput([], [], lost=lost, moving_s=moving_s)
         if plan.items:
-            job = self._gather(plan.items)
-            masks = self._begin_masks(job)
-            if job.spans:
-                logits_LV = self._score(job, self.graphs.hidden(job.forward), output)
-            else:
-                logits_LV = self.graphs.forward(job.batch)
-            self._sample(job, masks, logits_LV, output)
+            self.rows.append_blocks(plan.items)
+            began = time.perf_counter()
+            items = self.speculator.draft(plan.items)
+            self._compute(self._gather(items), output)
+            self.speculator.book(items, output, time.perf_counter() - began)
         if plan.wave is not None:
             self._go_on(plan.wave, output)
         return output
+
+    def _compute(self, job: _Job, output: StepOutput) -> None:
+        masks = self._begin_masks(job)
+        hidden_TD = None
+        if self.speculator.reads_hidden:
+            hidden_TD = self.graphs.all_hidden(job.batch)
+            logits_LV = self._logits(job, job.forward.where_logits(hidden_TD), output)
+        elif job.spans:
+            logits_LV = self._score(job, self.graphs.hidden(job.forward), output)
+        else:
+            logits_LV = self.graphs.forward(job.batch)
+        self._sample(job, masks, logits_LV, output)
+        self.speculator.observe(job.items, job.batch, output.sampled, hidden_TD)
+
+    def _logits(self, job: _Job, h_LD: F32, output: StepOutput) -> F32:
+        if job.spans:
+            return self._score(job, h_LD, output)
+        return self.graphs.head(job.forward, h_LD) if job.rows else h_LD
 
     def _go_on(self, wave: Wave, output: StepOutput) -> None:
         """Take the wave further, beside what decodes, whose logits nobody needs any more."""
         began = time.perf_counter()
         if wave.first == 0:
+            self.rows.append_blocks(wave.items)
             self._wave = self._gather(wave.items)
-            self._waves.begin(self._wave.forward)
+            self._waves.begin(self._wave.forward, self.speculator.reads_hidden)
         job = self._wave
         assert job is not None
         masks = self._begin_masks(job) if wave.is_last else None
         ready = time.perf_counter()
-        h_LD, output.layer_s = self._waves.go_on(wave.end - wave.first)
+        hidden, output.layer_s = self._waves.go_on(wave.end - wave.first)
         output.layer_s[0] += ready - began
-        if h_LD is None:
+        if hidden is None:
             return
         ready = time.perf_counter()
-        if job.spans:
-            logits_LV = self._score(job, h_LD, output)
-        else:
-            logits_LV = self.graphs.head(job.forward, h_LD) if job.rows else h_LD
-        self._sample(job, masks, logits_LV, output)
+        all_tokens, first = self.speculator.reads_hidden, len(output.sampled)
+        h_LD = job.forward.where_logits(hidden) if all_tokens else hidden
+        self._sample(job, masks, self._logits(job, h_LD, output), output)
+        seen = job.items, job.batch, output.sampled[first:]
+        self.speculator.observe(*seen, hidden if all_tokens else None)
         output.layer_s[-1] += time.perf_counter() - ready
         self._wave = None
 
     def _gather(self, items: Sequence[PlanItem]) -> _Job:
         rows = self.rows
-        rows.append_blocks(items)
         spans = prompt_spans(items, rows.scored) if rows.scored else []
         return _Job(items, *rows.gather(items), spans)
 
     def _begin_masks(self, job: _Job) -> Future[Ready] | None:
         """They are computed beside the forward pass."""
-        if self._masks is None:
+        if self.masks is None:
             return None
-        return self._masks.begin(job.rows, job.positions, self.rows.token_ids)
+        return self.masks.begin(job.rows, job.positions, self.rows.token_ids)
 
     def _score(self, job: _Job, h_LD: F32, output: StepOutput) -> F32:
         """The logits of those that sample; and what is told of prompts."""
@@ -183,32 +205,45 @@ class Runner:
             args.add_masks(ready.masks, ready.mask_rows)
         self._thinking.limit(args, rows_L, position_L, rows.token_ids, logits_LV.shape[1])
         result = self.ops.sample(logits_LV, args)
-        sampling = [i for i, item in enumerate(items) if item.sample]
-        for at, (i, token) in enumerate(zip(sampling, result.ids.tolist(), strict=True)):
-            item = items[i]
-            if at in failed:
+        ids, at = result.ids.tolist(), 0
+        for i, item in enumerate(items):
+            if not item.sample:
                 continue
-            sampled[i].append(token)
-            rows.token_ids[item.row, item.start + item.num_tokens] = token
-            asked = rows.num_logprobs[item.row]
-            if asked is not None:
-                logprobs[i].append(token_logprobs(result, at, asked))
-        output.failed |= {items[sampling[at]].request_id: why for at, why in failed.items()}
+            asked, own = rows.num_logprobs[item.row], rows.token_ids[item.row]
+            position = item.start + item.num_tokens - item.num_drafts
+            for here in range(at, at + item.num_drafts + 1):
+                if here in failed:
+                    if here == at:
+                        output.failed[item.request_id] = failed[here]
+                    break
+                token = ids[here]
+                sampled[i].append(token)
+                if asked is not None:
+                    logprobs[i].append(token_logprobs(result, here, asked))
+                # Past the last draft nothing is known yet, so nothing can be equal to it.
+                if here == at + item.num_drafts or own.item(position) != token:
+                    own[position] = token
+                    break
+                position += 1
+            at += item.num_drafts + 1
 
     def close(self) -> None:
-        if self._masks is not None:
-            self._masks.close()
+        self.speculator.close()
+        if self.masks is not None:
+            self.masks.close()
 
     def _start(self, plan: StepPlan) -> None:
+        self.speculator.forget(plan.released_rows)
         self.rows.release(plan.released_rows)
         for started in plan.started:
             self.rows.start(started)
             self._thinking.start(started)
-        if self._masks is not None:
+            self.speculator.start(started)
+        if self.masks is not None:
             for row in plan.released_rows:
-                self._masks.release(row)
+                self.masks.release(row)
             for started in plan.started:
-                self._masks.start(started)
+                self.masks.start(started)
 
     def _move(self, plan: StepPlan) -> tuple[list[bytes], float]:
         """Save, copy and load blocks. Returns keys that were not to be had, and the seconds that

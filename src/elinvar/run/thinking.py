@@ -7,6 +7,7 @@ row that is started again reads the tokens that its answer has.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 
@@ -20,6 +21,7 @@ class ThinkingState:
     """Where an answer stands after the tokens that it was told of."""
 
     __slots__ = ("_budget", "_matched", "num_read", "num_thought", "thinks")
+    """Copied where drafts are read, which may not come true."""
 
     def __init__(self, budget: ThinkingBudget) -> None:
         self._budget = budget
@@ -91,9 +93,16 @@ class ThinkingRows:
         if not self._rows or self._rows.keys().isdisjoint(rows_L):
             return
         forced: list[tuple[int, int]] = []
+        last, state = -1, None
         for at, (row, position) in enumerate(zip(rows_L, position_L.tolist(), strict=True)):
             if row in self._rows:
-                state = self._at(row, position, token_ids)
+                if row != last:
+                    state = self._at(row, position, token_ids)
+                else:  # what follows the first position of a row are drafts
+                    assert state is not None
+                    state = copy(state)
+                    state.read([token_ids.item(row, position - 1)])
+                last = row
                 if state.forced is not None and _allowed(args, at, state.forced):
                     forced.append((at, state.forced))
         if forced:
@@ -103,9 +112,6 @@ class ThinkingRows:
             args.add_masks(masks, np.array([at for at, _ in forced], np.int32))
 
     def _at(self, row: int, position: int, token_ids: I32) -> ThinkingState:
-        budget, num_prompt, state = self._rows[row]
-        if state.num_read > position - num_prompt:  # asked for again, earlier in the answer
-            state = ThinkingState(budget)
-            self._rows[row] = budget, num_prompt, state
+        _, num_prompt, state = self._rows[row]
         state.read(token_ids[row, num_prompt + state.num_read : position].tolist())
         return state

@@ -29,13 +29,14 @@ class Waves:
         self._batch: ForwardBatch | None = None
         self._forward: ByLayer | None = None
 
-    def begin(self, batch: ForwardBatch) -> None:
+    def begin(self, batch: ForwardBatch, all_tokens: bool = False) -> None:
         """Take `batch`, in the place of one that did not come to its end."""
-        self._batch, self._forward = batch, self._model.hidden_by_layer(batch, self._kv)
+        self._batch = batch
+        self._forward = self._model.hidden_by_layer(batch, self._kv, all_tokens)
 
     def go_on(self, num_layers: int) -> tuple[F32 | None, list[float]]:
-        """Through so many layers; behind the last one what the head gets [L, D], and of each layer
-        the seconds that it took."""
+        """Through so many layers; behind the last one what the head gets [L, D], or [T, D] of
+        all tokens, and of each layer the seconds that it took."""
         forward, batch = self._forward, self._batch
         assert forward is not None and batch is not None
         adapted: AbstractContextManager[None] = nullcontext()

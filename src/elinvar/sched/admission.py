@@ -99,6 +99,7 @@ class Admission:
                 request.adapter,
                 request.num_prompt_tokens,
                 request.stop_ids,
+                request.namespace,
             )
         )
         if taken.loads:

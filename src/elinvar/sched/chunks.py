@@ -102,6 +102,11 @@ class Chunks:
         self._target = self._seconds_for(quiet, asked)
         return min(self._fit(self._beside.get(size, quiet), self._target, depth), 2 * self._proven)
 
+    def knows_quiet(self, rows: int) -> bool:
+        """How long a step of so many rows that decode takes, without anything else."""
+        size = rows.bit_length()
+        return size in self._quiet and self._stale[size] < STALE
+
     def in_wave(self, limit: float) -> int:
         """Tokens of a chunk that goes through the layers in about WAVE steps of so much work: as many
         as make those steps full, since none ends amid a layer."""

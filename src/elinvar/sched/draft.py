@@ -56,6 +56,20 @@ class Draft:
         self.append(request, end, new_blocks)
         return end - request.num_computed_tokens - 1
 
+    def leave_room(self, most: int) -> None:
+        """For so many drafts behind each item, all of which decode, as far as blocks are free beyond
+        those that somebody may need in the next step: nobody has to go for a guess."""
+        kv, running = self.roster.kv, len(self.roster.running)
+        for item, request in zip(self.plan.items, self.roster.planned, strict=True):
+            end = min(request.num_tokens + most, request.max_total_tokens - 1)
+            if end > request.kv.capacity and kv.num_free > running:
+                allocation = kv.prepare(request.kv, item.start, end)
+                if allocation is not None:
+                    taken = kv.apply(allocation).blocks
+                    pairs = zip(item.new_blocks, taken, strict=True)
+                    item.new_blocks = [before + new for before, new in pairs]
+            item.num_drafts = max(0, min(end, request.kv.capacity) - request.num_tokens)
+
     def load(self, request: Request) -> bool:
         """Copy some of its cached prefix; whether the row can go on in this step."""
         done = self._loading.go_on(self.plan, request)

@@ -21,13 +21,19 @@ MOST_PUT_OFF = 32
 
 
 class Planner:
-    """max_step_tokens: token budget of a step."""
+    """max_step_tokens: token budget of a step. max_drafts: room for drafts that a row gets."""
 
     def __init__(
-        self, roster: Roster, room: Room, loading: Loading, chunks: Chunks, max_step_tokens: int
+        self,
+        roster: Roster,
+        room: Room,
+        loading: Loading,
+        chunks: Chunks,
+        max_step_tokens: int,
+        max_drafts: int = 0,
     ) -> None:
         self._roster, self._room, self._loading, self._chunks = roster, room, loading, chunks
-        self._max_step_tokens = max_step_tokens
+        self._max_step_tokens, self._max_drafts = max_step_tokens, max_drafts
         self._admission = Admission(roster, room)
         # A wave that is given up leaves states of some layers behind their chunk, and others before it:
         # whoever else was in it could not begin it again.
@@ -51,7 +57,16 @@ class Planner:
             tenants.wait_for(draft.awaited, draft.began)
         if roster.running and draft.plan.is_empty:
             draft.end_jam(self._max_step_tokens)
+        if self._max_drafts:
+            self._leave_room(draft)
         return draft
+
+    def _leave_room(self, draft: Draft) -> None:
+        """For drafts, in steps of decode alone: beside prompts the machine is busy."""
+        plan, rows = draft.plan, len(draft.plan.items)
+        alone = plan.wave is None and rows == draft.num_decodes and not plan.loads
+        if rows and alone and self._chunks.knows_quiet(rows):
+            draft.leave_room(min(self._max_drafts, self._max_step_tokens // rows - 1))
 
     def _decodes(self, draft: Draft) -> list[Request]:
         """Plan all that have one token to compute; returns those amid their prompts.

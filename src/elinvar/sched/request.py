@@ -66,6 +66,10 @@ class Request:
     finish_reason: FinishReason | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Where asked for: of the prompt's tokens from the second on, as far as they are known."""
+    num_drafted: int = 0
+    """Guesses of its tokens that were verified."""
+    num_accepted: int = 0
+    """And those that were right."""
     num_preemptions: int = 0
     num_reached_tokens: int = -1
     """Most that were computed when it was preempted: until there are more it is not again."""

@@ -49,7 +49,7 @@ class Scheduler:
     namespace: what cached blocks depend on besides tokens (the weights' version).
     policy: who goes first. tenants: limits by name, as EngineConfig.tenants.
     interactive, batch: how long steps may take while requests of that class are answered.
-    num_layers: of the model; 1: prompts are cut by tokens alone.
+    num_layers: of the model; 1: prompts are cut by tokens alone. max_drafts: of a row in a step.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Scheduler:
         interactive: Target = UNLIMITED,
         batch: Target = UNLIMITED,
         num_layers: int = 1,
+        max_drafts: int = 0,
     ) -> None:
         self.kv = KVManager(specs, num_blocks, prefix_cache, namespace)
         self.max_rows = max_rows
@@ -82,7 +83,8 @@ class Scheduler:
         self.room = Room(self.kv, self.policy, self.tenants, max_step_tokens, specs[0].block_size)
         self._clock = clock
         self._roster = Roster(self.kv, self.tenants, self.sessions, max_rows, clock)
-        self._planner = Planner(self._roster, self.room, self.loading, self.chunks, max_step_tokens)
+        parts = self._roster, self.room, self.loading, self.chunks
+        self._planner = Planner(*parts, max_step_tokens, max_drafts)
         self._plan = StepPlan()
         """Waits for its commit."""
         self._began, self._num_decodes = 0.0, 0
@@ -202,6 +204,7 @@ class Scheduler:
         ):
             if request.status is Status.RUNNING:
                 request.ledger.step(item.num_tokens, batch, item.sample, now)
+                request.num_drafted += output.num_drafted.get(i, 0)
                 update = self._book(request, item, tokens, logprobs, output.kept.get(i), now)
                 if update is not None:
                     updates.append(update)
@@ -233,9 +236,9 @@ class Scheduler:
         reason: FinishReason | None = None
         update = None
         if tokens:
-            if item.num_drafts:
-                # All but the last sampled token are accepted drafts; the rest was in vain.
-                computed += len(tokens) - 1 - item.num_drafts
+            # All but the last sampled token are accepted drafts, whose span was computed, too.
+            computed += len(tokens) - 1
+            request.num_accepted += len(tokens) - 1
             count, reason = _append(request, tokens)
             if count < len(tokens):
                 tokens, logprobs = tokens[:count], logprobs[:count]
@@ -271,6 +274,8 @@ class Scheduler:
     def _measure(self, plan: StepPlan, output: StepOutput, seconds: float) -> None:
         """Learn from the step that was computed how long such steps take."""
         rows, wave = self._num_decodes, plan.wave
+        if output.num_drafted:  # which took time of their own
+            return
         if wave is not None:
             tokens, depth = sum(i.num_tokens for i in wave.items), mean_depth(wave.items)
             self.chunks.book_wave(rows, tokens, depth, output.layer_s, seconds)

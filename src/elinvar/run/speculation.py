@@ -1,0 +1,295 @@
+"""Speculation: who drafts for a step, and how many drafts are verified (docs/speculation.md).
+
+A draft is accepted where it is the token that the target samples, with the same noise, masks and
+penalties: nothing here changes an answer, only how many steps it takes. Each step takes the number of
+drafts that promises the most tokens a second, down to none.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from elinvar.base.batch import DecodeBatch, ForwardBatch
+from elinvar.base.drafts import DraftStats
+from elinvar.base.plan import PlanItem, RowStart, StepOutput
+from elinvar.ops.api import F32
+from elinvar.run.chances import Account, Chances, Costs
+from elinvar.run.drafters.api import Ask, Drafter, Guess, Seen
+from elinvar.run.grammar import Masks
+from elinvar.run.rows import Rows
+
+log = logging.getLogger(__name__)
+
+MARGIN = 1.02
+"""What drafts must promise to be worth their noise."""
+LOOK = 64
+"""Steps with drafts after which one without is measured again."""
+SLOW_DOWN = 0.9
+"""Of the best number of drafts so far: when more of them promise less than that, no one is looked for."""
+
+
+class _Source:
+    """A drafter, and what is known of it."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        self.drafter = drafter
+        self.chances, self.account = Chances(), Account()
+        self.stats = DraftStats(drafter.name)
+        self.draft_s = 0.0
+        """Of one that is not instant: seconds that a longer chain takes for each draft, of late."""
+
+
+@dataclass(slots=True)
+class _Chain:
+    """What may be verified of a row."""
+
+    source: _Source
+    ask: Ask
+    guess: Guess
+    chances: list[float]
+    """Of each draft: that it and those before it are accepted."""
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step that is being computed, whose drafts are counted."""
+
+    chains: dict[int, _Chain]
+    """By the index of the item."""
+    proposed_s: dict[_Source, float]
+    num_drafts: int = 0
+
+
+class Speculator:
+    """Without drafters it does nothing."""
+
+    def __init__(
+        self, rows: Rows, masks: Masks | None, drafters: Sequence[Drafter], vocab_size: int
+    ) -> None:
+        self._rows, self._masks, self._vocab_size = rows, masks, vocab_size
+        self._sources = [_Source(drafter) for drafter in drafters]
+        self._costs = Costs()
+        self._step: _Step | None = None
+
+    @property
+    def stats(self) -> list[DraftStats]:
+        return [source.stats for source in self._sources]
+
+    @property
+    def reads_hidden(self) -> bool:
+        return any(source.drafter.reads_hidden for source in self._sources)
+
+    def start(self, started: RowStart) -> None:
+        """The row is this request's from now on."""
+        self.forget([started.row])
+
+    def forget(self, rows: Sequence[int]) -> None:
+        for source in self._sources.copy():
+            for row in rows:
+                source.chances.forget(row)
+                try:
+                    source.drafter.forget(row)
+                except Exception:
+                    self._switch_off(source)
+                    break
+
+    def close(self) -> None:
+        for source in self._sources:
+            close = getattr(source.drafter, "close", None)
+            if close is not None:
+                close()
+
+    # ---- before a step ----------------------------------------------------------------------
+
+    def draft(self, items: Sequence[PlanItem]) -> Sequence[PlanItem]:
+        """The items with what is to be verified of them, which is written behind their rows' tokens."""
+        self._step = None
+        if not self._sources or not all(i.sample and i.num_tokens == 1 for i in items):
+            return _plain(items)
+        self._step = step = _Step({}, {})
+        curve = self._costs.of(len(items))
+        if curve.plain is None or curve.age >= LOOK:
+            return _plain(items)
+        asks = {i: self._ask(item) for i, item in enumerate(items) if item.num_drafts}
+        seconds = curve.upto(sum(ask.most for ask in asks.values()))
+        open_ = [source for source in self._sources if source.account.is_open]
+        for source in open_:
+            if source.drafter.is_instant:
+                self._take_better(step, source, asks)
+        slow = [source for source in open_ if not source.drafter.is_instant]
+        self._ask_slow(step, slow, asks, seconds, len(items))
+        counts = _best(step.chains, len(items), seconds)
+        if not counts:
+            return _plain(items)
+        return [
+            self._verify(item, step, i, counts[i]) if i in counts else replace(item, num_drafts=0)
+            for i, item in enumerate(items)
+        ]
+
+    def _ask(self, item: PlanItem) -> Ask:
+        return Ask(item.row, item.start + 1, item.num_drafts)
+
+    def _take_better(self, step: _Step, source: _Source, asks: dict[int, Ask]) -> None:
+        """What it guesses, where it promises more than what others did."""
+        asked = list(asks.values())
+        for (i, ask), guess in zip(asks.items(), self._propose(step, source, asked), strict=False):
+            if guess.tokens:
+                chain = _Chain(source, ask, guess, source.chances.of(ask.row, guess.chances))
+                if i not in step.chains or sum(step.chains[i].chances) < sum(chain.chances):
+                    step.chains[i] = chain
+
+    def _propose(self, step: _Step, source: _Source, asks: list[Ask]) -> list[Guess]:
+        """Guesses of tokens that there are and that grammars allow; none where it fails."""
+        began = time.perf_counter()
+        try:
+            guesses = source.drafter.propose(asks)
+            if len(guesses) != len(asks):
+                raise ValueError(f"{len(guesses)} guesses for {len(asks)} rows")
+            found = [self._cleaned(ask, guess) for ask, guess in zip(asks, guesses, strict=True)]
+        except Exception:
+            self._switch_off(source)
+            found = []
+        step.proposed_s[source] = time.perf_counter() - began
+        return found
+
+    def _switch_off(self, source: _Source) -> None:
+        log.exception("The drafter %s failed and is not asked any more.", source.drafter.name)
+        if source in self._sources:
+            self._sources.remove(source)
+
+    def _cleaned(self, ask: Ask, guess: Guess) -> Guess:
+        tokens = guess.tokens[: ask.most]
+        for count, token in enumerate(tokens):
+            if not 0 <= token < self._vocab_size:
+                tokens = tokens[:count]
+                break
+        if tokens and self._masks is not None:
+            known = self._rows.token_ids
+            tokens = tokens[: self._masks.num_valid(ask.row, ask.num_tokens, tokens, known)]
+        # Also what is no number becomes one.
+        chances = [min(max(0.0, chance), 1.0) for chance in guess.chances[: len(tokens)]]
+        return Guess(tokens[: len(chances)], chances)
+
+    def _ask_slow(
+        self,
+        step: _Step,
+        sources: Sequence[_Source],
+        asks: dict[int, Ask],
+        seconds: list[float],
+        num_rows: int,
+    ) -> None:
+        """The one that promises most, if it does, for the rows that nobody had a better guess for."""
+        best = _rate(step.chains, num_rows, seconds) * MARGIN
+        chosen: tuple[_Source, dict[int, Ask]] | None = None
+        for source in sources:
+            promised = {i: source.chances.expected(ask.row, ask.most) for i, ask in asks.items()}
+            for most in range(1, max((ask.most for ask in asks.values()), default=0) + 1):
+                mine, tokens, num_drafts = {}, float(num_rows), 0
+                for i, ask in asks.items():
+                    other = step.chains.get(i)
+                    hoped = sum(promised[i][:most])
+                    if other is not None and sum(other.chances) >= hoped:
+                        tokens += sum(other.chances)
+                        num_drafts += len(other.chances)
+                    else:
+                        tokens += hoped
+                        num_drafts += min(most, ask.most)
+                        mine[i] = replace(ask, most=min(most, ask.most))
+                took = seconds[min(num_drafts, len(seconds) - 1)] + most * source.draft_s
+                if mine and tokens / took > best:
+                    best, chosen = tokens / took, (source, mine)
+        if chosen is not None:
+            source, mine = chosen
+            self._take_better(step, source, mine)
+            took, most = step.proposed_s[source], max(ask.most for ask in mine.values())
+            source.draft_s += (took / most - source.draft_s) / (8 if source.draft_s else 1)
+
+    def _verify(self, item: PlanItem, step: _Step, index: int, count: int) -> PlanItem:
+        chain = step.chains[index]
+        del chain.guess.tokens[count:], chain.guess.chances[count:]
+        known = chain.ask.num_tokens
+        self._rows.token_ids[item.row, known : known + count] = chain.guess.tokens
+        step.num_drafts += count
+        return replace(item, num_tokens=1 + count, num_drafts=count)
+
+    # ---- after it ---------------------------------------------------------------------------
+
+    def observe(
+        self,
+        items: Sequence[PlanItem],
+        batch: ForwardBatch | DecodeBatch,
+        sampled: Sequence[Sequence[int]],
+        hidden_TD: F32 | None,
+    ) -> None:
+        """A forward was computed, and sampled from."""
+        seen = Seen(items, batch, sampled, hidden_TD)
+        for source in self._sources.copy():
+            try:
+                source.drafter.observe(seen)
+            except Exception:
+                self._switch_off(source)
+
+    def book(self, items: Sequence[PlanItem], output: StepOutput, seconds: float) -> None:
+        """The step that `draft` made took so long in all."""
+        step, self._step = self._step, None
+        if step is None:
+            return
+        rows, proposing = len(items), sum(step.proposed_s.values())
+        curve = self._costs.of(rows)
+        curve.book(step.num_drafts, seconds - proposing)
+        plain = curve.plain or seconds
+        gained = {source: -spent for source, spent in step.proposed_s.items()}
+        excess = min(seconds - proposing, 2 * plain * (1 + step.num_drafts)) - plain
+        for i, chain in step.chains.items():
+            count = items[i].num_drafts
+            if not count:
+                continue
+            accepted, source = max(0, len(output.sampled[i]) - 1), chain.source
+            output.num_drafted[i] = count
+            source.chances.learn(chain.ask.row, chain.guess.chances, accepted)
+            source.stats.book(count, accepted)
+            gained[source] += accepted * plain / rows - excess * count / step.num_drafts
+        for source in self._sources:
+            source.account.pass_by(seconds, plain)
+        for source, gain in gained.items():
+            source.account.book(gain)
+            source.stats.seconds += step.proposed_s[source]
+
+
+def _plain(items: Sequence[PlanItem]) -> Sequence[PlanItem]:
+    if not any(item.num_drafts for item in items):
+        return items
+    return [replace(item, num_drafts=0) for item in items]
+
+
+def _best(chains: dict[int, _Chain], rows: int, seconds: Sequence[float]) -> dict[int, int]:
+    """How many drafts of each chain to verify: the likeliest ones, as many as bring the most tokens a
+    second. seconds: of a step with 0, 1, 2, ... drafts."""
+    # Chances of a chain fall, so a draft comes after those before it.
+    ordered = sorted(
+        (-chance, place, i)
+        for i, chain in chains.items()
+        for place, chance in enumerate(chain.chances)
+    )
+    tokens, best, count = float(rows), MARGIN * rows / seconds[0], 0
+    for number, (chance, _, _) in enumerate(ordered, 1):
+        tokens -= chance
+        rate = tokens / seconds[number]
+        if rate > best:
+            best, count = rate, number
+        elif rate < SLOW_DOWN * best:
+            break
+    counts: dict[int, int] = {}
+    for _, _, i in ordered[:count]:
+        counts[i] = counts.get(i, 0) + 1
+    return counts
+
+
+def _rate(chains: dict[int, _Chain], rows: int, seconds: Sequence[float]) -> float:
+    """Tokens a second with the best number of these."""
+    counts = _best(chains, rows, seconds)
+    tokens = rows + sum(sum(chains[i].chances[:count]) for i, count in counts.items())
+    return tokens / seconds[sum(counts.values())]

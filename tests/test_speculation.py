@@ -1,0 +1,170 @@
+"""Speculation changes how many steps an answer takes, and nothing else: every comparison is == on the
+bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from elinvar.base.grammar import JsonSchema, Regex
+from elinvar.base.sampling import SamplingParams
+from elinvar.base.thinking import ThinkingBudget
+from elinvar.engine.core import Engine
+from elinvar.run.drafters.api import Drafter
+from elinvar.run.runner import Runner
+from engines import ENGINES, Answer, answers, provider, tiny_engine
+from oracles import Oracle, drafters, verify_all
+from test_invariance import FAMILIES, PARAMS, PROMPTS, prompt
+
+SCHEMA = '{"type":"object","properties":{"a":{"type":"string"},"b":{"enum":["long one","other"]}},"required":["b"]}'
+KINDS = {
+    "greedy": SamplingParams(max_tokens=40, temperature=0, seed=0, ignore_eos=True),
+    "warm": SamplingParams(max_tokens=40, temperature=0.7, seed=1, ignore_eos=True),
+    "hot, top-p": SamplingParams(max_tokens=40, temperature=1.2, top_p=0.9, seed=2),
+    "penalties": SamplingParams(
+        max_tokens=40,
+        temperature=0.9,
+        seed=3,
+        repetition_penalty=1.2,
+        presence_penalty=0.5,
+        frequency_penalty=0.3,
+        bad_words=((5, 6), (7,)),
+        min_tokens=12,
+    ),
+    "schema": SamplingParams(max_tokens=40, temperature=0.8, seed=4, grammar=JsonSchema(SCHEMA)),
+    "regex": SamplingParams(
+        max_tokens=40, temperature=1.0, seed=5, grammar=Regex("(ab|cd)*x{3,9}")
+    ),
+    "stop text": SamplingParams(max_tokens=40, temperature=1.0, seed=6, stop=("a", "\x01")),
+    "stop token": SamplingParams(
+        max_tokens=40, temperature=1.0, seed=7, stop_token_ids=tuple(range(20))
+    ),
+    "logprobs": SamplingParams(max_tokens=40, temperature=0.7, seed=8, logprobs=5, ignore_eos=True),
+    "thinking": SamplingParams(
+        max_tokens=40, temperature=1.0, seed=9, thinking=ThinkingBudget(6, (60,), (61, 62), True)
+    ),
+    "window": SamplingParams(
+        max_tokens=40, temperature=0.7, seed=10, attention_window=64, ignore_eos=True
+    ),
+}
+
+
+def sixteen(kind: str) -> tuple[list[list[int]], list[SamplingParams]]:
+    """Prompts about block borders, with seeds of their own."""
+    params = KINDS[kind]
+    assert params.seed is not None
+    count = 16
+    prompts = [prompt(i, 20 + 3 * i) for i in range(count)]
+    return prompts, [replace(params, seed=params.seed + 100 * i) for i in range(count)]
+
+
+def plain(
+    prompts: list[list[int]], params: list[SamplingParams], family: str = "llama"
+) -> list[Answer]:
+    return answers(tiny_engine(family, speculation="off", max_rows=16), prompts, params)
+
+
+def knowing(
+    prompts: list[list[int]], found: list[Answer], errs: Callable[[int], bool], instant: bool = True
+) -> Callable[[Runner], Drafter]:
+    # What was computed behind a stop text is cut off, so an oracle does not know it.
+    sequences = [p + a[0] for p, a in zip(prompts, found, strict=True)]
+    return lambda runner: Oracle(runner.rows, sequences, errs, instant)
+
+
+def never(index: int) -> bool:
+    return False
+
+
+def sometimes(index: int) -> bool:
+    return index % 5 == 3
+
+
+def always(index: int) -> bool:
+    return True
+
+
+@pytest.fixture(autouse=True)
+def _all(monkeypatch: pytest.MonkeyPatch) -> None:
+    verify_all(monkeypatch)
+
+
+@pytest.mark.parametrize("preempt", [False, True], ids=["", "preempted"])
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("errs", [never, sometimes, always])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bits_are_equal(kind: str, errs: Callable[[int], bool], batch: int, preempt: bool) -> None:
+    prompts, params = (some[:batch] for some in sixteen(kind))
+    want = plain(prompts, params)
+    make = drafters(knowing(prompts, want, errs))
+    engine = tiny_engine("llama", max_rows=16, drafters=make)
+    if preempt:
+        preempt_amid(engine)
+    assert answers(engine, prompts, params) == want
+    (stats,) = engine.runner.speculator.stats
+    assert errs is not always or stats.num_accepted == 0
+    assert errs is always or stats.num_accepted > 0 or all(len(a[0]) < 4 for a in want)
+
+
+def preempt_amid(engine: Engine) -> None:
+    """Whoever runs for the longest goes, every fifth step."""
+    execute, count = engine.runner.execute, 0
+
+    def counted(plan):  # type: ignore[no-untyped-def]
+        nonlocal count
+        count += 1
+        output = execute(plan)
+        if count % 5 == 4:
+            engine.scheduler.preempt(plan.items[0].request_id)
+        return output
+
+    engine.runner.execute = counted  # type: ignore[method-assign]
+
+
+NO_STATES = [f for f in sorted(ENGINES) if ENGINES[f].delta is None]
+
+
+@pytest.mark.parametrize("family", NO_STATES)
+def test_every_family(family: str) -> None:
+    """Windows, latents, experts, streams, sinks: spans of drafts are computed like any other."""
+    prompts, params = PROMPTS, PARAMS
+    want = plain(prompts, params, family)
+    engine = tiny_engine(family, drafters=drafters(knowing(prompts, want, sometimes)))
+    assert answers(engine, prompts, params) == want
+    assert engine.runner.speculator.stats[0].num_accepted > 0
+
+
+@pytest.mark.parametrize("kind", ["q5", "q8", "f16", "bf16", "f32"])
+@pytest.mark.parametrize("options", [{}, {"kv_dtype": "int8"}, {"num_threads": 2}], ids=str)
+def test_weights_caches_threads(kind: str, options: dict[str, Any]) -> None:
+    threads = {"ops": provider("cpu", options["num_threads"])} if "num_threads" in options else {}
+    kept = {name: value for name, value in options.items() if name != "num_threads"}
+    want = answers(tiny_engine("gemma3", kind, speculation="off", **kept), PROMPTS, PARAMS)
+    make = drafters(knowing(PROMPTS, want, sometimes, instant=False))
+    assert (
+        answers(tiny_engine("gemma3", kind, drafters=make, **kept, **threads), PROMPTS, PARAMS)
+        == want
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_little_room(family: str) -> None:
+    """Where blocks are short, or a step's tokens, drafts do without: nobody goes for them."""
+    want = plain(PROMPTS, PARAMS, family)
+    for options in (
+        {"num_blocks": 9},
+        {"max_step_tokens": 9},
+        {"prefix_cache": False, "max_drafts": 1},
+    ):
+        make = drafters(knowing(PROMPTS, want, sometimes))
+        assert answers(tiny_engine(family, drafters=make, **options), PROMPTS, PARAMS) == want
+
+
+def test_states_are_not_drafted_for() -> None:
+    want = plain(PROMPTS, PARAMS, "qwen3_next")
+    engine = tiny_engine("qwen3_next", drafters=drafters(knowing(PROMPTS, want, never)))
+    assert answers(engine, PROMPTS, PARAMS) == want
+    assert engine.runner.speculator.stats[0].num_drafted == 0

@@ -30,6 +30,7 @@ from elinvar.engine.bad_words import spelled
 from elinvar.engine.below import identity, open_tiers
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.counts import Counts
+from elinvar.engine.draft_model import open_draft_model
 from elinvar.engine.drafts import MakeDrafters, make_drafters, most_drafts
 from elinvar.engine.grammars import Compiled, Grammars
 from elinvar.engine.memory import available_memory, give_back
@@ -129,7 +130,11 @@ class Engine:
         del checkpoint  # a GGUF file's keys hold the vocabulary, too
         give_back()
         adapters = Adapters(parts, adapted, config.max_adapters)
-        return cls(parts.build(ops), ops, tokenizer, config, fingerprint, adapters, named)
+        draft = None
+        if config.uses_draft_model:
+            draft = open_draft_model(config, path, tokenizer, ops, tell)
+        beside = adapters, named, make_drafters(config, draft)
+        return cls(parts.build(ops), ops, tokenizer, config, fingerprint, *beside)
 
     def __init__(
         self,

@@ -19,8 +19,11 @@ def most_drafts(config: EngineConfig, model: ModelConfig) -> int:
     return 0 if config.drafters == () or model.delta is not None else config.max_drafts
 
 
-def make_drafters(config: EngineConfig) -> MakeDrafters:
-    """Those that the configuration asks for; `auto`: all that cost nothing to have."""
+def make_drafters(
+    config: EngineConfig, draft: Callable[[Runner], Drafter] | None = None
+) -> MakeDrafters:
+    """Those that the configuration asks for; `auto`: all that cost nothing to have. draft: of the draft
+    model."""
     names = ("suffix", "forced") if config.drafters is None else config.drafters
 
     def make(runner: Runner) -> list[Drafter]:
@@ -32,6 +35,8 @@ def make_drafters(config: EngineConfig) -> MakeDrafters:
             found.append(suffix)
         if "forced" in names and runner.masks is not None:
             found.append(ForcedDrafter(runner.rows, runner.masks, suffix))
+        if draft is not None:
+            found.append(draft(runner))
         return found
 
     return make

@@ -93,6 +93,10 @@ class Runner:
         self._make_drafters = drafters
         self.use(model)
 
+    @property
+    def kv_bytes(self) -> int:
+        return sum(blocks.nbytes for blocks in self._blocks)
+
     def use(self, model: Model) -> None:
         """Compute with this model, whose cache is the same, from the next step on."""
         self.model = model

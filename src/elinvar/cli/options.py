@@ -164,12 +164,6 @@ speculation = options(
         section=_AHEAD,
     ),
     option(
-        "--draft-aside",
-        is_flag=True,
-        help="It runs in a process of its own, and nobody waits for it.",
-        section=_AHEAD,
-    ),
-    option(
         "--max-drafts",
         type=AT_LEAST_1,
         metavar="N",

@@ -119,7 +119,7 @@ class Engine:
                 drafting.wants_mtp,
             )
             tokenizer = load_tokenizer(checkpoint, cache_root())
-            drafting.load(checkpoint, tokenizer)
+            drafting.load(path, tokenizer, ops, tell)
             named = None
             if config.kv_tiers or config.kv_host_path:
                 # Others share what is kept there: sizes and times of files are not enough to go by.

@@ -1,12 +1,15 @@
-"""Drafts: which drafters an engine has, and what of them is loaded with its model."""
+"""Drafts: which drafters an engine has, and what of them is loaded with its model.
+
+What few engines have is imported by those: a command starts in the time of its imports.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import Any, cast
 
 from elinvar.base.config import EngineConfig, ModelConfig
-from elinvar.base.errors import ModelError
 from elinvar.engine.tokenizer import Tokenizer
 from elinvar.models.family import Model
 from elinvar.nn.decoder import Decoder
@@ -20,10 +23,7 @@ from elinvar.weights.cache import cache_root
 from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
 from elinvar.weights.sources import resolve
 
-# What few engines have is imported by those: a command starts in the time of its imports.
-if TYPE_CHECKING:
-    from elinvar.engine.draft_model import DraftModelMaker
-    from elinvar.run.drafters.heads import Heads
+Progress = Callable[[str, int, int], None]
 
 ALWAYS = "forced", "suffix"
 """They cost nothing to have."""
@@ -42,55 +42,48 @@ class Drafting:
         """fingerprint: the model's, by which an early exit of its is known."""
         self.names = ALWAYS if config.drafters is None else config.drafters
         self._config, self._fingerprint = config, fingerprint
-        self._heads: Checkpoint | None = None
-        self._attached: tuple[str, Heads] | None = None
-        self._maker: DraftModelMaker | None = None
+        self._folder: Checkpoint | None = None
+        """Of heads."""
+        self._attached: Callable[[Runner], Drafter] | None = None
+        self._beside: Callable[[Runner], Drafter] | None = None
 
     @property
     def wants_mtp(self) -> bool:
         """The heads that the model's own checkpoint holds."""
         return "mtp" in self.names
 
-    def load(self, target: Checkpoint, tokenizer: Tokenizer) -> None:
-        """Opens the configuration's draft_model, if it has one. Raises ModelError where it is none."""
-        if self._config.draft_model is None:
+    def load(self, target: Path, tokenizer: Tokenizer, ops: Ops, progress: Progress) -> None:
+        """What the configuration names as its draft_model, if it does. Raises ModelError where that cannot
+        be found or read."""
+        config = self._config
+        if config.draft_model is None or not config.uses_draft_model:
             return
-        from elinvar.engine.draft_model import DraftModelMaker, is_model, same_tokens
-        from elinvar.models.eagle import is_eagle
+        from elinvar.engine.draft_model import open_draft_model
+        from elinvar.models.drafts import are_heads
 
-        checkpoint = open_checkpoint(resolve(self._config.draft_model, lambda *told: None))
-        if is_eagle(checkpoint):
-            self._heads = checkpoint
-        elif is_model(checkpoint):
-            same = same_tokens(checkpoint, tokenizer)
-            spelling = None if same else str(target.path)
-            self._maker = DraftModelMaker(str(checkpoint.path), spelling, self._config)
-            checkpoint.close()
-        else:
-            checkpoint.close()
-            raise ModelError(
-                f"{checkpoint.path} is neither a model nor heads that draft for one; name a smaller model "
-                "or a folder that 'elinvar draft train' made."
-            )
+        checkpoint = open_checkpoint(resolve(config.draft_model))
+        if are_heads(checkpoint):
+            self._folder = checkpoint
+            return
+        checkpoint.close()
+        self._beside = open_draft_model(config, target, tokenizer, ops, progress)
 
     def attach(self, model: Model, ops: Ops) -> None:
         """Heads become a part of the model, before its caches are made. Raises ModelError where they do
         not fit."""
         self._attached = None
         if isinstance(model, MTPDecoder) and model.num_heads and self.wants_mtp:
-            self._attached = "mtp", model
-        if self._heads is not None:
-            if type(model) is not Decoder:
-                raise ModelError(
-                    f"{self._heads.path} holds heads for models of decoder layers alone; leave draft_model "
-                    "out for this one."
-                )
-            from elinvar.models.eagle import load_eagle
+            self._attached = _reading_hidden("mtp", model)
+        if self._folder is not None:
+            from elinvar.models.drafts import load_heads
+            from elinvar.nn.medusa import MedusaHeads
 
-            head = load_eagle(
-                self._heads, model, ops, self._config.weight_format, cache_dir=cache_root()
-            )
-            self._attached = "eagle", cast("Heads", head)
+            form = self._config.weight_format
+            heads = load_heads(self._folder, model, ops, form, cache_root())
+            if isinstance(heads, MedusaHeads):
+                self._attached = _medusa(heads)
+            else:
+                self._attached = _reading_hidden("eagle", heads)
 
     def make(self, runner: Runner) -> list[Drafter]:
         """In the order in which they are asked: of guesses that promise the same the first is taken."""
@@ -103,18 +96,12 @@ class Drafting:
             found.append(ForcedDrafter(rows, runner.masks, suffix))
         if suffix is not None:
             found.append(suffix)
-        found += self._heads_of(runner)
+        if self._attached is not None:
+            found.append(self._attached(runner))
         found += self._exits_of(runner)
-        found += self._model_beside(runner)
+        if self._beside is not None:
+            found.append(self._beside(runner))
         return found
-
-    def _heads_of(self, runner: Runner) -> list[Drafter]:
-        if self._attached is None:
-            return []
-        from elinvar.run.drafters.heads import HeadsDrafter
-
-        name, heads = self._attached
-        return [HeadsDrafter(name, heads, runner.ops, runner.kv, runner.rows)]
 
     def _exits_of(self, runner: Runner) -> list[Drafter]:
         if "early-exit" not in self.names:
@@ -129,15 +116,17 @@ class Drafting:
         places = runner.ops, runner.kv, runner.rows, runner.adapted
         return [EarlyExitDrafter(model, layers, *places)]
 
-    def _model_beside(self, runner: Runner) -> list[Drafter]:
-        if self._maker is None:
-            return []
-        maker = self._maker.sized(runner.kv_bytes, runner.model.config.vocab_size)
-        if not self._config.draft_aside:
-            return [maker.make(runner.rows, runner.ops)]
-        from elinvar.run.drafters.aside import Aside
 
-        return [Aside(runner.rows, maker, "draft-model")]
+def _reading_hidden(name: str, heads: Any) -> Callable[[Runner], Drafter]:
+    from elinvar.run.drafters.heads import HeadsDrafter
+
+    return lambda r: HeadsDrafter(name, heads, r.ops, r.kv, r.rows)
+
+
+def _medusa(heads: Any) -> Callable[[Runner], Drafter]:
+    from elinvar.run.drafters.medusa import MedusaDrafter
+
+    return lambda r: MedusaDrafter(heads, r.ops, r.rows)
 
 
 class Given(Drafting):

@@ -10,7 +10,7 @@ is accepted most often.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import prod
@@ -33,7 +33,7 @@ class Spelling(Protocol):
     bos_id: int | None
 
     @property
-    def special_ids(self) -> Container[int]: ...
+    def special_ids(self) -> Set[int]: ...
 
     def encode(self, text: str, add_special: bool = True) -> list[int]: ...
 

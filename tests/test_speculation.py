@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from drafting import Oracle, drafters, verify_all
 from elinvar.base.grammar import JsonSchema, Regex
 from elinvar.base.sampling import SamplingParams
 from elinvar.base.thinking import ThinkingBudget
@@ -17,6 +16,7 @@ from elinvar.engine.core import Engine
 from elinvar.run.drafters.api import Drafter
 from elinvar.run.runner import Runner
 from engines import ENGINES, Answer, answers, provider, tiny_engine
+from oracles import Oracle, drafters, verify_all
 from test_invariance import FAMILIES, PARAMS, PROMPTS, prompt
 
 SCHEMA = '{"type":"object","properties":{"a":{"type":"string"},"b":{"enum":["long one","other"]}},"required":["b"]}'

@@ -444,6 +444,7 @@ class Engine:
             )
         loaded = reloaded(self.runner.model, arrays, self.config.weight_format)
         self.runner.use(loaded.build(self.ops))
+        self.metrics.drafters = self.runner.speculator.stats
         self.adapters.fit(loaded)
         self.weight_version += 1
         # Of no other engine's: what was pushed has no fingerprint.

@@ -118,7 +118,7 @@ def preempt_amid(engine: Engine) -> None:
         nonlocal count
         count += 1
         output = execute(plan)
-        if count % 5 == 4:
+        if count % 5 == 4 and plan.items:
             engine.scheduler.preempt(plan.items[0].request_id)
         return output
 

@@ -74,9 +74,7 @@ def measure(
                     now - then
                     for now, then in zip(_counts(engines[name]), drafted[name], strict=True)
                 )
-                ratios = sorted(
-                    on / off for on, off in zip(rates[name], rates["off"], strict=True)
-                )
+                ratios = sorted(on / off for on, off in zip(rates[name], rates["off"], strict=True))
                 yield {
                     "model": model,
                     "work": kind,

@@ -43,6 +43,10 @@ class DeviceBlocks:
     tensor: torch.Tensor
     """[B, bytes] u8"""
 
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.numel()
+
     def read(self, block: int) -> memoryview:
         host = staging(self.tensor.shape[1], self.tensor.device)
         host.copy_(self.tensor[block])

@@ -25,9 +25,10 @@ import triton
 import triton.language as tl
 
 from elinvar.base.config import Activation
-from elinvar.ops.triton.activations import gated_product
+from elinvar.ops.triton.activations import rounded_product
 from elinvar.ops.triton.configs import Config
 from elinvar.ops.triton.matrices import Matrix
+from elinvar.ops.triton.numbers import narrow
 from elinvar.ops.triton.tiles import one_part, place, product
 
 _ANY_ROWS = ["num_rows"]
@@ -84,16 +85,16 @@ def linear_kernel(x, codes, scales, extra, factors, bias, x_scales, y, num_rows,
         row_scales = None if x_scales is None else tl.load(x_scales + rows_M)[None, :]
         acc = finish(acc, factors, bias, columns_N[:, None], row_scales)
     live_M = rows[None, :] < num_rows
+    kind: tl.constexpr = y.dtype.element_ty
     if ACTIVATION is None or APART:
         live = live_M & (tile_n * WIDTH + n % WIDTH < OUT)[:, None]
-        tl.store(y + rows_M[None, :] * y_stride + columns_N[:, None], acc, mask=live)
+        tl.store(y + rows_M[None, :] * y_stride + columns_N[:, None], narrow(acc, kind), mask=live)
     else:
         gate, up = gate_halves(acc, BLOCK_M)
-        kind: tl.constexpr = y.dtype.element_ty
-        out = gated_product(gate.to(kind).to(tl.float32), up.to(kind).to(tl.float32), ACTIVATION)
+        out = rounded_product(gate, up, kind, ACTIVATION)
         outs = tile_n * WIDTH + tl.arange(0, WIDTH)
         live = live_M & (outs < OUT)[:, None]
-        tl.store(y + rows_M[None, :] * y_stride + outs[:, None], out, mask=live)
+        tl.store(y + rows_M[None, :] * y_stride + outs[:, None], narrow(out, kind), mask=live)
 
 
 @triton.jit(do_not_specialize=_ANY_ROWS)
@@ -112,8 +113,8 @@ def merge_kernel(partial, factors, bias, x_scales, y, num_rows, y_stride, N: tl.
     if ACTIVATION is not None:
         up = added(partial, row, at + OUT, num_rows, N, PARTS)
         up = finish(up, factors, bias, at + OUT, row_scale)
-        out = gated_product(out.to(kind).to(tl.float32), up.to(kind).to(tl.float32), ACTIVATION)
-    tl.store(y + row * y_stride + columns, out, mask=live)
+        out = rounded_product(out, up, kind, ACTIVATION)
+    tl.store(y + row * y_stride + columns, narrow(out, kind), mask=live)
 
 
 @triton.jit
@@ -122,16 +123,6 @@ def added(partial, row, columns, num_rows, N: tl.constexpr, PARTS: tl.constexpr)
     for part in range(PARTS):
         acc += tl.load(partial + (part * num_rows + row) * N + columns)
     return acc
-
-
-@triton.jit
-def gated_kernel(x, y, x_stride, N: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    live = columns < N
-    gate = tl.load(x + row * x_stride + columns, mask=live, other=0).to(tl.float32)
-    up = tl.load(x + row * x_stride + N + columns, mask=live, other=0).to(tl.float32)
-    tl.store(y + row * N + columns, gated_product(gate, up, ACTIVATION), mask=live)
 
 
 def linear(
@@ -171,16 +162,6 @@ def quantised_linear(
     """W8A8: rows of int8 (rows.quantise_rows), each with a scale, by an int8 matrix. Sums are exact."""
     y = codes_TK.new_empty((len(codes_TK), w.shape[0]), dtype=dtype)
     _launch(codes_TK, w, y, x_scales=scales_T)
-    return y
-
-
-def gated(x_TN: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """act(the first half of a row) * (the second) -> [T, N / 2]. Moves 3/2 of x."""
-    n = x_TN.shape[1] // 2
-    y = x_TN.new_empty((len(x_TN), n))
-    grid = len(x_TN), triton.cdiv(n, 1024)
-    if len(x_TN):
-        gated_kernel[grid](x_TN, y, x_TN.stride(0), n, activation, 1024)
     return y
 
 

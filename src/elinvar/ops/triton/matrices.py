@@ -79,7 +79,7 @@ class Matrix:
 def from_weight(w: Weight, dtype: torch.dtype, device: torch.device | str) -> Matrix:
     """What the cpu provider packed, for activations of `dtype`. A float matrix is rounded to dtype,
     but for f32, which stays (routers)."""
-    if w.kind == "f32" or dtype == torch.float32 and w.kind in ("f16", "bf16"):
+    if w.kind == "f32" or (dtype == torch.float32 and w.kind in ("f16", "bf16")):
         return dense(torch.from_numpy(unpack(w)).to(device))
     if w.kind in ("f16", "bf16"):
         return dense(torch.from_numpy(unpack(w)).to(device).to(dtype))
@@ -149,7 +149,7 @@ def join(parts: Sequence[Matrix]) -> Matrix | None:
     first = parts[0]
     kinds = {(m.kind, m.scales is None, m.factors is None) for m in parts}
     blocks = first.kind == "fp8" and first.scales is not None
-    if len(kinds) > 1 or blocks and any(m.shape[0] % 128 for m in parts[:-1]):
+    if len(kinds) > 1 or (blocks and any(m.shape[0] % 128 for m in parts[:-1])):
         return None
     joined = {}
     for name, packed_dim in _ROWS_LAST.items():
@@ -206,5 +206,3 @@ def _bytes(scales_NG: torch.Tensor, k: int, group: int) -> torch.Tensor:
 def _int32(words: torch.Tensor) -> torch.Tensor:
     """The low 32 bits."""
     return (words - ((words >> 31) << 32)).to(torch.int32)
-
-

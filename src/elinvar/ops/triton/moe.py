@@ -22,9 +22,10 @@ import triton
 import triton.language as tl
 
 from elinvar.base.config import Activation
-from elinvar.ops.triton.activations import gated_product
+from elinvar.ops.triton.activations import rounded_product
 from elinvar.ops.triton.linear import gate_halves, ptx, row_tile
 from elinvar.ops.triton.matrices import Matrix
+from elinvar.ops.triton.numbers import narrow
 from elinvar.ops.triton.tiles import place, product
 
 _ANY_ROWS = ["num_pairs", "max_tiles"]
@@ -126,12 +127,12 @@ def expert_kernel(x, codes, scales, extra, factors, bias, weights, order, tiles,
         acc += tl.load(bias + matrix * N + columns_N)[:, None]
     outs = tile_n * WIDTH + tl.arange(0, WIDTH)
     live = live_M & (outs < OUT)[:, None]
+    kind: tl.constexpr = y.dtype.element_ty
     if ACTIVATION is None:
-        tl.store(y + pairs[None, :] * OUT + outs[:, None], acc, mask=live)
+        tl.store(y + pairs[None, :] * OUT + outs[:, None], narrow(acc, kind), mask=live)
     else:
         gate, up = gate_halves(acc, BLOCK_M)
-        kind: tl.constexpr = y.dtype.element_ty
-        h = gated_product(gate.to(kind).to(tl.float32), up.to(kind).to(tl.float32), ACTIVATION)
+        h = narrow(rounded_product(gate, up, kind, ACTIVATION), kind)
         tl.store(y + places.to(tl.int64)[None, :] * OUT + outs[:, None], h, mask=live)
 
 
@@ -157,11 +158,12 @@ def moe(
     activation: Activation,
     scale_inputs: bool = False,
 ) -> torch.Tensor:
-    """-> [T, D]; ids ascending in each row. What an expert gives a token is rounded to the dtype of
-    x, as `gated_linear` and `linear` round it, and f32 is what is added."""
+    """-> f32 [T, D]; ids ascending in each row. What an expert gives a token is rounded to the dtype
+    of x, which halves the bytes of many rows, and added as f32."""
     (t, d), top = x_TD.shape, ids_TK.shape[1]
+    y = x_TD.new_empty((t, d), dtype=torch.float32)
     if not t:
-        return torch.empty_like(x_TD)
+        return y
     pairs = t * top
     height = tile_height(experts.both, pairs)
     order, tiles = _arrange(ids_TK, experts, height)
@@ -172,7 +174,6 @@ def moe(
     )
     each = x_TD.new_empty((pairs, d))
     _experts(hidden, experts.downs, experts.down_bias, None, order, tiles, each, top, height, None)
-    y = torch.empty_like(x_TD)
     outside = None if scale_inputs else weights_TK
     combine_kernel[(t, triton.cdiv(d, 512))](each, outside, y, d, top, 512)
     return y

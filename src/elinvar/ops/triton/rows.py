@@ -13,9 +13,10 @@ import triton
 import triton.language as tl
 
 from elinvar.base.config import Activation
-from elinvar.ops.triton.activations import activated, gated_product
+from elinvar.ops.triton.activations import activated, rounded_product
 from elinvar.ops.triton.cases import KernelCase
 from elinvar.ops.triton.device import INTERPRETER
+from elinvar.ops.triton.numbers import narrow
 
 BLOCK = 65536 if INTERPRETER else 1024
 """Most columns of a row that a program has."""
@@ -133,8 +134,8 @@ def _gated_kernel(x, out, num_rows, N: tl.constexpr, ACTIVATION: tl.constexpr, R
     gate = tl.load(x + row * 2 * N + at, inside, 0.0).to(tl.float32)
     up = tl.load(x + row * 2 * N + N + at, inside, 0.0).to(tl.float32)
     kind: tl.constexpr = out.dtype.element_ty
-    value = gated_product(gate.to(kind).to(tl.float32), up.to(kind).to(tl.float32), ACTIVATION)
-    tl.store(out + row * N + at, value.to(out.dtype.element_ty), inside)
+    value = rounded_product(gate, up, kind, ACTIVATION)
+    tl.store(out + row * N + at, narrow(value, kind), inside)
 
 
 def gated(x_TN: torch.Tensor, activation: Activation, dtype: torch.dtype) -> torch.Tensor:

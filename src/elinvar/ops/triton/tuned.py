@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from elinvar.base.errors import InputError
+from elinvar.base.errors import ElinvarError
 from elinvar.ops.triton.configs import Config
 from elinvar.ops.triton.matrices import Matrix
 
@@ -42,13 +42,13 @@ def name(w: Matrix) -> str:
 
 
 def read(path: Path) -> Table:
-    """Raises InputError, in one sentence, for a file that is no such table."""
+    """Raises ElinvarError, in one sentence, for a file that is no such table."""
     try:
         document = json.loads(path.read_text())
         configs = {key: _config(key, value) for key, value in document["configs"].items()}
         return Table(str(document["device"]), str(document["triton"]), configs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
+        raise ElinvarError(
             f"{path} is no table of tuned kernels ({error}): run `elinvar tune`."
         ) from None
 

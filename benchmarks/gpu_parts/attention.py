@@ -23,15 +23,15 @@ class Cache:
     def __init__(self, part: Part, count: int, context: int, dtype: Any = "bf16") -> None:
         self.part, self.count, self.context = part, count, context
         self.ops: Any = load_provider("cuda")
-        self.heads, self.kv_heads, self.dims = (
-            (4, 2, 32) if part.small else (HEADS, KV_HEADS, DIMS)
-        )
+        self.heads, self.kv_heads, self.dims = (4, 2, 32) if part.small else (HEADS, KV_HEADS, DIMS)
         per = -(-context // 32)
         spec = KVSpec("full", (0,), self.kv_heads, self.dims, dtype)
         (self.kv,) = self.ops.kv_layers(spec, per * count)
         if dtype == "bf16":  # others hold codes: their speed alone is measured, of zeros
             for each in (self.kv.k, self.kv.v):
-                each.normal_(generator=torch.Generator(part.device).manual_seed(each.data_ptr() % 97))
+                each.normal_(
+                    generator=torch.Generator(part.device).manual_seed(each.data_ptr() % 97)
+                )
         order = torch.randperm(per * count, generator=torch.Generator().manual_seed(0))
         self.tables = order.view(count, per).to(part.device, torch.int32)
 
@@ -82,7 +82,9 @@ def right(part: Part) -> dict[str, Any]:
     n = 9 if part.small else 200
     q = part.randn(count * n, cache.heads, cache.dims)
     whole = cache.attend(q).view(count, n, -1)
-    k, v = (each.double().repeat_interleave(cache.heads // cache.kv_heads, 1) for each in cache.dense())
+    k, v = (
+        each.double().repeat_interleave(cache.heads // cache.kv_heads, 1) for each in cache.dense()
+    )
     queries = q.double().view(count, n, cache.heads, cache.dims).transpose(1, 2)
     scores = queries @ k.transpose(2, 3) * cache.dims**-0.5
     keys = torch.arange(context, device=part.device)
@@ -113,9 +115,7 @@ def decode(part: Part, count: int, context: int, dtype: Any) -> dict[str, Any]:
     if dtype == "bf16":
         k, v = (each.contiguous() for each in cache.dense())
         queries = q[:, :, None]
-        sdpa = part.seconds(
-            [lambda: scaled_dot_product_attention(queries, k, v, enable_gqa=True)]
-        )
+        sdpa = part.seconds([lambda: scaled_dot_product_attention(queries, k, v, enable_gqa=True)])
         found["sdpa_us"] = sdpa * 1e6
     return found
 

@@ -81,7 +81,9 @@ class Part:
                 found["of_matmul"] = found["flops"] / self.ceilings["matmul"]
         return found
 
-    def randn(self, *shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> torch.Tensor:
+    def randn(
+        self, *shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0
+    ) -> torch.Tensor:
         g = torch.Generator(self.device).manual_seed(seed)
         return torch.randn(shape, generator=g, device=self.device, dtype=torch.float32).to(dtype)
 

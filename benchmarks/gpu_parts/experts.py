@@ -46,7 +46,11 @@ def one(part: Part, kind: Any, count: int, top: int, d: int, f: int) -> dict[str
         torch.equal(moe(x[:c], ids[:c], weights[:c], experts, "silu"), whole[:c]) for c in counts
     )
     # Activations between the two products are bf16.
-    found: dict[str, Any] = {"error_of_largest": error, "right": error < part.tolerance(2e-2), "invariant": same}
+    found: dict[str, Any] = {
+        "error_of_largest": error,
+        "right": error < part.tolerance(2e-2),
+        "invariant": same,
+    }
     matrix = both[0][0].nbytes + downs[0][0].nbytes
     for c in (1, 7) if part.small else ROWS:
         read = len(ids[:c].unique()) * matrix
@@ -55,7 +59,9 @@ def one(part: Part, kind: Any, count: int, top: int, d: int, f: int) -> dict[str
     return found
 
 
-def exactly(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, both: Any, downs: Any) -> Any:
+def exactly(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, both: Any, downs: Any
+) -> Any:
     """In f64, of the first rows."""
     out = torch.zeros_like(x, dtype=torch.float64)
     for t, (chosen, parts) in enumerate(zip(ids.tolist(), weights.double(), strict=True)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,11 @@ def right(part: Part, kind: Any) -> dict[str, Any]:
     same = all(torch.equal(multiplied(x[:c], w, torch.float32), whole[:c]) for c in counts)
     alone = torch.equal(multiplied(x[5:6], w, torch.float32), whole[5:6])
     error = error_of(whole, wanted)
-    return {"error_of_largest": error, "right": error < part.tolerance(LARGEST_ERROR), "invariant": same and alone}
+    return {
+        "error_of_largest": error,
+        "right": error < part.tolerance(LARGEST_ERROR),
+        "invariant": same and alone,
+    }
 
 
 def speed(
@@ -74,15 +79,13 @@ def speed(
     found: dict[str, Any] = {}
     for count in rows:
         x = part.randn(count, k)
-        calls = [
-            (lambda w=w: gated_linear(x, w, "silu")) if gated else (lambda w=w: multiplied(x, w))
-            for w in ws
-        ]
+        product = partial(gated_linear, activation="silu") if gated else multiplied
+        calls = [partial(product, x, w) for w in ws]
         outs = n // 2 if gated else n
         moved = first.nbytes + 2 * count * (k + outs)
         found[str(count)] = part.rates(part.seconds(calls), moved, 2 * count * n * k)
         if kind == "bf16":
-            vendor = part.seconds([lambda w=w: torch.matmul(x, w.codes.T) for w in ws])
+            vendor = part.seconds([partial(torch.matmul, x, w.codes.T) for w in ws])
             found[str(count)] |= {"vendor_us": vendor * 1e6}
             found[str(count)]["of_vendor"] = vendor * 1e6 / found[str(count)]["us"]
     return found

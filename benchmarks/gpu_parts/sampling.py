@@ -12,7 +12,9 @@ from elinvar.ops.arguments import SampleArgs
 from gpu_parts.base import Part
 
 
-def arguments(rows: int, temperature: float = 0.8, top_k: int = 50, top_p: float = 0.95) -> SampleArgs:
+def arguments(
+    rows: int, temperature: float = 0.8, top_k: int = 50, top_p: float = 0.95
+) -> SampleArgs:
     def full(value: float, dtype: Any = np.float32) -> Any:
         return np.full(rows, value, dtype)
 
@@ -33,20 +35,28 @@ def measure(part: Part) -> None:
     size = 300 if part.small else 128256
     for rows in (1, 3) if part.small else (1, 32, 128):
         logits = part.randn(rows, size, dtype=torch.float32, seed=rows) * 3
-        for name, args in (("plain", arguments(rows, top_k=0, top_p=1.0)), ("top", arguments(rows))):
+        for name, args in (
+            ("plain", arguments(rows, top_k=0, top_p=1.0)),
+            ("top", arguments(rows)),
+        ):
 
-            def one(logits: Any = logits, args: SampleArgs = args, rows: int = rows) -> dict[str, Any]:
+            def one(
+                logits: Any = logits, args: SampleArgs = args, rows: int = rows
+            ) -> dict[str, Any]:
                 found = ops.sample(logits, args)
                 some = min(rows, 4)
                 wanted = ref.sample(logits[:some].cpu().numpy(), arguments_of(args, some))
                 alone = ops.sample(logits[:1], arguments_of(args, 1))
                 same = np.array_equal(alone.ids, found.ids[:1])
                 same &= np.array_equal(alone.logprobs, found.logprobs[:1])
-                begun = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-                told = {"right": np.array_equal(found.ids[:some], wanted.ids), "invariant": bool(same)}
+                told = {
+                    "right": np.array_equal(found.ids[:some], wanted.ids),
+                    "invariant": bool(same),
+                }
                 if part.small:
                     return told
                 # The results go to the host: no graph can hold that.
+                begun = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
                 begun[0].record()
                 for _ in range(10):
                     ops.sample(logits, args)

@@ -44,6 +44,9 @@ class ByteTokenizer:
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         return list(text.encode())
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < EOS else b""
+
     def text_bytes(self, ids: Iterable[int], hidden: Container[int] | None = None) -> bytes:
         shown = b"<end>" if hidden is not None and 256 not in hidden else b""
         return b"".join(bytes([i]) if i < 256 else shown * (i == EOS) for i in ids)

@@ -31,6 +31,7 @@ from elinvar.engine.below import identity, open_tiers
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.counts import Counts
 from elinvar.engine.drafts import MakeDrafters, make_drafters, most_drafts
+from elinvar.engine.forecast import workspace_bytes
 from elinvar.engine.grammars import Compiled, Grammars
 from elinvar.engine.memory import available_memory, give_back
 from elinvar.engine.output import Delta, FinishReason
@@ -145,12 +146,19 @@ class Engine:
         """adapters: without them none can be loaded. weights_digest: of their content, where it is
         known; what is kept below the cache goes by it. drafters: those, whatever the config says."""
         specs = model.kv_specs(config.kv_dtype)
-        available = available_memory()
+        available = room = available_memory()
+        kv_memory = config.kv_memory
+        if (free := ops.available_memory()) is not None:  # a device's, which is for nothing else
+            rows = max(config.max_rows, config.max_step_tokens)
+            longest = config.max_context or model.config.max_context
+            work = workspace_bytes(model.config, rows, config.max_rows, longest, 2)
+            room = max(free - work, 0)
+            kv_memory = kv_memory or room
         kv = plan_kv(
             specs,
             model.config.max_context,
-            available if (of_device := ops.available_memory()) is None else of_device,
-            kv_memory=config.kv_memory,
+            room,
+            kv_memory=kv_memory,
             max_context=config.max_context,
             max_rows=config.max_rows,
             max_step_tokens=config.max_step_tokens,
@@ -207,6 +215,8 @@ class Engine:
             self.metrics.tiers = self.tiers.stats
         self._no_window = why_no_window(model.config.layer_kinds)
         self._no_budget = why_no_budget(model.config.layer_kinds, model.config.index is not None)
+        if not hasattr(ops, "block_shares"):
+            self._no_budget = "runs on a GPU, where no kernel notes what a prompt attends to"
         longest = self._context
         if self._no_window:  # or a sequence may outgrow the cache
             longest = min(longest, self.scheduler.kv.max_sequence + 1)
@@ -444,6 +454,7 @@ class Engine:
             )
         loaded = reloaded(self.runner.model, arrays, self.config.weight_format)
         self.runner.use(loaded.build(self.ops))
+        self.metrics.drafters = self.runner.speculator.stats
         self.adapters.fit(loaded)
         self.weight_version += 1
         # Of no other engine's: what was pushed has no fingerprint.

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from elinvar.base.config import EngineConfig, ModelConfig
 from elinvar.run.drafters.api import Drafter
+from elinvar.run.drafters.forced import ForcedDrafter
+from elinvar.run.drafters.suffix import SuffixDrafter
 from elinvar.run.runner import Runner
 
 MakeDrafters = Callable[[Runner], Sequence[Drafter]]
@@ -19,4 +21,17 @@ def most_drafts(config: EngineConfig, model: ModelConfig) -> int:
 
 def make_drafters(config: EngineConfig) -> MakeDrafters:
     """Those that the configuration asks for; `auto`: all that cost nothing to have."""
-    return lambda runner: []
+    names = ("suffix", "forced") if config.drafters is None else config.drafters
+
+    def make(runner: Runner) -> list[Drafter]:
+        if runner.model.config.delta is not None:
+            return []
+        found: list[Drafter] = []
+        suffix = SuffixDrafter(runner.rows) if "suffix" in names else None
+        if suffix is not None:
+            found.append(suffix)
+        if "forced" in names and runner.masks is not None:
+            found.append(ForcedDrafter(runner.rows, runner.masks, suffix))
+        return found
+
+    return make

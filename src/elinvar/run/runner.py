@@ -89,8 +89,8 @@ class Runner:
             layers |= zip(spec.layers, caches, strict=True)
         self._spare = tuple(num_blocks)
         self.kv: list[LayerCache] = [layers[i] for i in range(len(layers))]
+        self._make_drafters = drafters
         self.use(model)
-        self.speculator = Speculator(self.rows, masks, drafters(self), model.config.vocab_size)
 
     def use(self, model: Model) -> None:
         """Compute with this model, whose cache is the same, from the next step on."""
@@ -99,6 +99,8 @@ class Runner:
         self._waves = Waves(model, self.ops, self.kv, self._adapted)
         self._wave: _Job | None = None
         """What is underway."""
+        drafters, size = self._make_drafters(self), model.config.vocab_size
+        self.speculator = Speculator(self.rows, self.masks, drafters, size)
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Compute the planned spans and sample where a span ends at the last known token.

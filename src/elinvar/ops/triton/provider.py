@@ -15,6 +15,7 @@ import torch
 
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import Activation, KVSpec, ModelConfig, Scoring
+from elinvar.base.errors import ModelError
 from elinvar.ops.arguments import Experts, Lora, SampleArgs, SampleResult
 from elinvar.ops.layout import Weight
 from elinvar.ops.triton import (
@@ -31,11 +32,19 @@ from elinvar.ops.triton import (
 from elinvar.ops.triton.caches import KVLayer, StateLayer, kv_layers
 from elinvar.ops.triton.device import INTERPRETER, find_device, free_memory
 from elinvar.ops.triton.recording import Recording, capture
+from elinvar.ops.triton.sizes import matrix_bytes
 from elinvar.ops.triton.upload import Constants, Upload
 from elinvar.ops.triton.weights import Matrices
 
 T = torch.Tensor
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+_NEEDS = {
+    "latent": ("latent_query", "latent_write"),
+    "delta": ("causal_conv", "delta_rule"),
+    "index": ("index_select", "sparse_attention"),
+}
+"""What a part of a configuration needs that not every family has."""
 
 
 class TritonOps:
@@ -58,13 +67,23 @@ class TritonOps:
 
     def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
         """Matrices are uploaded at their first use, when it is known which are multiplied by at once."""
+        self._check(config)
         sizes = dict.fromkeys(_DTYPES, 0)
         matrices = [w for w in weights.values() if isinstance(w, Weight)]
         for w in matrices:
             sizes[w.kind if w.kind in sizes else "bf16"] += w.nbytes
         self.dtype = _DTYPES[max(sizes, key=lambda kind: sizes[kind])]
-        self._expected = sum(w.nbytes for w in matrices)
+        self._expected = sum(matrix_bytes(w.kind, w.shape) for w in matrices)
         self._matrices.clear(self.dtype)
+
+    def _check(self, config: ModelConfig) -> None:
+        for part, ops in _NEEDS.items():
+            missing = [op for op in ops if not hasattr(self, op)]
+            if getattr(config, part) is not None and missing:
+                raise ModelError(
+                    f"Models of the family {config.family} need {' and '.join(missing)}, for which "
+                    "there are no kernels for GPUs yet; run it on the CPU."
+                )
 
     def available_memory(self) -> int | None:
         free = free_memory(self.device)

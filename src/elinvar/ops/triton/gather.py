@@ -6,8 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
+from elinvar.ops.triton.cases import KernelCase
 from elinvar.ops.triton.linear import ptx
-from elinvar.ops.triton.matrices import Matrix
+from elinvar.ops.triton.matrices import PACKED, Matrix, operands
 from elinvar.ops.triton.numbers import narrow
 from elinvar.ops.triton.tiles import pair, wide
 
@@ -89,3 +90,25 @@ def quantise_rows(x_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if t:
         quantise_kernel[(t,)](x_TK, codes, scales, x_TK.stride(0), k, 1024)
     return codes, scales
+
+
+def _case(kind: str) -> KernelCase:
+    found = {"ids": "*i32", **operands(kind), "y": "*fp32", "factor": "fp32", "num_ids": "i32"}
+    constexprs = {
+        **{name: None for name, type_ in found.items() if type_ is None},
+        **{"N": 128256, "K": 4096, "KIND": kind, "PACKED": kind in PACKED, "PTX": True},
+        "BLOCK": 16,
+    }
+    signature = {name: type_ for name, type_ in found.items() if type_ is not None}
+    return KernelCase(f"gather/{kind}", gather_kernel, signature, constexprs, on_amd={"PTX": False})
+
+
+COMPILED = [
+    *map(_case, ("bf16", "q4", "q8")),
+    KernelCase(
+        "gather/quantise",
+        quantise_kernel,
+        {"x": "*bf16", "codes": "*i8", "scales": "*fp32", "x_stride": "i32:16"},
+        {"K": 4096, "BLOCK": 1024},
+    ),
+]

@@ -18,6 +18,7 @@ before it is by bytes if a weight takes more than 4 instructions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ import triton.language as tl
 
 from elinvar.base.config import Activation
 from elinvar.ops.triton.activations import rounded_product
-from elinvar.ops.triton.configs import Config
-from elinvar.ops.triton.matrices import Matrix
+from elinvar.ops.triton.cases import KernelCase, Want
+from elinvar.ops.triton.configs import Config, default
+from elinvar.ops.triton.matrices import PACKED, Matrix, operands
 from elinvar.ops.triton.numbers import narrow
 from elinvar.ops.triton.tiles import one_part, place, product
 
@@ -208,4 +210,62 @@ def row_tile(config: Config, rows: int) -> int:
     return config.few if config.few is not None and rows <= config.few else config.block_m
 
 
-COMPILED: list[Any] = []
+def case_of(
+    name: str, kernel: Any, pointers: dict[str, str | None], shape: dict[str, Any],
+    kind: str, config: Config, wants: Want = "",
+) -> KernelCase:  # fmt: skip
+    """Of a kernel with a matrix of some kind in it; `few` stands for block_m where it is set."""
+    named = {**operands(kind), **pointers}
+    constexprs = {
+        **{name: None for name, type_ in named.items() if type_ is None},
+        **{"KIND": kind.split("-")[0], "PACKED": kind in PACKED, "PARTS": config.parts},
+        **{"BLOCK_M": config.few or config.block_m, "BLOCK_N": config.block_n},
+        **{"BLOCK_K": config.block_k, "PTX": True, **shape},
+    }
+    signature = {name: type_ for name, type_ in named.items() if type_ is not None}
+    return KernelCase(
+        name, kernel, signature, constexprs, config.num_warps, config.num_stages, wants,
+        on_amd={"PTX": False, "num_stages": min(config.num_stages, 3)},
+    )  # fmt: skip
+
+
+def _case(
+    name: str, kind: str, config: Config, activation: str | None = None, apart: bool = False,
+    heads: int = 1,
+) -> KernelCase:  # fmt: skip
+    n, k = (8192 if activation else 4096), 4096 // heads
+    pointers = {
+        **{"x": "*i8" if kind == "int8" else "*bf16", "bias": None, "y": "*fp32"},
+        **{"x_scales": "*fp32" if kind == "int8" else None},
+        **{"num_rows": "i32", "x_stride": "i32:16", "y_stride": "i32:16"},
+    }
+    if activation:
+        pointers["y"] = "*bf16"
+    shape = {"N": n, "K": k, "OUT": 4096 // heads, "ACTIVATION": activation, "APART": apart}
+    wants: Want = "" if kind == "f32" else "wgmma"
+    return case_of(f"linear/{name}", linear_kernel, pointers, shape, kind, config, wants)
+
+
+_KINDS = ("f32", "bf16", "fp8", "fp8-blocks", "int8", "q4", "q5", "q8", "mxfp4", "nvfp4")
+_DENSE, _FOUR = default("bf16"), default("q4")
+
+COMPILED = [
+    *(_case(kind, kind, default(kind.split("-")[0])) for kind in _KINDS),
+    _case("bf16/few", "bf16", replace(_DENSE, few=16)),
+    _case("bf16/many", "bf16", Config(128, 128, 64, 8, 4)),
+    _case("bf16/parts", "bf16", Config(64, 128, 64, 4, 3, parts=4)),
+    _case("bf16/apart", "bf16", Config(64, 128, 64, 4, 3, parts=4), apart=True),
+    _case("bf16/heads", "bf16", _DENSE, heads=32),
+    _case("bf16/gated", "bf16", _DENSE, "silu"),
+    _case("q4/few", "q4", replace(_FOUR, few=16)),
+    _case("q4/gated", "q4", replace(_FOUR, block_n=128), "silu"),
+    KernelCase(
+        "linear/merge",
+        merge_kernel,
+        {"partial": "*fp32", "y": "*fp32", "num_rows": "i32", "y_stride": "i32:16"},
+        {
+            **{"factors": None, "bias": None, "x_scales": None, "N": 4096, "OUT": 4096},
+            **{"ACTIVATION": None, "PARTS": 4, "BLOCK": 512},
+        },
+    ),
+]

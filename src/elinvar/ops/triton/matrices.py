@@ -76,6 +76,19 @@ class Matrix:
         return sum(t.numel() * t.element_size() for t in held if t is not None)
 
 
+def operands(kind: str) -> dict[str, str | None]:
+    """Types of what kernels take of a matrix, as a KernelCase names them; "fp8-blocks" is fp8 with
+    scales of blocks. None: it has none."""
+    codes = {"f32": "*fp32", "bf16": "*bf16", "f16": "*fp16", "int8": "*i8", "q8": "*i8"}
+    scales = "*i32" if kind in PACKED else "*fp32" if kind == "fp8-blocks" else None
+    return {
+        "codes": codes.get(kind, "*u8"),
+        "scales": scales,
+        "extra": "*i32" if kind == "q5" else None,
+        "factors": "*fp32" if kind in ("fp8", "int8", "nvfp4") else None,
+    }
+
+
 def from_weight(w: Weight, dtype: torch.dtype, device: torch.device | str) -> Matrix:
     """What the cpu provider packed, for activations of `dtype`. A float matrix is rounded to dtype,
     but for f32, which stays (routers)."""
@@ -151,7 +164,7 @@ def join(parts: Sequence[Matrix]) -> Matrix | None:
     blocks = first.kind == "fp8" and first.scales is not None
     if len(kinds) > 1 or (blocks and any(m.shape[0] % 128 for m in parts[:-1])):
         return None
-    joined = {}
+    joined: dict[str, Any] = {}
     for name, packed_dim in _ROWS_LAST.items():
         tensors = [getattr(m, name) for m in parts]
         dim = packed_dim if first.packed or name == "factors" else -2
@@ -162,12 +175,10 @@ def join(parts: Sequence[Matrix]) -> Matrix | None:
 
 def stack(parts: Sequence[Matrix]) -> Matrix:
     """Experts of one kind and shape, [E] before every shape."""
-    stacked = {
-        name: None if getattr(parts[0], name) is None else torch.stack(
-            [getattr(m, name) for m in parts]
-        )
-        for name in _ROWS_LAST
-    }  # fmt: skip
+    stacked: dict[str, Any] = {}
+    for name in _ROWS_LAST:
+        tensors = [getattr(m, name) for m in parts]
+        stacked[name] = None if tensors[0] is None else torch.stack(tensors)
     return replace(parts[0], experts=len(parts), **stacked)
 
 

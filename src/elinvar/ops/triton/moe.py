@@ -14,8 +14,7 @@ the five launches count, and belong into a graph.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -23,7 +22,9 @@ import triton.language as tl
 
 from elinvar.base.config import Activation
 from elinvar.ops.triton.activations import rounded_product
-from elinvar.ops.triton.linear import gate_halves, ptx, row_tile
+from elinvar.ops.triton.cases import KernelCase
+from elinvar.ops.triton.configs import Config, default
+from elinvar.ops.triton.linear import case_of, gate_halves, ptx, row_tile
 from elinvar.ops.triton.matrices import Matrix
 from elinvar.ops.triton.numbers import narrow
 from elinvar.ops.triton.tiles import place, product
@@ -229,4 +230,44 @@ def _experts(
     )  # fmt: skip
 
 
-COMPILED: list[Any] = []
+def _case(name: str, kind: str, config: Config, activation: str | None) -> KernelCase:
+    """Of Qwen3-30B-A3B: 128 experts [768, 2048]; the strides of `extra` matter to none of these."""
+    n, k = (1536, 2048) if activation else (2048, 768)
+    pointers = {
+        **{"x": "*bf16", "bias": None, "weights": None, "order": "*i32", "tiles": "*i32"},
+        **{"y": "*bf16", "max_tiles": "i32", "x_stride": "i32:16"},
+    }
+    shape = {
+        **{"TOP": 8, "N": n, "K": k, "OUT": 768 if activation else n, "ACTIVATION": activation},
+        **{"CODES": n * k // 2, "SCALES": n * k // 32, "EXTRA": 0},
+    }
+    return case_of(f"experts/{name}", expert_kernel, pointers, shape, kind, config, "wgmma")
+
+
+COMPILED = [
+    KernelCase(
+        "experts/count",
+        count_kernel,
+        {"ids": "*i32", "counts": "*i32", "num_pairs": "i32"},
+        {"BLOCK": 1024},
+    ),
+    KernelCase(
+        "experts/arrange",
+        arrange_kernel,
+        {
+            **{"ids": "*i32", "counts": "*i32", "order": "*i32", "tiles": "*i32"},
+            **{"num_pairs": "i32", "max_tiles": "i32"},
+        },
+        {"E": 128, "BLOCK_E": 128, "BLOCK_M": 64, "BLOCK": 1024},
+    ),
+    _case("bf16/gated", "bf16", default("bf16"), "silu"),
+    _case("bf16/down", "bf16", default("bf16"), None),
+    _case("q4/gated", "q4", replace(default("q4"), block_n=128, few=16), "silu"),
+    _case("mxfp4/down", "mxfp4", default("mxfp4"), None),
+    KernelCase(
+        "experts/combine",
+        combine_kernel,
+        {"x": "*bf16", "weights": "*fp32", "y": "*fp32"},
+        {"D": 2048, "TOP": 8, "BLOCK": 512},
+    ),
+]

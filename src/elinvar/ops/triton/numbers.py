@@ -97,7 +97,7 @@ def _to_e4m3(x):
 def narrow(x, DTYPE: tl.constexpr):
     """f32 as another float, to nearest even: a plain conversion to bf16 cuts bits off where kernels
     are interpreted (seen in Triton 3.9.0)."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
+    if INTERPRETED and tl.bfloat16 == DTYPE:
         bits = x.to(tl.uint32, bitcast=True)
         bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
         return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)

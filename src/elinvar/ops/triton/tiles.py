@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from elinvar.ops.triton.numbers import dot, narrow
+from elinvar.ops.triton.numbers import INTERPRETED, dot, narrow
 
 BAND = tl.constexpr(8)
 
@@ -75,10 +75,12 @@ def nibbles(byte, PTX: tl.constexpr):
 
 
 @triton.jit
-def signed(code, PTX: tl.constexpr):
-    """2^15 + 128 + a code of int8 -> f32, in the same way."""
+def signed(code, scale, PTX: tl.constexpr):
+    """scale * a code of int8 -> f32, exact: by the mantissa of 2^15 + 128 + code, as above."""
+    if INTERPRETED:  # whose fma rounds twice (seen in Triton 3.6.0)
+        return code.to(tl.float32) * scale
     if PTX:
-        return tl.inline_asm_elementwise(
+        number = tl.inline_asm_elementwise(
             """{
             .reg .b32 byte;
             xor.b32 byte, $4, 0x80808080;
@@ -94,8 +96,9 @@ def signed(code, PTX: tl.constexpr):
             pack=4,
         )
     else:
-        byte = (code ^ -128).to(tl.uint8, bitcast=True)
-        return ((byte.to(tl.uint32) << 8) | 0x47000000).to(tl.float32, bitcast=True)
+        bits = ((code.to(tl.int32) + 128) << 8) | 0x47000000
+        number = bits.to(tl.float32, bitcast=True)
+    return tl.fma(number, scale, -32896 * scale)
 
 
 @triton.jit
@@ -147,9 +150,8 @@ def pair(
     if KIND == "q8":
         at = codes + row * 64 + columns_N[:, None] * 64 + j[None, :]
         word = tl.load(scales + row + columns_N)[:, None]
-        low, high = half(word, 0), half(word, 1)
-        first = tl.fma(signed(tl.load(at), PTX), low, -32896 * low)
-        second = tl.fma(signed(tl.load(at + 32), PTX), high, -32896 * high)
+        first = signed(tl.load(at), half(word, 0), PTX)
+        second = signed(tl.load(at + 32), half(word, 1), PTX)
     else:
         both = tl.load(codes + row * 32 + columns_N[:, None] * 32 + j[None, :])
         if KIND == "mxfp4":
@@ -214,7 +216,7 @@ def walk(codes, scales, extra, columns_N, x, rows_M, first, last,
             if KIND == "f32":
                 acc = dot(w, xs.to(tl.float32), acc)
             elif KIND == "int8":
-                acc = tl.dot(w, xs, acc)
+                acc = tl.dot(w, xs, acc, out_dtype=tl.int32)
             else:
                 acc = dot(narrow(w.to(tl.float32), xs.dtype), xs, acc)
     return acc.to(tl.float32)

@@ -45,7 +45,7 @@ def run_part(name: str, folder: Path, seconds: float, small: bool) -> dict[str, 
             command, env=environment, timeout=seconds + 10, capture_output=True, text=True
         )
         if done.returncode:
-            error = (done.stderr or done.stdout)[-1500:]
+            error = (done.stderr or done.stdout)[-1500:] or f"ended with {done.returncode}"
     except subprocess.TimeoutExpired:
         error = f"stopped after {seconds:.0f} s"
     found = json.loads(out.read_text()) if out.exists() else {}

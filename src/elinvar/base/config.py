@@ -376,10 +376,9 @@ class EngineConfig:
             raise InputError(
                 "draft_model", "A draft_model drafts nothing where speculation is off."
             )
-        if self.device == "cuda" and (self.draft_model or "mtp" in (self.drafters or ())):
-            field = "draft_model" if self.draft_model else "speculation"
+        if self.device == "cuda" and "mtp" in (self.drafters or ()):
             raise InputError(
-                field, "Heads and models that draft run on the CPU alone: leave them out on a GPU."
+                "speculation", "Heads that draft run on the CPU alone: leave mtp out on a GPU."
             )
         if self.kv_host_path is not None and self.kv_host_memory is None:
             raise InputError(

@@ -63,14 +63,14 @@ def open_draft_model(
     assert config.draft_model is not None
     name = config.draft_model
     if "aside" in (config.drafters or ()) or (
-        config.drafters is None and config.provider not in ON_CPU
+        config.drafters is None and config.device not in ON_CPU
     ):
         path = resolve(name)
 
         def beside(runner: Runner) -> Drafter:
             sizes = runner.model.config.vocab_size, runner.kv_bytes
             make = partial(
-                _load_there, str(path), str(target), *sizes, replace(config, provider="cpu")
+                _load_there, str(path), str(target), *sizes, replace(config, device="cpu")
             )
             return Aside(runner.rows, make)
 
@@ -151,7 +151,7 @@ def same_ids(target: Tokenizer, draft: Tokenizer) -> bool:
 def _load_there(
     draft: str, target: str, vocab_size: int, kv_bytes: int, config: EngineConfig, rows: Rows
 ) -> Drafter:
-    loaded = load_draft_model(draft, config, load_provider(config.provider, config.num_threads))
+    loaded = load_draft_model(draft, config, load_provider(config.device, config.num_threads))
     checkpoint = open_checkpoint(resolve(target))
     try:
         tokenizer = load_tokenizer(checkpoint, cache_root())

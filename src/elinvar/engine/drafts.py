@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from elinvar.base.config import EngineConfig, ModelConfig
+from elinvar.base.errors import InputError
 from elinvar.engine.tokenizer import Tokenizer
 from elinvar.models.family import Model
 from elinvar.nn.decoder import Decoder
@@ -63,6 +64,10 @@ class Drafting:
 
         checkpoint = open_checkpoint(resolve(config.draft_model))
         if are_heads(checkpoint):
+            if config.device == "cuda":
+                raise InputError(
+                    "draft_model", "Heads that draft run on the CPU alone: name a smaller model."
+                )
             self._folder = checkpoint
             return
         checkpoint.close()

@@ -106,7 +106,9 @@ class Engine:
         path = resolve(os.fspath(model), lambda what, done, total: tell(what, done, total or 0))
         checkpoint = open_checkpoint(path)
         try:
-            adapted = AdaptedOps(load_provider(config.device, config.num_threads))
+            adapted = AdaptedOps(
+                load_provider(config.device, config.num_threads, cache=cache_root())
+            )
             ops = cast("Ops", adapted)
             if wrap_ops is not None:
                 ops = wrap_ops(ops)
@@ -173,8 +175,8 @@ class Engine:
         self.kv_bytes = kv.num_bytes
         """Memory of the KV cache."""
         self.config = config
-        self._weights = weights_fingerprint
-        self.fingerprint = _fingerprint(config, weights_fingerprint)
+        self._weights = weights_fingerprint + ops.arithmetic
+        self.fingerprint = _fingerprint(config, self._weights)
         """Changes when answers may change: weights, provider, formats."""
         self.weight_version = 0
         """How many times weights were pushed."""
@@ -203,7 +205,7 @@ class Engine:
         )
         # Weights that nobody can name are no other engine's.
         weights = weights_digest or weights_fingerprint or uuid.uuid4().hex
-        named = identity(config, weights)
+        named = identity(config, weights + ops.arithmetic)
         self.tiers = open_tiers(config, specs, named, available)
         if self.tiers is not None:
             self.scheduler.use_tiers(self.tiers)

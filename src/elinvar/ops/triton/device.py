@@ -26,6 +26,11 @@ def find_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def device_name(device: torch.device) -> str:
+    """As its driver says it."""
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes; None: those of this process."""
     return None if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]

@@ -9,6 +9,7 @@ are numpy arrays again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,9 +31,10 @@ from elinvar.ops.triton import (
     rows,
 )
 from elinvar.ops.triton.caches import KVLayer, kv_layers
-from elinvar.ops.triton.device import INTERPRETER, find_device, free_memory
+from elinvar.ops.triton.device import INTERPRETER, device_name, find_device, free_memory
 from elinvar.ops.triton.recording import Recording, capture
 from elinvar.ops.triton.sizes import matrix_bytes
+from elinvar.ops.triton.tuned import arithmetic, find_table
 from elinvar.ops.triton.upload import Constants, Upload
 from elinvar.ops.triton.weights import Matrices
 
@@ -50,11 +52,15 @@ _NEEDS = {
 class TritonOps:
     name = "triton"
 
-    def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
-        """dtype: of activations, until `prepare` has seen a model."""
+    def __init__(
+        self, dtype: torch.dtype = torch.bfloat16, cache: Path | None = None
+    ) -> None:
+        """dtype: of activations, until `prepare` has seen a model. cache: see load_provider."""
         self.device = find_device()
         self.dtype = dtype
-        self._matrices = Matrices(self.device, dtype)
+        tuned = None if cache is None else find_table(cache, device_name(self.device))
+        self.arithmetic = arithmetic(device_name(self.device), tuned)
+        self._matrices = Matrices(self.device, dtype, tuned)
         self._constant = Constants(self.device)
         self._recording: Recording | None = None
         self._pool = None if INTERPRETER else torch.cuda.graph_pool_handle()

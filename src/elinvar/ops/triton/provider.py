@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from elinvar.base.batch import ForwardBatch
@@ -29,6 +30,7 @@ from elinvar.ops.triton import (
     rope,
     route,
     rows,
+    sampling,
 )
 from elinvar.ops.triton.caches import KVLayer, kv_layers
 from elinvar.ops.triton.device import INTERPRETER, device_name, find_device, free_memory
@@ -52,9 +54,7 @@ _NEEDS = {
 class TritonOps:
     name = "triton"
 
-    def __init__(
-        self, dtype: torch.dtype = torch.bfloat16, cache: Path | None = None
-    ) -> None:
+    def __init__(self, dtype: torch.dtype = torch.bfloat16, cache: Path | None = None) -> None:
         """dtype: of activations, until `prepare` has seen a model. cache: see load_provider."""
         self.device = find_device()
         self.dtype = dtype
@@ -304,12 +304,22 @@ class TritonOps:
         )
         return out.flatten(1)
 
-    def sample(self, logits_LV: T, args: SampleArgs) -> SampleResult:
-        from elinvar.ops.ref import RefOps  # until the kernels are there
+    # ---- sampling ---------------------------------------------------------------------------
 
-        return RefOps().sample(logits_LV.cpu().numpy(), args)
+    def sample(self, logits_LV: T, args: SampleArgs) -> SampleResult:
+        return _results(sampling.sample(logits_LV, args))
 
     def score(self, logits_LV: T, ids_L: Any, num_logprobs: int) -> SampleResult:
-        from elinvar.ops.ref import RefOps
+        ids = torch.tensor(ids_L, dtype=torch.int32, device=self.device)
+        return _results(sampling.score(logits_LV, ids, num_logprobs))
 
-        return RefOps().score(logits_LV.cpu().numpy(), ids_L, num_logprobs)
+
+def _results(found: sampling.Sampled) -> SampleResult:
+    """On the host, by one transfer: the only wait for the device in a step."""
+    parts = [part.view(torch.int32) for part in found]
+    flat = torch.cat([part.flatten() for part in parts]).cpu().numpy()
+    ends = np.cumsum([part.numel() for part in parts])[:-1]
+    ids, logprobs, top_ids, top_logprobs = (
+        array.reshape(part.shape) for array, part in zip(np.split(flat, ends), parts, strict=True)
+    )
+    return SampleResult(ids, logprobs.view(np.float32), top_ids, top_logprobs.view(np.float32))

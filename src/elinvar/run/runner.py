@@ -91,6 +91,7 @@ class Runner:
             layers |= zip(spec.layers, caches, strict=True)
         self.kv: list[LayerCache] = [layers[i] for i in range(len(layers))]
         self._make_drafters = drafters
+        self.speculator = Speculator(self.rows, masks, (), 0)
         self.use(model)
 
     @property
@@ -104,6 +105,7 @@ class Runner:
         self._waves = Waves(model, self.kv, self._adapted)
         self._wave: _Job | None = None
         """What is underway."""
+        self.speculator.close()
         drafters, size = self._make_drafters(self), model.config.vocab_size
         self.speculator = Speculator(self.rows, self.masks, drafters, size)
 

@@ -14,6 +14,9 @@ from elinvar.base.config import EngineConfig
 from elinvar.base.errors import InputError, ModelError
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
+from elinvar.engine.drafts import Given
+from elinvar.run.drafters.api import Drafter
+from elinvar.run.runner import Runner
 from elinvar.engine.draft_model import SHARE, Loaded, drafter_of, same_ids
 from elinvar.run.drafters.aside import Aside
 from elinvar.run.drafters.model import DraftModel
@@ -33,12 +36,11 @@ def drafted(family: str, kind: str = "q4") -> Callable[..., Engine]:
         tokenizer: Any = ByteTokenizer()
         loaded = Loaded(tiny_model(provider(), family, kind), tokenizer, provider())
 
-        def drafters(runner: Any) -> list[Any]:
-            config = EngineConfig()
+        def drafter(runner: Runner) -> Drafter:
             sizes = VOCAB, SHARE * 2**19
-            return [drafter_of(loaded, runner.rows, tokenizer, *sizes, config)]
+            return drafter_of(loaded, runner.rows, tokenizer, *sizes, EngineConfig())
 
-        return tiny_engine("llama", max_rows=16, drafters=drafters, **options)
+        return tiny_engine("llama", max_rows=16, drafting=Given(drafter), **options)
 
     return make
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-DRAFTERS = ("forced", "suffix", "model", "aside")
+DRAFTERS = ("forced", "suffix", "mtp", "early-exit", "model", "aside")
 """By name. What they are is said in run/drafters."""
 OF_DRAFT_MODELS = "model", "aside"
 """Those that need one: as part of the step, or in a process of its own."""

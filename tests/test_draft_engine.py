@@ -14,13 +14,13 @@ from elinvar.base.config import EngineConfig
 from elinvar.base.errors import InputError, ModelError
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
+from elinvar.engine.draft_model import SHARE, Loaded, drafter_of, same_ids
 from elinvar.engine.drafts import Given
 from elinvar.run.drafters.api import Drafter
-from elinvar.run.runner import Runner
-from elinvar.engine.draft_model import SHARE, Loaded, drafter_of, same_ids
 from elinvar.run.drafters.aside import Aside
 from elinvar.run.drafters.model import DraftModel
 from elinvar.run.drafters.retokenised import Retokenised
+from elinvar.run.runner import Runner
 from engines import Answer, ByteTokenizer, answers, provider, tiny_engine, tiny_model
 from families.base import VOCAB
 from oracles import verify_all

@@ -126,7 +126,7 @@ def _reading_hidden(name: str, heads: Any) -> Callable[[Runner], Drafter]:
 def _medusa(heads: Any) -> Callable[[Runner], Drafter]:
     from elinvar.run.drafters.medusa import MedusaDrafter
 
-    return lambda r: MedusaDrafter(heads, r.ops, r.rows)
+    return lambda r: MedusaDrafter(heads, r.model.config.dim, r.ops, r.rows)
 
 
 class Given(Drafting):

@@ -195,9 +195,10 @@ def _curve(of: Callable[[float], float], label: str, at: float, dy: int, dash: s
     """dy: how far below the curve, where TV is `at`, the label is."""
     points = " ".join("{:.1f},{:.1f}".format(*_at(i / 50, of(i / 50))) for i in range(51))
     x, y = _at(at, of(at))
+    anchor = "start" if dy < 0 else "end"
     return (
         f'<polyline points="{points}" fill="none" stroke="#777" stroke-dasharray="{dash}"/>'
-        f'<text x="{x:.0f}" y="{y + dy:.0f}" fill="#777">{label}</text>'
+        f'<text x="{x:.0f}" y="{y + dy:.0f}" fill="#777" text-anchor="{anchor}">{label}</text>'
     )
 
 
@@ -222,7 +223,7 @@ def chart(found: dict[str, list[dict[str, float]]], title: str) -> str:
         f'<text x="{x}" y="{y + 36}" text-anchor="middle">total variation TV of target and draft</text>'
     )
     parts.append(_curve(lambda tv: 1 - tv, "rejection sampling, 1 - TV", 0.3, -8, "none"))
-    parts.append(_curve(lambda tv: (1 - tv) / (1 + tv), "bound", 0.13, 22, "4 3"))
+    parts.append(_curve(lambda tv: (1 - tv) / (1 + tv), "bound", 0.3, 14, "4 3"))
     for bins in found.values():
         for one in bins:
             for kind, colour in COLOURS.items():

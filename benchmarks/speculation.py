@@ -15,8 +15,9 @@ import argparse
 import json
 from typing import Any
 
-from drafting import live, offline
 from drafting.work import WORK
+
+from drafting import live, offline
 
 
 def main() -> None:

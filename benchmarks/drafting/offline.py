@@ -24,7 +24,8 @@ Sequences = list[tuple[list[int], int]]
 
 
 def measure(model: str, kinds: Sequence[str]) -> Iterator[Line]:
-    """Of each kind of work and drafter (asked.ask) and shape: tokens a step with 4, 8 and 16 drafts, and the speed over that
+    """Of each kind of work, drafter (asked.ask) and shape: tokens a step with 4, 8 and 16 drafts, and the
+    speed over that
     without drafts where each step takes as many as promise most, at 1 and 8 requests."""
     engine = load(model, "off", 8 * max(costs.BRANCHES))
     curves = {requests: costs.measure(engine, requests) for requests in (1, 8)}

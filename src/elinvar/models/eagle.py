@@ -160,11 +160,17 @@ def _check(checkpoint: Checkpoint, config: ModelConfig, target: Decoder) -> None
         )
 
 
+def default_taps(num_layers: int) -> list[int]:
+    """The layers that a head sees where it says nothing: a low, a middle and a high one."""
+    last = num_layers - 1
+    return [min(1, last), max(num_layers // 2 - 1, 0), max(num_layers - 4, 0)]
+
+
 def _taps(keys: Keys, num_layers: int) -> list[int]:
-    """The layers that it sees: those it says, or a low, a middle and a high one."""
+    """The layers that it sees."""
     named = keys.part("eagle_config").raw("eagle_aux_hidden_state_layer_ids")
     if named is None:
-        named = [1, num_layers // 2 - 1, num_layers - 4]
+        named = default_taps(num_layers)
     right = isinstance(named, list) and all(
         isinstance(i, int) and 0 <= i < num_layers for i in named
     )

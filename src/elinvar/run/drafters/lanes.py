@@ -46,7 +46,8 @@ class Lanes:
         unsettled: int = 0,
     ) -> None:
         self._rows, self._unsettled = rows, unsettled
-        self.places = Rows(*rows.token_ids.shape, specs)
+        max_rows, max_context = rows.token_ids.shape
+        self.places = Rows(max_rows, max_context, specs)
         """The same tokens, in this cache."""
         self.places.token_ids = rows.token_ids
         self._manager = KVManager(specs, num_blocks)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from elinvar.run.rows import Rows
 
 CATCH_UP = 128
 """Tokens of prompts that are read for one proposal: the target's step waits for it."""
+SHORT = 4
+"""Where no row reads more, logits of all tokens are computed: such forwards are recorded (run.graphs)."""
 
 
 @dataclass(slots=True)
@@ -131,8 +133,15 @@ class DraftModel:
 
     def _forward(self, chains: Sequence[_Chain]) -> F32:
         """Logits [L, V] of the chains that read all that is known, for their next tokens."""
-        batch, _, _ = self._lanes.places.gather([chain.item for chain in chains])
+        items = [chain.item for chain in chains]
+        spans = [item.num_tokens for item in items]
+        is_short = max(spans) <= SHORT and all(item.sample for item in items)
+        if is_short:
+            items = [replace(item, num_drafts=item.num_tokens - 1) for item in items]
+        batch, _, _ = self._lanes.places.gather(items)
         logits_LV = self._graphs.forward(batch)
+        if is_short and len(logits_LV) > len(chains):
+            logits_LV = logits_LV[np.cumsum(spans) - 1]
         for chain in chains:
             self._lanes.computed(chain.row, chain.start, chain.stop, chain.num_known)
         return logits_LV
@@ -145,7 +154,8 @@ class DraftModel:
         pairs = zip(result.ids.tolist(), result.logprobs.tolist(), strict=True)
         for chain, (token, logprob) in zip(chains, pairs, strict=True):
             chain.guess.tokens.append(token)
-            chain.guess.chances.append(math.exp(logprob))
+            # Shared noise makes unlikely tokens likely drafts, too (docs/speculation.md).
+            chain.guess.chances.append((1 + math.exp(logprob)) / 2)
             # Penalties of the next position count it, and the next forward reads it.
             self._rows.token_ids[chain.row, chain.stop] = token
 

@@ -23,11 +23,11 @@ Sequences = list[tuple[list[int], int]]
 """Whole texts, and how long their prompts are."""
 
 
-def measure(model: str, kinds: Sequence[str]) -> Iterator[Line]:
+def measure(model: str, kinds: Sequence[str], threads: int | None) -> Iterator[Line]:
     """Of each kind of work, drafter (asked.ask) and shape: tokens a step with 4, 8 and 16 drafts, and the
     speed over that
     without drafts where each step takes as many as promise most, at 1 and 8 requests."""
-    engine = load(model, "off", 8 * max(costs.BRANCHES))
+    engine = load(model, "off", threads, 8 * max(costs.BRANCHES))
     curves = {requests: costs.measure(engine, requests) for requests in (1, 8)}
     yield {"model": model, "costs": curves, "tokens": costs.TOKENS}
     for kind in kinds:

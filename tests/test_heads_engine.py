@@ -11,6 +11,7 @@ import pytest
 
 import test_eagle
 import test_medusa
+from elinvar.engine.drafts import Given
 from elinvar.models.drafts import load_heads
 from elinvar.nn.decoder import Decoder
 from elinvar.nn.medusa import MedusaHeads
@@ -21,7 +22,7 @@ from elinvar.run.drafters.medusa import MedusaDrafter
 from elinvar.run.runner import Runner
 from elinvar.weights.checkpoint import open_checkpoint
 from engines import answers, provider, tiny_engine, tiny_model
-from oracles import drafters, verify_all
+from oracles import verify_all
 from test_heads import model as mtp_model
 from test_speculation import KINDS, preempt_amid, sixteen
 
@@ -84,7 +85,7 @@ def test_bits_are_equal(maker: str, kind: str, tmp_path: Path) -> None:
     model, make = MAKERS[maker](tmp_path)
     plain = tiny_engine(model=model, speculation="off", max_rows=6)
     want = answers(plain, prompts, params)
-    engine = tiny_engine(model=model, max_rows=6, drafters=drafters(make))
+    engine = tiny_engine(model=model, max_rows=6, drafting=Given(make))
     preempt_amid(engine)
     assert answers(engine, prompts, params) == want
     (stats,) = engine.runner.speculator.stats

@@ -15,17 +15,19 @@ from elinvar.ops.api import Ops
 from elinvar.weights.checkpoint import Checkpoint
 
 
+def are_heads(checkpoint: Checkpoint) -> bool:
+    """Whether it is a part for a model, and none of its own."""
+    return is_eagle(checkpoint) or is_medusa(checkpoint)
+
+
 def load_heads(
     checkpoint: Checkpoint,
     target: Any,
     ops: Ops,
     weight_format: Any = "auto",
     cache_dir: Path | None = None,
-) -> EagleHead | MedusaHeads | None:
-    """Heads for `target`, before its cache is made: EAGLE heads have a part of it. None where the
-    checkpoint is a model of its own. Raises ModelError where they do not fit the target."""
-    if not (is_eagle(checkpoint) or is_medusa(checkpoint)):
-        return None
+) -> EagleHead | MedusaHeads:
+    """Heads for `target`, before its cache is made: EAGLE heads have a part of it. Raises ModelError where they do not fit the target."""
     if not isinstance(target, Decoder) or not target.layers:
         raise ModelError(f"{checkpoint.path} holds heads, and this model's family cannot have any.")
     load: Any = load_eagle if is_eagle(checkpoint) else load_medusa

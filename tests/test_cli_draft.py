@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from elinvar import LLM, SamplingParams
 from elinvar.models.eagle import is_eagle
 from elinvar.models.load import is_mtp
 from elinvar.weights.checkpoint import open_checkpoint
@@ -38,6 +39,14 @@ def test_a_head_is_made(method: str, tiny_gguf: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(out)
     assert is_mtp(checkpoint) == (method == "mtp")
     assert is_eagle(checkpoint) == (method == "eagle")
+    tokens = []
+    for options in ({"speculation": "off"}, {"draft_model": str(out)}):
+        llm = LLM(tiny_gguf, max_context=256, num_threads=1, **options)
+        stats = [one.name for one in llm.engine.metrics.drafters]
+        assert (method in stats) == ("draft_model" in options)
+        [answer] = llm.generate("def add(a, b):", SamplingParams(max_tokens=24, seed=1))
+        tokens.append(answer.token_ids)
+    assert tokens[0] == tokens[1]
     assert_fails(run(*asked, "--rate", 0.1), 1, "was begun with rate = 0.0005, not 0.1; go on")
 
 

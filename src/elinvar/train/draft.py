@@ -15,10 +15,10 @@ from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
 from elinvar.models.drafts import load_heads
 from elinvar.models.eagle import default_taps
-from elinvar.models.load import load_model
+from elinvar.models.load import is_mtp, load_model
 from elinvar.models.registry import FAMILIES
 from elinvar.nn.decoder import Decoder
-from elinvar.run.drafters.heads import Heads, HeadsDrafter
+from elinvar.run.drafters.heads import HeadsDrafter
 from elinvar.run.replay import MakeDrafter, Recorded, Replay, Worth
 from elinvar.train.answers import SHARD, Progress, record_answers, seeded, write_features
 from elinvar.train.eagle import Eagle
@@ -114,18 +114,14 @@ def check_target(engine: Engine, method: str) -> Decoder:
 def _read(engine: Engine, path: Path, model: Decoder, out: Path) -> tuple[Decoder, MakeDrafter]:
     """The model with the head that was written, and what drafts with it."""
     checkpoint, ops = open_checkpoint(out), engine.ops
-    heads: Any = load_heads(checkpoint, model, ops)
-    if heads is None:
-        both: Any = load_model(
-            open_checkpoint(path),
-            ops,
-            engine.config.weight_format,
-            cache_root(),
-            drafts=True,
-            heads_from=checkpoint,
+    found: Any
+    if is_mtp(checkpoint):
+        form = engine.config.weight_format
+        found = model = load_model(  # type: ignore[assignment]
+            open_checkpoint(path), ops, form, cache_root(), drafts=True, heads_from=checkpoint
         )
-        model, heads = both, both
-    found: Heads = heads
+    else:
+        found = load_heads(checkpoint, model, ops)
     return model, lambda rows, kv: HeadsDrafter("heads", found, ops, kv, rows)
 
 

@@ -45,28 +45,25 @@ def half(word, PLACE: tl.constexpr):
 @triton.jit
 def nibbles(byte, PTX: tl.constexpr):
     """128 + the low and 128 + the high four bits -> two f32 with the bits in their mantissas:
-    conversions of integers are slow. PTX: one instruction a byte takes it there."""
+    conversions of integers are slow. PTX: one instruction a code takes it there; bytes go in twos, as
+    a thread has them beside one another in a wgmma's registers."""
     if PTX:
         return tl.inline_asm_elementwise(
             """{
             .reg .b32 low, high;
-            and.b32 low, $8, 0x0f0f0f0f;
-            shr.u32 high, $8, 4;
-            and.b32 high, high, 0x0f0f0f0f;
+            and.b32 low, $4, 0x0f0f;
+            shr.u32 high, $4, 4;
+            and.b32 high, high, 0x0f0f;
             prmt.b32 $0, low, 0x43, 0x4055;
             prmt.b32 $1, low, 0x43, 0x4155;
-            prmt.b32 $2, low, 0x43, 0x4255;
-            prmt.b32 $3, low, 0x43, 0x4355;
-            prmt.b32 $4, high, 0x43, 0x4055;
-            prmt.b32 $5, high, 0x43, 0x4155;
-            prmt.b32 $6, high, 0x43, 0x4255;
-            prmt.b32 $7, high, 0x43, 0x4355;
+            prmt.b32 $2, high, 0x43, 0x4055;
+            prmt.b32 $3, high, 0x43, 0x4155;
             }""",
-            "=r,=r,=r,=r,=r,=r,=r,=r,r",
+            "=r,=r,=r,=r,r",
             [byte],
             dtype=(tl.float32, tl.float32),
             is_pure=True,
-            pack=4,
+            pack=2,
         )
     else:
         low = ((byte & 15).to(tl.uint32) << 16) | 0x43000000
@@ -83,17 +80,15 @@ def signed(code, scale, PTX: tl.constexpr):
         number = tl.inline_asm_elementwise(
             """{
             .reg .b32 byte;
-            xor.b32 byte, $4, 0x80808080;
+            xor.b32 byte, $2, 0x8080;
             prmt.b32 $0, byte, 0x47, 0x4505;
             prmt.b32 $1, byte, 0x47, 0x4515;
-            prmt.b32 $2, byte, 0x47, 0x4525;
-            prmt.b32 $3, byte, 0x47, 0x4535;
             }""",
-            "=r,=r,=r,=r,r",
+            "=r,=r,r",
             [code],
             dtype=tl.float32,
             is_pure=True,
-            pack=4,
+            pack=2,
         )
     else:
         bits = ((code.to(tl.int32) + 128) << 8) | 0x47000000

@@ -22,10 +22,10 @@ import torch
 import triton
 import triton.language as tl
 
-from elinvar.base.config import BLOCK_SIZE
+from elinvar.base.config import BLOCK_SIZE, KVDtype
 from elinvar.ops.api import ATTENTION_SPLIT
 from elinvar.ops.triton.caches import KVLayer
-from elinvar.ops.triton.cases import KernelCase
+from elinvar.ops.triton.cases import KernelCase, spills_elsewhere
 from elinvar.ops.triton.numbers import dot, from_e4m3
 
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -43,19 +43,29 @@ _WORKSPACE = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How the work is cut, by head dim and dtype alone; rows, keys and num_warps are part of the
-    arithmetic."""
+    """How the work is cut, by head dim and dtypes alone. A row's arithmetic has the keys of a tile in
+    it and not its rows: each warp has 16 rows, each group of four one wgmma of 64."""
 
     rows: int
+    """Of a program that shares the splits of its rows with others: short, as a decoded token fills
+    few rows, and they wait for memory."""
+    tall: int
+    """Of one that walks all splits: of a prompt, where each key read should serve many rows."""
     keys: int
-    num_warps: int
     num_stages: int
 
+    def height(self, partial: bool) -> dict[str, int]:
+        """What a launch says of it."""
+        rows = self.rows if partial else self.tall
+        return {"ROWS": rows, "KEYS": self.keys, "num_warps": max(1, rows // 16)}
 
-def tile_of(dims: int, dtype: torch.dtype) -> Tile:
+
+def tile_of(dims: int, dtype: torch.dtype, kind: KVDtype) -> Tile:
     if dtype == torch.float32:  # no matrix instructions
-        return Tile(16, 32, 4, 1)
-    return Tile(64, 64, 4, 3)
+        return Tile(16, 16, 32, 1)
+    if dims > 128:
+        return Tile(128, 128, 64, 3)
+    return Tile(64, 128, 32 if kind in ("int8", "fp8") else 64, 3)
 
 
 @triton.jit
@@ -131,14 +141,22 @@ def softcap_log2(x, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def turn(q, COUNT: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr):
-    """Hadamard's matrix times the dims 16 apart, COUNT of them together, as int8 keys are kept."""
-    i = tl.arange(0, D)
-    row, column = i[:, None], i[None, :]
-    together = (row % 16 == column % 16) & (row // (16 * COUNT) == column // (16 * COUNT))
-    odd = (0x6996 >> ((row // 16) & (column // 16) & (COUNT - 1))) & 1
-    signs = tl.where(together, 1.0 - 2.0 * odd.to(tl.float32), 0.0).to(q.dtype)
-    return dot(q, signs, _zeros(ROWS, D)).to(q.dtype)
+def load_queries(
+    rows, D: tl.constexpr, DIMS: tl.constexpr, ROWS: tl.constexpr, TURNED: tl.constexpr, DTYPE: tl.constexpr
+):
+    """Queries at pointers `rows`; TURNED > 1: times Hadamard's matrix over so many dims 16 apart,
+    as keys of int8 are kept."""
+    dims = tl.arange(0, DIMS)
+    if TURNED == 1:
+        return tl.load(rows[:, None] + dims[None, :], mask=dims[None, :] < D, other=0).to(DTYPE)
+    own = dims // 16 % TURNED
+    q = _zeros(ROWS, DIMS)
+    for other in range(TURNED):
+        partner = dims + (other - own) * 16
+        x = tl.load(rows[:, None] + partner[None, :], mask=dims[None, :] < D, other=0)
+        odd = (0x6996 >> (own & other)) & 1  # bits in common
+        q += tl.where(odd[None, :] == 1, -1.0, 1.0) * x.to(tl.float32)
+    return q.to(DTYPE)
 
 
 @triton.jit
@@ -235,11 +253,7 @@ def attention_kernel(
     if LIMITED:
         least = first_seen(position, window, chunk, first)
 
-    dims = tl.arange(0, DIMS)
-    q_tile = tl.load(q + place_M[:, None] * D + dims[None, :], mask=dims[None, :] < D, other=0)
-    q_tile = q_tile.to(DTYPE)
-    if TURNED > 1:
-        q_tile = turn(q_tile, TURNED, ROWS, DIMS)
+    q_tile = load_queries(q + place_M * D, D, DIMS, ROWS, TURNED, DTYPE)
     unit = scale * _LOG2E if SOFTCAP == 0.0 else scale / SOFTCAP
     table += sequence.to(tl.int64) * stride_table
     k += kv_head * stride_head
@@ -364,13 +378,14 @@ def attention(
     num_sequences, num_blocks = block_table_RB.shape
     num_kv, group = kv.k.shape[1], num_heads // kv.k.shape[1]
     dtype = product_dtype(q_THD.dtype, kv)
-    tile = tile_of(dim, dtype)
+    tile = tile_of(dim, dtype, kv.dtype)
     part = min(_VALUES, _power(kv.value_dim))
     parts = -(-kv.value_dim // part)
-    tiles = num_tokens // (tile.rows // group) + num_sequences
     splits = -(-num_blocks * BLOCK_SIZE // ATTENTION_SPLIT)
     out = q_THD.new_empty(num_tokens, num_heads, kv.value_dim)
     workspace = _workspace(out, splits)
+    cut = tile.height(workspace is not None)
+    tiles = num_tokens // (cut["ROWS"] // group) + num_sequences
     limits = window or _NO_LIMIT, chunk or _NO_LIMIT, first
     limited = limits != (_NO_LIMIT, _NO_LIMIT, 0)
     shared = min(splits, -(-_PROGRAMS // (tiles * num_kv))) if workspace else 1
@@ -384,8 +399,8 @@ def attention(
         KIND=kv.dtype, SOFTCAP=softcap or 0.0, TURNED=kv.turned_dims,
         GROUP=group, D=dim, VALUES=kv.value_dim, PADDED=kv.k.stride(2),
         DTYPE=_TYPES[dtype], LIMITED=limited, PARTIAL=workspace is not None,
-        ROWS=tile.rows, KEYS=tile.keys, DIMS=_power(dim), PART=part,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
+        DIMS=_power(dim), PART=part, **cut,
+        num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
     if workspace is not None:
         merge_kernel[num_tokens * num_heads, parts](
@@ -442,34 +457,47 @@ def _case(
         **{"stride_scales": "i32", "stride_scales_head": "i32"},
         **{"window": "i32", "chunk": "i32", "first": "i32"},
     }
-    tile, part = tile_of(dim, torch.bfloat16), min(_VALUES, _power(dim))
+    tile, part = tile_of(dim, torch.bfloat16, kind), min(_VALUES, _power(dim))
+    cut = tile.height(partial)
+    num_warps = cut.pop("num_warps")
     constexprs = {
-        **{"KIND": kind, "SOFTCAP": 0.0, "TURNED": dim // 16 if scaled else 1, "DTYPE": _types[q]},
+        **{"KIND": kind, "SOFTCAP": 0.0, "TURNED": dim // 16 if scaled else 1, "DTYPE": _NAMES[q]},
         **{"GROUP": heads // kv_heads, "D": dim, "VALUES": dim, "PADDED": dim, "LIMITED": False},
-        **{"PARTIAL": partial, "ROWS": tile.rows, "KEYS": tile.keys, "DIMS": _power(dim)},
-        **{"PART": part, "sinks": None},
+        **{"PARTIAL": partial, "DIMS": _power(dim), "PART": part, "sinks": None, **cut},
         **({} if scaled else {"k_scales": None, "v_scales": None}),
         **({} if partial else dict.fromkeys(states)),
         **other,
     }
     name = f"attention/{kind}/{heads}x{kv_heads}x{dim}" + "/splits" * partial
     name += "".join(f"/{switch.lower()}" for switch in other)
-    launch = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    one = {"num_stages": 1}
-    return KernelCase(name, attention_kernel, signature, constexprs, **launch, wants="wgmma", on_amd=one)
+    launch = {"num_warps": num_warps, "num_stages": tile.num_stages, "on_amd": {"num_stages": 1}}
+    return KernelCase(name, attention_kernel, signature, constexprs, wants="wgmma", **launch)
 
 
-_types = {"fp16": tl.float16, "bf16": tl.bfloat16}
+_NAMES = {"fp16": tl.float16, "bf16": tl.bfloat16}
 
-COMPILED = [
+COMPILED = spills_elsewhere(
     _case("bf16", 32, 8, 128),
     _case("bf16", 32, 8, 128, partial=True),
+    _case("bf16", 32, 4, 128, partial=True),
     _case("f16", 32, 8, 128),
-    _case("bf16", 32, 8, 128, LIMITED=True),
-    _case("bf16", 32, 8, 64),
     _case("int8", 32, 8, 128),
-    _case("fp8", 32, 8, 128),
+    _case("int8", 32, 8, 128, partial=True),
+    _case("fp8", 32, 8, 128, partial=True),
     _case("bf16", 64, 8, 64, LIMITED=True),
+    _case("bf16", 64, 8, 64, partial=True, LIMITED=True),
     _case("bf16", 16, 8, 256, SOFTCAP=50.0, LIMITED=True),
     _case("bf16", 16, 8, 256, partial=True),
-]
+    KernelCase(
+        "attention/merge/128",
+        merge_kernel,
+        {
+            **dict.fromkeys(("maxima", "sums", "weighted"), "*fp32"),
+            **{"out": "*bf16", "starts": "*i32", "positions": "*i32", "sinks": "*fp32"},
+            **dict.fromkeys(("num_sequences", "num_rows", "num_heads"), "i32"),
+            **dict.fromkeys(("window", "chunk", "first"), "i32"),
+        },
+        {"VALUES": 128, "LIMITED": True, "PART": 128},
+        num_warps=1,
+    ),
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +65,17 @@ class KernelCase:
     on_amd: Mapping[str, Any] = field(default_factory=dict)
     """What is launched otherwise there: constexprs, num_warps, num_stages."""
     targets: tuple[str, ...] = tuple(TARGETS)
+
+
+def spills_elsewhere(*cases: KernelCase) -> list[KernelCase]:
+    """The cases, tiles of which were chosen to fill the registers of sm_90: other chips have fewer, or
+    a compiler that makes less of them, and may spill."""
+    chips = tuple(name for name in TARGETS if name != "sm_90")
+    strict = [replace(case, targets=("sm_90",)) for case in cases]
+    return strict + [
+        replace(case, name=f"{case.name}/elsewhere", targets=chips, max_spills=1024)
+        for case in cases
+    ]
 
 
 @dataclass(frozen=True, slots=True)

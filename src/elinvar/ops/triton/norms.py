@@ -14,6 +14,7 @@ import triton.language as tl
 
 from elinvar.ops.triton.cases import KernelCase
 from elinvar.ops.triton.device import INTERPRETER
+from elinvar.ops.triton.numbers import narrow
 
 ROWS = 64 if INTERPRETER else 1
 _ANY_ROWS = ["num_rows"]
@@ -43,7 +44,7 @@ def _norm_kernel(x, y, gain, bias, total, out, num_rows, eps, D: tl.constexpr, C
     value = value * inverse * tl.load(gain + at, inside, 0.0)
     if bias is not None:
         value += tl.load(bias + at, inside, 0.0)
-    tl.store(out + row + at, value.to(out.dtype.element_ty), inside)
+    tl.store(out + row + at, narrow(value, out.dtype.element_ty), inside)
 
 
 def rms_norm(
@@ -121,7 +122,7 @@ def _gated_norm_kernel(x, gate, gain, out, num_rows, gate_stride, first, eps, HE
     value = value * inverse * tl.load(gain + at, inside, 0.0)
     g = tl.load(gate + row * gate_stride + first + head + at, inside, 0.0)
     value = value * (g / (1.0 + tl.exp(-g)))
-    tl.store(out + place, value.to(out.dtype.element_ty), inside)
+    tl.store(out + place, narrow(value, out.dtype.element_ty), inside)
 
 
 def gated_rms_norm(

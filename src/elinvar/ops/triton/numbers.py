@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
-"""Kernels run on a CPU. There `tl.dot` of bf16 is garbage (seen in Triton 3.6.0 to 3.9.0)."""
+"""Kernels run on a CPU. There `tl.dot` of bf16 is garbage (seen in Triton 3.6.0 to 3.9.0), and that of
+f32 is a BLAS' in which a row's bits depend on its place in the tile: in f64 they no longer show."""
 
 _MAX_F16 = tl.constexpr(65504.0)
 _MAX_BF16 = tl.constexpr(3.3895313892515355e38)
@@ -25,7 +26,8 @@ _MAX_INT8 = tl.constexpr(3.3761889516223275e38)  # 127 * 2^121
 def dot(a, b, acc):
     """acc + a b in f32: a and b of one dtype, of 16 bits for matrix instructions."""
     if INTERPRETED:
-        return acc + tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+        wide = tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64)
+        return acc + wide.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")
 
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from elinvar.ops.triton.caches import KVLayer
 from elinvar.ops.triton.cases import KernelCase
 from elinvar.ops.triton.device import INTERPRETER
-from elinvar.ops.triton.numbers import saturate_int8, to_cache, to_int8
+from elinvar.ops.triton.numbers import narrow, saturate_int8, to_cache, to_int8
 
 ROWS = 256 if INTERPRETER else 8
 """Heads of a program."""
@@ -125,7 +125,7 @@ def _rope_kernel(x, positions, table, q_out, q_gain, k_gain, v_gain, k, v, k_sca
         q = _part(row, 0, which % H, q_gain, cosines, eps, H, D, R, Q_WHOLE, ROWS, BLOCK)
         at = tl.arange(0, BLOCK)[None, :]
         q_to = q_out + which.to(tl.int64) * D + at
-        tl.store(q_to, q.to(q_out.dtype.element_ty), live & (at < D))
+        tl.store(q_to, narrow(q, q_out.dtype.element_ty), live & (at < D))
     elif HKV > 0:
         values = tile >= q_tiles + kv_tiles
         which = (tile - q_tiles) % kv_tiles * ROWS + tl.arange(0, ROWS)[:, None]
@@ -228,8 +228,6 @@ COMPILED = [
         k_gain=True,
         Q_WHOLE=True,
         K_WHOLE=True,
-    ),  # fmt: skip
-    _case(
-        "rope/partial-int8", "*i8", KIND="int8", R=64, TURNED=8, k_scales=True, v_scales=True
-    ),  # fmt: skip
+    ),
+    _case("rope/partial-int8", "*i8", KIND="int8", R=64, TURNED=8, k_scales=True, v_scales=True),
 ]

@@ -52,7 +52,7 @@ def _map_kernel(x, out, num_rows, factor, D: tl.constexpr, KIND: tl.constexpr, R
         value = factor * tanh(value / factor)
     else:
         value = activated(value, KIND)
-    tl.store(out + row * D + at, value.to(out.dtype.element_ty), inside)
+    tl.store(out + row * D + at, narrow(value, out.dtype.element_ty), inside)
 
 
 def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
@@ -98,7 +98,7 @@ def _columns_kernel(x, y, out, num_rows, y_stride, first, D: tl.constexpr, KIND:
         value = a * b
     else:
         value = a / (1.0 + tl.exp(-b))
-    tl.store(out + row * D + at, value.to(out.dtype.element_ty), inside)
+    tl.store(out + row * D + at, narrow(value, out.dtype.element_ty), inside)
 
 
 def add(x_TD: torch.Tensor, y_TD: torch.Tensor) -> torch.Tensor:
@@ -154,7 +154,7 @@ def _scale_heads_kernel(q, positions, factors, out, num_rows, N: tl.constexpr, R
     row, at, inside = _place(num_rows, N, ROWS, BLOCK)
     factor = tl.load(factors + tl.load(positions + tl.minimum(row, num_rows - 1)))
     value = tl.load(q + row * N + at, inside, 0.0).to(tl.float32) * factor
-    tl.store(out + row * N + at, value.to(out.dtype.element_ty), inside)
+    tl.store(out + row * N + at, narrow(value, out.dtype.element_ty), inside)
 
 
 def scale_heads(

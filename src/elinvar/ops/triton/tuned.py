@@ -8,9 +8,13 @@ to what an engine says of itself.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from hashlib import sha256
 from pathlib import Path
+
+import triton
 
 from elinvar.base.errors import ElinvarError
 from elinvar.ops.triton.configs import Config
@@ -34,6 +38,11 @@ class Table:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
+def place(cache: Path, device: str) -> Path:
+    """Where the table of a device is, in the cache folder."""
+    return cache / "tuned" / f"{re.sub(r'[^a-z0-9]+', '-', device.lower())}.json"
+
+
 def name(w: Matrix) -> str:
     """Under which a matrix is in the table."""
     n, k = w.shape
@@ -51,6 +60,20 @@ def read(path: Path) -> Table:
         raise ElinvarError(
             f"{path} is no table of tuned kernels ({error}): run `elinvar tune`."
         ) from None
+
+
+def find_table(cache: Path, device: str) -> Table | None:
+    """What was measured on such a device for kernels of this Triton. Raises as `read` does."""
+    path = place(cache, device)
+    table = read(path) if path.exists() else None
+    return table if table is not None and table.triton == triton.__version__ else None
+
+
+def arithmetic(device: str, table: Table | None) -> str:
+    """Changes when bits may: with the chip, the compiler, and how products are cut."""
+    configs = {} if table is None else {key: asdict(c) for key, c in table.configs.items()}
+    cut = sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()[:12]
+    return f"|{device}|triton {triton.__version__}|{cut}"
 
 
 def _config(key: str, value: Mapping[str, int | None]) -> Config:

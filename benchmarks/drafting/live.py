@@ -15,10 +15,10 @@ from elinvar.engine.core import Engine
 Line = dict[str, Any]
 
 
-def load(model: str, speculation: str) -> Engine:
+def load(model: str, speculation: str, max_rows: int = 8) -> Engine:
     config = EngineConfig(
         kv_memory=2**29,
-        max_rows=8,
+        max_rows=max_rows,
         max_context=4096,
         prefix_cache=False,
         speculation=speculation,

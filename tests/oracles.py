@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 
 from elinvar.run import chances
-from elinvar.run.drafters.api import Ask, Drafter, Guess, Seen
+from elinvar.run.drafters.api import Ask, Guess, Seen
 from elinvar.run.rows import Rows
-from elinvar.run.runner import Runner
 
 
 def verify_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,8 +52,3 @@ class Oracle:
 
     def forget(self, row: int) -> None:
         pass
-
-
-def drafters(*makers: Callable[[Runner], Drafter]) -> Any:
-    """As Engine takes them."""
-    return lambda runner: [make(runner) for make in makers]

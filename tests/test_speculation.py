@@ -13,10 +13,11 @@ from elinvar.base.grammar import JsonSchema, Regex
 from elinvar.base.sampling import SamplingParams
 from elinvar.base.thinking import ThinkingBudget
 from elinvar.engine.core import Engine
+from elinvar.engine.drafts import Given
 from elinvar.run.drafters.api import Drafter
 from elinvar.run.runner import Runner
 from engines import ENGINES, Answer, answers, provider, tiny_engine
-from oracles import Oracle, drafters, verify_all
+from oracles import Oracle, verify_all
 from test_invariance import FAMILIES, PARAMS, PROMPTS, prompt
 
 SCHEMA = '{"type":"object","properties":{"a":{"type":"string"},"b":{"enum":["long one","other"]}},"required":["b"]}'
@@ -99,8 +100,8 @@ def _all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bits_are_equal(kind: str, errs: Callable[[int], bool], batch: int, preempt: bool) -> None:
     prompts, params = (some[:batch] for some in sixteen(kind))
     want = plain(prompts, params)
-    make = drafters(knowing(prompts, want, errs))
-    engine = tiny_engine("llama", max_rows=16, drafters=make)
+    make = Given(knowing(prompts, want, errs))
+    engine = tiny_engine("llama", max_rows=16, drafting=make)
     if preempt:
         preempt_amid(engine)
     assert answers(engine, prompts, params) == want
@@ -117,7 +118,7 @@ def preempt_amid(engine: Engine) -> None:
         nonlocal count
         count += 1
         output = execute(plan)
-        if count % 5 == 4:
+        if count % 5 == 4 and plan.items:
             engine.scheduler.preempt(plan.items[0].request_id)
         return output
 
@@ -132,7 +133,7 @@ def test_every_family(family: str) -> None:
     """Windows, latents, experts, streams, sinks: spans of drafts are computed like any other."""
     prompts, params = PROMPTS, PARAMS
     want = plain(prompts, params, family)
-    engine = tiny_engine(family, drafters=drafters(knowing(prompts, want, sometimes)))
+    engine = tiny_engine(family, drafting=Given(knowing(prompts, want, sometimes)))
     assert answers(engine, prompts, params) == want
     assert engine.runner.speculator.stats[0].num_accepted > 0
 
@@ -143,9 +144,9 @@ def test_weights_caches_threads(kind: str, options: dict[str, Any]) -> None:
     threads = {"ops": provider("cpu", options["num_threads"])} if "num_threads" in options else {}
     kept = {name: value for name, value in options.items() if name != "num_threads"}
     want = answers(tiny_engine("gemma3", kind, speculation="off", **kept), PROMPTS, PARAMS)
-    make = drafters(knowing(PROMPTS, want, sometimes, instant=False))
+    make = Given(knowing(PROMPTS, want, sometimes, instant=False))
     assert (
-        answers(tiny_engine("gemma3", kind, drafters=make, **kept, **threads), PROMPTS, PARAMS)
+        answers(tiny_engine("gemma3", kind, drafting=make, **kept, **threads), PROMPTS, PARAMS)
         == want
     )
 
@@ -159,12 +160,12 @@ def test_little_room(family: str) -> None:
         {"max_step_tokens": 9},
         {"prefix_cache": False, "max_drafts": 1},
     ):
-        make = drafters(knowing(PROMPTS, want, sometimes))
-        assert answers(tiny_engine(family, drafters=make, **options), PROMPTS, PARAMS) == want
+        make = Given(knowing(PROMPTS, want, sometimes))
+        assert answers(tiny_engine(family, drafting=make, **options), PROMPTS, PARAMS) == want
 
 
 def test_states_are_not_drafted_for() -> None:
     want = plain(PROMPTS, PARAMS, "qwen3_next")
-    engine = tiny_engine("qwen3_next", drafters=drafters(knowing(PROMPTS, want, never)))
+    engine = tiny_engine("qwen3_next", drafting=Given(knowing(PROMPTS, want, never)))
     assert answers(engine, PROMPTS, PARAMS) == want
     assert engine.runner.speculator.stats[0].num_drafted == 0

@@ -36,7 +36,12 @@ def built(family: str, kind: str) -> tuple[Any, Ops]:
 # Mixtures of experts with sinks and windows; windows, soft caps and norms on heads; streams.
 @pytest.mark.parametrize(
     ("family", "kind", "within"),
-    [("gpt_oss", "f32", 5e-6), ("gemma3", "f32", 5e-6), ("llama", "q4", 0.15), ("olmo2", "f16", 0.01)],
+    [
+        ("gpt_oss", "f32", 5e-6),
+        ("gemma3", "f32", 5e-6),
+        ("llama", "q4", 0.2),
+        ("olmo2", "f16", 0.01),
+    ],
 )
 def test_logits_are_close_to_those_of_ref(family: str, kind: str, within: float) -> None:
     spans = [Span(IDS, 0, 43, [2, 0]), Span(IDS[5:], 0, 3, [1])]
@@ -48,35 +53,40 @@ def test_logits_are_close_to_those_of_ref(family: str, kind: str, within: float)
     np.testing.assert_allclose(found.numpy(), expected, atol=within)
 
 
-@pytest.mark.parametrize(("family", "kind"), [("llama", "q4"), ("qwen3_moe", "f32")])
-def test_neither_chunks_nor_neighbours_change_a_bit(family: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "kind", "ends"),
+    [("llama", "q4", (17, 38, 40)), ("qwen3_moe", "f32", (5, 9, 10))],
+)
+def test_neither_chunks_nor_neighbours_change_a_bit(
+    family: str, kind: str, ends: tuple[int, int, int]
+) -> None:
     """A prompt at once and alone; in chunks beside another; token by token as recorded steps, which
-    two rows that nobody asked for fill up."""
+    a row that nobody asked for fills up."""
     model, ops = built(family, kind)
-    groups = len(model.kv_specs("f16"))
+    groups, (first, second, last) = len(model.kv_specs("f16")), ends
     whole = model.forward(
-        ops.upload(make_batch([Span(IDS, 0, 40, [1, 0])], groups)), make_cache(model, ops, 2, "f16")
+        ops.upload(make_batch([Span(IDS, 0, last, [1, 0])], groups)),
+        make_cache(model, ops, 2, "f16"),
     )
-    kv = make_cache(model, ops, 5, "f16")
-    graphs = Graphs(model, ops, kv, spare=[5] * groups)
-    blocks, other = [4, 1], [2, 3]
+    graphs = Graphs(model, ops, make_cache(model, ops, 5, "f16"), spare=[5] * groups)
+    blocks, others = [4, 1], [2, 3]
     rows = []
-    for start, stop in ((0, 17), (17, 38)):
-        spans = [Span(IDS[::-1], start // 2, stop // 2, other), Span(IDS, start, stop, blocks)]
-        rows.append(graphs.forward(make_batch(spans, groups))[-(stop - start) :])
-    for at in (38, 39):
-        spans = [Span(IDS[::-1], at - 20 + i, at - 19 + i, other) for i in (0, 1)]
-        batch = decode_batch([spans[0], spans[1], Span(IDS, at, at + 1, blocks)], groups)
+    for start, stop in ((0, first), (first, second)):
+        spans = [Span(IDS[::-1], start // 2, stop // 2, others), Span(IDS, start, stop, blocks)]
+        rows.append(graphs.forward(make_batch(spans, groups))[start - stop :].clone())
+    for at in range(second, last):
+        near = [Span(IDS[::-1], second // 2, second // 2 + 1, [block]) for block in others]
+        batch = decode_batch([*near, Span(IDS, at, at + 1, blocks)], groups)
         rows.append(graphs.forward(batch)[2:3].clone())
     assert torch.equal(torch.cat(rows), whole)
 
 
 PARAMS = [
-    SamplingParams(max_tokens=3, temperature=0, logprobs=2, ignore_eos=True, seed=0),
+    SamplingParams(max_tokens=2, temperature=0, logprobs=2, ignore_eos=True, seed=0),
     SamplingParams(max_tokens=2, temperature=0.9, top_k=20, seed=1, logprobs=1, ignore_eos=True),
     SamplingParams(max_tokens=3, temperature=1.2, top_p=0.9, seed=2, logprobs=0, ignore_eos=True),
 ]
-PROMPTS = [IDS[:35], IDS[:33] + [9], [7, 8]]
+PROMPTS = [IDS[:35], [*IDS[:33], 9], [7, 8]]
 
 
 def test_an_engine_answers_as_its_requests_alone() -> None:

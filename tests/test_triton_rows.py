@@ -14,10 +14,17 @@ pytest.importorskip("triton")
 
 from elinvar.base.config import Activation, KVDtype, KVSpec  # noqa: E402
 from elinvar.ops.arguments import Lora, LoraPair  # noqa: E402
-from elinvar.ops.layout import pack_float  # noqa: E402
+from elinvar.ops.layout import (  # noqa: E402
+    QUANTISED,
+    WeightKind,
+    pack_float,
+    unpack,
+    unpack_codes,
+)
 from elinvar.ops.ref import RefOps  # noqa: E402
-from elinvar.ops.triton import caches  # noqa: E402
+from elinvar.ops.triton import caches, panels  # noqa: E402
 from elinvar.ops.triton.provider import TritonOps  # noqa: E402
+from sweeps import KINDS, weight  # noqa: E402
 
 REF, OPS = RefOps(), TritonOps(torch.float32)
 HALF = TritonOps(torch.bfloat16)
@@ -167,3 +174,16 @@ def test_queries_alone_are_rotated_as_with_keys() -> None:
     q, table, gain = normal(ROWS, 3 * 24), normal(9, 16), normal(24)
     positions = np.array([4, 0, 8, 1, 1], np.int32)
     check("rope_queries", [q, positions], table, 3, gain, 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "k"), [(1, 32), (33, 96)])
+def test_panels_are_taken_apart_as_on_the_host(kind: WeightKind, n: int, k: int) -> None:
+    w = weight(np.random.default_rng(n), kind, n, k)
+    if kind not in QUANTISED:
+        np.testing.assert_array_equal(panels.floats(w, "cpu").float().numpy(), unpack(w))
+        return
+    for found, expected in zip(panels.codes(w, "cpu"), unpack_codes(w), strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None and expected is not None:
+            np.testing.assert_array_equal(found.float().numpy(), expected.astype(np.float32))

@@ -30,7 +30,7 @@ from elinvar.engine.bad_words import spelled
 from elinvar.engine.below import identity, open_tiers
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.counts import Counts
-from elinvar.engine.drafts import MakeDrafters, make_drafters, most_drafts
+from elinvar.engine.drafts import Drafting, most_drafts
 from elinvar.engine.forecast import workspace_bytes
 from elinvar.engine.grammars import Compiled, Grammars
 from elinvar.engine.memory import available_memory, give_back
@@ -110,14 +110,17 @@ class Engine:
             ops = cast("Ops", adapted)
             if wrap_ops is not None:
                 ops = wrap_ops(ops)
+            drafting = Drafting(config, _fingerprint(config, checkpoint.fingerprint))
             parts = load_parts(
                 checkpoint,
                 config.weight_format,
                 cache_root(),
                 logging.getLogger("elinvar.weights").info,
                 lambda done, total: tell("packing", done, total),
+                drafting.wants_mtp,
             )
             tokenizer = load_tokenizer(checkpoint, cache_root())
+            drafting.load(path, tokenizer, ops, tell)
             named = None
             if config.kv_tiers or config.kv_host_path:
                 # Others share what is kept there: sizes and times of files are not enough to go by.
@@ -130,7 +133,8 @@ class Engine:
         del checkpoint  # a GGUF file's keys hold the vocabulary, too
         give_back()
         adapters = Adapters(parts, adapted, config.max_adapters)
-        return cls(parts.build(ops), ops, tokenizer, config, fingerprint, adapters, named)
+        loaded = parts.build(ops), ops, tokenizer, config, fingerprint, adapters
+        return cls(*loaded, named, drafting)
 
     def __init__(
         self,
@@ -141,10 +145,12 @@ class Engine:
         weights_fingerprint: str = "",
         adapters: Adapters | None = None,
         weights_digest: str | None = None,
-        drafters: MakeDrafters | None = None,
+        drafting: Drafting | None = None,
     ) -> None:
         """adapters: without them none can be loaded. weights_digest: of their content, where it is
-        known; what is kept below the cache goes by it. drafters: those, whatever the config says."""
+        known; what is kept below the cache goes by it. drafting: who was loaded to draft for it."""
+        self._drafting = drafting or Drafting(config)
+        self._drafting.attach(model, ops)
         specs = model.kv_specs(config.kv_dtype)
         available = room = available_memory()
         kv_memory = config.kv_memory
@@ -232,7 +238,7 @@ class Engine:
             self.adapters.ops,
             self.tiers,
             Masks(model.config.vocab_size, self.grammars.matcher),
-            drafters or make_drafters(config),
+            self._drafting.make,
         )
         self.metrics.drafters = self.runner.speculator.stats
         self.watchers: list[Watcher] = [Counts(self.metrics)]
@@ -453,7 +459,9 @@ class Engine:
                 "weights, then load them again."
             )
         loaded = reloaded(self.runner.model, arrays, self.config.weight_format)
-        self.runner.use(loaded.build(self.ops))
+        model = loaded.build(self.ops)
+        self._drafting.attach(model, self.ops)
+        self.runner.use(model)
         self.metrics.drafters = self.runner.speculator.stats
         self.adapters.fit(loaded)
         self.weight_version += 1

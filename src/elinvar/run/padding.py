@@ -20,9 +20,9 @@ from elinvar.base.config import BLOCK_SIZE
 def padded(
     batch: DecodeBatch | ForwardBatch, size_of: Callable[[int], int], spare: Sequence[int]
 ) -> DecodeBatch | ForwardBatch:
-    """size_of: how many tokens, or sequences, for so many; spare: a block of each group. Batches in
-    which some see a part of their past alone stay as they are."""
-    if batch.sight is not None:
+    """size_of: how many tokens, or sequences, for so many; spare: a block of each group. Without one
+    batches stay as they are, and so do those in which some see a part of their past alone."""
+    if batch.sight is not None or not spare:
         return batch
     slots = [block * BLOCK_SIZE for block in spare]
     if isinstance(batch, DecodeBatch):

@@ -43,14 +43,18 @@ class DeviceBlocks:
     tensor: torch.Tensor
     """[B, bytes] u8"""
 
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.numel()
+
     def read(self, block: int) -> memoryview:
         host = staging(self.tensor.shape[1], self.tensor.device)
         host.copy_(self.tensor[block])
-        return memoryview(host.numpy())
+        return memoryview(host.numpy().data)
 
     def write(self, block: int, fill: Callable[[memoryview], bool]) -> bool:
         host = staging(self.tensor.shape[1], self.tensor.device)
-        filled = fill(memoryview(host.numpy()))
+        filled = fill(memoryview(host.numpy().data))
         if filled:
             self.tensor[block].copy_(host)
         return filled

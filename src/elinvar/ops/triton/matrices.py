@@ -25,7 +25,8 @@ from typing import Any, Literal
 
 import torch
 
-from elinvar.ops.layout import Weight, unpack, unpack_codes
+from elinvar.ops.layout import QUANTISED, Weight
+from elinvar.ops.triton import panels
 from elinvar.ops.triton.configs import Config, default
 
 DeviceKind = Literal[
@@ -92,13 +93,10 @@ def operands(kind: str) -> dict[str, str | None]:
 def from_weight(w: Weight, dtype: torch.dtype, device: torch.device | str) -> Matrix:
     """What the cpu provider packed, for activations of `dtype`. A float matrix is rounded to dtype,
     but for f32, which stays (routers)."""
-    if w.kind == "f32" or (dtype == torch.float32 and w.kind in ("f16", "bf16")):
-        return dense(torch.from_numpy(unpack(w)).to(device))
-    if w.kind in ("f16", "bf16"):
-        return dense(torch.from_numpy(unpack(w)).to(device).to(dtype))
-    codes, scales, mins = unpack_codes(w)
-    arrays = [codes, scales] if mins is None else [codes, scales, mins]
-    return grouped(w.kind, *(torch.from_numpy(a).to(device) for a in arrays))
+    if w.kind in QUANTISED:
+        return grouped(w.kind, *panels.codes(w, device))
+    values = panels.floats(w, device)
+    return dense(values if w.kind == "f32" else values.to(dtype))
 
 
 def dense(w_NK: torch.Tensor) -> Matrix:

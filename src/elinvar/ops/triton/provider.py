@@ -29,7 +29,7 @@ from elinvar.ops.triton import (
     route,
     rows,
 )
-from elinvar.ops.triton.caches import KVLayer, StateLayer, kv_layers
+from elinvar.ops.triton.caches import KVLayer, kv_layers
 from elinvar.ops.triton.device import INTERPRETER, find_device, free_memory
 from elinvar.ops.triton.recording import Recording, capture
 from elinvar.ops.triton.sizes import matrix_bytes

@@ -228,8 +228,6 @@ COMPILED = [
         k_gain=True,
         Q_WHOLE=True,
         K_WHOLE=True,
-    ),  # fmt: skip
-    _case(
-        "rope/partial-int8", "*i8", KIND="int8", R=64, TURNED=8, k_scales=True, v_scales=True
-    ),  # fmt: skip
+    ),
+    _case("rope/partial-int8", "*i8", KIND="int8", R=64, TURNED=8, k_scales=True, v_scales=True),
 ]

@@ -117,9 +117,8 @@ class HeadsDrafter:
             return
         features_TD = self._heads.features(seen.hidden)
         items, states = [], []
-        for item, sampled, first in zip(seen.items, seen.sampled, _starts(seen), strict=True):
-            accepted = max(len(sampled) - 1, 0) if item.num_drafts else 0
-            stop = item.start + item.num_tokens - item.num_drafts + accepted
+        for item, sampled, first in zip(seen.items, seen.sampled, starts(seen), strict=True):
+            stop = item.start + num_computed(item, sampled)
             begin = self._resume(item)
             of_item = features_TD[first : first + stop - item.start]
             if begin == item.start:
@@ -186,9 +185,15 @@ def _item(row: int, start: int, num_tokens: int) -> PlanItem:
     return PlanItem("", row, start, num_tokens, True, [])
 
 
-def _starts(seen: Seen) -> list[int]:
+def starts(seen: Seen) -> list[int]:
     """Where the tokens of each item begin."""
     if isinstance(seen.batch, DecodeBatch):
         return list(range(len(seen.items)))
     starts: list[int] = seen.batch.query_start_loc[:-1].tolist()
     return starts
+
+
+def num_computed(item: PlanItem, sampled: Sequence[int]) -> int:
+    """Its tokens without the drafts that were wrong."""
+    accepted = max(len(sampled) - 1, 0) if item.num_drafts else 0
+    return item.num_tokens - item.num_drafts + accepted

@@ -154,7 +154,8 @@ class DraftModel:
         pairs = zip(result.ids.tolist(), result.logprobs.tolist(), strict=True)
         for chain, (token, logprob) in zip(chains, pairs, strict=True):
             chain.guess.tokens.append(token)
-            chain.guess.chances.append(math.exp(logprob))
+            # Shared noise makes unlikely tokens likely drafts, too (docs/speculation.md).
+            chain.guess.chances.append((1 + math.exp(logprob)) / 2)
             # Penalties of the next position count it, and the next forward reads it.
             self._rows.token_ids[chain.row, chain.stop] = token
 

@@ -10,7 +10,7 @@ is accepted most often.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import prod
@@ -31,7 +31,9 @@ class Spelling(Protocol):
     """What is needed of a tokenizer."""
 
     bos_id: int | None
-    special_ids: Container[int]
+
+    @property
+    def special_ids(self) -> Set[int]: ...
 
     def encode(self, text: str, add_special: bool = True) -> list[int]: ...
 

@@ -45,28 +45,25 @@ def half(word, PLACE: tl.constexpr):
 @triton.jit
 def nibbles(byte, PTX: tl.constexpr):
     """128 + the low and 128 + the high four bits -> two f32 with the bits in their mantissas:
-    conversions of integers are slow. PTX: one instruction a byte takes it there."""
+    conversions of integers are slow. PTX: one instruction a code takes it there; bytes go in twos, as
+    a thread has them beside one another in a wgmma's registers."""
     if PTX:
         return tl.inline_asm_elementwise(
             """{
             .reg .b32 low, high;
-            and.b32 low, $8, 0x0f0f0f0f;
-            shr.u32 high, $8, 4;
-            and.b32 high, high, 0x0f0f0f0f;
+            and.b32 low, $4, 0x0f0f;
+            shr.u32 high, $4, 4;
+            and.b32 high, high, 0x0f0f;
             prmt.b32 $0, low, 0x43, 0x4055;
             prmt.b32 $1, low, 0x43, 0x4155;
-            prmt.b32 $2, low, 0x43, 0x4255;
-            prmt.b32 $3, low, 0x43, 0x4355;
-            prmt.b32 $4, high, 0x43, 0x4055;
-            prmt.b32 $5, high, 0x43, 0x4155;
-            prmt.b32 $6, high, 0x43, 0x4255;
-            prmt.b32 $7, high, 0x43, 0x4355;
+            prmt.b32 $2, high, 0x43, 0x4055;
+            prmt.b32 $3, high, 0x43, 0x4155;
             }""",
-            "=r,=r,=r,=r,=r,=r,=r,=r,r",
+            "=r,=r,=r,=r,r",
             [byte],
             dtype=(tl.float32, tl.float32),
             is_pure=True,
-            pack=4,
+            pack=2,
         )
     else:
         low = ((byte & 15).to(tl.uint32) << 16) | 0x43000000
@@ -83,17 +80,15 @@ def signed(code, scale, PTX: tl.constexpr):
         number = tl.inline_asm_elementwise(
             """{
             .reg .b32 byte;
-            xor.b32 byte, $4, 0x80808080;
+            xor.b32 byte, $2, 0x8080;
             prmt.b32 $0, byte, 0x47, 0x4505;
             prmt.b32 $1, byte, 0x47, 0x4515;
-            prmt.b32 $2, byte, 0x47, 0x4525;
-            prmt.b32 $3, byte, 0x47, 0x4535;
             }""",
-            "=r,=r,=r,=r,r",
+            "=r,=r,r",
             [code],
             dtype=tl.float32,
             is_pure=True,
-            pack=4,
+            pack=2,
         )
     else:
         bits = ((code.to(tl.int32) + 128) << 8) | 0x47000000
@@ -125,10 +120,69 @@ def e4m3(code):
 
 
 @triton.jit
+def e4m3_tile(code, PTX: tl.constexpr):
+    """The same of a tile, bf16 with PTX: two at once in the halves of a word."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 both, signs, scale, none;
+            mov.b32 scale, 0x7b807b80;
+            mov.b32 none, 0x80008000;
+            prmt.b32 both, $1, 0, 0x1404;
+            and.b32 signs, both, none;
+            shr.u32 both, both, 4;
+            and.b32 both, both, 0x07f007f0;
+            or.b32 both, both, signs;
+            fma.rn.bf16x2 $0, both, scale, none;
+            }""",
+            "=r,r",
+            [code],
+            dtype=tl.bfloat16,
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        return e4m3(code)
+
+
+@triton.jit
 def e2m1(code):
-    """Four bits as a float -> f32, in the same way: 2^126 too small."""
+    """The low four bits as a float -> f32, in the same way: 2^126 too small."""
     bits = ((code & 8).to(tl.uint32) << 28) | ((code & 7).to(tl.uint32) << 22)
     return bits.to(tl.float32, bitcast=True) * 8.507059173023462e37  # 2^126
+
+
+@triton.jit
+def e2m1_tiles(both, PTX: tl.constexpr):
+    """Those of the low and of the high four bits -> two tiles, f32."""
+    if PTX:
+        low, high = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 both, signs, bits, scale, none;
+            mov.b32 scale, 0x7e807e80;
+            mov.b32 none, 0x80008000;
+            prmt.b32 both, $2, 0, 0x1404;
+            shl.b32 signs, both, 4;
+            and.b32 signs, signs, none;
+            shr.u32 bits, both, 2;
+            and.b32 bits, bits, 0x01c001c0;
+            or.b32 bits, bits, signs;
+            fma.rn.bf16x2 $0, bits, scale, none;
+            and.b32 signs, both, none;
+            shr.u32 bits, both, 6;
+            and.b32 bits, bits, 0x01c001c0;
+            or.b32 bits, bits, signs;
+            fma.rn.bf16x2 $1, bits, scale, none;
+            }""",
+            "=r,=r,r",
+            [both],
+            dtype=(tl.bfloat16, tl.bfloat16),
+            is_pure=True,
+            pack=2,
+        )
+        return low.to(tl.float32), high.to(tl.float32)
+    else:
+        return e2m1(both), e2m1(both >> 4)
 
 
 @triton.jit
@@ -157,13 +211,15 @@ def pair(
         if KIND == "mxfp4":
             word = tl.load(scales + tl.cast(index // 2, tl.int64) * N + columns_N)[:, None]
             place = index % 2 * 2
-            first = e2m1(both) * e8m0(word, place)
-            second = e2m1(both >> 4) * e8m0(word, place + 1)
+            first, second = e2m1_tiles(both, PTX)
+            first *= e8m0(word, place)
+            second *= e8m0(word, place + 1)
         elif KIND == "nvfp4":
             word = tl.load(scales + row + columns_N)[:, None]
             low = j[None, :] < 16
-            first = e2m1(both) * tl.where(low, e4m3(word), e4m3(word >> 8))
-            second = e2m1(both >> 4) * tl.where(low, e4m3(word >> 16), e4m3(word >> 24))
+            first, second = e2m1_tiles(both, PTX)
+            first *= tl.where(low, e4m3(word), e4m3(word >> 8))
+            second *= tl.where(low, e4m3(word >> 16), e4m3(word >> 24))
         else:
             first, second = nibbles(both, PTX)
             if KIND == "q5":
@@ -176,17 +232,28 @@ def pair(
 
 
 @triton.jit
+def as_inputs(w, DTYPE: tl.constexpr):
+    if w.dtype == DTYPE:
+        return w
+    else:
+        return narrow(w.to(tl.float32), DTYPE)
+
+
+@triton.jit
 def wide(codes, scales, columns_N, first, K: tl.constexpr, KIND: tl.constexpr,
-         COUNT: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
+         COUNT: tl.constexpr, EVEN: tl.constexpr, PTX: tl.constexpr):  # fmt: skip
     """A tile [BLOCK_N, COUNT] of a matrix stored by rows, COUNT at most 128."""
     ks = first + tl.arange(0, COUNT)
     at = codes + columns_N[:, None].to(tl.int64) * K + ks[None, :]
     w = tl.load(at) if EVEN else tl.load(at, mask=ks[None, :] < K, other=0)
     if KIND == "fp8":
-        w = e4m3(w)
+        w = e4m3_tile(w, PTX)
         if scales is not None:
             blocks: tl.constexpr = (K + 127) // 128
-            w *= tl.load(scales + columns_N // 128 * blocks + first // 128)[:, None]
+            w = (
+                w.to(tl.float32)
+                * tl.load(scales + columns_N // 128 * blocks + first // 128)[:, None]
+            )
     return w
 
 
@@ -211,14 +278,14 @@ def walk(codes, scales, extra, columns_N, x, rows_M, first, last,
                 x1 = inputs(x, rows_M, index * 64 + 32, K, 32, EVEN)
                 acc = dot(narrow(w1, x1.dtype), x1, acc)
         else:
-            w = wide(codes, scales, columns_N, turn * BLOCK_K, K, KIND, BLOCK_K, EVEN)
+            w = wide(codes, scales, columns_N, turn * BLOCK_K, K, KIND, BLOCK_K, EVEN, PTX)
             xs = inputs(x, rows_M, turn * BLOCK_K, K, BLOCK_K, EVEN)
             if KIND == "f32":
                 acc = dot(w, xs.to(tl.float32), acc)
             elif KIND == "int8":
                 acc = tl.dot(w, xs, acc, out_dtype=tl.int32)
             else:
-                acc = dot(narrow(w.to(tl.float32), xs.dtype), xs, acc)
+                acc = dot(as_inputs(w, xs.dtype), xs, acc)
     return acc.to(tl.float32)
 
 

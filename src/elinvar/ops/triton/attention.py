@@ -35,6 +35,8 @@ _VALUES = 128
 """Dims of a value that one program weighs: more would not fit its registers."""
 _NO_LIMIT = 1 << 30
 """A window, or chunk, that holds every position."""
+_OFTEN_NEW = ["num_sequences", "num_tokens", "stride_table", "window", "chunk", "first"]
+"""Arguments for whose values nothing is compiled anew."""
 _PROGRAMS = 2048
 """Few rows: so many programs are wanted, to keep every multiprocessor of a large chip reading."""
 _WORKSPACE = 256 << 20
@@ -224,7 +226,7 @@ def _zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 # q, out [T, H, D]; k, v the layer's cache; states [S, T, H], sums [S, T, H, D] of splits (PARTIAL).
 # Must move, of each sequence: its keys and values once for each tile of rows, of all rows q and out:
 # decode of 32/8 heads of 128 dims in bf16 reads 4,096 bytes a key of a sequence.
-@triton.jit
+@triton.jit(do_not_specialize=_OFTEN_NEW)
 def attention_kernel(
     q, out, starts, table, positions, sinks, k, v, k_scales, v_scales, maxima, sums, weighted,
     num_sequences, num_tokens, stride_table, stride_block, stride_head, stride_scales,
@@ -323,7 +325,7 @@ def attention_kernel(
 # Reference: the merge of attention_kernel with PARTIAL off: the same bits.
 # maxima, sums [S, T, H], weighted [S, T, H, V] f32 -> out [T, H, V].
 # Must move 4 (V + 2) bytes a row and split that it sees, and out.
-@triton.jit
+@triton.jit(do_not_specialize=["num_sequences", "num_rows", "window", "chunk", "first"])
 def merge_kernel(
     maxima, sums, weighted, out, starts, positions, sinks,
     num_sequences, num_rows, num_heads, window, chunk, first,
@@ -379,42 +381,37 @@ def attention(
     num_kv, group = kv.k.shape[1], num_heads // kv.k.shape[1]
     dtype = product_dtype(q_THD.dtype, kv)
     tile = tile_of(dim, dtype, kv.dtype)
-    part = min(_VALUES, _power(kv.value_dim))
+    part = min(_VALUES, power(kv.value_dim))
     parts = -(-kv.value_dim // part)
     splits = -(-num_blocks * BLOCK_SIZE // ATTENTION_SPLIT)
     out = q_THD.new_empty(num_tokens, num_heads, kv.value_dim)
-    workspace = _workspace(out, splits)
-    cut = tile.height(workspace is not None)
+    states = workspace(out, splits)
+    cut = tile.height(states is not None)
     tiles = num_tokens // (cut["ROWS"] // group) + num_sequences
     limits = window or _NO_LIMIT, chunk or _NO_LIMIT, first
     limited = limits != (_NO_LIMIT, _NO_LIMIT, 0)
-    shared = min(splits, -(-_PROGRAMS // (tiles * num_kv))) if workspace else 1
-    maxima, sums, weighted = workspace or (None, None, None)
+    maxima, sums, weighted = states or (None, None, None)
     scales = kv.k_scales if kv.k_scales is None else kv.k_scales.stride()
-    attention_kernel[num_kv * parts, tiles, shared](
+    attention_kernel[num_kv * parts, tiles, shared(states, splits, tiles * num_kv)](
         q_THD, out, query_start_loc, block_table_RB, positions_T, sinks_H,
         kv.k, kv.v, kv.k_scales, kv.v_scales, maxima, sums, weighted,
         num_sequences, num_tokens, block_table_RB.stride(0), kv.k.stride(0), kv.k.stride(1),
         *(scales[:2] if scales else (0, 0)), scale, *limits,
         KIND=kv.dtype, SOFTCAP=softcap or 0.0, TURNED=kv.turned_dims,
         GROUP=group, D=dim, VALUES=kv.value_dim, PADDED=kv.k.stride(2),
-        DTYPE=_TYPES[dtype], LIMITED=limited, PARTIAL=workspace is not None,
-        DIMS=_power(dim), PART=part, **cut,
+        DTYPE=TYPES[dtype], LIMITED=limited, PARTIAL=states is not None,
+        DIMS=power(dim), PART=part, **cut,
         num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
-    if workspace is not None:
-        merge_kernel[num_tokens * num_heads, parts](
-            maxima, sums, weighted, out, query_start_loc, positions_T, sinks_H,
-            num_sequences, num_tokens * num_heads, num_heads, *limits,
-            VALUES=kv.value_dim, LIMITED=limited, PART=part,
-            num_warps=1, enable_fp_fusion=False,
-        )  # fmt: skip
+    if states is not None:
+        merge_splits(states, out, query_start_loc, positions_T, sinks_H, *limits)
     return out
 
 
-def _workspace(
-    out_THV: torch.Tensor, splits: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+States = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def workspace(out_THV: torch.Tensor, splits: int) -> States | None:
     """Room for the state of each split of each row: maxima, sums, weighted values. None where one
     program walks all splits of a row, as there is but one or they would take too much."""
     shape = splits, *out_THV.shape
@@ -425,7 +422,32 @@ def _workspace(
     return maxima, sums, out_THV.new_empty(shape, dtype=torch.float32)
 
 
-_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+def shared(states: States | None, splits: int, programs: int) -> int:
+    """How many programs share the splits of a row."""
+    return 1 if states is None else min(splits, -(-_PROGRAMS // max(1, programs)))
+
+
+def merge_splits(
+    states: States,
+    out_THV: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    positions_T: torch.Tensor,
+    sinks_H: torch.Tensor | None,
+    window: int = _NO_LIMIT,
+    chunk: int = _NO_LIMIT,
+    first: int = 0,
+) -> None:
+    num_tokens, num_heads, values = out_THV.shape
+    part = min(_VALUES, power(values))
+    merge_kernel[num_tokens * num_heads, -(-values // part)](
+        *states, out_THV, query_start_loc, positions_T, sinks_H,
+        len(query_start_loc) - 1, num_tokens * num_heads, num_heads, window, chunk, first,
+        VALUES=values, LIMITED=(window, chunk, first) != (_NO_LIMIT, _NO_LIMIT, 0), PART=part,
+        num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
 def product_dtype(dtype: torch.dtype, kv: KVLayer) -> torch.dtype:
@@ -436,7 +458,7 @@ def product_dtype(dtype: torch.dtype, kv: KVLayer) -> torch.dtype:
     return {"f16": torch.float16, "bf16": torch.bfloat16}.get(kv.dtype, dtype)
 
 
-def _power(n: int) -> int:
+def power(n: int) -> int:
     """A side of a tile, 16 or more, that holds n."""
     return max(16, int(triton.next_power_of_2(n)))
 
@@ -457,13 +479,13 @@ def _case(
         **{"stride_scales": "i32", "stride_scales_head": "i32"},
         **{"window": "i32", "chunk": "i32", "first": "i32"},
     }
-    tile, part = tile_of(dim, torch.bfloat16, kind), min(_VALUES, _power(dim))
+    tile, part = tile_of(dim, torch.bfloat16, kind), min(_VALUES, power(dim))
     cut = tile.height(partial)
     num_warps = cut.pop("num_warps")
     constexprs = {
         **{"KIND": kind, "SOFTCAP": 0.0, "TURNED": dim // 16 if scaled else 1, "DTYPE": _NAMES[q]},
         **{"GROUP": heads // kv_heads, "D": dim, "VALUES": dim, "PADDED": dim, "LIMITED": False},
-        **{"PARTIAL": partial, "DIMS": _power(dim), "PART": part, "sinks": None, **cut},
+        **{"PARTIAL": partial, "DIMS": power(dim), "PART": part, "sinks": None, **cut},
         **({} if scaled else {"k_scales": None, "v_scales": None}),
         **({} if partial else dict.fromkeys(states)),
         **other,

@@ -209,4 +209,5 @@ NB_MODULE(_cpu, m) {
     bind_linear(session, m);
     bind_attention(session, m);
     bind_recurrent(session, m);
+    bind_suffixes(m);
 }

@@ -22,6 +22,9 @@ from elinvar.base.errors import ModelError
 from elinvar.weights.cache import cache_root
 from elinvar.weights.sources import resolve
 
+# Kernels for GPUs run on the CPU; read where they are decorated, so before any test imports them.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # A shell's background job starts with Ctrl-C ignored, and so would all our child processes.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

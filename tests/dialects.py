@@ -56,12 +56,13 @@ def read(
     deltas: Iterable[str],
     tools: Sequence[Mapping[str, Any]] = TOOLS,
     in_thought: bool = False,
+    cut_off: bool = False,
 ) -> list[Piece]:
     """All pieces; neighbours of one kind are joined."""
     numbers = count()
     reader = AnswerReader(family, functions(tools), in_thought, lambda: f"id{next(numbers)}")
     pieces: list[Piece] = []
-    for piece in (p for made in [*map(reader.push, deltas), reader.finish()] for p in made):
+    for piece in (p for made in [*map(reader.push, deltas), reader.finish(cut_off)] for p in made):
         last = pieces[-1] if pieces else None
         if isinstance(piece, Call) or type(last) is not type(piece):
             pieces.append(piece)

@@ -1,61 +1,49 @@
-"""Drafters for tests, and a policy that verifies whatever they say."""
+"""Rows of requests without a scheduler, for drafters: answers are given, drafters are asked along them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import pytest
-
-from elinvar.run import chances
-from elinvar.run.drafters.api import Ask, Drafter, Guess, Seen
+from elinvar.base.plan import RowStart
+from elinvar.base.sampling import SamplingParams
+from elinvar.run.drafters.api import Ask, Drafter, Guess
+from elinvar.run.drafters.model import DraftModel
 from elinvar.run.rows import Rows
-from elinvar.run.runner import Runner
+from engines import provider, tiny_model
+from families.base import VOCAB
+
+MAX_CONTEXT = 512
 
 
-def verify_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drafts cost nothing, and nobody runs out of credit."""
-    monkeypatch.setattr(chances.Curve, "upto", lambda self, most: [1.0] * (most + 1))
-    monkeypatch.setattr(chances.Account, "is_open", True)
+def rows_for(max_rows: int = 4) -> Rows:
+    return Rows(max_rows, MAX_CONTEXT, ())
 
 
-class Oracle:
-    """Knows sequences that will come, and is wrong at each index that `errs` says."""
-
-    name = "oracle"
-    reads_hidden = False
-
-    def __init__(
-        self,
-        rows: Rows,
-        sequences: Sequence[Sequence[int]],
-        errs: Callable[[int], bool] = lambda index: False,
-        is_instant: bool = True,
-    ) -> None:
-        self._rows, self._sequences, self._errs = rows, [list(s) for s in sequences], errs
-        self.is_instant = is_instant
-
-    def propose(self, asks: Sequence[Ask]) -> list[Guess]:
-        return [self._guess(ask) for ask in asks]
-
-    def _guess(self, ask: Ask) -> Guess:
-        known = self._rows.token_ids[ask.row, : ask.num_tokens].tolist()
-        for sequence in self._sequences:
-            if sequence[: len(known)] == known:
-                tokens = sequence[len(known) : len(known) + ask.most]
-                for i, token in enumerate(tokens):
-                    if self._errs(len(known) + i):
-                        tokens[i] = (token + 1) % 256
-                return Guess(tokens, [0.9] * len(tokens))
-        return Guess()
-
-    def observe(self, seen: Seen) -> None:
-        pass
-
-    def forget(self, row: int) -> None:
-        pass
+def start(
+    rows: Rows, row: int, prompt: Sequence[int], namespace: bytes = b"", **params: Any
+) -> None:
+    chosen = SamplingParams(**{"seed": 7 + row, **params})
+    ids = list(prompt)
+    rows.start(RowStart("", row, ids, chosen, [], -1, len(ids), frozenset(), namespace))
 
 
-def drafters(*makers: Callable[[Runner], Drafter]) -> Any:
-    """As Engine takes them."""
-    return lambda runner: [make(runner) for make in makers]
+def come(rows: Rows, row: int, num_known: int, tokens: Sequence[int]) -> int:
+    """Tokens that the target sampled; how many the row has with them."""
+    rows.token_ids[row, num_known : num_known + len(tokens)] = tokens
+    return num_known + len(tokens)
+
+
+def draft_model(
+    rows: Rows, family: str = "llama", kind: str = "q4", num_blocks: int = 64, **options: Any
+) -> DraftModel:
+    ops = provider()
+    model = tiny_model(ops, family, kind)
+    specs = model.kv_specs("f16")
+    counts = [num_blocks] * len(specs)
+    return DraftModel(rows, model, ops, specs, counts, MAX_CONTEXT, VOCAB, **options)
+
+
+def guess(drafter: Drafter, row: int, num_known: int, most: int) -> Guess:
+    [found] = drafter.propose([Ask(row, num_known, most)])
+    return found

@@ -44,6 +44,9 @@ class ByteTokenizer:
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         return list(text.encode())
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < EOS else b""
+
     def text_bytes(self, ids: Iterable[int], hidden: Container[int] | None = None) -> bytes:
         shown = b"<end>" if hidden is not None and 256 not in hidden else b""
         return b"".join(bytes([i]) if i < 256 else shown * (i == EOS) for i in ids)
@@ -119,11 +122,11 @@ def tiny_engine(
     model: Model | None = None,
     **options: Any,
 ) -> Engine:
-    """`num_blocks` among the options: the size of the cache, in blocks of each group; `drafters` as
-    Engine takes them. With AdaptedOps it takes adapters."""
+    """`num_blocks` among the options: the size of the cache, in blocks of each group; `drafting` as
+    Engine takes it. With AdaptedOps it takes adapters."""
     model = model or tiny_model(ops or provider(), family, kind)
     config = {"kv_memory": 2**24, "max_rows": 8, **options}
-    drafters = config.pop("drafters", None)
+    drafting = config.pop("drafting", None)
     num_blocks = config.pop("num_blocks", None)
     if num_blocks is not None:
         specs = model.kv_specs(config.get("kv_dtype", "f16"))
@@ -135,7 +138,7 @@ def tiny_engine(
     used: Any = model.ops  # type: ignore[attr-defined]
     named = f"{family} {kind}"
     return Engine(
-        model, used, tokenizer, EngineConfig(**config), named, adapters, drafters=drafters
+        model, used, tokenizer, EngineConfig(**config), named, adapters, drafting=drafting
     )
 
 

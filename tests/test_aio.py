@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -304,3 +304,47 @@ def test_a_loop_that_closed_without_a_word_is_dropped() -> None:
         time.sleep(0.001)
     assert engine.engine.metrics.finished["abort"] == 1
     asyncio.run(engine.shutdown())
+
+
+def test_who_wants_the_whole_is_woken_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same deltas as others, of which none came before."""
+    wanted, _, _ = answers(tiny_engine(), [PROMPT], [params()])[0]
+
+    async def test(engine: AsyncEngine) -> None:
+        permits, woken = gated(engine, monkeypatch), []
+        call_soon = asyncio.get_running_loop().call_soon_threadsafe
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(
+            loop, "call_soon_threadsafe", lambda *a: (woken.append(a), call_soon(*a))
+        )
+        whole = engine.generate_all([Ask(PROMPT, params(), whole=True)])
+        found = asyncio.ensure_future(_all(whole))
+        for _ in range(19):
+            permits.release()
+        await until(lambda: engine.engine.metrics.generated_tokens == 19)
+        assert not woken and not found.done()
+        permits.release(2)
+        deltas = await found
+        assert len(woken) == 1 and len(deltas) == 20
+        assert [t for d in deltas for t in d.token_ids] == wanted
+
+    run(test)
+
+
+def test_who_wants_the_whole_may_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(engine: AsyncEngine) -> None:
+        permits = gated(engine, monkeypatch)
+        whole = engine.generate_all([Ask(PROMPT, params(), whole=True)])
+        reader = asyncio.ensure_future(_all(whole))
+        permits.release(3)
+        await until(lambda: engine.engine.metrics.generated_tokens == 3)
+        reader.cancel()
+        await asyncio.wait([reader])
+        permits.release(100)
+        await until(lambda: not engine.engine.has_work)
+
+    run(test)
+
+
+async def _all(deltas: AsyncGenerator[tuple[int, Delta], None]) -> list[Delta]:
+    return [delta async for _, delta in deltas]

@@ -67,6 +67,42 @@ def test_an_answer_may_end_anywhere(name: str, data: Any, length: int) -> None:
 
 
 @pytest.mark.parametrize("name", family_names())
+@settings(max_examples=25)
+@given(data=st.data(), length=st.integers(0, 10**6))
+def test_what_its_length_ended_shows_no_call_as_text(name: str, data: Any, length: int) -> None:
+    """But for what may still become a marker, and where only its name tells that it is a call."""
+    family = FAMILIES[name]
+    if not isinstance(family.calls, Channels) and ("", "") in family.calls.frames:
+        return
+    thought, text, calls = data.draw(answers(family))
+    answer = written(family, thought, text, calls)
+    begun = answer[: length % (len(answer) + 1)]
+    whole = understood(read(family, [answer]))
+    found = understood(read(family, [begun], cut_off=True))
+    possible = [said + end for said in ("", text) for end in ("", *markers(family))]
+    shown, *possible = ("".join(one.split()) for one in (found.text, *possible))
+    assert any(one.startswith(shown) for one in possible), begun
+    assert [n for n, _ in found.calls] == [n for n, _ in whole.calls][: len(found.calls)]
+
+
+@pytest.mark.parametrize(
+    ("name", "begun", "calls"),
+    [
+        ("hermes", 'Well.\n<tool_call>\n{"na', []),
+        ("hermes", 'Well.\n<tool_call>\n{"name": "now", "argu', []),
+        ("hermes", 'Well.<tool_call>{"name": "now", "arguments": {"a": [1, "b', [("now", '{"a": [1, "b')]),
+        ("harmony", "<|channel|>final<|message|>Well.<|end|><|start|>assistant<|channel|>comm", []),
+        ("harmony", "<|channel|>final<|message|>Well.<|end|><|start|>assistant to=functions.now<|chan", []),
+        ("llama", 'Well.{"name": "now", "parameters": {"a": 1', []),
+    ],
+)  # fmt: skip
+def test_a_call_that_is_cut_off(name: str, begun: str, calls: list[Any]) -> None:
+    """Its arguments so far, or nothing; among other texts it is one."""
+    found = understood(read(FAMILIES[name], begun, cut_off=True))
+    assert found.text == ("Well." if name != "llama" else begun) and found.calls == calls
+
+
+@pytest.mark.parametrize("name", family_names())
 def test_reading_takes_linear_time(name: str) -> None:
     """Work is counted in calls of Python functions, which no other load changes."""
     import sys

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,10 +15,15 @@ import pytest
 from anthropic.types import message_count_tokens_params, message_create_params
 from anthropic.types.beta import message_create_params as beta_params
 from ollama import _types as ollama_types
-from openai.types import completion_create_params
+from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params
 
+from elinvar.engine.text_aio import AsyncTextModel
+from elinvar.engine.text_model import TextModel
+from elinvar.server.app import create_text_app
 from fuzz_server import NAME, tiny_server
+from serving import running
 
 Body = dict[str, Any]
 SAID = [{"role": "user", "content": "Once upon a time there was"}]
@@ -62,6 +68,8 @@ class Api:
     probes: Mapping[str, Probe]
     inside: str = ""
     """The object that has the fields; "": the body."""
+    texts: bool = False
+    """It is asked of a model that makes vectors of texts."""
 
 
 def names(*types: Any) -> frozenset[str]:
@@ -268,9 +276,103 @@ OLLAMA_OPTIONS = Api(
     },
     inside="options",
 )
+RESPONSES_TOOL = {"type": "function", **FUNCTION}
+OPENAI_RESPONSES = Api(
+    "/v1/responses",
+    {"model": NAME, "input": "Once upon", "seed": 3, "max_output_tokens": 8, "temperature": 1.5},
+    names(response_create_params.ResponseCreateParamsBase) | {"stream"},
+    {
+        "model": Needed(NAME),
+        "input": Used("Hi"),
+        "access_programs": Refused({"a": 1}),
+        "background": Used(True),
+        "background_options": Refused({"completion_window": "x"}),
+        "context_management": Refused([{"type": "compaction"}]),
+        "conversation": Refused("c"),
+        "image": Refused({}),
+        "include": Used(["message.output_text.logprobs"]),
+        "instructions": Used("Be brief."),
+        "max_output_tokens": Used(3),
+        "max_tool_calls": Used(1),
+        "metadata": Used({"a": "b"}),
+        "moderation": Refused({}),
+        "parallel_tool_calls": Used(False),
+        "previous_response_id": Refused("resp_none"),
+        "prompt": Refused({"id": "p"}),
+        "prompt_cache_key": Used("k"),
+        "prompt_cache_options": Refused({"mode": "x"}),
+        "prompt_cache_retention": Refused("24h"),
+        "reasoning": Refused({"effort": "low"}),
+        "safety_identifier": Used("u"),
+        "service_tier": Used("flex"),
+        "store": Used(False),
+        "stream": Used(True),
+        "stream_options": Refused({"include_usage": True}, {"stream": True}),
+        "temperature": Used(0.0),
+        "text": Used({"format": {"type": "json_object"}}),
+        "tool_choice": Used("required", {"tools": [RESPONSES_TOOL]}),
+        "tools": Used([RESPONSES_TOOL]),
+        "top_logprobs": Used(2, {"include": ["message.output_text.logprobs"]}),
+        "top_p": Used(0.01),
+        "truncation": Used("auto"),
+        "user": Used("u"),
+    },
+)
+TEXT = "What is it?"
+OPENAI_EMBEDDINGS = Api(
+    "/v1/embeddings",
+    {"model": NAME, "input": [TEXT]},
+    names(embedding_create_params.EmbeddingCreateParams),
+    {
+        "model": Needed(NAME),
+        "input": Needed(["x"]),
+        "dimensions": Used(8),
+        "encoding_format": Used("base64"),
+        "prompt_name": Refused("none"),
+        "truncate": Refused(False, {"input": ["word " * 999]}),
+        "user": Taken("u"),
+    },
+    texts=True,
+)
+RERANK = Api(
+    "/v1/rerank",
+    {"model": NAME, "query": TEXT, "documents": ["a", "b c"]},
+    frozenset(),  # Jina's and Cohere's clients are not installed
+    {
+        "model": Needed(NAME),
+        "query": Needed("x"),
+        "documents": Needed(["x"]),
+        "top_n": Used(1),
+        "return_documents": Used(False),
+        "truncate": Refused(False, {"documents": ["word " * 999]}),
+        "max_chunks_per_doc": Refused(2),
+        "max_tokens_per_doc": Refused(8),
+        "priority": Refused(1),
+        "rank_fields": Refused(["text"]),
+    },
+    texts=True,
+)
+OLLAMA_EMBED = Api(
+    "/api/embed",
+    {"model": NAME, "input": [TEXT]},
+    frozenset(ollama_types.EmbedRequest.model_fields),
+    {
+        "model": Needed(NAME),
+        "input": Needed(["x"]),
+        "dimensions": Used(8),
+        "keep_alive": Taken("5m"),
+        "options": Refused({"num_gpu": 1}),
+        "truncate": Refused(False, {"input": ["word " * 999]}),
+    },
+    texts=True,
+)
 APIS = (
+    OPENAI_EMBEDDINGS,
+    RERANK,
+    OLLAMA_EMBED,
     OPENAI_CHAT,
     OPENAI_COMPLETIONS,
+    OPENAI_RESPONSES,
     ANTHROPIC,
     ANTHROPIC_COUNT,
     OLLAMA_CHAT,
@@ -280,10 +382,15 @@ APIS = (
 CASES = [(api, name) for api in APIS for name in api.probes]
 
 
+Urls = dict[bool, str]
+"""Of a model that makes vectors of texts, and of one that writes them."""
+
+
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with tiny_server(max_context=512) as found:
-        yield found
+def urls(bert: Path) -> Iterator[Urls]:
+    vectors = create_text_app(AsyncTextModel(TextModel.load(bert)), NAME, matryoshka=True)
+    with tiny_server(max_context=512) as found, running(vectors) as (port, _):
+        yield {False: found, True: f"http://127.0.0.1:{port}"}
 
 
 def test_every_documented_field_has_a_probe() -> None:
@@ -312,17 +419,22 @@ def said(url: str, api: Api, body: Body) -> Any:
         return answer.headers["content-type"], answer.text.count("usage")
     found = answer.json()
     for key in list(found):
-        if key in ("id", "created", "created_at") or key.endswith("_duration"):
+        if key in ("id", "created", "created_at", "completed_at") or key.endswith("_duration"):
             del found[key]
+    for item in found.get("output", ()):  # of a response: each has an id of its own
+        for key in ("id", "call_id"):
+            item.pop(key, None)
     # What is cached depends on what was asked before.
     found["usage"] = cached_or_not(found.get("usage", {}))
     return found
 
 
-def cached_or_not(usage: Body) -> Body:
-    usage.pop("prompt_tokens_details", None)
+def cached_or_not(usage: Body | None) -> Body:
+    usage = usage or {}
+    for details in "prompt_tokens_details", "input_tokens_details":
+        usage.pop(details, None)
     read = usage.pop("cache_read_input_tokens", 0)
-    if "input_tokens" in usage:
+    if "cache_creation_input_tokens" in usage:
         made = usage["cache_creation_input_tokens"]
         counted = "cache_creation_input_tokens" if made else "input_tokens"
         usage[counted] += read
@@ -330,8 +442,8 @@ def cached_or_not(usage: Body) -> Body:
 
 
 @pytest.mark.parametrize(("api", "name"), CASES, ids=[f"{a.path}-{n}" for a, n in CASES])
-def test_field(url: str, api: Api, name: str) -> None:
-    probe = api.probes[name]
+def test_field(urls: Urls, api: Api, name: str) -> None:
+    probe, url = api.probes[name], urls[api.texts]
     plain, asked = bodies(api, name)
     match probe:
         case Used():
@@ -349,9 +461,9 @@ def test_field(url: str, api: Api, name: str) -> None:
             assert (answer.status_code, name in answer.text) == (400, True)
 
 
-def test_a_field_that_nobody_knows_is_refused(url: str) -> None:
+def test_a_field_that_nobody_knows_is_refused(urls: Urls) -> None:
     for api in APIS:
         inner = {"tempurature": 1}
-        answer = httpx.post(url + api.path, json=api.body | inner, timeout=60)
+        answer = httpx.post(urls[api.texts] + api.path, json=api.body | inner, timeout=60)
         assert answer.status_code == 400
         assert "tempurature" in answer.text

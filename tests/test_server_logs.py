@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,22 @@ def test_a_client_that_left(tiny_gguf: Path, seen: pytest.LogCaptureFixture) -> 
     (fields,) = fields_of(seen)
     assert fields["status"] == 200 and fields["finish_reason"] == "abort"
     assert fields["output_tokens"] > 0 and fields["total_ms"] > 0
+
+
+def test_a_client_that_left_before_it_was_told_anything(
+    tiny_gguf: Path, seen: pytest.LogCaptureFixture
+) -> None:
+    """What was done for it is told nevertheless."""
+    with serving(tiny_gguf, "tiny", tellers=(RequestLog(),)) as server:
+        content = json.dumps(BODY | {"max_tokens": 1500, "ignore_eos": True}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", server.port)) as raw:
+            raw.sendall(head % len(content) + content)
+            assert eventually(lambda: server.core.metrics.generated_tokens > 2)
+        assert eventually(lambda: bool(fields_of(seen)))
+    (fields,) = fields_of(seen)
+    assert (fields["status"], fields["finish_reason"]) == (499, "abort")
+    assert fields["output_tokens"] > 2 and fields["prompt_tokens"] > 0
 
 
 def leave(server: Serving) -> None:

@@ -18,7 +18,7 @@ from openai.types.responses import Response, input_token_count_params, response_
 from elinvar.base.config import EngineConfig
 from elinvar.server.batches import BatchRequest
 from elinvar.server.responses_schema import InputTokensRequest, ResponseRequest
-from elinvar.server.store import Store, as_told
+from elinvar.server.store import Store
 from serving import Serving, eventually, serving
 
 ASK: dict[str, Any] = {"model": "tiny", "input": "Hello", "max_output_tokens": 8}
@@ -318,6 +318,17 @@ def test_restarts(tiny_gguf: Path, tmp_path: Path) -> None:
         assert isinstance(follow, Response)
 
 
+def test_a_server_without_its_model_ends_it(tiny_gguf: Path, tmp_path: Path) -> None:
+    """Else it would seem to wait for something."""
+    with serving(tiny_gguf, "tiny", state_dir=tmp_path) as running:
+        name = running.client().responses.create(**LONG, background=True).id
+    with serving(tiny_gguf, "another", state_dir=tmp_path) as running:
+        responses = running.client().responses
+        assert eventually(lambda: responses.retrieve(name).status == "failed")
+        error = responses.retrieve(name).error
+        assert error is not None and "tiny" in error.message
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -372,12 +383,12 @@ def test_a_full_disk_is_told(tiny: Serving, monkeypatch: pytest.MonkeyPatch) -> 
 
     def run(self: Store, task: Any) -> Any:
         if full:
-            raise as_told(OSError(errno.ENOSPC, "full"), Path("/there"))
+            raise self.as_told(OSError(errno.ENOSPC, "full"))
         return really(self, task)
 
     monkeypatch.setattr(Store, "_run", run)
     answer = tiny.post("/v1/responses", ASK)
-    assert answer.status_code == 507 and "/there is full" in answer.json()["error"]["message"]
+    assert answer.status_code == 507 and "disk is full" in answer.json()["error"]["message"]
     events = tiny.post("/v1/responses", ASK | {"stream": True}).text.strip().split("\n\n")
     assert json.loads(events[-1].split("data: ")[1])["response"]["error"]["code"] == "server_error"
     assert tiny.post("/v1/responses", ASK | {"store": False}).status_code == 200

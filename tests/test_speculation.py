@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from drafting import Oracle, drafters, verify_all
 from elinvar.base.grammar import JsonSchema, Regex
 from elinvar.base.sampling import SamplingParams
 from elinvar.base.thinking import ThinkingBudget
 from elinvar.engine.core import Engine
+from elinvar.engine.drafts import Given
 from elinvar.run.drafters.api import Drafter
 from elinvar.run.runner import Runner
 from engines import ENGINES, Answer, answers, provider, tiny_engine
+from oracles import Oracle, verify_all
 from test_invariance import FAMILIES, PARAMS, PROMPTS, prompt
 
 SCHEMA = '{"type":"object","properties":{"a":{"type":"string"},"b":{"enum":["long one","other"]}},"required":["b"]}'
@@ -35,14 +36,20 @@ KINDS = {
         min_tokens=12,
     ),
     "schema": SamplingParams(max_tokens=40, temperature=0.8, seed=4, grammar=JsonSchema(SCHEMA)),
-    "regex": SamplingParams(max_tokens=40, temperature=1.0, seed=5, grammar=Regex("(ab|cd)*x{3,9}")),
+    "regex": SamplingParams(
+        max_tokens=40, temperature=1.0, seed=5, grammar=Regex("(ab|cd)*x{3,9}")
+    ),
     "stop text": SamplingParams(max_tokens=40, temperature=1.0, seed=6, stop=("a", "\x01")),
-    "stop token": SamplingParams(max_tokens=40, temperature=1.0, seed=7, stop_token_ids=tuple(range(20))),
+    "stop token": SamplingParams(
+        max_tokens=40, temperature=1.0, seed=7, stop_token_ids=tuple(range(20))
+    ),
     "logprobs": SamplingParams(max_tokens=40, temperature=0.7, seed=8, logprobs=5, ignore_eos=True),
     "thinking": SamplingParams(
         max_tokens=40, temperature=1.0, seed=9, thinking=ThinkingBudget(6, (60,), (61, 62), True)
     ),
-    "window": SamplingParams(max_tokens=40, temperature=0.7, seed=10, attention_window=64, ignore_eos=True),
+    "window": SamplingParams(
+        max_tokens=40, temperature=0.7, seed=10, attention_window=64, ignore_eos=True
+    ),
 }
 
 
@@ -55,7 +62,9 @@ def sixteen(kind: str) -> tuple[list[list[int]], list[SamplingParams]]:
     return prompts, [replace(params, seed=params.seed + 100 * i) for i in range(count)]
 
 
-def plain(prompts: list[list[int]], params: list[SamplingParams], family: str = "llama") -> list[Answer]:
+def plain(
+    prompts: list[list[int]], params: list[SamplingParams], family: str = "llama"
+) -> list[Answer]:
     return answers(tiny_engine(family, speculation="off", max_rows=16), prompts, params)
 
 
@@ -91,8 +100,8 @@ def _all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bits_are_equal(kind: str, errs: Callable[[int], bool], batch: int, preempt: bool) -> None:
     prompts, params = (some[:batch] for some in sixteen(kind))
     want = plain(prompts, params)
-    make = drafters(knowing(prompts, want, errs))
-    engine = tiny_engine("llama", max_rows=16, drafters=make)
+    make = Given(knowing(prompts, want, errs))
+    engine = tiny_engine("llama", max_rows=16, drafting=make)
     if preempt:
         preempt_amid(engine)
     assert answers(engine, prompts, params) == want
@@ -109,7 +118,7 @@ def preempt_amid(engine: Engine) -> None:
         nonlocal count
         count += 1
         output = execute(plan)
-        if count % 5 == 4:
+        if count % 5 == 4 and plan.items:
             engine.scheduler.preempt(plan.items[0].request_id)
         return output
 
@@ -124,7 +133,7 @@ def test_every_family(family: str) -> None:
     """Windows, latents, experts, streams, sinks: spans of drafts are computed like any other."""
     prompts, params = PROMPTS, PARAMS
     want = plain(prompts, params, family)
-    engine = tiny_engine(family, drafters=drafters(knowing(prompts, want, sometimes)))
+    engine = tiny_engine(family, drafting=Given(knowing(prompts, want, sometimes)))
     assert answers(engine, prompts, params) == want
     assert engine.runner.speculator.stats[0].num_accepted > 0
 
@@ -135,21 +144,28 @@ def test_weights_caches_threads(kind: str, options: dict[str, Any]) -> None:
     threads = {"ops": provider("cpu", options["num_threads"])} if "num_threads" in options else {}
     kept = {name: value for name, value in options.items() if name != "num_threads"}
     want = answers(tiny_engine("gemma3", kind, speculation="off", **kept), PROMPTS, PARAMS)
-    make = drafters(knowing(PROMPTS, want, sometimes, instant=False))
-    assert answers(tiny_engine("gemma3", kind, drafters=make, **kept, **threads), PROMPTS, PARAMS) == want
+    make = Given(knowing(PROMPTS, want, sometimes, instant=False))
+    assert (
+        answers(tiny_engine("gemma3", kind, drafting=make, **kept, **threads), PROMPTS, PARAMS)
+        == want
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_little_room(family: str) -> None:
     """Where blocks are short, or a step's tokens, drafts do without: nobody goes for them."""
     want = plain(PROMPTS, PARAMS, family)
-    for options in {"num_blocks": 9}, {"max_step_tokens": 9}, {"prefix_cache": False, "max_drafts": 1}:
-        make = drafters(knowing(PROMPTS, want, sometimes))
-        assert answers(tiny_engine(family, drafters=make, **options), PROMPTS, PARAMS) == want
+    for options in (
+        {"num_blocks": 9},
+        {"max_step_tokens": 9},
+        {"prefix_cache": False, "max_drafts": 1},
+    ):
+        make = Given(knowing(PROMPTS, want, sometimes))
+        assert answers(tiny_engine(family, drafting=make, **options), PROMPTS, PARAMS) == want
 
 
 def test_states_are_not_drafted_for() -> None:
     want = plain(PROMPTS, PARAMS, "qwen3_next")
-    engine = tiny_engine("qwen3_next", drafters=drafters(knowing(PROMPTS, want, never)))
+    engine = tiny_engine("qwen3_next", drafting=Given(knowing(PROMPTS, want, never)))
     assert answers(engine, PROMPTS, PARAMS) == want
     assert engine.runner.speculator.stats[0].num_drafted == 0

@@ -52,7 +52,9 @@ def packed(kind: str, n: int, k: int, rng: np.random.Generator) -> layout.Weight
         return layout.pack_q8(codes, rng.uniform(0.001, 0.002, (n, g)).astype(np.float16))
     if kind in ("q4", "q5"):
         codes = rng.integers(0, 2 ** int(kind[1]), (n, k)).astype(np.uint8)
-        scales, mins = (rng.uniform(*r, (n, g)).astype(np.float16) for r in ((0.01, 0.02), (-0.3, 0)))
+        scales, mins = (
+            rng.uniform(*r, (n, g)).astype(np.float16) for r in ((0.01, 0.02), (-0.3, 0))
+        )
         return (layout.pack_q4 if kind == "q4" else layout.pack_q5)(codes, scales, mins)
     w = rng.normal(0, 0.1, (n, k)).astype(np.float32)
     if kind == "bf16":

@@ -105,6 +105,7 @@ def picture(served: Served) -> dict[str, Any]:
             "live": served.service.num_live,
             "streams": len(served.engine._streams),
             "explanations": len(served.service.explanations._entries),
+            "spellings": len(served.core.tokenizer._bytes),  # at most the vocabulary
         },
     }
     _looked_s += time.thread_time() - began

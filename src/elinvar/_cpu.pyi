@@ -1,5 +1,6 @@
 """The C++ extension (csrc/bind*.cpp): bound weights and caches, ops on NumPy arrays."""
 
+from collections.abc import Sequence
 from typing import Any
 
 def available() -> list[str]:
@@ -188,3 +189,18 @@ class Provider:
         masks: Any = None,
         mask_rows: Any = None,
     ) -> Any: ...
+
+class Suffixes:
+    def __init__(
+        self, token_ids: Any, most_kept: int, most_shared: int, most_running: int
+    ) -> None: ...
+    def begin(self, row: int, space: bytes) -> None: ...
+    def propose(
+        self, row: int, num_tokens: int, most: int, ahead: Sequence[int]
+    ) -> tuple[list[int], int, list[float]]:
+        """Tokens, the length of the match that they follow, and of each the share of places."""
+
+    def forget(self, row: int, start: int, stop: int) -> None: ...
+    def num_kept(self) -> int: ...
+    def num_running(self) -> int: ...
+    def bytes(self) -> int: ...

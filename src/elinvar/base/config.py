@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from elinvar.base.drafts import DRAFTERS
+from elinvar.base.drafts import DRAFTERS, OF_DRAFT_MODELS
 from elinvar.base.errors import InputError
 from elinvar.base.limits import BATCH, INTERACTIVE, Target, TenantLimits, check_positive
 
@@ -368,8 +368,18 @@ class EngineConfig:
                     f"speculation must be auto, off, or of {', '.join(DRAFTERS)} with commas between, "
                     f"got {self.speculation!r}.",
                 )
+        named = [name for name in self.drafters or () if name in OF_DRAFT_MODELS]
+        if named and self.draft_model is None:
+            message = f"speculation names {' and '.join(named)}: give a draft_model, too."
+            raise InputError("speculation", message)
         if self.draft_model is not None and self.drafters == ():
-            raise InputError("draft_model", "A draft_model drafts nothing where speculation is off.")
+            raise InputError(
+                "draft_model", "A draft_model drafts nothing where speculation is off."
+            )
+        if self.device == "cuda" and "mtp" in (self.drafters or ()):
+            raise InputError(
+                "speculation", "Heads that draft run on the CPU alone: leave mtp out on a GPU."
+            )
         if self.kv_host_path is not None and self.kv_host_memory is None:
             raise InputError(
                 "kv_host_memory",
@@ -380,6 +390,11 @@ class EngineConfig:
                 "kv_host_memory" if self.kv_host_memory else "kv_tiers",
                 "Contents of blocks are kept to be found again, and prefix_cache is off.",
             )
+
+    @property
+    def uses_draft_model(self) -> bool:
+        named = self.drafters is None or not set(OF_DRAFT_MODELS).isdisjoint(self.drafters)
+        return self.draft_model is not None and named
 
     @property
     def drafters(self) -> tuple[str, ...] | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-DRAFTERS = ("forced", "suffix")
+DRAFTERS = ("forced", "suffix", "mtp", "early-exit", "model", "aside")
 """By name. What they are is said in run/drafters."""
+OF_DRAFT_MODELS = "model", "aside"
+"""Those that need one: as part of the step, or in a process of its own."""
 MOST_PLACES = 32
 
 

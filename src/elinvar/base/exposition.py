@@ -64,6 +64,21 @@ _COUNTERS: tuple[tuple[str, str, Number], ...] = (
     ("vllm:prefix_cache_queries", "Prompt tokens looked for in it.", lambda m: m.prompt_tokens),
     ("vllm:prefix_cache_hits", "Prompt tokens found in it.", lambda m: m.cached_tokens),
     ("vllm:num_preemptions", "Requests put back to wait.", lambda m: m.preemptions),
+    (
+        "vllm:spec_decode_num_drafts",
+        "Chains of drafts that were verified.",
+        lambda m: sum(d.num_drafts for d in m.drafters),
+    ),
+    (
+        "vllm:spec_decode_num_draft_tokens",
+        "Drafts that were verified.",
+        lambda m: sum(d.num_drafted for d in m.drafters),
+    ),
+    (
+        "vllm:spec_decode_num_accepted_tokens",
+        "Drafts that were right.",
+        lambda m: sum(d.num_accepted for d in m.drafters),
+    ),
 )
 _BY_LABEL: tuple[tuple[str, str, str, Numbers], ...] = (
     (
@@ -79,6 +94,35 @@ _BY_LABEL: tuple[tuple[str, str, str, Numbers], ...] = (
         lambda m: m.load.sessions.returns,
     ),
     ("elinvar_requests_finished", "Requests by how they ended.", "reason", lambda m: m.finished),
+    (
+        "elinvar_drafts",
+        "Drafts that were verified.",
+        "drafter",
+        lambda m: {d.name: d.num_drafted for d in m.drafters},
+    ),
+    (
+        "elinvar_accepted_drafts",
+        "Those that were right.",
+        "drafter",
+        lambda m: {d.name: d.num_accepted for d in m.drafters},
+    ),
+    (
+        "elinvar_drafting_seconds",
+        "Time that guessing took.",
+        "drafter",
+        lambda m: {d.name: d.seconds for d in m.drafters},
+    ),
+    (
+        "vllm:spec_decode_num_accepted_tokens_per_pos",
+        "Drafts that were right, by their place in a chain.",
+        "position",
+        lambda m: {
+            str(place): count
+            for place, count in enumerate(
+                map(sum, zip(*(d.by_place for d in m.drafters), strict=True))
+            )
+        },
+    ),
     (
         "elinvar_request_state_seconds",
         "Time of requests that ended, by the state they were in.",

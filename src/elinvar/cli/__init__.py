@@ -25,7 +25,7 @@ from elinvar.cli.terminal import fail
     home=__name__,
     lazy=(
         *("pull", "generate", "chat", "embed", "rerank", "serve", "top", "keys"),
-        *("profile", "plan", "tune", "doctor", "models", "bench", "kv-server"),
+        *("profile", "plan", "tune", "doctor", "models", "bench", "kv-server", "draft"),
     ),
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},

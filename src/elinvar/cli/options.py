@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import click
 
 from elinvar.base.config import EngineConfig, PolicyName
+from elinvar.base.drafts import DRAFTERS
 from elinvar.base.errors import InputError
 from elinvar.base.limits import INTERACTIVE, Target
 from elinvar.base.sampling import SamplingParams
@@ -154,8 +155,34 @@ embedding = options(
 max_rows = option(
     "--max-rows", type=AT_LEAST_1, metavar="N", default=256, help="Requests running at once."
 )
+_AHEAD = "Guessing ahead"
+speculation = options(
+    option(
+        "--speculation",
+        metavar="WHO",
+        default="auto",
+        help="Who guesses tokens ahead, which changes no answer: auto, off, or of "
+        f"{', '.join(DRAFTERS)} with commas between.",
+        section=_AHEAD,
+    ),
+    option(
+        "--draft-model",
+        metavar="MODEL",
+        help="A smaller model, or heads for this one, that guesses, too.",
+        section=_AHEAD,
+    ),
+    option(
+        "--max-drafts",
+        type=AT_LEAST_1,
+        metavar="N",
+        default=EngineConfig().max_drafts,
+        help="Tokens guessed for a request in a step, at most.",
+        section=_AHEAD,
+    ),
+)
 serving = options(
     engine,
+    speculation,
     option(
         "--max-context",
         type=AT_LEAST_1,

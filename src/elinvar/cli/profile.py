@@ -54,7 +54,9 @@ def profile(
 ) -> None:
     """Say where the time of a step goes, and how near each op is to this machine's ceilings."""
     batches, prefills = arg.numbers(batch, "--batch"), arg.numbers(prefill, "--prefill")
-    config = opt.engine_config(flags, prefix_cache=False, max_rows=max(batches, default=1))
+    config = opt.engine_config(
+        flags, prefix_cache=False, max_rows=max(batches, default=1), speculation="off"
+    )
 
     from elinvar.cli.load import load
     from elinvar.cli.roofline import Mix

@@ -327,11 +327,9 @@ def on_demand(
     serve_model: Callable[[str], Served],
 ) -> tuple[list[Entry], int]:
     """Entries of all models, of which one is loaded, and the bytes that they may take at once."""
-    from elinvar.engine.memory import available_memory
     from elinvar.server.models import Entry
 
-    asked = opt.parse_size(model_memory, "--model-memory")
-    budget = int(0.8 * available_memory()) if asked is None else asked
+    budget = _memory_budget(model_memory)
     entries = []
     for name in names:
         entry = Entry(name, _loader(name, serve_model), model_bytes(name, config))
@@ -345,6 +343,14 @@ def on_demand(
             )
         entries.append(entry)
     return entries, budget
+
+
+def _memory_budget(model_memory: str | None) -> int:
+    """Bytes that all loaded models may take at once."""
+    from elinvar.engine.memory import available_memory
+
+    asked = opt.parse_size(model_memory, "--model-memory")
+    return int(0.8 * available_memory()) if asked is None else asked
 
 
 def _loader(name: str, serve_model: Callable[[str], Served]) -> Callable[[], Any]:
@@ -370,12 +376,9 @@ def with_kv_memory(
     config: EngineConfig, names: Sequence[str], model_memory: str | None
 ) -> EngineConfig:
     """A KV cache that leaves room for others, where its size was not said."""
-    from elinvar.engine.memory import available_memory
-
     if config.kv_memory is not None or len(names) == 1:
         return config
-    asked = opt.parse_size(model_memory, "--model-memory")
-    budget = int(0.8 * available_memory()) if asked is None else asked
+    budget = _memory_budget(model_memory)
     weights = [model_bytes(name, config) for name in names]
     room = (budget - sum(weights)) // len(names)
     if room < _LEAST_KV:  # not all at once, then

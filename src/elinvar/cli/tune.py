@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,9 +73,10 @@ def _gpu() -> tuple[Any, str, str]:
 
 def tuned_path(device: str) -> Path:
     """Where the table of a device is kept."""
+    from elinvar.ops.triton.tuned import place
     from elinvar.weights.cache import cache_root
 
-    return cache_root() / "tuned" / f"{re.sub(r'[^a-z0-9]+', '-', device.lower())}.json"
+    return place(cache_root(), device)
 
 
 def write(

@@ -47,10 +47,37 @@ class Ask:
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     handling: Handling = NO_WISHES
     arrival: float = field(default_factory=time.monotonic)
+    whole: bool = False
+    """Nobody reads before it has ended: its deltas come together, and wake nobody before."""
 
 
 Arrival = tuple[int, Delta | Exception]
 """Which of the requests that were asked together got something, and what."""
+
+
+class _Inbox:
+    """What arrives for those who wait in one event loop. A queue of asyncio's does as much with three times
+    the calls, for each token of each stream."""
+
+    __slots__ = ("_arrived", "_waiter")
+
+    def __init__(self) -> None:
+        self._arrived: list[Arrival] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, arrival: Arrival) -> None:
+        self._arrived.append(arrival)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():  # whoever waited may be cancelled
+            waiter.set_result(None)
+
+    async def take(self) -> list[Arrival]:
+        """All that is there, at least one."""
+        if not self._arrived:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        arrived, self._arrived = self._arrived, []
+        return arrived
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,9 +87,11 @@ class _Stream:
     ask: Ask
     index: int
     """Among those asked together."""
-    inbox: asyncio.Queue[Arrival]
+    inbox: _Inbox
     """Theirs together, so that they come in the order in which the engine gave them."""
     loop: asyncio.AbstractEventLoop
+    held: list[Delta] = field(default_factory=list)
+    """Of one that is asked for whole, what the step thread has so far."""
 
 
 class AsyncEngine:
@@ -209,7 +238,7 @@ class AsyncEngine:
         return self._generate(asks)
 
     async def _generate(self, asks: Sequence[Ask]) -> AsyncGenerator[tuple[int, Delta], None]:
-        inbox: asyncio.Queue[Arrival] = asyncio.Queue()
+        inbox = _Inbox()
         loop = asyncio.get_running_loop()
         open_ = {i: _Stream(ask, i, inbox, loop) for i, ask in enumerate(asks)}
         with self._wake:
@@ -218,13 +247,13 @@ class AsyncEngine:
             self._wake.notify()
         try:
             while open_:
-                index, got = await inbox.get()
-                if isinstance(got, Exception):
-                    del open_[index]
-                    raise got
-                if got.finish_reason is not None:
-                    del open_[index]
-                yield index, got
+                for index, got in await inbox.take():
+                    if isinstance(got, Exception):
+                        del open_[index]
+                        raise got
+                    if got.finish_reason is not None:
+                        del open_[index]
+                    yield index, got
         finally:
             if open_:
                 with self._wake:
@@ -292,7 +321,11 @@ class AsyncEngine:
                 continue
             if delta.finish_reason is not None:
                 del self._streams[delta.request_id]
-            by_loop.setdefault(stream.loop, []).append((stream, delta))
+            elif stream.ask.whole:
+                stream.held.append(delta)
+                continue
+            arrived = by_loop.setdefault(stream.loop, [])
+            arrived += [(stream, one) for one in (*stream.held, delta)]
         for loop, items in by_loop.items():
             self._send(loop, items)
 
@@ -334,7 +367,7 @@ def _settle(task: Callable[[], None], future: Future[None]) -> None:
 
 def _put_all(items: Sequence[tuple[_Stream, Delta | Exception]]) -> None:
     for stream, got in items:
-        stream.inbox.put_nowait((stream.index, got))
+        stream.inbox.put((stream.index, got))
 
 
 async def _only(deltas: AsyncGenerator[tuple[int, Delta], None]) -> AsyncGenerator[Delta, None]:

@@ -30,7 +30,8 @@ from elinvar.engine.bad_words import spelled
 from elinvar.engine.below import identity, open_tiers
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.counts import Counts
-from elinvar.engine.drafts import MakeDrafters, make_drafters, most_drafts
+from elinvar.engine.drafts import Drafting, most_drafts
+from elinvar.engine.forecast import workspace_bytes
 from elinvar.engine.grammars import Compiled, Grammars
 from elinvar.engine.memory import available_memory, give_back
 from elinvar.engine.output import Delta, FinishReason
@@ -105,18 +106,23 @@ class Engine:
         path = resolve(os.fspath(model), lambda what, done, total: tell(what, done, total or 0))
         checkpoint = open_checkpoint(path)
         try:
-            adapted = AdaptedOps(load_provider(config.device, config.num_threads))
+            adapted = AdaptedOps(
+                load_provider(config.device, config.num_threads, cache=cache_root())
+            )
             ops = cast("Ops", adapted)
             if wrap_ops is not None:
                 ops = wrap_ops(ops)
+            drafting = Drafting(config, _fingerprint(config, checkpoint.fingerprint))
             parts = load_parts(
                 checkpoint,
                 config.weight_format,
                 cache_root(),
                 logging.getLogger("elinvar.weights").info,
                 lambda done, total: tell("packing", done, total),
+                drafting.wants_mtp,
             )
             tokenizer = load_tokenizer(checkpoint, cache_root())
+            drafting.load(path, tokenizer, ops, tell)
             named = None
             if config.kv_tiers or config.kv_host_path:
                 # Others share what is kept there: sizes and times of files are not enough to go by.
@@ -129,7 +135,8 @@ class Engine:
         del checkpoint  # a GGUF file's keys hold the vocabulary, too
         give_back()
         adapters = Adapters(parts, adapted, config.max_adapters)
-        return cls(parts.build(ops), ops, tokenizer, config, fingerprint, adapters, named)
+        loaded = parts.build(ops), ops, tokenizer, config, fingerprint, adapters
+        return cls(*loaded, named, drafting)
 
     def __init__(
         self,
@@ -140,17 +147,26 @@ class Engine:
         weights_fingerprint: str = "",
         adapters: Adapters | None = None,
         weights_digest: str | None = None,
-        drafters: MakeDrafters | None = None,
+        drafting: Drafting | None = None,
     ) -> None:
         """adapters: without them none can be loaded. weights_digest: of their content, where it is
-        known; what is kept below the cache goes by it. drafters: those, whatever the config says."""
+        known; what is kept below the cache goes by it. drafting: who was loaded to draft for it."""
+        self._drafting = drafting or Drafting(config)
+        self._drafting.attach(model, ops)
         specs = model.kv_specs(config.kv_dtype)
-        available = available_memory()
+        available = room = available_memory()
+        kv_memory = config.kv_memory
+        if (free := ops.available_memory()) is not None:  # a device's, which is for nothing else
+            rows = max(config.max_rows, config.max_step_tokens)
+            longest = config.max_context or model.config.max_context
+            work = workspace_bytes(model.config, rows, config.max_rows, longest, 2)
+            room = max(free - work, 0)
+            kv_memory = kv_memory or room
         kv = plan_kv(
             specs,
             model.config.max_context,
-            available if (of_device := ops.available_memory()) is None else of_device,
-            kv_memory=config.kv_memory,
+            room,
+            kv_memory=kv_memory,
             max_context=config.max_context,
             max_rows=config.max_rows,
             max_step_tokens=config.max_step_tokens,
@@ -159,8 +175,8 @@ class Engine:
         self.kv_bytes = kv.num_bytes
         """Memory of the KV cache."""
         self.config = config
-        self._weights = weights_fingerprint
-        self.fingerprint = _fingerprint(config, weights_fingerprint)
+        self._weights = weights_fingerprint + ops.arithmetic
+        self.fingerprint = _fingerprint(config, self._weights)
         """Changes when answers may change: weights, provider, formats."""
         self.weight_version = 0
         """How many times weights were pushed."""
@@ -189,7 +205,7 @@ class Engine:
         )
         # Weights that nobody can name are no other engine's.
         weights = weights_digest or weights_fingerprint or uuid.uuid4().hex
-        named = identity(config, weights)
+        named = identity(config, weights + ops.arithmetic)
         self.tiers = open_tiers(config, specs, named, available)
         if self.tiers is not None:
             self.scheduler.use_tiers(self.tiers)
@@ -207,6 +223,8 @@ class Engine:
             self.metrics.tiers = self.tiers.stats
         self._no_window = why_no_window(model.config.layer_kinds)
         self._no_budget = why_no_budget(model.config.layer_kinds, model.config.index is not None)
+        if not hasattr(ops, "block_shares"):
+            self._no_budget = "runs on a GPU, where no kernel notes what a prompt attends to"
         longest = self._context
         if self._no_window:  # or a sequence may outgrow the cache
             longest = min(longest, self.scheduler.kv.max_sequence + 1)
@@ -222,7 +240,7 @@ class Engine:
             self.adapters.ops,
             self.tiers,
             Masks(model.config.vocab_size, self.grammars.matcher),
-            drafters or make_drafters(config),
+            self._drafting.make,
         )
         self.metrics.drafters = self.runner.speculator.stats
         self.watchers: list[Watcher] = [Counts(self.metrics)]
@@ -443,7 +461,10 @@ class Engine:
                 "weights, then load them again."
             )
         loaded = reloaded(self.runner.model, arrays, self.config.weight_format)
-        self.runner.use(loaded.build(self.ops))
+        model = loaded.build(self.ops)
+        self._drafting.attach(model, self.ops)
+        self.runner.use(model)
+        self.metrics.drafters = self.runner.speculator.stats
         self.adapters.fit(loaded)
         self.weight_version += 1
         # Of no other engine's: what was pushed has no fingerprint.

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 MAX_KEPT = 64
 """Compiled grammars that wait for somebody to ask again; those in use are kept besides."""
+MAX_CUT = 256
+"""Texts of a grammar that must follow somewhere, kept as tokens."""
+MAX_FORCED = 256
+"""Bytes of such a text that are looked at."""
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 400_000,
     "max_grammar_size": 50_000,
@@ -42,6 +46,7 @@ class Compiled:
     def __init__(self, source: str, library: _Library) -> None:
         self._source, self._library = source, library
         self._start = library.compile(source)
+        self._cut: dict[bytes, list[int]] = {}
 
     def begin(self) -> Any:
         return self._start.deep_copy()
@@ -51,14 +56,27 @@ class Compiled:
         self._start = self._library.compile(self._source)
         return self.begin()
 
+    def cut(self, text: bytes) -> list[int]:
+        """Into tokens, as texts of their own are."""
+        tokens = self._cut.get(text)
+        if tokens is None:
+            if len(self._cut) == MAX_CUT:
+                self._cut.clear()
+            tokens = self._cut[text] = self._library.cut(text)
+        return tokens
+
 
 class GrammarMatcher:
     """Where one answer stands; a run.grammar.Matcher."""
 
-    def __init__(self, compiled: Compiled) -> None:
+    def __init__(self, compiled: Compiled, at: GrammarMatcher | None = None) -> None:
+        """at: where it begins, instead of the grammar's start."""
         self._compiled = compiled
-        self._tokens: list[int] = []
-        self._matcher = compiled.begin()
+        self._tokens: list[int] = at._tokens.copy() if at is not None else []
+        self._matcher: Any = at._matcher.deep_copy() if at is not None else compiled.begin()
+
+    def copy(self) -> GrammarMatcher:
+        return GrammarMatcher(self._compiled, self)
 
     def accept(self, tokens: Sequence[int]) -> None:
         self._tokens += tokens
@@ -75,6 +93,11 @@ class GrammarMatcher:
 
     def num_valid(self, tokens: Sequence[int]) -> int:
         return int(self._matcher.validate_tokens(list(tokens)))
+
+    def forced(self) -> list[int]:
+        text = self._matcher.compute_ff_bytes()
+        tokens = self._compiled.cut(text)[:-1] if text else []  # the last one may go on
+        return tokens[: self.num_valid(tokens)]
 
     def mask(self, into: NDArray[np.uint32]) -> None:
         self._fill(into)
@@ -165,6 +188,10 @@ class _Library:
 
     def is_token(self, text: str) -> bool:
         return len(self._tokenizer.encode(text, add_special=False)) == 1
+
+    def cut(self, text: bytes) -> list[int]:
+        whole = text[:MAX_FORCED].decode("utf-8", "ignore")
+        return self._tokenizer.encode(whole, add_special=False)
 
     def compile(self, source: str) -> Any:
         matcher = self._make(self._tokens, source, log_level=0, limits=self._limits)

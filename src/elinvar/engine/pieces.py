@@ -45,6 +45,7 @@ class Reader(Protocol):
 
     def push(self, text: str) -> list[Piece]: ...
 
-    def finish(self) -> list[Piece]:
-        """What was held back. The answer may have ended anywhere; nothing is ever raised."""
+    def finish(self, cut: bool = False) -> list[Piece]:
+        """What was held back. The answer may have ended anywhere; nothing is ever raised. cut: its length
+        ended it, so that the beginning of a call is no text."""
         ...

@@ -37,5 +37,6 @@ def record(request: Request, reason: FinishReason | None = None) -> Record:
         "prompt_tokens": request.num_prompt_tokens,
         "generated_tokens": request.num_tokens - request.num_prompt_tokens,
         "finish_reason": reason,
+        "drafts": {"verified": request.num_drafted, "accepted": request.num_accepted},
         **request.ledger.report(now),
     }

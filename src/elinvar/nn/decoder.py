@@ -9,7 +9,10 @@ Legend: T tokens of this step, D model dim, P positions, L rows that need logits
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, cast
+
+import numpy as np
 
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
@@ -125,9 +128,17 @@ class Decoder:
         self.head_bias = weights.get("head_bias")
         self.layers = layers
         self.next_norms = [*(layer.norm for layer in layers[1:]), norm]
+        self.taps: Sequence[int] = ()
+        """Layers whose results somebody wants to see of all tokens."""
+        self.num_guests = 0
+        """Layers of heads for drafts, whose caches follow those of its own: they see all keys, so they
+        are of the first group."""
 
     def kv_specs(self, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
-        return kv_specs(self.config, kv_dtype)
+        first, *others = kv_specs(self.config, kv_dtype)
+        count = self.config.num_layers
+        guests = tuple(range(count, count + self.num_guests))
+        return replace(first, layers=(*first.layers, *guests)), *others
 
     def forward(self, batch: ForwardBatch, kv: Sequence[LayerCache]) -> F32:
         """Computes the batch's tokens, writes their keys and values to `kv` (one a layer), and
@@ -137,7 +148,8 @@ class Decoder:
     def hidden(
         self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False
     ) -> F32:
-        """`forward` up to the last norm -> [L, D], or [T, D] of all tokens."""
+        """`forward` up to the last norm -> [L, D], or [T, D] of all tokens, beside them the stream
+        after each layer of `taps` -> [T, D + taps D]."""
         return to_the_end(self.hidden_by_layer(batch, kv, all_tokens))
 
     def hidden_by_layer(
@@ -145,14 +157,33 @@ class Decoder:
     ) -> ByLayer:
         """`hidden` that pauses between layers: each `next` computes one. Other forwards may run
         meanwhile; the bits are the same."""
+        return self._through(self.layers, batch, kv, all_tokens)
+
+    def hidden_early(self, batch: ForwardBatch, kv: Sequence[LayerCache], num_layers: int) -> F32:
+        """What the head would get [L, D] if the model ended after so many layers."""
+        return to_the_end(self._through(self.layers[:num_layers], batch, kv, False))
+
+    def _through(
+        self,
+        layers: Sequence[Layer],
+        batch: ForwardBatch,
+        kv: Sequence[LayerCache],
+        all_tokens: bool,
+    ) -> ByLayer:
         step = self.step(batch)
         x_TD = self.embedded(batch)
-        h_TD = self.layers[0].norm(x_TD)
-        for layer, cache, next_norm in zip(self.layers, kv, self.next_norms, strict=True):
-            last = layer is self.layers[-1]
+        h_TD = layers[0].norm(x_TD)
+        norms = [*self.next_norms[: len(layers) - 1], self.next_norms[-1]]
+        tapped = {}
+        for i, (layer, cache, next_norm) in enumerate(zip(layers, kv, norms, strict=False)):
+            last = layer is layers[-1]
             x_TD, h_TD = layer(x_TD, h_TD, step, cache, next_norm, last and not all_tokens)
+            if all_tokens and i in self.taps:
+                tapped[i] = x_TD
             if not last:
                 yield
+        for i in self.taps if all_tokens else ():
+            h_TD = self.ops.concat(h_TD, tapped[i])
         return h_TD
 
     def step(self, batch: ForwardBatch, first: int = 0) -> Step:
@@ -164,6 +195,9 @@ class Decoder:
         return self.ops.embed(batch.input_ids, self.embed, self.config.embed_scale)
 
     def logits(self, h_LD: F32) -> F32:
+        """The head, of rows of `hidden`; what taps put beside them is not seen."""
+        if h_LD.shape[1] > self.config.dim:
+            h_LD = np.ascontiguousarray(h_LD[:, : self.config.dim])
         logits_LV = self.ops.linear(h_LD, self.head, self.head_bias)
         cap = self.config.final_softcap
         return logits_LV if cap is None else self.ops.softcap(logits_LV, cap)

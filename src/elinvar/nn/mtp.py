@@ -16,12 +16,12 @@ Legend: T tokens of this step, D model dim.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from elinvar.base.batch import ForwardBatch
-from elinvar.base.config import KVDtype, KVSpec, ModelConfig
-from elinvar.nn.decoder import ByLayer, Decoder, Layer
+from elinvar.base.config import ModelConfig
+from elinvar.nn.decoder import Decoder, Layer
 from elinvar.nn.norm import Norm
 from elinvar.ops.api import F32, Ops
 from elinvar.ops.caches import LayerCache
@@ -53,18 +53,8 @@ class MTPDecoder(Decoder):
     ) -> None:
         super().__init__(config, weights, ops, layers, norm)
         self.heads = tuple(heads)
-
-    def kv_specs(self, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
-        """The heads' layers see all keys: they are of the first group."""
-        first, *others = super().kv_specs(kv_dtype)
-        count = self.config.num_layers
-        own = tuple(range(count, count + len(self.heads)))
-        return replace(first, layers=(*first.layers, *own)), *others
-
-    def hidden_by_layer(
-        self, batch: ForwardBatch, kv: Sequence[LayerCache], all_tokens: bool = False
-    ) -> ByLayer:
-        return super().hidden_by_layer(batch, kv[: self.config.num_layers], all_tokens)
+        self.num_heads = self.num_guests = len(self.heads)
+        self.head_dim = config.dim
 
     def draft(
         self, batch: ForwardBatch, before_TD: F32, kv: Sequence[LayerCache], head: int = 0
@@ -80,3 +70,10 @@ class MTPDecoder(Decoder):
         cache = kv[self.config.num_layers + head]
         _, h_LD = one.layer(x_TD, one.layer.norm(x_TD), step, cache, one.norm, True)
         return h_LD
+
+    def features(self, hidden_TD: F32) -> F32:
+        """What the first head sees of `hidden`."""
+        return hidden_TD
+
+    def draft_logits(self, h_LD: F32) -> F32:
+        return self.logits(h_LD)

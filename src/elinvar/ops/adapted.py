@@ -34,7 +34,8 @@ class AdaptedOps:
         self._loras: dict[tuple[Weight, ...], Lora | None] = {}
         self._rows: dict[int, I32] | None = None
         for op in COSTS.keys() - {"linear", "gated_linear"}:
-            setattr(self, op, getattr(inner, op))
+            if hasattr(inner, op):
+                setattr(self, op, getattr(inner, op))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)

@@ -30,6 +30,9 @@ class Ops(Protocol):
 
     name: str
 
+    arithmetic: str
+    """What else, besides the provider, decides about bits here; empty: nothing."""
+
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
         """The zeroed caches of the layers of `spec`: KVLayers, or StateLayers where it has a state.
         Where graph_size rounds there is one block more, which nobody reads."""

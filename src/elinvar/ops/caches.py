@@ -23,6 +23,11 @@ _HUGE_FROM = 8 << 20
 class Blocks(Protocol):
     """The blocks of a group, each with all of its layers, as bytes."""
 
+    @property
+    def nbytes(self) -> int:
+        """Of all of them."""
+        ...
+
     def read(self, block: int) -> memoryview:
         """What it holds, until the next call."""
         ...
@@ -39,6 +44,10 @@ class Blocks(Protocol):
 class HostBlocks:
     array: NDArray[np.uint8]
     """[B, bytes]"""
+
+    @property
+    def nbytes(self) -> int:
+        return self.array.nbytes
 
     def read(self, block: int) -> memoryview:
         return memoryview(self.array[block])

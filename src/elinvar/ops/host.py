@@ -11,6 +11,8 @@ from elinvar.ops.caches import new_kv_layers
 
 
 class HostOps:
+    arithmetic = ""
+
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
         return new_kv_layers(spec, num_blocks)
 

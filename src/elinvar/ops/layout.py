@@ -33,8 +33,8 @@ ALIGN = 64
 
 WeightKind = Literal["q4", "q5", "q8", "f16", "bf16", "f32"]
 QUANTISED: tuple[WeightKind, ...] = ("q4", "q5", "q8")
-_CODE_BYTES = {kind: PANEL * GROUP * int(kind[1:]) // 8 for kind in QUANTISED}
-_GROUP_BYTES = {kind: _CODE_BYTES[kind] + PANEL * (2 if kind == "q8" else 4) for kind in QUANTISED}
+CODE_BYTES = {kind: PANEL * GROUP * int(kind[1:]) // 8 for kind in QUANTISED}
+GROUP_BYTES = {kind: CODE_BYTES[kind] + PANEL * (2 if kind == "q8" else 4) for kind in QUANTISED}
 _FLOATS: dict[str, Any] = {"f16": np.float16, "bf16": np.uint16, "f32": np.float32}
 
 
@@ -61,8 +61,8 @@ def num_panels(n: int) -> int:
 
 def panel_bytes(kind: WeightKind, k: int) -> int:
     """Bytes of one panel of 16 columns, padding included."""
-    if kind in _GROUP_BYTES:
-        size = k // GROUP * _GROUP_BYTES[kind]
+    if kind in GROUP_BYTES:
+        size = k // GROUP * GROUP_BYTES[kind]
     else:
         size = k * PANEL * np.dtype(_FLOATS[kind]).itemsize
     return -(-size // ALIGN) * ALIGN
@@ -139,15 +139,15 @@ def unpack_codes(
     """Codes [N, K], scales [N, K/32] and (q4, q5) mins [N, K/32] of a quantised Weight."""
     n, k = w.shape
     p, g = num_panels(n), k // GROUP
-    size = _GROUP_BYTES[w.kind]
+    size = GROUP_BYTES[w.kind]
     raw = w.data.reshape(p, panel_bytes(w.kind, k))[:, : g * size].reshape(p, g, size)
-    scales_at = _CODE_BYTES[w.kind]
+    scales_at = CODE_BYTES[w.kind]
     body = raw[:, :, :scales_at]
     if w.kind != "q8":
-        b = body[:, :, : _CODE_BYTES["q4"]].reshape(p, g, 4, 1, PANEL, 4)
+        b = body[:, :, : CODE_BYTES["q4"]].reshape(p, g, 4, 1, PANEL, 4)
         halves = np.concatenate([b & 15, b >> 4], axis=3)  # panel, g, c, half, n, j
         if w.kind == "q5":
-            plane = body[:, :, _CODE_BYTES["q4"] :].reshape(p, g, PANEL, 4, 1)
+            plane = body[:, :, CODE_BYTES["q4"] :].reshape(p, g, PANEL, 4, 1)
             fifth = np.unpackbits(plane, axis=-1, bitorder="little").reshape(p, g, PANEL, 4, 2, 4)
             halves |= fifth.transpose(0, 1, 5, 4, 2, 3) << np.uint8(4)
         codes = halves.transpose(0, 4, 1, 2, 3, 5)

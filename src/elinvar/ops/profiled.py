@@ -91,7 +91,8 @@ class ProfiledOps:
 
     def _use(self, method: Callable[[str], Any]) -> None:
         for op in COSTS:
-            setattr(self, op, method(op))
+            if hasattr(self.inner, op):
+                setattr(self, op, method(op))
 
 
 def _timed(op: str, call: Callable[..., Any], recording: Recording) -> Callable[..., Any]:

@@ -5,9 +5,10 @@ Learned while serving, with short memories. Nothing here changes an answer.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 BUCKETS = 10
 PRIOR = 4.0
@@ -88,60 +89,72 @@ class Chances:
 
 
 SLOPE = 0.1
-"""Where nothing is measured, a further row costs so much of a step with one."""
+"""Where nothing is measured, a further draft costs so much of a step without."""
 MAX_CURVES = 64
 FIRST = 3
 """Measurements of which the least counts: shapes are recorded at their first use."""
+OLD = 256
+"""Steps after which a measurement is forgotten. A number of drafts that seemed too slow is not chosen,
+hence not measured, until then."""
+
+
+@dataclass(slots=True)
+class _Point:
+    seconds: float
+    at: int
+    """The step that measured it last."""
+    count: int = 1
 
 
 class Curve:
-    """Seconds of steps in which `rows` rows decode, by the number of drafts that are verified."""
+    """Seconds of steps in which so many rows decode, by the number of drafts that are verified."""
 
-    __slots__ = ("_counts", "_rows", "_seconds", "age")
+    __slots__ = ("_now", "_points", "_slope", "age")
 
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        self._seconds: dict[int, float] = {}
-        self._counts: dict[int, int] = {}
+    def __init__(self) -> None:
+        self._points: dict[int, _Point] = {}
+        self._slope = SLOPE
+        self._now = 0
         self.age = 0
         """Steps with drafts since the last one without."""
 
     @property
     def plain(self) -> float | None:
         """Without drafts."""
-        return self._seconds.get(0)
+        point = self._points.get(0)
+        return None if point is None else point.seconds
 
     def book(self, drafts: int, seconds: float) -> None:
-        at = grid(drafts)
+        self._now += 1
         self.age = self.age + 1 if drafts else 0
-        before, count = self._seconds.get(at), self._counts.get(at, 0)
-        self._counts[at] = count + 1
-        if before is None:
-            self._seconds[at] = seconds
-        elif count < FIRST:
-            self._seconds[at] = min(before, seconds)
-        else:  # a hiccup is not the machine
-            self._seconds[at] = before + (min(seconds, 1.5 * before) - before) / 8
+        at, plain = grid(drafts), self.plain
+        point = self._points.get(at)
+        if point is None:
+            self._points[at] = _Point(seconds, self._now)
+        else:
+            point.count, point.at = point.count + 1, self._now
+            if point.count <= FIRST:
+                point.seconds = min(point.seconds, seconds)
+            else:  # a hiccup is not the machine
+                point.seconds += (min(seconds, 1.5 * point.seconds) - point.seconds) / 8
+        if drafts and plain is not None:
+            slope = min(max(0.0, seconds / plain - 1) / drafts, 1.0)
+            self._slope += (slope - self._slope) / 8
 
     def upto(self, most: int) -> list[float]:
         """Of 0 .. most drafts; `plain` must be known."""
-        known = sorted(self._seconds)
+        for drafts in [d for d, p in self._points.items() if d and self._now - p.at > OLD]:
+            del self._points[drafts]
+        known = sorted(self._points)
         found: list[float] = []
-        for drafts in range(most + 1):
-            above = bisect_left(known, drafts)
-            if above < len(known) and known[above] == drafts:
-                seconds = self._seconds[drafts]
-            elif above < len(known):
-                a, b = known[above - 1], known[above]
-                share = (drafts - a) / (b - a)
-                seconds = (1 - share) * self._seconds[a] + share * self._seconds[b]
+        for low, high in pairwise([*known, max(most, known[-1]) + 1]):
+            begin = self._points[low].seconds
+            if high in self._points:
+                rise = (self._points[high].seconds - begin) / (high - low)
             else:
-                last = known[-1]
-                rows = self._rows - 1
-                factor = (1 + SLOPE * (rows + drafts)) / (1 + SLOPE * (rows + last))
-                seconds = self._seconds[last] * factor
-            found.append(max(seconds, found[-1]) if found else seconds)
-        return found
+                rise = self._slope * self._points[0].seconds
+            found += [begin + rise * i for i in range(high - low)]
+        return list(accumulate(found[: most + 1], max))
 
 
 def grid(drafts: int) -> int:
@@ -159,7 +172,7 @@ class Costs:
     def of(self, rows: int) -> Curve:
         curve = self._curves.get(rows)
         if curve is None:
-            curve = self._curves[rows] = Curve(rows)
+            curve = self._curves[rows] = Curve()
             if len(self._curves) > MAX_CURVES:
                 self._curves.popitem(last=False)
         self._curves.move_to_end(rows)

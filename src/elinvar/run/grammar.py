@@ -38,6 +38,15 @@ class Matcher(Protocol):
         """How many of these may follow, one after the other."""
         ...
 
+    def copy(self) -> Matcher:
+        """Another one at the same place, which goes its own way."""
+        ...
+
+    def forced(self) -> list[int]:
+        """How the text that must follow is most likely cut into tokens; empty where nothing must. Other
+        tokens may follow nevertheless: those that have the same bytes."""
+        ...
+
     def mask(self, into: U32) -> None:
         """[ceil(V / 32)] Which tokens may follow; where the answer is complete, end tokens, too. Raises
         EngineError where that takes more than a step may."""
@@ -105,13 +114,19 @@ class Masks:
 
     def num_valid(self, row: int, position: int, tokens: Sequence[int], token_ids: I32) -> int:
         """How many of these may follow in the row, of which what is before `position` is known."""
+        matcher = self.matcher_at(row, position, token_ids)
+        return len(tokens) if matcher is None else matcher.num_valid(tokens)
+
+    def matcher_at(self, row: int, position: int, token_ids: I32) -> Matcher | None:
+        """Behind the row's known tokens, those before `position`; to be asked, not to be moved. None: the
+        row has no grammar."""
         own = self._rows.get(row)
         if own is None:
-            return len(tokens)
+            return None
         self._settle(own, position, token_ids[row])
         own.matcher.accept(token_ids[row, own.num_known : position].tolist())
         own.num_known = position
-        return own.matcher.num_valid(tokens)
+        return own.matcher
 
     def _settle(self, own: _Row, position: int, tokens: I32) -> None:
         """Of the drafts that its matcher went on by it keeps those that came true."""

@@ -20,9 +20,9 @@ from elinvar.base.config import BLOCK_SIZE
 def padded(
     batch: DecodeBatch | ForwardBatch, size_of: Callable[[int], int], spare: Sequence[int]
 ) -> DecodeBatch | ForwardBatch:
-    """size_of: how many tokens, or sequences, for so many; spare: a block of each group. Batches in
-    which some see a part of their past alone stay as they are."""
-    if batch.sight is not None:
+    """size_of: how many tokens, or sequences, for so many; spare: a block of each group. Without one
+    batches stay as they are, and so do those in which some see a part of their past alone."""
+    if batch.sight is not None or not spare:
         return batch
     slots = [block * BLOCK_SIZE for block in spare]
     if isinstance(batch, DecodeBatch):
@@ -54,9 +54,7 @@ def _filled(array: I32, count: int, value: int) -> I32:
     return np.concatenate([array, np.full((count, *array.shape[1:]), value, np.int32)])
 
 
-def _tables(
-    batch: DecodeBatch | ForwardBatch, count: int, spare: Sequence[int]
-) -> tuple[I32, ...]:
+def _tables(batch: DecodeBatch | ForwardBatch, count: int, spare: Sequence[int]) -> tuple[I32, ...]:
     return tuple(map(_filled, batch.block_tables, [count] * len(spare), spare))
 
 

@@ -9,10 +9,12 @@ Legend: T tokens of this step, R planned items, L rows that sample, B blocks, G 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
 from elinvar.base.config import BLOCK_SIZE, KVSpec
@@ -24,6 +26,15 @@ from elinvar.run.sights import Sights, table_width
 from elinvar.run.watches import Watches
 
 _SEED_MASK = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RowSampling:
+    """How a row samples, and whose it is."""
+
+    numbers: tuple[float, ...]
+    edits: RowEdits | None
+    namespace: bytes
 
 
 class Rows:
@@ -66,10 +77,7 @@ class Rows:
         self.adapters[row] = started.adapter
         self.namespaces[row] = started.namespace
         self.token_ids[row, : len(started.token_ids)] = started.token_ids
-        for table, lens, blocks in zip(self.tables, self.table_lens, started.blocks, strict=True):
-            table[row] = -1
-            table[row, : len(blocks)] = blocks
-            lens[row] = len(blocks)
+        self.hold(row, started.blocks)
         self._set_params(row, started.params)
         kept = started.params.kept_of_prompt(started.num_prompt_tokens)
         self.watches.start(row, started.num_prompt_tokens, kept)
@@ -78,6 +86,14 @@ class Rows:
             self.edits[row] = RowEdits(started)
         if started.params.prompt_logprobs is not None:
             self.scored[row] = started.num_prompt_tokens, started.params.prompt_logprobs
+
+    def hold(self, row: int, blocks: Sequence[Sequence[int]]) -> None:
+        """Its tables have these blocks, per group, and no others."""
+        self._gathered = None
+        for table, lens, held in zip(self.tables, self.table_lens, blocks, strict=True):
+            table[row] = -1
+            table[row, : len(held)] = held
+            lens[row] = len(held)
 
     def _set_params(self, row: int, params: SamplingParams) -> None:
         assert params.seed is not None, "the engine draws a seed where the user gave none"
@@ -88,6 +104,24 @@ class Rows:
         self.min_p[row] = params.min_p
         self.num_logprobs[row] = params.logprobs
         self.sights.start(row, params.kept_blocks)
+
+    def sampling_of(self, row: int) -> RowSampling:
+        numbers = tuple(array.item(row) for array in self._numbers)
+        return RowSampling(numbers, self.edits.get(row), self.namespaces[row])
+
+    def sample_as(self, row: int, sampling: RowSampling) -> None:
+        """As a row of others does."""
+        self._sampling = None
+        for array, number in zip(self._numbers, sampling.numbers, strict=True):
+            array[row] = number
+        self.release([row])
+        if sampling.edits is not None:
+            self.edits[row] = sampling.edits
+        self.namespaces[row] = sampling.namespace
+
+    @property
+    def _numbers(self) -> tuple[NDArray[Any], ...]:
+        return self.seeds, self.temperature, self.top_k, self.top_p, self.min_p
 
     def release(self, rows: Sequence[int]) -> None:
         """They are nobody's for now."""

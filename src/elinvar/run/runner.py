@@ -77,7 +77,7 @@ class Runner:
         """adapted: see run.graphs. below: needed where plans save and load. masks: where requests may
         have grammars. drafters: makes them, over the rows, the model and the caches that are here."""
         self._below, self.masks = below, masks
-        self.ops, self._adapted = ops, adapted
+        self.ops, self.adapted = ops, adapted
         self.rows = Rows(max_rows, max_context, specs)
         self._thinking = ThinkingRows()
         layers: dict[int, LayerCache] = {}
@@ -89,16 +89,25 @@ class Runner:
             layers |= zip(spec.layers, caches, strict=True)
         self._spare = tuple(num_blocks)
         self.kv: list[LayerCache] = [layers[i] for i in range(len(layers))]
+        self._make_drafters = drafters
+        self.speculator = Speculator(self.rows, masks, (), 0)
         self.use(model)
-        self.speculator = Speculator(self.rows, masks, drafters(self), model.config.vocab_size)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of the caches."""
+        return sum(blocks.nbytes for blocks in self._blocks)
 
     def use(self, model: Model) -> None:
         """Compute with this model, whose cache is the same, from the next step on."""
+        self.speculator.close()
         self.model = model
-        self.graphs = Graphs(model, self.ops, self.kv, self._adapted, self._spare)
-        self._waves = Waves(model, self.ops, self.kv, self._adapted)
+        self.graphs = Graphs(model, self.ops, self.kv, self.adapted, self._spare)
+        self._waves = Waves(model, self.ops, self.kv, self.adapted)
         self._wave: _Job | None = None
         """What is underway."""
+        drafters, size = self._make_drafters(self), model.config.vocab_size
+        self.speculator = Speculator(self.rows, self.masks, drafters, size)
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Compute the planned spans and sample where a span ends at the last known token.

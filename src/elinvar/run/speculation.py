@@ -185,10 +185,7 @@ class Speculator:
         best = _rate(step.chains, num_rows, seconds) * MARGIN
         chosen: tuple[_Source, dict[int, Ask]] | None = None
         for source in sources:
-            promised = {
-                i: source.chances.expected(ask.row, ask.most)
-                for i, ask in asks.items()
-            }
+            promised = {i: source.chances.expected(ask.row, ask.most) for i, ask in asks.items()}
             for most in range(1, max((ask.most for ask in asks.values()), default=0) + 1):
                 mine, tokens, num_drafts = {}, float(num_rows), 0
                 for i, ask in asks.items():
@@ -273,7 +270,9 @@ def _best(chains: dict[int, _Chain], rows: int, seconds: Sequence[float]) -> dic
     second. seconds: of a step with 0, 1, 2, ... drafts."""
     # Chances of a chain fall, so a draft comes after those before it.
     ordered = sorted(
-        (-chance, place, i) for i, chain in chains.items() for place, chance in enumerate(chain.chances)
+        (-chance, place, i)
+        for i, chain in chains.items()
+        for place, chance in enumerate(chain.chances)
     )
     tokens, best, count = float(rows), MARGIN * rows / seconds[0], 0
     for number, (chance, _, _) in enumerate(ordered, 1):

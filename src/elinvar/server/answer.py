@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from elinvar.base.errors import QueueFullError
 from elinvar.server.asked import Asked, Collector, Step, Usage
 from elinvar.server.errors import INTERNAL, ClientGoneError, as_api_error, unavailable
+from elinvar.server.seen import BEYOND_START
 from elinvar.server.service import Service
 from elinvar.server.wire import Wire
 
@@ -58,14 +59,16 @@ class Answer:
         return self.asked.served.service
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with cancelled_when_client_leaves(receive):
+            # A token wakes up all frames of its task: in one of its own they are few.
+            await asyncio.create_task(self._run(scope, send))
+
+    async def _run(self, scope: Scope, send: Send) -> None:
         usage = Usage()
-        request_id = scope["elinvar.request_id"]
-        async with (
-            cancelled_when_client_leaves(receive),
-            self.asked.run(self.wire.id, request_id, usage) as steps,
-        ):
+        run = self.asked.run(self.wire.id, scope["elinvar.request_id"], usage, not self.stream)
+        async with run as steps:
             if self.stream:
-                await self._send_stream(steps, usage, send)
+                await self._send_stream(steps, usage, send, scope.get(BEYOND_START, send))
             else:
                 await self._send_whole(steps, usage, send)
 
@@ -85,8 +88,9 @@ class Answer:
         await _last(send, body)
 
     async def _send_stream(
-        self, steps: AsyncGenerator[Step, None], usage: Usage, send: Send
+        self, steps: AsyncGenerator[Step, None], usage: Usage, send: Send, more: Send
     ) -> None:
+        """more: takes what follows the start."""
         wire = self.wire
         # What fails before the first token has a status of its own, and how long that took is known.
         step = await anext(steps)
@@ -95,9 +99,9 @@ class Answer:
         await _start(send, [kind, *_STREAM_HEADERS, *timing, *self._limits()])
         try:
             opening = wire.opening([choice.index for choice in self.asked.choices], usage)
-            await _more(send, opening + wire.chunk(step))
+            await _more(more, opening + wire.chunk(step))
             async for step in steps:
-                await _more(send, wire.chunk(step))
+                await _more(more, wire.chunk(step))
             end = wire.ending(usage)
             if self.keep is not None:
                 await self.keep()

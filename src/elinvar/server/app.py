@@ -1,15 +1,11 @@
 """The HTTP application.
 
-Owns what every request passes through (request id, errors, counting), /health, /ready, /metrics, and
-the start and end of the engines' threads.
+Owns which endpoints and layers there are, /health, /ready, /metrics, and the start and end of the engines'
+threads.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import re
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from elinvar.base.errors import EngineError
 from elinvar.base.exposition import expose
@@ -31,8 +27,8 @@ from elinvar.server import openapi
 from elinvar.server.adapters import AdapterRoutes
 from elinvar.server.anthropic import AnthropicRoutes
 from elinvar.server.console import Console
-from elinvar.server.error_shapes import error_body
-from elinvar.server.errors import INTERNAL, ApiError, ClientGoneError, as_api_error, unavailable
+from elinvar.server.door import Door, http_exception
+from elinvar.server.errors import unavailable
 from elinvar.server.explain import ExplainRoutes
 from elinvar.server.live import Live
 from elinvar.server.metrics import CONTENT_TYPE, HTTPMetrics
@@ -57,94 +53,10 @@ if TYPE_CHECKING:
     from elinvar.engine.aio import AsyncEngine
     from elinvar.engine.text_aio import AsyncTextModel
 
-log = logging.getLogger(__name__)
-
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-
 MAX_WAITING = 1024
 MAX_BODY_BYTES = 16 * 2**20
-ID_HEADERS = b"x-request-id", b"request-id"
-"""OpenAI's name of the request's id, and Anthropic's."""
 DEFAULT_ROWS = 8
 """Lines of batches that run at once where no model is there to say how many it runs."""
-
-
-class Door:
-    """Every answer gets a request id, every error the API's shape."""
-
-    def __init__(self, app: ASGIApp, metrics: HTTPMetrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id = _request_id(scope)
-        scope["elinvar.request_id"] = request_id.decode()
-        status = 499  # until something is sent: the client left first (nginx's number)
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                named = [(name, request_id) for name in ID_HEADERS]
-                message["headers"] = [*message["headers"], *named]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_id)
-        except ClientGoneError:
-            pass
-        except asyncio.CancelledError:
-            # The server's grace is over. The task ends here, so the cancellation need not go on.
-            log.warning("Request %s was cut off by the shutdown.", request_id.decode())
-            if status == 499:
-                answer = unavailable("The server is shutting down.")
-                await _error_response(answer, scope)(scope, receive, send_with_id)
-        except Exception as error:
-            known = as_api_error(error)
-            if known is None:
-                log.exception("Unexpected error in request %s.", request_id.decode())
-            if status == 499:
-                response = _error_response(known or INTERNAL, scope)
-                await response(scope, receive, send_with_id)
-        finally:
-            for release in scope.get("elinvar.releases", ()):
-                release()
-            endpoint = scope.get("endpoint")
-            route = getattr(endpoint, "__name__", "unknown")
-            self._metrics.count(route, status)
-
-
-def _request_id(scope: Scope) -> bytes:
-    """The client's x-request-id, if it can be repeated in a header and a log; a new one if not."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return bytes(value)
-    return f"req_{uuid.uuid4().hex}".encode()
-
-
-def _error_response(error: ApiError, scope: Scope) -> Response:
-    body = error_body(error, scope)
-    return Response(body, error.status, error.headers, "application/json")
-
-
-async def _http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own: unknown path, wrong method."""
-    if isinstance(error, HTTPException) and error.status_code == 405:
-        # Of all routes of the path: Starlette names those of the first.
-        methods: set[str] = set()
-        for route in request.app.routes:
-            if isinstance(route, Route) and route.path_regex.match(request.scope["path"]):
-                methods |= route.methods or set()
-        error = HTTPException(405, headers={"Allow": ", ".join(sorted(methods))})
-    if isinstance(error, HTTPException) and error.status_code == 404:
-        known = {route.path: None for route in request.app.routes if isinstance(route, Route)}
-        there = ", ".join(path for path in known if "{" not in path)
-        asked = f"{request.method} {request.url.path[:200]}"
-        error = HTTPException(404, f"{asked}; this server has {there}")
-    return _error_response(as_api_error(error) or INTERNAL, request.scope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +114,9 @@ def create_models_app(
     """The application that serves models which generate text. Its lifespan starts their engines and
     lets what runs finish at the end.
 
-    texts: of the model for vectors or scores that is beside them (see Models). allow_adapter_loading: clients may load adapters from folders here, and unload them. trace: closed
-    at the end; told of requests by whoever loads a model."""
+    texts: of the model for vectors or scores that is beside them (see Models). allow_adapter_loading:
+    clients may load adapters from folders here, and unload them. trace: closed at the end; told of
+    requests by whoever loads a model."""
     limit = settings.max_body_bytes
     metrics = HTTPMetrics(lambda: sum(one.service.num_live for one in models.loaded))
     routes = OpenAIRoutes(models, limit).routes()
@@ -367,7 +280,7 @@ def _application(
             openapi.route(),
         ],
         middleware=layers,
-        exception_handlers={HTTPException: _http_exception},
+        exception_handlers={HTTPException: http_exception},
         lifespan=lifespan,
     )
     app.state.leave = leave

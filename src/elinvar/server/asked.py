@@ -6,7 +6,7 @@ readers.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from elinvar.server.service import Choice, Event
 
 if TYPE_CHECKING:
     from elinvar.engine.output import Delta
+    from elinvar.engine.watch import Record
     from elinvar.server.beams import Beams
     from elinvar.server.served import Served
 
@@ -63,6 +64,17 @@ class Usage:
         self.completion_tokens += len(delta.token_ids)
         if pieces and type(pieces[-1]) is Thought:
             self.reasoning_tokens += len(delta.token_ids)
+
+    @classmethod
+    def of(cls, choices: Sequence[Choice], records: Mapping[int, Record]) -> Usage:
+        """What was done for choices that ended, whoever was told of it."""
+        usage = cls()
+        for choice in choices:
+            if (one := records.get(choice.index)) is not None:
+                counts = one["prompt_tokens"], sum(one["cached_tokens"].values())
+                usage._prompts.setdefault(choice.prompt_index, counts)
+                usage.completion_tokens += one["generated_tokens"]
+        return usage
 
     @property
     def prompt_tokens(self) -> int:
@@ -168,12 +180,12 @@ class Asked:
 
     @asynccontextmanager
     async def run(
-        self, response_id: str, request_id: str, usage: Usage
+        self, response_id: str, request_id: str, usage: Usage, whole: bool = False
     ) -> AsyncIterator[AsyncGenerator[Step, None]]:
-        """The steps of all choices as they come, counted in `usage`. Leaving the context aborts what
-        still runs. Raises as Service.run."""
+        """The steps of all choices as they come, or with `whole` when a choice has ended, counted in
+        `usage`. Leaving the context aborts what still runs. Raises as Service.run."""
         run = self.served.service.run
-        events = run(response_id, request_id, self.choices, self.handling, self.beams)
+        events = run(response_id, request_id, self.choices, self.handling, self.beams, whole)
         records = self.served.service.explanations.records_of
         async with events as stream, aclosing(self._steps(stream, usage)) as steps:
             about = self.served, self.choices, self.handling, usage, records(response_id)
@@ -185,7 +197,7 @@ class Asked:
     ) -> list[Done]:
         """All of it, for those whom nobody waits for piece by piece."""
         collector = Collector([choice.index for choice in self.choices])
-        async with self.run(response_id, request_id, usage or Usage()) as steps:
+        async with self.run(response_id, request_id, usage or Usage(), whole=True) as steps:
             async for step in steps:
                 collector.push(step)
         return self.best(collector.finish())
@@ -274,7 +286,9 @@ def _read(reader: Reader | None, delta: Delta) -> Sequence[Piece]:
     if reader is None:
         return (Text(delta.text),) if delta.text else ()
     pieces = reader.push(delta.text) if delta.text else []
-    return pieces if delta.finish_reason is None else [*pieces, *reader.finish()]
+    if delta.finish_reason is None:
+        return pieces
+    return [*pieces, *reader.finish(cut=delta.finish_reason == "length")]
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Text | Thought | MadeCall]:

@@ -25,7 +25,6 @@ from elinvar.server.errors import ApiError
 from elinvar.server.file_store import Content, Files
 from elinvar.server.files import MAX_AGE_S
 from elinvar.server.inside import Inside
-from elinvar.server.store import as_told
 
 log = logging.getLogger(__name__)
 Got = TypeVar("Got")
@@ -233,7 +232,7 @@ class Runner:
             try:
                 return await attempt()
             except OSError as error:
-                trouble = as_told(error, self._files.folder)
+                trouble = self._files.as_told(error)
             except ApiError as error:
                 if error.status not in _LATER:
                     raise

@@ -82,6 +82,10 @@ class Files:
     def folder(self) -> Path:
         return self._store.files
 
+    def as_told(self, error: OSError) -> ApiError:
+        """See Store.as_told."""
+        return self._store.as_told(error)
+
     def path(self, name: str) -> Path:
         return self._store.files / name
 

@@ -15,7 +15,6 @@ from elinvar.server.file_store import Content, Files
 from elinvar.server.multipart import Begin, Multipart
 from elinvar.server.pages import Page
 from elinvar.server.reply import reply
-from elinvar.server.store import as_told
 from elinvar.server.tenants import tenant_of
 
 MAX_AGE_S = 30 * 86400
@@ -55,7 +54,7 @@ class FileRoutes:
                 tenant = tenant_of(request.scope)
                 return reply(await self.files.keep(content, tenant, purpose, name, age_s))
         except OSError as error:
-            raise as_told(error, self.files.folder) from error
+            raise self.files.as_told(error) from error
 
     async def list_files(self, request: Request) -> Response:
         page = Page.of(request, MAX_LISTED, MAX_LISTED)

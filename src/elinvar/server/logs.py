@@ -118,13 +118,14 @@ def request_fields(seen: Seen) -> dict[str, Any]:
     if not seen.answers:
         return fields
     answer = seen.answers[-1]
+    used = answer.used
     fields |= {
         "id": answer.id,
         "model": answer.model,
         "finish_reason": ",".join(dict.fromkeys(answer.reasons)) or None,
-        "prompt_tokens": answer.usage.prompt_tokens,
-        "cached_tokens": answer.usage.cached_tokens,
-        "output_tokens": answer.usage.completion_tokens,
+        "prompt_tokens": used.prompt_tokens,
+        "cached_tokens": used.cached_tokens,
+        "output_tokens": used.completion_tokens,
     }
     if answer.records:
         slowest = max(answer.records.values(), key=lambda one: one["wall_ns"])

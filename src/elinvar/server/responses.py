@@ -150,11 +150,9 @@ class ResponseRoutes:
         return _streamed(run.follow(0)) if parsed.stream else reply(run.shown)
 
     async def resume(self) -> None:
-        """What had not ended when the server did."""
+        """What had not ended when the server did. What no model is here for ends as failed."""
         for name, tenant, created, raw, given in await self.responses.open():
             parsed = msgspec.json.decode(raw, type=ResponseRequest)
-            if not self.models.has(self.scope_of(tenant, name), parsed.model):
-                continue  # it waits for a server that has it
             wire = _wire(name, None, parsed, int(created))
             run = self._make(tenant, name, parsed, wire, given)
             run.add(run.wire.begin(queued=True))

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from elinvar.server.served import Served
     from elinvar.server.service import Choice
 
+BEYOND_START = "elinvar.send"
+"""In a request's scope, what the tokens of its answer may be sent with once the start is sent: the layers
+that it leaves out want to see that alone."""
 LATE_S = 0.5
 """What a client left ends with the step that runs; so long it is waited for before it is told."""
 
@@ -49,6 +52,15 @@ class Answered:
     def reasons(self) -> list[str]:
         """Why its choices ended, in their order."""
         return [self.records[index]["finish_reason"] for index in sorted(self.records)]
+
+    @property
+    def used(self) -> Usage:
+        """`usage`; where the client left before it was told anything, what was done for it by then."""
+        return (
+            self.usage
+            if self.usage.completion_tokens
+            else self.usage.of(self.choices, self.records)
+        )
 
     @property
     def has_ended(self) -> bool:
@@ -158,6 +170,7 @@ class Witness:
             await self._app(scope, receive, send)
             return
         seen = Seen(scope)
+        scope[BEYOND_START] = send
 
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":

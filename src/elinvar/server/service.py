@@ -80,9 +80,10 @@ class Service:
         choices: Sequence[Choice],
         handling: Handling,
         beams: Beams | None = None,
+        whole: bool = False,
     ) -> AsyncIterator[AsyncGenerator[Event, None]]:
-        """The deltas of all choices as they come, or with `beams` what a search found. Leaving the
-        context aborts what still runs.
+        """The deltas of all choices as they come, with `whole` when a choice has ended, or with `beams`
+        what a search found. Leaving the context aborts what still runs.
 
         Raises ApiError 429 when the waiting queue is full, InputError for what the engine cannot
         serve, EngineError when it stopped.
@@ -94,7 +95,7 @@ class Service:
 
         def ask(choices: Sequence[Choice]) -> AsyncGenerator[Event, None]:
             asks = [
-                Ask(c.prompt_ids, c.params, choice_id(response_id, c.index), handling)
+                Ask(c.prompt_ids, c.params, choice_id(response_id, c.index), handling, whole=whole)
                 for c in choices
             ]
             return _events(choices, self._engine.generate_all(asks))

@@ -188,7 +188,7 @@ def attributes_of(seen: Seen) -> dict[str, Any]:
 
 
 def _of_answer(answer: Answered, reasons: Sequence[str]) -> dict[str, Any]:
-    params, usage, handling = answer.choices[0].params, answer.usage, answer.handling
+    params, usage, handling = answer.choices[0].params, answer.used, answer.handling
     found: dict[str, Any] = {
         "gen_ai.request.model": answer.model,
         "gen_ai.response.model": answer.model,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import sqlite3
@@ -24,6 +25,8 @@ from typing import BinaryIO, TypeVar
 
 from elinvar.base.errors import ElinvarError
 from elinvar.server.errors import ApiError, no_room, unavailable
+
+log = logging.getLogger(__name__)
 
 Got = TypeVar("Got")
 Connection = sqlite3.Connection
@@ -76,6 +79,8 @@ class Store:
         self._folder: Path | None = None
         self._db: Connection | None = None
         self._lock: BinaryIO | None = None
+        self._fails = False
+        """It did of late, and the log says so."""
         self._thread = ThreadPoolExecutor(1, "elinvar-state")
         if self.has_something:
             self._thread.submit(self._check).result()
@@ -105,17 +110,37 @@ class Store:
             db = self._opened()
             with db:
                 db.execute("BEGIN IMMEDIATE")
-                return task(db)
-        except (sqlite3.OperationalError, OSError) as error:
-            raise as_told(error, self._folder or self._given) from error
-        except ElinvarError as error:
-            raise unavailable(str(error)) from error
+                done = task(db)
+        except (sqlite3.OperationalError, OSError, ElinvarError) as error:
+            raise self.as_told(error) from error
+        self._fails = False
+        return done
+
+    def as_told(self, error: Exception) -> ApiError:
+        """What the client is told of a disk that does not do what it should. Where that is, the log
+        tells, once until something is stored again."""
+        if not self._fails:
+            log.error("%s", self._trouble(error))
+        self._fails = True
+        if is_full(error):
+            return no_room("The server's disk is full; try again when whoever runs it made room.")
+        return unavailable(
+            "The server can store nothing now; whoever runs it finds why in its log."
+        )
+
+    def _trouble(self, error: Exception) -> str:
+        folder = self._folder or self._given
+        if is_full(error):
+            return f"The disk of the state folder {folder} is full; make room."
+        if isinstance(error, ElinvarError):
+            return str(error)
+        return f"The state folder {folder} cannot be used: {error}."
 
     def _check(self) -> None:
         try:
             self._opened()
         except (sqlite3.Error, OSError) as error:
-            raise ElinvarError(as_told(error, self._given).message) from error
+            raise ElinvarError(self._trouble(error)) from error
 
     def _opened(self) -> Connection:
         if self._db is None:
@@ -184,10 +209,3 @@ def is_full(error: Exception) -> bool:
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     return isinstance(error, OSError) and error.errno in FULL
-
-
-def as_told(error: Exception, folder: Path | None) -> ApiError:
-    """What the client is told of a disk that does not do what it should."""
-    if is_full(error):
-        return no_room(f"The disk of the state folder {folder} is full; make room and try again.")
-    return unavailable(f"The state folder {folder} cannot be used: {error}.")

@@ -133,6 +133,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     config = read_json(config_path)
     architectures = config.get("architectures")
     named = isinstance(architectures, list) and architectures and architectures[0]
+    if architectures is None and "medusa_num_heads" in config:  # published without
+        named = "MedusaModel"
     if not isinstance(named, str):
         raise ModelError(f"{config_path} names no architecture under 'architectures'.")
     files, tensors = read_safetensors(folder)

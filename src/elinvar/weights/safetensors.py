@@ -109,7 +109,7 @@ def write_safetensors(
     entries: Sequence[tuple[str, str, tuple[int, ...]]],
     data: Callable[[str], NDArray[Any]],
 ) -> None:
-    """Writes tensors (name, "F32" | "F16" | "BF16", shape); `data(name)` gives each one's
+    """Writes tensors (name, type as the format has it, shape); `data(name)` gives each one's
     array when its turn comes, so that one at a time is in memory. Raises ModelError when the
     file cannot be written."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -47,7 +47,9 @@ def offline(
 ) -> None:
     """Measure prompt and decode tokens/s: all rows at once, nothing arrives meanwhile."""
     batches, prefills = arg.numbers(batch, "--batch"), arg.numbers(prefill, "--prefill")
-    config = opt.engine_config(flags, prefix_cache=False, max_rows=max(batches, default=1))
+    config = opt.engine_config(
+        flags, prefix_cache=False, max_rows=max(batches, default=1), speculation="off"
+    )
 
     from elinvar.cli.load import load
 

@@ -22,13 +22,15 @@ def read_messages(reader: AnswerReader, words: Channels, in_thought: bool) -> Re
         yield from _body(reader, words, Thought)
     while True:
         space = yield from source.space()
-        if (yield from source.starts(*marks, "to=")):
+        if mark := (yield from source.starts(*marks, "to=")):
             source.keep()
+            reader.inside = mark in marks
             try:
                 head = yield from source.before(words.message)
             except MalformedError:
-                pass
+                reader.give_up()
             else:
+                reader.inside = False
                 yield from _message(reader, words, head)
                 continue
         # What has no head is said; what only looks like one is as well.
@@ -55,6 +57,7 @@ def _message(reader: AnswerReader, words: Channels, head: str) -> Reading[None]:
 
 def _call(reader: AnswerReader, words: Channels, name: str) -> Reading[None]:
     source, pieces = reader.source, reader.pieces
+    reader.inside = True
     try:
         yield from source.space()
         if not (yield from source.starts("{")):
@@ -64,8 +67,9 @@ def _call(reader: AnswerReader, words: Channels, name: str) -> Reading[None]:
         yield from value(source, pieces.arguments)
         yield from source.space()
         source.take(len((yield from source.starts(*words.ends))))
+        reader.inside = False
     except MalformedError:
-        pieces.say(source.give_back())
+        reader.give_up()
 
 
 def _body(reader: AnswerReader, words: Channels, kind: type[Text] | type[Thought]) -> Reading[None]:

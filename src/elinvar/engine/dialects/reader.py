@@ -56,6 +56,9 @@ class AnswerReader:
         self.family = family
         self.source = Source()
         self.pieces = Said(make_id)
+        self.inside = False
+        """What comes is no text but the frame of a call: its opener has come, or its name."""
+        self._cut = False
         self._functions = functions
         if isinstance(family.calls, Channels):
             self._reading = read_messages(self, family.calls, begins_in_thought)
@@ -69,10 +72,23 @@ class AnswerReader:
         made, self.pieces.made = self.pieces.made, []
         return made
 
-    def finish(self) -> list[Piece]:
-        """What was held back. The answer may have ended anywhere; nothing is ever raised."""
+    def finish(self, cut: bool = False) -> list[Piece]:
+        """See Reader. Of a call that is cut, what is known was said: its name and arguments so far."""
         self.source.ended = True
+        self._cut = cut and self.inside
         return self.push("")
+
+    def give_up(self) -> bool:
+        """What was taken for a call is a text, unless it is one whose end is missing. False: something is
+        said."""
+        text = self.source.give_back()
+        self.inside = False
+        if self._cut:
+            self.source.skip()
+            self.pieces.drop_space()
+            return True
+        self.pieces.say(text)
+        return not text.strip()
 
     @property
     def calls_tools(self) -> bool:
@@ -137,15 +153,15 @@ class AnswerReader:
         source = self.source
         source.keep()
         source.take(len(opener))
+        self.inside = bool(opener)
         try:
             yield from self._calls(calls, bare=not opener)
             yield from source.space()
             yield from source.accept(closer.strip())
         except MalformedError:
-            text = source.give_back()
-            self.pieces.say(text)
-            return not text.strip()
+            return self.give_up()
         source.give_back()
+        self.inside = False
         return True
 
     def _calls(self, calls: Calls, bare: bool) -> Reading[None]:
@@ -201,6 +217,7 @@ class AnswerReader:
         if not heading.name or (heading.bare and heading.name not in self._functions):
             self.source.fail()
         self.source.give_back()
+        self.inside = True
         self.pieces.call(heading.name, heading.id)
 
     def _name(self, part: Name, heading: _Heading) -> Reading[None]:

@@ -66,6 +66,10 @@ class Source:
             self._kept.append(text)
         return text
 
+    def skip(self) -> None:
+        """Takes all that has come."""
+        self._at = len(self._text)
+
     def fail(self) -> NoReturn:
         raise MalformedError
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from elinvar.ops.triton.numbers import narrow
+
 
 @triton.jit
 def activated(x, ACTIVATION: tl.constexpr):
@@ -31,3 +33,10 @@ def gated_product(gate, up, ACTIVATION: tl.constexpr):
     if ACTIVATION == "swiglu_oai":
         up = 1 + tl.minimum(tl.maximum(up, -7), 7)
     return activated(gate, ACTIVATION) * up
+
+
+@triton.jit
+def rounded_product(gate, up, KIND: tl.constexpr, ACTIVATION: tl.constexpr):
+    """act(gate) * up, both rounded first as a product that is not gated rounds them."""
+    gate, up = narrow(gate, KIND).to(tl.float32), narrow(up, KIND).to(tl.float32)
+    return gated_product(gate, up, ACTIVATION)

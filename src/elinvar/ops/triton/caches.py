@@ -100,4 +100,6 @@ def _state_layers(c: DeltaConfig, cache: torch.Tensor, num_layers: int) -> list[
     tails = floats[..., : (c.taps - 1) * c.channels].unflatten(-1, (c.taps - 1, c.channels))
     shape = c.heads, c.key_dim, c.padded_dim
     states = floats[..., c.tail_floats :].unflatten(-1, shape)
-    return [StateLayer(c, tails[:, i], states[:, i], DeviceBlocks(cache)) for i in range(num_layers)]
+    return [
+        StateLayer(c, tails[:, i], states[:, i], DeviceBlocks(cache)) for i in range(num_layers)
+    ]

@@ -26,6 +26,11 @@ def find_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def device_name(device: torch.device) -> str:
+    """As its driver says it."""
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes; None: those of this process."""
     return None if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
@@ -43,14 +48,18 @@ class DeviceBlocks:
     tensor: torch.Tensor
     """[B, bytes] u8"""
 
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.numel()
+
     def read(self, block: int) -> memoryview:
         host = staging(self.tensor.shape[1], self.tensor.device)
         host.copy_(self.tensor[block])
-        return memoryview(host.numpy())
+        return memoryview(host.numpy().data)
 
     def write(self, block: int, fill: Callable[[memoryview], bool]) -> bool:
         host = staging(self.tensor.shape[1], self.tensor.device)
-        filled = fill(memoryview(host.numpy()))
+        filled = fill(memoryview(host.numpy().data))
         if filled:
             self.tensor[block].copy_(host)
         return filled

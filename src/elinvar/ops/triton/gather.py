@@ -6,35 +6,40 @@ import torch
 import triton
 import triton.language as tl
 
+from elinvar.ops.triton.cases import KernelCase
 from elinvar.ops.triton.linear import ptx
-from elinvar.ops.triton.matrices import Matrix
+from elinvar.ops.triton.matrices import PACKED, Matrix, operands
+from elinvar.ops.triton.numbers import narrow
 from elinvar.ops.triton.tiles import pair, wide
 
 
-@triton.jit
-def gather_kernel(ids, codes, scales, extra, factors, y, factor, N: tl.constexpr, K: tl.constexpr,
-                  KIND: tl.constexpr, PACKED: tl.constexpr, PTX: tl.constexpr):  # fmt: skip
-    """Grid: tokens, spans of 128 dims. A tile of 16 rows that are all the same one: the layouts of
-    tiles.py hold no less, and their loads are the same addresses."""
-    token, span = tl.program_id(0), tl.program_id(1)
-    row = tl.load(ids + token)
-    row = tl.where((row >= 0) & (row < N), row, 0)
-    rows_N = row + tl.zeros((16,), tl.int32)
+@triton.jit(do_not_specialize=["num_ids"])
+def gather_kernel(ids, codes, scales, extra, factors, y, factor, num_ids, N: tl.constexpr,
+                  K: tl.constexpr, KIND: tl.constexpr, PACKED: tl.constexpr, PTX: tl.constexpr,
+                  BLOCK: tl.constexpr):  # fmt: skip
+    """Grid: blocks of tokens, spans of 128 dims."""
+    tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    first = tl.program_id(1) * 128
+    live = (tokens < num_ids)[:, None]
+    rows = tl.load(ids + tokens, mask=tokens < num_ids, other=0)
+    rows = tl.where((rows >= 0) & (rows < N), rows, 0)
+    times = tl.full((BLOCK, 1), factor, tl.float32)
     if factors is not None:
-        factor *= tl.load(factors + row)
-    y += token.to(tl.int64) * K
-    first_row = (tl.arange(0, 16) == 0)[:, None]
+        times *= tl.load(factors + rows)[:, None]
+    y += tokens[:, None].to(tl.int64) * K + first
+    kind: tl.constexpr = y.dtype.element_ty
     if PACKED:
         j = tl.arange(0, 32)[None, :]
         for i in tl.static_range(2):
-            low, high = pair(codes, scales, extra, span * 2 + i, rows_N, N, KIND, PTX)
-            at = span * 128 + i * 64 + j + tl.zeros((16, 1), tl.int32)
-            tl.store(y + at, low * factor, mask=first_row & (at < K))
-            tl.store(y + at + 32, high * factor, mask=first_row & (at + 32 < K))
+            low, high = pair(codes, scales, extra, first // 64 + i, rows, N, KIND, PTX)
+            at = i * 64 + j
+            tl.store(y + at, narrow(low * times, kind), mask=live & (first + at < K))
+            at += 32
+            tl.store(y + at, narrow(high * times, kind), mask=live & (first + at < K))
     else:
-        w = wide(codes, scales, rows_N, span * 128, K, KIND, 128, False).to(tl.float32)
-        at = span * 128 + tl.arange(0, 128)[None, :] + tl.zeros((16, 1), tl.int32)
-        tl.store(y + at, w * factor, mask=first_row & (at < K))
+        at = tl.arange(0, 128)[None, :]
+        w = wide(codes, scales, rows, first, K, KIND, 128, K % 128 == 0).to(tl.float32)
+        tl.store(y + at, narrow(w * times, kind), mask=live & (first + at < K))
 
 
 @triton.jit
@@ -47,7 +52,7 @@ def quantise_kernel(x, codes, scales, x_stride, K: tl.constexpr, BLOCK: tl.const
         largest = tl.maximum(largest, tl.abs(values))
     most = tl.minimum(tl.max(largest), 3.4e38)
     scale = tl.where(most < 1e-30, 0.0, most / 127)
-    inverse = tl.where(most < 1e-30, 0.0, 127 / most)
+    inverse = tl.where(most < 1e-30, 0.0, 127 / tl.maximum(most, 1e-30))
     tl.store(scales + row, scale)
     for first in range(0, K, BLOCK):
         k = first + tl.arange(0, BLOCK)
@@ -58,20 +63,22 @@ def quantise_kernel(x, codes, scales, x_stride, K: tl.constexpr, BLOCK: tl.const
         tl.store(codes + row * K + k, codes_K.to(tl.int8), mask=k < K)
 
 
-def embed(ids_T: torch.Tensor, w: Matrix, scale: float, dtype: torch.dtype) -> torch.Tensor:
+def embed(
+    ids_T: torch.Tensor, w: Matrix, scale: float, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """Rows of w times scale -> [T, K]; an id that w has no row for has row 0. Moves the rows."""
     n, k = w.shape
     y = w.codes.new_empty((len(ids_T), k), dtype=dtype)
     if len(ids_T):
-        gather_kernel[(len(ids_T), triton.cdiv(k, 128))](
-            ids_T, *w.tensors, w.factors, y, scale, n, k, w.kind, w.packed, ptx(y)
+        gather_kernel[(triton.cdiv(len(ids_T), 16), triton.cdiv(k, 128))](
+            ids_T, *w.tensors, w.factors, y, scale, len(ids_T), n, k, w.kind, w.packed, ptx(y), 16
         )
     return y
 
 
 def unpack(w: Matrix) -> torch.Tensor:
     """What w stands for, f32 [N, K]."""
-    return embed(torch.arange(w.shape[0], device=w.codes.device), w, 1.0, torch.float32)
+    return embed(torch.arange(w.shape[0], device=w.codes.device), w, 1.0)
 
 
 def quantise_rows(x_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,3 +90,25 @@ def quantise_rows(x_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if t:
         quantise_kernel[(t,)](x_TK, codes, scales, x_TK.stride(0), k, 1024)
     return codes, scales
+
+
+def _case(kind: str) -> KernelCase:
+    found = {"ids": "*i32", **operands(kind), "y": "*fp32", "factor": "fp32", "num_ids": "i32"}
+    constexprs = {
+        **{name: None for name, type_ in found.items() if type_ is None},
+        **{"N": 128256, "K": 4096, "KIND": kind, "PACKED": kind in PACKED, "PTX": True},
+        "BLOCK": 16,
+    }
+    signature = {name: type_ for name, type_ in found.items() if type_ is not None}
+    return KernelCase(f"gather/{kind}", gather_kernel, signature, constexprs, on_amd={"PTX": False})
+
+
+COMPILED = [
+    *map(_case, ("bf16", "q4", "q8")),
+    KernelCase(
+        "gather/quantise",
+        quantise_kernel,
+        {"x": "*bf16", "codes": "*i8", "scales": "*fp32", "x_stride": "i32:16"},
+        {"K": 4096, "BLOCK": 1024},
+    ),
+]

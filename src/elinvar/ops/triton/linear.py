@@ -18,6 +18,7 @@ before it is by bytes if a weight takes more than 4 instructions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,9 +26,11 @@ import triton
 import triton.language as tl
 
 from elinvar.base.config import Activation
-from elinvar.ops.triton.activations import gated_product
-from elinvar.ops.triton.configs import Config
-from elinvar.ops.triton.matrices import Matrix
+from elinvar.ops.triton.activations import rounded_product
+from elinvar.ops.triton.cases import KernelCase, Want
+from elinvar.ops.triton.configs import Config, default
+from elinvar.ops.triton.matrices import PACKED, Matrix, operands
+from elinvar.ops.triton.numbers import narrow
 from elinvar.ops.triton.tiles import one_part, place, product
 
 _ANY_ROWS = ["num_rows"]
@@ -84,16 +87,16 @@ def linear_kernel(x, codes, scales, extra, factors, bias, x_scales, y, num_rows,
         row_scales = None if x_scales is None else tl.load(x_scales + rows_M)[None, :]
         acc = finish(acc, factors, bias, columns_N[:, None], row_scales)
     live_M = rows[None, :] < num_rows
+    kind: tl.constexpr = y.dtype.element_ty
     if ACTIVATION is None or APART:
         live = live_M & (tile_n * WIDTH + n % WIDTH < OUT)[:, None]
-        tl.store(y + rows_M[None, :] * y_stride + columns_N[:, None], acc, mask=live)
+        tl.store(y + rows_M[None, :] * y_stride + columns_N[:, None], narrow(acc, kind), mask=live)
     else:
         gate, up = gate_halves(acc, BLOCK_M)
-        kind: tl.constexpr = y.dtype.element_ty
-        out = gated_product(gate.to(kind).to(tl.float32), up.to(kind).to(tl.float32), ACTIVATION)
+        out = rounded_product(gate, up, kind, ACTIVATION)
         outs = tile_n * WIDTH + tl.arange(0, WIDTH)
         live = live_M & (outs < OUT)[:, None]
-        tl.store(y + rows_M[None, :] * y_stride + outs[:, None], out, mask=live)
+        tl.store(y + rows_M[None, :] * y_stride + outs[:, None], narrow(out, kind), mask=live)
 
 
 @triton.jit(do_not_specialize=_ANY_ROWS)
@@ -112,8 +115,8 @@ def merge_kernel(partial, factors, bias, x_scales, y, num_rows, y_stride, N: tl.
     if ACTIVATION is not None:
         up = added(partial, row, at + OUT, num_rows, N, PARTS)
         up = finish(up, factors, bias, at + OUT, row_scale)
-        out = gated_product(out.to(kind).to(tl.float32), up.to(kind).to(tl.float32), ACTIVATION)
-    tl.store(y + row * y_stride + columns, out, mask=live)
+        out = rounded_product(out, up, kind, ACTIVATION)
+    tl.store(y + row * y_stride + columns, narrow(out, kind), mask=live)
 
 
 @triton.jit
@@ -122,16 +125,6 @@ def added(partial, row, columns, num_rows, N: tl.constexpr, PARTS: tl.constexpr)
     for part in range(PARTS):
         acc += tl.load(partial + (part * num_rows + row) * N + columns)
     return acc
-
-
-@triton.jit
-def gated_kernel(x, y, x_stride, N: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    live = columns < N
-    gate = tl.load(x + row * x_stride + columns, mask=live, other=0).to(tl.float32)
-    up = tl.load(x + row * x_stride + N + columns, mask=live, other=0).to(tl.float32)
-    tl.store(y + row * N + columns, gated_product(gate, up, ACTIVATION), mask=live)
 
 
 def linear(
@@ -171,16 +164,6 @@ def quantised_linear(
     """W8A8: rows of int8 (rows.quantise_rows), each with a scale, by an int8 matrix. Sums are exact."""
     y = codes_TK.new_empty((len(codes_TK), w.shape[0]), dtype=dtype)
     _launch(codes_TK, w, y, x_scales=scales_T)
-    return y
-
-
-def gated(x_TN: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """act(the first half of a row) * (the second) -> [T, N / 2]. Moves 3/2 of x."""
-    n = x_TN.shape[1] // 2
-    y = x_TN.new_empty((len(x_TN), n))
-    grid = len(x_TN), triton.cdiv(n, 1024)
-    if len(x_TN):
-        gated_kernel[grid](x_TN, y, x_TN.stride(0), n, activation, 1024)
     return y
 
 
@@ -227,4 +210,62 @@ def row_tile(config: Config, rows: int) -> int:
     return config.few if config.few is not None and rows <= config.few else config.block_m
 
 
-COMPILED: list[Any] = []
+def case_of(
+    name: str, kernel: Any, pointers: dict[str, str | None], shape: dict[str, Any],
+    kind: str, config: Config, wants: Want = "",
+) -> KernelCase:  # fmt: skip
+    """Of a kernel with a matrix of some kind in it; `few` stands for block_m where it is set."""
+    named = {**operands(kind), **pointers}
+    constexprs = {
+        **{name: None for name, type_ in named.items() if type_ is None},
+        **{"KIND": kind.split("-")[0], "PACKED": kind in PACKED, "PARTS": config.parts},
+        **{"BLOCK_M": config.few or config.block_m, "BLOCK_N": config.block_n},
+        **{"BLOCK_K": config.block_k, "PTX": True, **shape},
+    }
+    signature = {name: type_ for name, type_ in named.items() if type_ is not None}
+    return KernelCase(
+        name, kernel, signature, constexprs, config.num_warps, config.num_stages, wants,
+        on_amd={"PTX": False, "num_stages": min(config.num_stages, 3)},
+    )  # fmt: skip
+
+
+def _case(
+    name: str, kind: str, config: Config, activation: str | None = None, apart: bool = False,
+    heads: int = 1,
+) -> KernelCase:  # fmt: skip
+    n, k = (8192 if activation else 4096), 4096 // heads
+    pointers = {
+        **{"x": "*i8" if kind == "int8" else "*bf16", "bias": None, "y": "*fp32"},
+        **{"x_scales": "*fp32" if kind == "int8" else None},
+        **{"num_rows": "i32", "x_stride": "i32:16", "y_stride": "i32:16"},
+    }
+    if activation:
+        pointers["y"] = "*bf16"
+    shape = {"N": n, "K": k, "OUT": 4096 // heads, "ACTIVATION": activation, "APART": apart}
+    wants: Want = "" if kind == "f32" else "wgmma"
+    return case_of(f"linear/{name}", linear_kernel, pointers, shape, kind, config, wants)
+
+
+_KINDS = ("f32", "bf16", "fp8", "fp8-blocks", "int8", "q4", "q5", "q8", "mxfp4", "nvfp4")
+_DENSE, _FOUR = default("bf16"), default("q4")
+
+COMPILED = [
+    *(_case(kind, kind, default(kind.split("-")[0])) for kind in _KINDS),
+    _case("bf16/few", "bf16", replace(_DENSE, few=16)),
+    _case("bf16/many", "bf16", Config(128, 128, 64, 8, 4)),
+    _case("bf16/parts", "bf16", Config(64, 128, 64, 4, 3, parts=4)),
+    _case("bf16/apart", "bf16", Config(64, 128, 64, 4, 3, parts=4), apart=True),
+    _case("bf16/heads", "bf16", _DENSE, heads=32),
+    _case("bf16/gated", "bf16", _DENSE, "silu"),
+    _case("q4/few", "q4", replace(_FOUR, few=16)),
+    _case("q4/gated", "q4", replace(_FOUR, block_n=128), "silu"),
+    KernelCase(
+        "linear/merge",
+        merge_kernel,
+        {"partial": "*fp32", "y": "*fp32", "num_rows": "i32", "y_stride": "i32:16"},
+        {
+            **{"factors": None, "bias": None, "x_scales": None, "N": 4096, "OUT": 4096},
+            **{"ACTIVATION": None, "PARTS": 4, "BLOCK": 512},
+        },
+    ),
+]

@@ -56,8 +56,8 @@ def _up_kernel(h, adapters, b, y, y_stride, column, N: tl.constexpr, RANK: tl.co
         b += adapter.to(tl.int64) * N * RANK
         b_NR = tl.load(b + at[:, None] * RANK + rank[None, :], (at < N)[:, None], 0.0)
         more = tl.sum(b_NR * tl.load(h + token * RANK + rank)[None, :], 1)
-        y += token * y_stride + column + at
-        tl.store(y, tl.load(y, at < N, 0.0) + more, at < N)
+        to = y + token * y_stride + column + at
+        tl.store(to, tl.load(to, at < N, 0.0) + more, at < N)
 
 
 def lora(y_TN: torch.Tensor, x_TK: torch.Tensor, adapters_T: torch.Tensor, part: Part) -> None:

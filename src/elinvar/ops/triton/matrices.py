@@ -25,7 +25,8 @@ from typing import Any, Literal
 
 import torch
 
-from elinvar.ops.layout import Weight, unpack, unpack_codes
+from elinvar.ops.layout import QUANTISED, Weight
+from elinvar.ops.triton import panels
 from elinvar.ops.triton.configs import Config, default
 
 DeviceKind = Literal[
@@ -76,16 +77,26 @@ class Matrix:
         return sum(t.numel() * t.element_size() for t in held if t is not None)
 
 
+def operands(kind: str) -> dict[str, str | None]:
+    """Types of what kernels take of a matrix, as a KernelCase names them; "fp8-blocks" is fp8 with
+    scales of blocks. None: it has none."""
+    codes = {"f32": "*fp32", "bf16": "*bf16", "f16": "*fp16", "int8": "*i8", "q8": "*i8"}
+    scales = "*i32" if kind in PACKED else "*fp32" if kind == "fp8-blocks" else None
+    return {
+        "codes": codes.get(kind, "*u8"),
+        "scales": scales,
+        "extra": "*i32" if kind == "q5" else None,
+        "factors": "*fp32" if kind in ("fp8", "int8", "nvfp4") else None,
+    }
+
+
 def from_weight(w: Weight, dtype: torch.dtype, device: torch.device | str) -> Matrix:
     """What the cpu provider packed, for activations of `dtype`. A float matrix is rounded to dtype,
     but for f32, which stays (routers)."""
-    if w.kind == "f32" or dtype == torch.float32 and w.kind in ("f16", "bf16"):
-        return dense(torch.from_numpy(unpack(w)).to(device))
-    if w.kind in ("f16", "bf16"):
-        return dense(torch.from_numpy(unpack(w)).to(device).to(dtype))
-    codes, scales, mins = unpack_codes(w)
-    arrays = [codes, scales] if mins is None else [codes, scales, mins]
-    return grouped(w.kind, *(torch.from_numpy(a).to(device) for a in arrays))
+    if w.kind in QUANTISED:
+        return grouped(w.kind, *panels.codes(w, device))
+    values = panels.floats(w, device)
+    return dense(values if w.kind == "f32" else values.to(dtype))
 
 
 def dense(w_NK: torch.Tensor) -> Matrix:
@@ -149,9 +160,9 @@ def join(parts: Sequence[Matrix]) -> Matrix | None:
     first = parts[0]
     kinds = {(m.kind, m.scales is None, m.factors is None) for m in parts}
     blocks = first.kind == "fp8" and first.scales is not None
-    if len(kinds) > 1 or blocks and any(m.shape[0] % 128 for m in parts[:-1]):
+    if len(kinds) > 1 or (blocks and any(m.shape[0] % 128 for m in parts[:-1])):
         return None
-    joined = {}
+    joined: dict[str, Any] = {}
     for name, packed_dim in _ROWS_LAST.items():
         tensors = [getattr(m, name) for m in parts]
         dim = packed_dim if first.packed or name == "factors" else -2
@@ -162,12 +173,10 @@ def join(parts: Sequence[Matrix]) -> Matrix | None:
 
 def stack(parts: Sequence[Matrix]) -> Matrix:
     """Experts of one kind and shape, [E] before every shape."""
-    stacked = {
-        name: None if getattr(parts[0], name) is None else torch.stack(
-            [getattr(m, name) for m in parts]
-        )
-        for name in _ROWS_LAST
-    }  # fmt: skip
+    stacked: dict[str, Any] = {}
+    for name in _ROWS_LAST:
+        tensors = [getattr(m, name) for m in parts]
+        stacked[name] = None if tensors[0] is None else torch.stack(tensors)
     return replace(parts[0], experts=len(parts), **stacked)
 
 
@@ -206,5 +215,3 @@ def _bytes(scales_NG: torch.Tensor, k: int, group: int) -> torch.Tensor:
 def _int32(words: torch.Tensor) -> torch.Tensor:
     """The low 32 bits."""
     return (words - ((words >> 31) << 32)).to(torch.int32)
-
-

@@ -14,17 +14,19 @@ the five launches count, and belong into a graph.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 
 from elinvar.base.config import Activation
-from elinvar.ops.triton.activations import gated_product
-from elinvar.ops.triton.linear import gate_halves, ptx, row_tile
+from elinvar.ops.triton.activations import rounded_product
+from elinvar.ops.triton.cases import KernelCase
+from elinvar.ops.triton.configs import Config, default
+from elinvar.ops.triton.linear import case_of, gate_halves, ptx, row_tile
 from elinvar.ops.triton.matrices import Matrix
+from elinvar.ops.triton.numbers import narrow
 from elinvar.ops.triton.tiles import place, product
 
 _ANY_ROWS = ["num_pairs", "max_tiles"]
@@ -126,12 +128,12 @@ def expert_kernel(x, codes, scales, extra, factors, bias, weights, order, tiles,
         acc += tl.load(bias + matrix * N + columns_N)[:, None]
     outs = tile_n * WIDTH + tl.arange(0, WIDTH)
     live = live_M & (outs < OUT)[:, None]
+    kind: tl.constexpr = y.dtype.element_ty
     if ACTIVATION is None:
-        tl.store(y + pairs[None, :] * OUT + outs[:, None], acc, mask=live)
+        tl.store(y + pairs[None, :] * OUT + outs[:, None], narrow(acc, kind), mask=live)
     else:
         gate, up = gate_halves(acc, BLOCK_M)
-        kind: tl.constexpr = y.dtype.element_ty
-        h = gated_product(gate.to(kind).to(tl.float32), up.to(kind).to(tl.float32), ACTIVATION)
+        h = narrow(rounded_product(gate, up, kind, ACTIVATION), kind)
         tl.store(y + places.to(tl.int64)[None, :] * OUT + outs[:, None], h, mask=live)
 
 
@@ -157,11 +159,12 @@ def moe(
     activation: Activation,
     scale_inputs: bool = False,
 ) -> torch.Tensor:
-    """-> [T, D]; ids ascending in each row. What an expert gives a token is rounded to the dtype of
-    x, as `gated_linear` and `linear` round it, and f32 is what is added."""
+    """-> f32 [T, D]; ids ascending in each row. What an expert gives a token is rounded to the dtype
+    of x, which halves the bytes of many rows, and added as f32."""
     (t, d), top = x_TD.shape, ids_TK.shape[1]
+    y = x_TD.new_empty((t, d), dtype=torch.float32)
     if not t:
-        return torch.empty_like(x_TD)
+        return y
     pairs = t * top
     height = tile_height(experts.both, pairs)
     order, tiles = _arrange(ids_TK, experts, height)
@@ -172,7 +175,6 @@ def moe(
     )
     each = x_TD.new_empty((pairs, d))
     _experts(hidden, experts.downs, experts.down_bias, None, order, tiles, each, top, height, None)
-    y = torch.empty_like(x_TD)
     outside = None if scale_inputs else weights_TK
     combine_kernel[(t, triton.cdiv(d, 512))](each, outside, y, d, top, 512)
     return y
@@ -228,4 +230,44 @@ def _experts(
     )  # fmt: skip
 
 
-COMPILED: list[Any] = []
+def _case(name: str, kind: str, config: Config, activation: str | None) -> KernelCase:
+    """Of Qwen3-30B-A3B: 128 experts [768, 2048]; the strides of `extra` matter to none of these."""
+    n, k = (1536, 2048) if activation else (2048, 768)
+    pointers = {
+        **{"x": "*bf16", "bias": None, "weights": None, "order": "*i32", "tiles": "*i32"},
+        **{"y": "*bf16", "max_tiles": "i32", "x_stride": "i32:16"},
+    }
+    shape = {
+        **{"TOP": 8, "N": n, "K": k, "OUT": 768 if activation else n, "ACTIVATION": activation},
+        **{"CODES": n * k // 2, "SCALES": n * k // 32, "EXTRA": 0},
+    }
+    return case_of(f"experts/{name}", expert_kernel, pointers, shape, kind, config, "wgmma")
+
+
+COMPILED = [
+    KernelCase(
+        "experts/count",
+        count_kernel,
+        {"ids": "*i32", "counts": "*i32", "num_pairs": "i32"},
+        {"BLOCK": 1024},
+    ),
+    KernelCase(
+        "experts/arrange",
+        arrange_kernel,
+        {
+            **{"ids": "*i32", "counts": "*i32", "order": "*i32", "tiles": "*i32"},
+            **{"num_pairs": "i32", "max_tiles": "i32"},
+        },
+        {"E": 128, "BLOCK_E": 128, "BLOCK_M": 64, "BLOCK": 1024},
+    ),
+    _case("bf16/gated", "bf16", default("bf16"), "silu"),
+    _case("bf16/down", "bf16", default("bf16"), None),
+    _case("q4/gated", "q4", replace(default("q4"), block_n=128, few=16), "silu"),
+    _case("mxfp4/down", "mxfp4", default("mxfp4"), None),
+    KernelCase(
+        "experts/combine",
+        combine_kernel,
+        {"x": "*bf16", "weights": "*fp32", "y": "*fp32"},
+        {"D": 2048, "TOP": 8, "BLOCK": 512},
+    ),
+]

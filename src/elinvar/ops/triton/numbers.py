@@ -91,3 +91,15 @@ def _to_e4m3(x):
     small = round_even(tl.abs(x) * 512.0).to(tl.uint32)
     code = tl.where(tl.abs(x) < 0.015625, small, normal)
     return (code | ((bits >> 31) << 7)).to(tl.uint8)
+
+
+@triton.jit
+def narrow(x, DTYPE: tl.constexpr):
+    """f32 as another float, to nearest even: a plain conversion to bf16 cuts bits off where kernels
+    are interpreted (seen in Triton 3.9.0)."""
+    if INTERPRETED and tl.bfloat16 == DTYPE:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
+        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return x.to(DTYPE)

@@ -9,12 +9,15 @@ are numpy arrays again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import Activation, KVSpec, ModelConfig, Scoring
+from elinvar.base.errors import ModelError
 from elinvar.ops.arguments import Experts, Lora, SampleArgs, SampleResult
 from elinvar.ops.layout import Weight
 from elinvar.ops.triton import (
@@ -27,25 +30,37 @@ from elinvar.ops.triton import (
     rope,
     route,
     rows,
+    sampling,
 )
-from elinvar.ops.triton.caches import KVLayer, StateLayer, kv_layers
-from elinvar.ops.triton.device import INTERPRETER, find_device, free_memory
+from elinvar.ops.triton.caches import KVLayer, kv_layers
+from elinvar.ops.triton.device import INTERPRETER, device_name, find_device, free_memory
 from elinvar.ops.triton.recording import Recording, capture
+from elinvar.ops.triton.sizes import matrix_bytes
+from elinvar.ops.triton.tuned import arithmetic, find_table
 from elinvar.ops.triton.upload import Constants, Upload
 from elinvar.ops.triton.weights import Matrices
 
 T = torch.Tensor
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
+_NEEDS = {
+    "latent": ("latent_query", "latent_write"),
+    "delta": ("causal_conv", "delta_rule"),
+    "index": ("index_select", "sparse_attention"),
+}
+"""What a part of a configuration needs that not every family has."""
+
 
 class TritonOps:
     name = "triton"
 
-    def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
-        """dtype: of activations, until `prepare` has seen a model."""
+    def __init__(self, dtype: torch.dtype = torch.bfloat16, cache: Path | None = None) -> None:
+        """dtype: of activations, until `prepare` has seen a model. cache: see load_provider."""
         self.device = find_device()
         self.dtype = dtype
-        self._matrices = Matrices(self.device, dtype)
+        tuned = None if cache is None else find_table(cache, device_name(self.device))
+        self.arithmetic = arithmetic(device_name(self.device), tuned)
+        self._matrices = Matrices(self.device, dtype, tuned)
         self._constant = Constants(self.device)
         self._recording: Recording | None = None
         self._pool = None if INTERPRETER else torch.cuda.graph_pool_handle()
@@ -58,13 +73,23 @@ class TritonOps:
 
     def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
         """Matrices are uploaded at their first use, when it is known which are multiplied by at once."""
+        self._check(config)
         sizes = dict.fromkeys(_DTYPES, 0)
         matrices = [w for w in weights.values() if isinstance(w, Weight)]
         for w in matrices:
             sizes[w.kind if w.kind in sizes else "bf16"] += w.nbytes
         self.dtype = _DTYPES[max(sizes, key=lambda kind: sizes[kind])]
-        self._expected = sum(w.nbytes for w in matrices)
+        self._expected = sum(matrix_bytes(w.kind, w.shape) for w in matrices)
         self._matrices.clear(self.dtype)
+
+    def _check(self, config: ModelConfig) -> None:
+        for part, ops in _NEEDS.items():
+            missing = [op for op in ops if not hasattr(self, op)]
+            if getattr(config, part) is not None and missing:
+                raise ModelError(
+                    f"Models of the family {config.family} need {' and '.join(missing)}, for which "
+                    "there are no kernels for GPUs yet; run it on the CPU."
+                )
 
     def available_memory(self) -> int | None:
         free = free_memory(self.device)
@@ -94,8 +119,8 @@ class TritonOps:
             finally:
                 self._recording = self._constant.used = None
 
-        recorded()
         if not INTERPRETER:
+            recorded()  # compiles kernels and binds matrices, which cannot be captured
             return capture(recording, recorded, self._pool)
 
         def replay() -> T:
@@ -129,9 +154,7 @@ class TritonOps:
         gains = self._constant(gain_D), self._constant(bias_D)
         return norms.layer_norm(x_TD, *gains, eps, self.dtype)
 
-    def add_layer_norm(
-        self, x_TD: T, y_TD: T, gain_D: Any, bias_D: Any, eps: float
-    ) -> tuple[T, T]:
+    def add_layer_norm(self, x_TD: T, y_TD: T, gain_D: Any, bias_D: Any, eps: float) -> tuple[T, T]:
         gains = self._constant(gain_D), self._constant(bias_D)
         return norms.add_layer_norm(x_TD, y_TD, *gains, eps, self.dtype)
 
@@ -246,7 +269,9 @@ class TritonOps:
 
     def _table(self, rope_PD: Any) -> T:
         """One without columns, which is made anew at each call, is not looked for."""
-        return self._constant(rope_PD) if rope_PD.shape[1] else torch.empty(0, 0, device=self.device)
+        return (
+            self._constant(rope_PD) if rope_PD.shape[1] else torch.empty(0, 0, device=self.device)
+        )
 
     def attention(
         self,
@@ -278,3 +303,23 @@ class TritonOps:
             first=first,
         )
         return out.flatten(1)
+
+    # ---- sampling ---------------------------------------------------------------------------
+
+    def sample(self, logits_LV: T, args: SampleArgs) -> SampleResult:
+        return _results(sampling.sample(logits_LV, args))
+
+    def score(self, logits_LV: T, ids_L: Any, num_logprobs: int) -> SampleResult:
+        ids = torch.tensor(ids_L, dtype=torch.int32, device=self.device)
+        return _results(sampling.score(logits_LV, ids, num_logprobs))
+
+
+def _results(found: sampling.Sampled) -> SampleResult:
+    """On the host, by one transfer: the only wait for the device in a step."""
+    parts = [part.view(torch.int32) for part in found]
+    flat = torch.cat([part.flatten() for part in parts]).cpu().numpy()
+    ends = np.cumsum([part.numel() for part in parts])[:-1]
+    ids, logprobs, top_ids, top_logprobs = (
+        array.reshape(part.shape) for array, part in zip(np.split(flat, ends), parts, strict=True)
+    )
+    return SampleResult(ids, logprobs.view(np.float32), top_ids, top_logprobs.view(np.float32))

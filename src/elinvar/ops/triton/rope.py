@@ -1,6 +1,6 @@
 """One kernel from a step's queries, keys and values to the cache: norms, rotation, formats, writing.
 
-A program has some heads of one token, of queries, of keys or of values. What it computes:
+A program has some heads, of queries, of keys or of values, those of a token side by side. What it computes:
 `rope_write` in ops/api.py; how the cache lies: caches.py. Bytes of a token are those of its row of
 qkv (4 each), of its queries in `a` bytes and of its keys and values as the cache stores them.
 """
@@ -14,47 +14,46 @@ import triton.language as tl
 from elinvar.ops.triton.caches import KVLayer
 from elinvar.ops.triton.cases import KernelCase
 from elinvar.ops.triton.device import INTERPRETER
-from elinvar.ops.triton.numbers import saturate_int8, to_cache, to_int8
+from elinvar.ops.triton.numbers import narrow, saturate_int8, to_cache, to_int8
 
-HEADS = 64 if INTERPRETER else 8
-"""Most heads of a program."""
+ROWS = 256 if INTERPRETER else 8
+"""Heads of a program."""
 
 
 @triton.jit
-def _squares(row, first, COUNT: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr,
+def _squares(row, first, COUNT: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
              BLOCK: tl.constexpr):  # fmt: skip
-    """Sums of squares of COUNT heads from head `first` on, one after the other -> []"""
+    """Sums of squares of the COUNT heads of each token from head `first` on, one after the other."""
     at = tl.arange(0, BLOCK)[None, :]
-    sums = tl.zeros((HEADS,), tl.float32)
-    for tile in tl.static_range((COUNT + HEADS - 1) // HEADS):
-        head = (tile * HEADS + tl.arange(0, HEADS))[:, None]
-        x = tl.load(row + (first + head) * D + at, (head < COUNT) & (at < D), 0.0).to(tl.float32)
+    sums = tl.zeros((ROWS,), tl.float32)
+    for head in range(COUNT):
+        x = tl.load(row + (first + head) * D + at, at < D, 0.0).to(tl.float32)
         sums += tl.sum(x * x, 1)
-    return tl.sum(sums, 0)
+    return sums
 
 
 @triton.jit
 def _normed(x, at, heads, gain, inverse, D: tl.constexpr, WHOLE: tl.constexpr, inside):
-    """x times 1 / rms times its gain; heads [HEADS, 1]: their places among those of their part."""
+    """x times 1 / rms times its gain; heads [ROWS, 1]: their places among those of their part."""
     place = heads * D + at if WHOLE else at
     return x * inverse[:, None] * tl.load(gain + place, inside, 0.0)
 
 
 @triton.jit
 def _part(row, first, heads, gain, table, eps, COUNT: tl.constexpr, D: tl.constexpr,
-          R: tl.constexpr, WHOLE: tl.constexpr, HEADS: tl.constexpr,
+          R: tl.constexpr, WHOLE: tl.constexpr, ROWS: tl.constexpr,
           BLOCK: tl.constexpr):  # fmt: skip
-    """Heads [HEADS, BLOCK] of a part that begins at head `first` and has COUNT: normed where there
-    is a gain, of each head or of all as one row (WHOLE), and their first R dims rotated."""
+    """A head of each token, of a part that begins at head `first` and has COUNT [ROWS, BLOCK]: normed
+    where there is a gain, of each head or of all as one row (WHOLE), and the first R dims rotated.
+    row, heads, table [ROWS, 1]: where the token's row begins, which head, the cosines of its place."""
     at = tl.arange(0, BLOCK)[None, :]
-    heads = heads[:, None]
-    inside = (heads < COUNT) & (at < D)
+    inside = at < D
     head_row = row + (first + heads) * D
     x = tl.load(head_row + at, inside, 0.0).to(tl.float32)
-    inverse = tl.zeros((HEADS,), tl.float32)
+    inverse = tl.zeros((ROWS,), tl.float32)
     if gain is not None:
         if WHOLE:
-            inverse += _squares(row, first, COUNT, D, HEADS, BLOCK) / (COUNT * D)
+            inverse = _squares(row, first, COUNT, D, ROWS, BLOCK) / (COUNT * D)
         else:
             inverse = tl.sum(x * x, 1) / D
         inverse = 1.0 / tl.sqrt_rn(inverse + eps)
@@ -64,80 +63,86 @@ def _part(row, first, heads, gain, table, eps, COUNT: tl.constexpr, D: tl.conste
         low = at < HALF
         turned = at < R
         other = tl.where(low, at + HALF, at - HALF)
-        pair = tl.load(head_row + other, inside & turned, 0.0).to(tl.float32)
+        pair = tl.load(head_row + other, turned, 0.0).to(tl.float32)
         if gain is not None:
-            pair = _normed(pair, other, heads, gain, inverse, D, WHOLE, inside & turned)
+            pair = _normed(pair, other, heads, gain, inverse, D, WHOLE, turned)
         angle = tl.where(low, at, at - HALF)
         cos = tl.load(table + angle, turned, 1.0)
         sin = tl.load(table + HALF + angle, turned, 0.0)
         x = tl.where(turned, tl.fma(x, cos, tl.where(low, -pair, pair) * sin), x)
-    return tl.where(inside, x, 0.0)
+    return x
 
 
 @triton.jit
-def _turned(x, TURNED: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr):
+def _turned(x, TURNED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Sums and differences of dims 16, 32 .. apart, TURNED of them together."""
     APART: tl.constexpr = BLOCK if TURNED == 1 else 16
     if APART < BLOCK:
         for stage in tl.static_range(5):
             if 2 << stage <= TURNED:
-                pairs = tl.reshape(x, (HEADS, BLOCK // (32 << stage), 2, 16 << stage))
+                pairs = tl.reshape(x, (ROWS, BLOCK // (32 << stage), 2, 16 << stage))
                 a, b = tl.split(tl.permute(pairs, (0, 1, 3, 2)))
                 both = tl.permute(tl.join(a + b, a - b), (0, 1, 3, 2))
-                x = tl.reshape(both, (HEADS, BLOCK))
+                x = tl.reshape(both, (ROWS, BLOCK))
     return x
 
 
 @triton.jit
-def _store(x, heads, cache, scales, slot, block_stride, head_stride, scale_block, scale_head,
-           COUNT: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr, KIND: tl.constexpr,
-           TURNED: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Vectors [HEADS, BLOCK] of one slot in the cache's format."""
+def _store(x, heads, live, cache, scales, slots, block_stride, head_stride, scale_block, scale_head,
+           D: tl.constexpr, PADDED: tl.constexpr, KIND: tl.constexpr, TURNED: tl.constexpr,
+           ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Vectors [ROWS, BLOCK] in the cache's format, each of a head (heads [ROWS, 1]) and in a slot."""
     at = tl.arange(0, BLOCK)[None, :]
-    inside = (heads[:, None] < COUNT) & (at < D)
-    block, place = (slot // 32).to(tl.int64), slot % 32
-    to = cache + block * block_stride + heads[:, None] * head_stride + place * PADDED + at
+    block, place = (slots // 32).to(tl.int64), slots % 32
+    to = cache + block * block_stride + heads * head_stride + place * PADDED + at
     if KIND == "int8":
-        x = _turned(saturate_int8(x, TURNED), TURNED, HEADS, BLOCK)
+        x = _turned(saturate_int8(x, TURNED), TURNED, ROWS, BLOCK)
         codes, scale = to_int8(x, tl.max(tl.abs(x), 1)[:, None])
-        tl.store(to, codes, inside)
-        to = scales + block * scale_block + heads[:, None] * scale_head + place
-        tl.store(to, scale / TURNED, heads[:, None] < COUNT)
+        tl.store(to, codes, live & (at < D))
+        to = scales + block * scale_block + heads * scale_head + place
+        tl.store(to, scale / TURNED, live)
     else:
-        tl.store(to, to_cache(x, KIND), inside)
+        tl.store(to, to_cache(x, KIND), live & (at < D))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _rope_kernel(x, positions, table, q_out, q_gain, k_gain, v_gain, k, v, k_scales, v_scales,
-                 slots, eps, block_stride, head_stride, scale_block, scale_head,
+                 slots, num_tokens, eps, block_stride, head_stride, scale_block, scale_head,
                  H: tl.constexpr, HKV: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
                  R: tl.constexpr, PADDED: tl.constexpr, Q_WHOLE: tl.constexpr,
                  K_WHOLE: tl.constexpr, KIND: tl.constexpr, TURNED: tl.constexpr,
-                 HEADS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Programs (token, tile of heads): first the tiles of queries, then those of keys, of values."""
-    token = tl.program_id(0).to(tl.int64)
-    tile = tl.program_id(1)
-    Q_TILES: tl.constexpr = (H + HEADS - 1) // HEADS
-    KV_TILES: tl.constexpr = (HKV + HEADS - 1) // HEADS
-    row = x + token * N
-    table += tl.load(positions + token).to(tl.int64) * R
-    if tile < Q_TILES:
-        heads = tile * HEADS + tl.arange(0, HEADS)
-        q = _part(row, 0, heads, q_gain, table, eps, H, D, R, Q_WHOLE, HEADS, BLOCK)
+                 ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """First the tiles of queries, heads of a token side by side, then those of keys, of values."""
+    tile = tl.program_id(0)
+    q_tiles = tl.cdiv(num_tokens * H, ROWS)
+    kv_tiles = tl.cdiv(num_tokens * HKV, ROWS)
+    if tile < q_tiles:
+        which = tile * ROWS + tl.arange(0, ROWS)[:, None]
+        live = which < num_tokens * H
+        token = tl.where(live, which // H, 0)
+        cosines = table + tl.load(positions + token).to(tl.int64) * R
+        row = x + token.to(tl.int64) * N
+        q = _part(row, 0, which % H, q_gain, cosines, eps, H, D, R, Q_WHOLE, ROWS, BLOCK)
         at = tl.arange(0, BLOCK)[None, :]
-        to = q_out + (token * H + heads[:, None]) * D + at
-        tl.store(to, q.to(q_out.dtype.element_ty), (heads[:, None] < H) & (at < D))
-    elif tile < Q_TILES + KV_TILES:
-        if HKV > 0:
-            heads = (tile - Q_TILES) * HEADS + tl.arange(0, HEADS)
-            y = _part(row, H, heads, k_gain, table, eps, HKV, D, R, K_WHOLE, HEADS, BLOCK)
-            _store(y, heads, k, k_scales, tl.load(slots + token), block_stride, head_stride,
-                   scale_block, scale_head, HKV, D, PADDED, KIND, TURNED, HEADS, BLOCK)  # fmt: skip
+        q_to = q_out + which.to(tl.int64) * D + at
+        tl.store(q_to, narrow(q, q_out.dtype.element_ty), live & (at < D))
     elif HKV > 0:
-        heads = (tile - Q_TILES - KV_TILES) * HEADS + tl.arange(0, HEADS)
-        y = _part(row, H + HKV, heads, v_gain, table, eps, HKV, D, 0, False, HEADS, BLOCK)
-        _store(y, heads, v, v_scales, tl.load(slots + token), block_stride, head_stride,
-               scale_block, scale_head, HKV, D, PADDED, KIND, 1, HEADS, BLOCK)  # fmt: skip
+        values = tile >= q_tiles + kv_tiles
+        which = (tile - q_tiles) % kv_tiles * ROWS + tl.arange(0, ROWS)[:, None]
+        live = which < num_tokens * HKV
+        token = tl.where(live, which // HKV, 0)
+        heads = which % HKV
+        row = x + token.to(tl.int64) * N
+        to = tl.load(slots + token)
+        if values:
+            y = _part(row, H + HKV, heads, v_gain, table, eps, HKV, D, 0, False, ROWS, BLOCK)
+            _store(y, heads, live, v, v_scales, to, block_stride, head_stride, scale_block,
+                   scale_head, D, PADDED, KIND, 1, ROWS, BLOCK)  # fmt: skip
+        else:
+            cosines = table + tl.load(positions + token).to(tl.int64) * R
+            y = _part(row, H, heads, k_gain, cosines, eps, HKV, D, R, K_WHOLE, ROWS, BLOCK)
+            _store(y, heads, live, k, k_scales, to, block_stride, head_stride, scale_block,
+                   scale_head, D, PADDED, KIND, TURNED, ROWS, BLOCK)  # fmt: skip
 
 
 def rope_write(
@@ -158,16 +163,16 @@ def rope_write(
     out = torch.empty((len(qkv), num_heads, dim), dtype=dtype, device=qkv.device)
     block_stride, head_stride, padded, _ = kv.k.stride()
     scale_strides = (0, 0) if kv.k_scales is None else kv.k_scales.stride()[:2]
-    heads = min(HEADS, triton.next_power_of_2(max(num_heads, num_kv)))
     kv_parts = 1 if kv.keys_alone else 2
-    tiles = triton.cdiv(num_heads, heads) + kv_parts * triton.cdiv(num_kv, heads)
-    _rope_kernel[len(qkv), tiles](
+    tokens = len(qkv)
+    tiles = triton.cdiv(tokens * num_heads, ROWS) + kv_parts * triton.cdiv(tokens * num_kv, ROWS)
+    _rope_kernel[tiles,](
         *(qkv, positions_T, rope_PD, out, q_gain, k_gain, v_gain),
-        *(kv.k, kv.v, kv.k_scales, kv.v_scales, slots_T, eps),
+        *(kv.k, kv.v, kv.k_scales, kv.v_scales, slots_T, tokens, eps),
         *(block_stride, head_stride, *scale_strides),
         *(num_heads, num_kv, qkv.shape[1], dim, rope_PD.shape[1], padded),
         *(_whole(q_gain, dim), _whole(k_gain, dim), kv.dtype, kv.turned_dims),
-        *(heads, triton.next_power_of_2(dim)),
+        *(ROWS, triton.next_power_of_2(dim)),
     )
     return out
 
@@ -184,12 +189,11 @@ def rope_queries(
     q = q_TN.contiguous()
     dim = q.shape[1] // num_heads
     out = torch.empty((len(q), num_heads, dim), dtype=dtype, device=q.device)
-    heads = min(HEADS, triton.next_power_of_2(num_heads))
-    _rope_kernel[len(q), triton.cdiv(num_heads, heads)](
+    _rope_kernel[triton.cdiv(len(q) * num_heads, ROWS),](
         *(q, positions_T, rope_PD, out, gain_D, None, None),
-        *(None, None, None, None, None, eps, 0, 0, 0, 0),
+        *(None, None, None, None, None, len(q), eps, 0, 0, 0, 0),
         *(num_heads, 0, q.shape[1], dim, rope_PD.shape[1], dim),
-        *(_whole(gain_D, dim), False, "", 1, heads, triton.next_power_of_2(dim)),
+        *(_whole(gain_D, dim), False, "", 1, ROWS, triton.next_power_of_2(dim)),
     )
     return out
 
@@ -201,12 +205,12 @@ def _whole(gain: torch.Tensor | None, dim: int) -> bool:
 
 def _case(name: str, cache: str, **other: object) -> KernelCase:
     pointers = {"x": "*fp32", "positions": "*i32", "table": "*fp32", "q_out": "*bf16"}
-    pointers |= {"k": cache, "v": cache, "slots": "*i32", "eps": "fp32"}
+    pointers |= {"k": cache, "v": cache, "slots": "*i32", "num_tokens": "i32", "eps": "fp32"}
     strides = dict.fromkeys(("block_stride", "head_stride", "scale_block", "scale_head"), "i32:16")
     optional = dict.fromkeys(("q_gain", "k_gain", "v_gain", "k_scales", "v_scales"))
     constexprs: dict[str, object] = {
         **{"H": 32, "HKV": 8, "N": 6144, "D": 128, "R": 128, "PADDED": 128, "Q_WHOLE": False},
-        **{"K_WHOLE": False, "KIND": "f16", "TURNED": 1, "HEADS": 8, "BLOCK": 128},
+        **{"K_WHOLE": False, "KIND": "f16", "TURNED": 1, "ROWS": 8, "BLOCK": 128},
     }
     given = {name: "*fp32" for name in optional if other.pop(name, False)}
     rest = {name: None for name in optional if name not in given}
@@ -216,8 +220,14 @@ def _case(name: str, cache: str, **other: object) -> KernelCase:
 COMPILED = [
     _case("rope/llama-f16", "*fp16"),
     _case("rope/qwen3-fp8", "*u8", KIND="fp8", q_gain=True, k_gain=True),
-    _case("rope/olmo2-bf16", "*bf16", KIND="bf16", q_gain=True, k_gain=True,
-          Q_WHOLE=True, K_WHOLE=True),  # fmt: skip
-    _case("rope/partial-int8", "*i8", KIND="int8", R=64, TURNED=8,
-          k_scales=True, v_scales=True),  # fmt: skip
+    _case(
+        "rope/olmo2-bf16",
+        "*bf16",
+        KIND="bf16",
+        q_gain=True,
+        k_gain=True,
+        Q_WHOLE=True,
+        K_WHOLE=True,
+    ),
+    _case("rope/partial-int8", "*i8", KIND="int8", R=64, TURNED=8, k_scales=True, v_scales=True),
 ]

@@ -16,7 +16,7 @@ import triton.language as tl
 from elinvar.base.config import Scoring
 from elinvar.ops.triton.cases import KernelCase
 
-_LOWEST = tl.constexpr(-3.4e38)
+_LOWEST = tl.constexpr(-1.7e38)
 _CLOSED = tl.constexpr(float("-inf"))
 
 
@@ -37,10 +37,10 @@ def route_kernel(logits, bias, ids, weights, stride, scaling, k: tl.constexpr, S
     live = (g[:, None] < GROUPS) & (s[None, :] < SIZE)
     experts = g[:, None] * SIZE + s[None, :]
     row = tl.load(logits + token * stride + experts, mask=live, other=_CLOSED).to(tl.float32)
-    # Finite numbers: NaN is the lowest, and nothing that is open is as low as what is closed.
+    # Finite numbers, and their differences: NaN is the lowest, what is closed is lower still.
     row = tl.where(row > _LOWEST, tl.minimum(row, -_LOWEST), _LOWEST)
     if SIGMOID:
-        scores = 1 / (1 + tl.exp(-row))
+        scores = 1 / (1 + tl.exp(-tl.maximum(row, -87.0)))
     else:
         scores = tl.where(live, tl.exp(row - tl.max(tl.where(live, row, _CLOSED))), 0)
         scores /= tl.sum(scores)

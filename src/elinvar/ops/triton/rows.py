@@ -13,12 +13,23 @@ import triton
 import triton.language as tl
 
 from elinvar.base.config import Activation
-from elinvar.ops.triton.activations import activated, gated_product
+from elinvar.ops.triton.activations import activated, rounded_product
 from elinvar.ops.triton.cases import KernelCase
 from elinvar.ops.triton.device import INTERPRETER
+from elinvar.ops.triton.numbers import narrow
 
 BLOCK = 65536 if INTERPRETER else 1024
 """Most columns of a row that a program has."""
+ROWS = 64 if INTERPRETER else 1
+_ANY_ROWS = ["num_rows"]
+
+
+@triton.jit
+def _place(num_rows, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows [ROWS, 1] and columns [1, BLOCK] of this program, and which of them are there."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    return rows, at, (rows < num_rows) & (at < D)
 
 
 @triton.jit
@@ -30,19 +41,18 @@ def tanh(x):
     return tl.where(tl.abs(x) < 0.125, series, far)
 
 
-@triton.jit
-def _map_kernel(x, out, factor, D: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * D
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < D
-    value = tl.load(x + row + at, inside, 0.0).to(tl.float32)
+@triton.jit(do_not_specialize=_ANY_ROWS)
+def _map_kernel(x, out, num_rows, factor, D: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr,
+                BLOCK: tl.constexpr):  # fmt: skip
+    row, at, inside = _place(num_rows, D, ROWS, BLOCK)
+    value = tl.load(x + row * D + at, inside, 0.0).to(tl.float32)
     if KIND == "scale":
         value = value * factor
     elif KIND == "softcap":
         value = factor * tanh(value / factor)
     else:
         value = activated(value, KIND)
-    tl.store(out + row + at, value.to(out.dtype.element_ty), inside)
+    tl.store(out + row * D + at, narrow(value, out.dtype.element_ty), inside)
 
 
 def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
@@ -63,7 +73,7 @@ def activate(x: torch.Tensor, activation: Activation, dtype: torch.dtype) -> tor
 def _map(x: torch.Tensor, kind: str, dtype: torch.dtype, factor: float) -> torch.Tensor:
     x, (rows, dim) = x.contiguous(), x.shape
     out, block = torch.empty_like(x, dtype=dtype), _block(dim)
-    _map_kernel[rows, triton.cdiv(dim, block)](x, out, factor, dim, kind, block)
+    _map_kernel[_grid(rows, dim)](x, out, rows, factor, dim, kind, ROWS, block)
     return out
 
 
@@ -71,13 +81,15 @@ def _block(dim: int) -> int:
     return min(BLOCK, triton.next_power_of_2(dim))
 
 
-@triton.jit
-def _columns_kernel(x, y, out, y_stride, first, D: tl.constexpr, KIND: tl.constexpr,
-                    BLOCK: tl.constexpr):  # fmt: skip
+def _grid(rows: int, dim: int) -> tuple[int, int]:
+    return triton.cdiv(rows, ROWS), triton.cdiv(dim, _block(dim))
+
+
+@triton.jit(do_not_specialize=_ANY_ROWS)
+def _columns_kernel(x, y, out, num_rows, y_stride, first, D: tl.constexpr, KIND: tl.constexpr,
+                    ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """A row of x with D columns of a row of y, from `first` on."""
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < D
+    row, at, inside = _place(num_rows, D, ROWS, BLOCK)
     a = tl.load(x + row * D + at, inside, 0.0).to(tl.float32)
     b = tl.load(y + row * y_stride + first + at, inside, 0.0).to(tl.float32)
     if KIND == "add":
@@ -86,7 +98,7 @@ def _columns_kernel(x, y, out, y_stride, first, D: tl.constexpr, KIND: tl.conste
         value = a * b
     else:
         value = a / (1.0 + tl.exp(-b))
-    tl.store(out + row * D + at, value.to(out.dtype.element_ty), inside)
+    tl.store(out + row * D + at, narrow(value, out.dtype.element_ty), inside)
 
 
 def add(x_TD: torch.Tensor, y_TD: torch.Tensor) -> torch.Tensor:
@@ -111,21 +123,19 @@ def _columns(
     (rows, dim), stride = x.shape, 0 if len(y) < len(x) else y.shape[1]
     out = torch.empty_like(x, dtype=dtype)
     block = _block(dim)
-    grid = rows, triton.cdiv(dim, block)
-    _columns_kernel[grid](x, y, out, stride, first, dim, kind, block)
+    _columns_kernel[_grid(rows, dim)](x, y, out, rows, stride, first, dim, kind, ROWS, block)
     return out
 
 
-@triton.jit
-def _gated_kernel(x, out, N: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < N
+@triton.jit(do_not_specialize=_ANY_ROWS)
+def _gated_kernel(x, out, num_rows, N: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr,
+                  BLOCK: tl.constexpr):  # fmt: skip
+    row, at, inside = _place(num_rows, N, ROWS, BLOCK)
     gate = tl.load(x + row * 2 * N + at, inside, 0.0).to(tl.float32)
     up = tl.load(x + row * 2 * N + N + at, inside, 0.0).to(tl.float32)
     kind: tl.constexpr = out.dtype.element_ty
-    value = gated_product(gate.to(kind).to(tl.float32), up.to(kind).to(tl.float32), ACTIVATION)
-    tl.store(out + row * N + at, value.to(out.dtype.element_ty), inside)
+    value = rounded_product(gate, up, kind, ACTIVATION)
+    tl.store(out + row * N + at, narrow(value, kind), inside)
 
 
 def gated(x_TN: torch.Tensor, activation: Activation, dtype: torch.dtype) -> torch.Tensor:
@@ -134,17 +144,17 @@ def gated(x_TN: torch.Tensor, activation: Activation, dtype: torch.dtype) -> tor
     rows, dim = len(x), x.shape[1] // 2
     out = torch.empty((rows, dim), dtype=dtype, device=x.device)
     block = _block(dim)
-    _gated_kernel[rows, triton.cdiv(dim, block)](x, out, dim, activation, block)
+    _gated_kernel[_grid(rows, dim)](x, out, rows, dim, activation, ROWS, block)
     return out
 
 
-@triton.jit
-def _scale_heads_kernel(q, positions, factors, out, N: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    factor = tl.load(factors + tl.load(positions + row))
-    value = tl.load(q + row * N + at, at < N, 0.0).to(tl.float32) * factor
-    tl.store(out + row * N + at, value.to(out.dtype.element_ty), at < N)
+@triton.jit(do_not_specialize=_ANY_ROWS)
+def _scale_heads_kernel(q, positions, factors, out, num_rows, N: tl.constexpr, ROWS: tl.constexpr,
+                        BLOCK: tl.constexpr):  # fmt: skip
+    row, at, inside = _place(num_rows, N, ROWS, BLOCK)
+    factor = tl.load(factors + tl.load(positions + tl.minimum(row, num_rows - 1)))
+    value = tl.load(q + row * N + at, inside, 0.0).to(tl.float32) * factor
+    tl.store(out + row * N + at, narrow(value, out.dtype.element_ty), inside)
 
 
 def scale_heads(
@@ -154,8 +164,9 @@ def scale_heads(
     q = q_THD.contiguous()
     out, dim = torch.empty_like(q), q.shape[1] * q.shape[2]
     block = _block(dim)
-    grid = len(q), triton.cdiv(dim, block)
-    _scale_heads_kernel[grid](q, positions_T, factors_P, out, dim, block)
+    _scale_heads_kernel[_grid(len(q), dim)](
+        q, positions_T, factors_P, out, len(q), dim, ROWS, block
+    )
     return out
 
 
@@ -214,38 +225,52 @@ COMPILED = [
     KernelCase(
         "map/silu",
         _map_kernel,
-        {**_X_TO_OUT, "factor": "fp32"},
-        {"D": 14336, "KIND": "silu", "BLOCK": 1024},
+        {**_X_TO_OUT, "num_rows": "i32", "factor": "fp32"},
+        {"D": 14336, "KIND": "silu", "ROWS": 1, "BLOCK": 1024},
     ),
     KernelCase(
         "map/softcap",
         _map_kernel,
-        {"x": "*fp32", "out": "*fp32", "factor": "fp32"},
-        {"D": 256000, "KIND": "softcap", "BLOCK": 1024},
+        {"x": "*fp32", "out": "*fp32", "num_rows": "i32", "factor": "fp32"},
+        {"D": 256000, "KIND": "softcap", "ROWS": 1, "BLOCK": 1024},
     ),
     KernelCase(
         "columns/add",
         _columns_kernel,
-        {"x": "*fp32", "y": "*fp32", "out": "*fp32", "y_stride": "i32:16", "first": "i32:16"},
-        {"D": 4096, "KIND": "add", "BLOCK": 1024},
+        {
+            "x": "*fp32",
+            "y": "*fp32",
+            "out": "*fp32",
+            "y_stride": "i32:16",
+            "num_rows": "i32",
+            "first": "i32:16",
+        },
+        {"D": 4096, "KIND": "add", "ROWS": 1, "BLOCK": 1024},
     ),
     KernelCase(
         "columns/sigmoid",
         _columns_kernel,
-        {"x": "*bf16", "y": "*fp32", "out": "*bf16", "y_stride": "i32:16", "first": "i32:16"},
-        {"D": 4096, "KIND": "sigmoid", "BLOCK": 1024},
+        {
+            "x": "*bf16",
+            "y": "*fp32",
+            "out": "*bf16",
+            "y_stride": "i32:16",
+            "num_rows": "i32",
+            "first": "i32:16",
+        },
+        {"D": 4096, "KIND": "sigmoid", "ROWS": 1, "BLOCK": 1024},
     ),
     KernelCase(
         "gated/silu",
         _gated_kernel,
-        _X_TO_OUT,
-        {"N": 14336, "ACTIVATION": "silu", "BLOCK": 1024},
+        {**_X_TO_OUT, "num_rows": "i32"},
+        {"N": 14336, "ACTIVATION": "silu", "ROWS": 1, "BLOCK": 1024},
     ),
     KernelCase(
         "scale_heads",
         _scale_heads_kernel,
-        {"q": "*bf16", "positions": "*i32", "factors": "*fp32", "out": "*bf16"},
-        {"N": 4096, "BLOCK": 1024},
+        {"q": "*bf16", "positions": "*i32", "factors": "*fp32", "out": "*bf16", "num_rows": "i32"},
+        {"N": 4096, "ROWS": 1, "BLOCK": 1024},
     ),
     KernelCase(
         "mix/4",

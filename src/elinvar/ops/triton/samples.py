@@ -7,41 +7,60 @@ import torch
 from elinvar.ops.triton import matrices
 from elinvar.ops.triton.matrices import DeviceKind, Matrix
 
+_FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 _LARGEST = {"q4": 15, "q5": 31}
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def random_matrix(
     kind: DeviceKind, n: int, k: int, device: torch.device | str, seed: int = 0
 ) -> Matrix:
     """[N, K] of numbers about 1 / sqrt(K)."""
-    g = torch.Generator(device).manual_seed(seed)
+    return random_pair(kind, n, k, device, seed)[0]
 
-    def uniform(*shape: int, low: float = 0.5, high: float = 1.5) -> torch.Tensor:
-        return torch.rand(shape, generator=g, device=device) * (high - low) + low
+
+def random_pair(
+    kind: DeviceKind, n: int, k: int, device: torch.device | str, seed: int = 0
+) -> tuple[Matrix, torch.Tensor]:
+    """It, and what it stands for [N, K] f32."""
+    g, size = torch.Generator(device).manual_seed(seed), k**-0.5
+
+    def scales(*shape: int, of: float) -> torch.Tensor:
+        """That f16 holds."""
+        drawn = torch.rand(shape, generator=g, device=device) + 0.5
+        return (drawn * of).to(torch.float16).float()
 
     def codes(low: int, high: int, dtype: torch.dtype = torch.int8) -> torch.Tensor:
         return torch.randint(low, high + 1, (n, k), generator=g, device=device, dtype=dtype)
 
-    size = k**-0.5
-    if kind in ("f32", "bf16", "f16"):
-        dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[kind]
-        w = torch.empty((n, k), dtype=dtype, device=device)
-        return matrices.dense(w.normal_(generator=g).mul_(size))
-    if kind == "int8":
-        return matrices.int8(codes(-127, 127), uniform(n) * size / 64)
-    if kind == "q8":
-        return matrices.grouped(kind, codes(-127, 127), uniform(n, k // 32) * size / 64)
+    if kind in _FLOATS:
+        w = torch.empty((n, k), dtype=_FLOATS[kind], device=device).normal_(generator=g).mul_(size)
+        return matrices.dense(w), w.float()
+    if kind in ("int8", "q8"):
+        c, s = codes(-127, 127), scales(n, 1 if kind == "int8" else k // 32, of=size / 64)
+        made = matrices.int8(c, s[:, 0]) if kind == "int8" else matrices.grouped(kind, c, s)
+        return made, c.float() * _spread(s, k)
     if kind in _LARGEST:
         largest = _LARGEST[kind]
-        scales = uniform(n, k // 32) * size * 4 / largest
-        return matrices.grouped(kind, codes(0, largest), scales, -scales * (largest / 2))
+        c, s = codes(0, largest), scales(n, k // 32, of=size * 4 / largest)
+        mins = (s * (-largest / 2)).to(torch.float16).float()
+        return matrices.grouped(kind, c, s, mins), c.float() * _spread(s, k) + _spread(mins, k)
     if kind == "fp8":
-        exponents = codes(0, 0x7E, torch.uint8)  # all but NaN
-        scales = uniform(-(-n // 128), -(-k // 128)) * size / 64
-        return matrices.fp8(exponents, scales)
-    e2m1 = codes(0, 15, torch.uint8)
+        c = (torch.randn((n, k), generator=g, device=device) * 30).to(torch.float8_e4m3fn)
+        s = scales(-(-n // 128), -(-k // 128), of=size / 30)
+        blocks = s.repeat_interleave(128, 0).repeat_interleave(128, 1)[:n, :k]
+        return matrices.fp8(c, s), c.float() * blocks
+    c = codes(0, 15, torch.uint8)
+    values = torch.tensor([*_E2M1, *(-v for v in _E2M1)], device=device)[c.int()]
     if kind == "mxfp4":
-        scales = torch.full((n, k // 32), 127 - k.bit_length() // 2, device=device)
-        return matrices.mxfp4(e2m1, scales.to(torch.uint8))
-    one = torch.full((n, k // 16), 0x38, dtype=torch.uint8, device=device)  # 1.0 of e4m3
-    return matrices.nvfp4(e2m1, one, torch.tensor(size / 2, device=device))
+        exponent = 127 - k.bit_length() // 2 - 1
+        powers = torch.full((n, k // 32), exponent, device=device, dtype=torch.uint8)
+        return matrices.mxfp4(c, powers), values * 2.0 ** (exponent - 127)
+    s = scales(n, k // 16, of=4.0).to(torch.float8_e4m3fn)
+    whole = torch.tensor(size / 16, device=device)
+    return matrices.nvfp4(c, s, whole), values * _spread(s.float(), k) * whole
+
+
+def _spread(values_NG: torch.Tensor, k: int) -> torch.Tensor:
+    """[N, K], each group's value for all of its numbers."""
+    return values_NG.repeat_interleave(k // values_NG.shape[1], 1)

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton import knobs
 
-INTERPRET = tl.constexpr(knobs.runtime.interpret)
-"""Triton's interpreter multiplies bf16 wrongly (seen in 3.6.0, 3.7.1, 3.9.0)."""
+from elinvar.ops.triton.numbers import INTERPRETED, dot, narrow
+
 BAND = tl.constexpr(8)
 
 
@@ -27,15 +26,6 @@ def place(index, tiles_m, tiles_n):
     height = tl.minimum(tiles_m - first, BAND)
     inside = index % (BAND * tiles_n)
     return first + inside % height, inside // height
-
-
-@triton.jit
-def multiply(w_NK, x_KM, acc_NM):
-    """acc + w x with an f32 sum. ieee: f32 is not rounded to tf32."""
-    if INTERPRET:
-        w_NK = w_NK.to(tl.float32)
-        x_KM = x_KM.to(tl.float32)
-    return tl.dot(w_NK, x_KM, acc_NM, input_precision="ieee")
 
 
 @triton.jit
@@ -85,10 +75,12 @@ def nibbles(byte, PTX: tl.constexpr):
 
 
 @triton.jit
-def signed(code, PTX: tl.constexpr):
-    """2^15 + 128 + a code of int8 -> f32, in the same way."""
+def signed(code, scale, PTX: tl.constexpr):
+    """scale * a code of int8 -> f32, exact: by the mantissa of 2^15 + 128 + code, as above."""
+    if INTERPRETED:  # whose fma rounds twice (seen in Triton 3.6.0)
+        return code.to(tl.float32) * scale
     if PTX:
-        return tl.inline_asm_elementwise(
+        number = tl.inline_asm_elementwise(
             """{
             .reg .b32 byte;
             xor.b32 byte, $4, 0x80808080;
@@ -104,8 +96,9 @@ def signed(code, PTX: tl.constexpr):
             pack=4,
         )
     else:
-        byte = (code ^ -128).to(tl.uint8, bitcast=True)
-        return ((byte.to(tl.uint32) << 8) | 0x47000000).to(tl.float32, bitcast=True)
+        bits = ((code.to(tl.int32) + 128) << 8) | 0x47000000
+        number = bits.to(tl.float32, bitcast=True)
+    return tl.fma(number, scale, -32896 * scale)
 
 
 @triton.jit
@@ -147,7 +140,9 @@ def e8m0(word, place):
 
 
 @triton.jit
-def pair(codes, scales, extra, index, columns_N, N: tl.constexpr, KIND: tl.constexpr, PTX: tl.constexpr):
+def pair(
+    codes, scales, extra, index, columns_N, N: tl.constexpr, KIND: tl.constexpr, PTX: tl.constexpr
+):
     """Two tiles [BLOCK_N, 32] of a packed matrix, f32: dims 64 index .. + 31 and + 32 .. + 63. How
     they are stored: matrices.py."""
     j = tl.arange(0, 32)
@@ -155,9 +150,8 @@ def pair(codes, scales, extra, index, columns_N, N: tl.constexpr, KIND: tl.const
     if KIND == "q8":
         at = codes + row * 64 + columns_N[:, None] * 64 + j[None, :]
         word = tl.load(scales + row + columns_N)[:, None]
-        low, high = half(word, 0), half(word, 1)
-        first = tl.fma(signed(tl.load(at), PTX), low, -32896 * low)
-        second = tl.fma(signed(tl.load(at + 32), PTX), high, -32896 * high)
+        first = signed(tl.load(at), half(word, 0), PTX)
+        second = signed(tl.load(at + 32), half(word, 1), PTX)
     else:
         both = tl.load(codes + row * 32 + columns_N[:, None] * 32 + j[None, :])
         if KIND == "mxfp4":
@@ -204,7 +198,8 @@ def walk(codes, scales, extra, columns_N, x, rows_M, first, last,
 
     w is rounded to the dtype of x first (an f32 matrix, a router, has x rounded to its own): a
     quantised product has the bits of the dense one of what its codes stand for."""
-    acc = tl.zeros((columns_N.shape[0], rows_M.shape[0]), tl.float32)
+    SHAPE: tl.constexpr = (columns_N.shape[0], rows_M.shape[0])
+    acc = tl.zeros(SHAPE, tl.int32 if KIND == "int8" else tl.float32)
     EVEN: tl.constexpr = K % BLOCK_K == 0
     for turn in range(first, last):
         if PACKED:
@@ -212,17 +207,19 @@ def walk(codes, scales, extra, columns_N, x, rows_M, first, last,
                 index = turn * (BLOCK_K // 64) + i
                 w0, w1 = pair(codes, scales, extra, index, columns_N, N, KIND, PTX)
                 x0 = inputs(x, rows_M, index * 64, K, 32, EVEN)
-                acc = multiply(w0.to(x0.dtype), x0, acc)
+                acc = dot(narrow(w0, x0.dtype), x0, acc)
                 x1 = inputs(x, rows_M, index * 64 + 32, K, 32, EVEN)
-                acc = multiply(w1.to(x1.dtype), x1, acc)
+                acc = dot(narrow(w1, x1.dtype), x1, acc)
         else:
             w = wide(codes, scales, columns_N, turn * BLOCK_K, K, KIND, BLOCK_K, EVEN)
             xs = inputs(x, rows_M, turn * BLOCK_K, K, BLOCK_K, EVEN)
             if KIND == "f32":
-                acc = multiply(w, xs.to(tl.float32), acc)
+                acc = dot(w, xs.to(tl.float32), acc)
+            elif KIND == "int8":
+                acc = tl.dot(w, xs, acc, out_dtype=tl.int32)
             else:
-                acc = multiply(w.to(xs.dtype), xs, acc)
-    return acc
+                acc = dot(narrow(w.to(tl.float32), xs.dtype), xs, acc)
+    return acc.to(tl.float32)
 
 
 @triton.jit

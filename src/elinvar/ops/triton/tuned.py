@@ -8,11 +8,15 @@ to what an engine says of itself.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from hashlib import sha256
 from pathlib import Path
 
-from elinvar.base.errors import InputError
+import triton
+
+from elinvar.base.errors import ElinvarError
 from elinvar.ops.triton.configs import Config
 from elinvar.ops.triton.matrices import Matrix
 
@@ -34,6 +38,11 @@ class Table:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
+def place(cache: Path, device: str) -> Path:
+    """Where the table of a device is, in the cache folder."""
+    return cache / "tuned" / f"{re.sub(r'[^a-z0-9]+', '-', device.lower())}.json"
+
+
 def name(w: Matrix) -> str:
     """Under which a matrix is in the table."""
     n, k = w.shape
@@ -42,15 +51,29 @@ def name(w: Matrix) -> str:
 
 
 def read(path: Path) -> Table:
-    """Raises InputError, in one sentence, for a file that is no such table."""
+    """Raises ElinvarError, in one sentence, for a file that is no such table."""
     try:
         document = json.loads(path.read_text())
         configs = {key: _config(key, value) for key, value in document["configs"].items()}
         return Table(str(document["device"]), str(document["triton"]), configs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
+        raise ElinvarError(
             f"{path} is no table of tuned kernels ({error}): run `elinvar tune`."
         ) from None
+
+
+def find_table(cache: Path, device: str) -> Table | None:
+    """What was measured on such a device for kernels of this Triton. Raises as `read` does."""
+    path = place(cache, device)
+    table = read(path) if path.exists() else None
+    return table if table is not None and table.triton == triton.__version__ else None
+
+
+def arithmetic(device: str, table: Table | None) -> str:
+    """Changes when bits may: with the chip, the compiler, and how products are cut."""
+    configs = {} if table is None else {key: asdict(c) for key, c in table.configs.items()}
+    cut = sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()[:12]
+    return f"|{device}|triton {triton.__version__}|{cut}"
 
 
 def _config(key: str, value: Mapping[str, int | None]) -> Config:

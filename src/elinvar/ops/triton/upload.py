@@ -56,8 +56,8 @@ def _mapped(batch: ForwardBatch, move: Callable[[Any], Any]) -> ForwardBatch:
         starts, lens, places, *tables = map(move, sight.arrays)
         sight = Sight(starts, lens, tuple(tables), places)
     if watch is not None:
-        moved = map(move, (watch.sequences, watch.query_start_loc, watch.tokens, watch.positions))
-        watch = Watch(*moved, watch.shares)
+        whose, starts, tokens = map(move, (watch.sequences, watch.query_start_loc, watch.tokens))
+        watch = Watch(whose, starts, tokens, move(watch.positions), watch.shares)
     return replace(
         batch,
         input_ids=move(batch.input_ids),

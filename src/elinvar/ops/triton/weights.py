@@ -15,11 +15,13 @@ from elinvar.ops.triton.lora import Part
 from elinvar.ops.triton.matrices import Matrix, from_weight, join, stack
 from elinvar.ops.triton.matrices import dense as floats
 from elinvar.ops.triton.moe import DeviceExperts
+from elinvar.ops.triton.tuned import Table
 
 
 class Matrices:
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, tuned: Table | None = None) -> None:
         self.device, self.dtype = device, dtype
+        self._fit = tuned.fit if tuned else lambda w: w
         self._joined: dict[tuple[Weight, ...], list[Matrix]] = {}
 
     def clear(self, dtype: torch.dtype) -> None:
@@ -33,7 +35,8 @@ class Matrices:
         if found is None:
             found = [from_weight(w, self.dtype, self.device) for w in weights]
             whole = join(found) if len(found) > 1 else None
-            found = self._joined[weights] = found if whole is None else [whole]
+            found = [self._fit(w) for w in (found if whole is None else [whole])]
+            self._joined[weights] = found
         return found
 
     def one(self, w: Weight) -> Matrix:
@@ -47,12 +50,11 @@ class Matrices:
             if gates[0].kind != ups[0].kind:
                 gates, ups = self._alike(experts.gates, True), self._alike(experts.ups, True)
             both = [join(pair) for pair in zip(gates, ups, strict=True)]
-            biases = experts.gate_bias, experts.up_bias
             experts.handle = DeviceExperts(
-                stack([pair for pair in both if pair is not None]),
-                stack(downs),
-                None if biases[0] is None else self._floats(np.concatenate(biases, axis=1)),
-                None if experts.down_bias is None else self._floats(experts.down_bias),
+                self._fit(stack([pair for pair in both if pair is not None])),
+                self._fit(stack(downs)),
+                self._biases(experts.gate_bias, experts.up_bias),
+                self._biases(experts.down_bias),
             )
         handle: DeviceExperts = experts.handle
         return handle
@@ -62,6 +64,11 @@ class Matrices:
         if dense or len({w.kind for w in weights}) > 1:
             return [floats(self._floats(unpack(w)).to(self.dtype)) for w in weights]
         return [from_weight(w, self.dtype, self.device) for w in weights]
+
+    def _biases(self, *parts: NDArray[np.float32] | None) -> torch.Tensor | None:
+        """Side by side, where there are any."""
+        found = [part for part in parts if part is not None]
+        return self._floats(np.concatenate(found, axis=1)) if found else None
 
     def _floats(self, array: NDArray[np.float32]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)

@@ -1,0 +1,1 @@
+"""What speculation is measured on, and with (benchmarks/speculation.py)."""

@@ -1,0 +1,60 @@
+"""The panels of ops/layout.py taken apart on the device: bytes go there as they are, and a model of
+many GB is there as fast as they travel. The same values as `unpack` and `unpack_codes` give."""
+
+from __future__ import annotations
+
+import torch
+
+from elinvar.ops.layout import CODE_BYTES, GROUP, GROUP_BYTES, PANEL, Weight, num_panels
+
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+def floats(w: Weight, device: torch.device | str) -> torch.Tensor:
+    """[N, K] of a matrix that is not quantised, in its own dtype."""
+    (n, k), dtype = w.shape, _DTYPES[w.kind]
+    values = _bytes(w, device, k * PANEL * dtype.itemsize).view(dtype)
+    return values.view(-1, k, PANEL).transpose(1, 2).reshape(-1, k)[:n].contiguous()
+
+
+def codes(
+    w: Weight, device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Codes [N, K] (int8, of q4 and q5 uint8), scales and, of these, mins f16 [N, K / 32]."""
+    n, k = w.shape
+    groups, scales_at = k // GROUP, CODE_BYTES[w.kind]
+    records = _bytes(w, device, groups * GROUP_BYTES[w.kind]).view(-1, groups, GROUP_BYTES[w.kind])
+    parts = _q8(records) if w.kind == "q8" else _nibbles(records, w.kind == "q5")
+
+    def column(at: int) -> torch.Tensor:
+        values = records[:, :, at : at + 2 * PANEL].contiguous().view(torch.float16)
+        return values.transpose(1, 2).reshape(-1, groups)[:n]
+
+    mins = None if w.kind == "q8" else column(scales_at + 2 * PANEL)
+    return parts.reshape(-1, k)[:n], column(scales_at), mins
+
+
+def _q8(records: torch.Tensor) -> torch.Tensor:
+    """-> [P, 16, G, 8, 4]"""
+    panels, groups, _ = records.shape
+    bytes_ = records[:, :, : CODE_BYTES["q8"]].reshape(panels, groups, 8, PANEL, 4)
+    return bytes_.permute(0, 3, 1, 2, 4).view(torch.int8)
+
+
+def _nibbles(records: torch.Tensor, fifth: bool) -> torch.Tensor:
+    """-> [P, 16, G, 4, 2, 4]: code k = 8 c + 4 half + j of a group is at [.., c, half, j]."""
+    panels, groups, _ = records.shape
+    low = CODE_BYTES["q4"]
+    both = records[:, :, :low].reshape(panels, groups, 4, 1, PANEL, 4)
+    halves = torch.cat([both & 15, both >> 4], 3)  # panel, group, c, half, n, j
+    if fifth:
+        plane = records[:, :, low : CODE_BYTES["q5"]].reshape(panels, groups, 1, 1, PANEL, 4)
+        bit = torch.arange(8, dtype=torch.uint8, device=records.device).view(2, 4).T
+        halves |= ((plane >> bit[:, :, None, None]) & 1) << 4
+    return halves.permute(0, 4, 1, 2, 3, 5)
+
+
+def _bytes(w: Weight, device: torch.device | str, used: int) -> torch.Tensor:
+    """The first bytes of each panel [P, used]: behind them it is filled up."""
+    panels = torch.tensor(w.data).to(device).view(num_panels(w.shape[0]), -1)
+    return panels[:, :used].contiguous()

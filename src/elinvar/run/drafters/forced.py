@@ -1,0 +1,65 @@
+"""Drafts that a grammar forces: names of fields, words of an enumeration, whatever text must follow.
+
+The text must come, its cut into tokens is the model's choice, so these are drafts as others are. Between
+forced texts come white space and values: what was said before tells those (run/drafters/suffix.py), so that
+a chain may hold the name of a field, its value and the name of the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from elinvar.run.drafters.api import Ask, Guess, Seen
+from elinvar.run.drafters.suffix import SuffixDrafter
+from elinvar.run.grammar import Masks
+from elinvar.run.rows import Rows
+
+CUT = 0.95
+"""Chance that a forced text is cut as its encoding is."""
+LEAST = 0.1
+"""Where a whole chain is less likely than this, it ends."""
+
+
+class ForcedDrafter:
+    name = "forced"
+    is_instant = True
+    reads_hidden = False
+
+    def __init__(self, rows: Rows, masks: Masks, suffix: SuffixDrafter | None = None) -> None:
+        """suffix: one that is told what is seen and forgotten."""
+        self._token_ids, self._masks, self._suffix = rows.token_ids, masks, suffix
+
+    def propose(self, asks: Sequence[Ask]) -> list[Guess]:
+        return [self._propose(ask) for ask in asks]
+
+    def _propose(self, ask: Ask) -> Guess:
+        known = self._masks.matcher_at(ask.row, ask.num_tokens, self._token_ids)
+        if known is None:
+            return Guess()
+        matcher, chain, likely, is_forced = known.copy(), Guess(), 1.0, False
+        while len(chain.tokens) < ask.most and likely >= LEAST:
+            if tokens := matcher.forced()[: ask.most - len(chain.tokens)]:
+                more, is_forced = Guess(tokens, [CUT] * len(tokens)), True
+            else:
+                more = self._follow(ask, chain.tokens)
+                if not more.tokens or not matcher.num_valid(more.tokens):
+                    break
+            matcher.accept(more.tokens)
+            chain.tokens += more.tokens
+            chain.chances += more.chances
+            for chance in more.chances:
+                likely *= chance
+        # Without anything forced the other drafter says as much.
+        return chain if is_forced else Guess()
+
+    def _follow(self, ask: Ask, ahead: Sequence[int]) -> Guess:
+        """A token, since behind each there may be a forced text."""
+        if self._suffix is None:
+            return Guess()
+        return self._suffix.follow(ask.row, ask.num_tokens, ahead, 1)
+
+    def observe(self, seen: Seen) -> None:
+        pass
+
+    def forget(self, row: int) -> None:
+        pass

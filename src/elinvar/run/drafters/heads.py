@@ -1,0 +1,199 @@
+"""Heads: drafts from the target's own hidden states (multi-token prediction, EAGLE).
+
+A head makes of the state before a token and of the token a state of it, from which the token after it
+is drawn; from that state and that draft the next one, and so on. Owns what a row needs for it: the
+state of its last computed token. The heads' cache lies in the row's blocks. After each step it holds what
+the heads make of all tokens that were computed, so that blocks can be found, kept and shared with it.
+After a prefix hit nobody knows the state before the first token that is computed: in its slot the
+heads see zeros instead, and guess again a step later.
+
+Legend: T tokens, D model dim, L rows, V vocabulary; a row's num_tokens is n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
+from elinvar.base.plan import PlanItem
+from elinvar.ops.api import F32, Ops
+from elinvar.run.drafters.api import Ask, Guess, Seen
+from elinvar.run.rows import Rows
+
+_NOTHING = -1
+
+
+class Heads(Protocol):
+    """nn.mtp.MTPDecoder and nn.eagle have them."""
+
+    num_heads: int
+    """Beyond them the last one goes on from its own states."""
+    head_dim: int
+    """D"""
+
+    def features(self, hidden_TX: F32) -> F32:
+        """What a head sees of the target's states -> [T, D]."""
+        ...
+
+    def draft(self, batch: ForwardBatch, before_TD: F32, kv: Any, head: int = 0) -> F32:
+        """As in nn.mtp.MTPDecoder -> [L, D]."""
+        ...
+
+    def draft_logits(self, h_LD: F32) -> F32:
+        """[L, V]"""
+        ...
+
+
+class HeadsDrafter:
+    is_instant = False
+    reads_hidden = True
+
+    def __init__(self, name: str, heads: Heads, ops: Ops, kv: Any, rows: Rows) -> None:
+        """kv: as `heads.draft` takes it."""
+        self.name = name
+        self._heads, self._ops, self._kv, self._rows = heads, ops, kv, rows
+        max_rows = len(rows.token_ids)
+        self._at = [_NOTHING] * max_rows
+        """Of each row: before this position its slots hold what they should."""
+        self._before = np.zeros((heads.num_heads, max_rows, heads.head_dim), np.float32)
+        """What each head needs for its slot at that position: the state of the token before it, from
+        the target or from the head before. After `propose` the target's is not known yet."""
+
+    def propose(self, asks: Sequence[Ask]) -> list[Guess]:
+        guesses = [Guess() for _ in asks]
+        live = [
+            (ask, guess)
+            for ask, guess in zip(asks, guesses, strict=True)
+            if ask.num_tokens > self._heads.num_heads and self._at[ask.row] == ask.num_tokens - 1
+        ]
+        last = self._heads.num_heads - 1
+        before = self._before[:, [ask.row for ask, _ in live]]
+        for k in range(max((ask.most for ask, _ in live), default=0)):
+            going = [i for i, (ask, _) in enumerate(live) if ask.most > k]
+            live, before = [live[i] for i in going], before[:, going]
+            asked = [ask for ask, _ in live]
+            # The head that guesses and those after it, whose next slots see this one.
+            leader = min(k, last)
+            batch = self._batch([_item(ask.row, ask.num_tokens - 1 + k, 1) for ask in asked])
+            states = {
+                head: self._heads.draft(batch, before[head], self._kv, head).copy()
+                for head in range(leader, last + 1)
+            }
+            if k == 0:
+                self._reached(asked, states)
+            self._draw(live, self._heads.draft_logits(states[leader]), k)
+            before = np.stack([states[max(head - 1, leader)] for head in range(last + 1)])
+        return guesses
+
+    def _reached(self, asks: Sequence[Ask], states: dict[int, F32]) -> None:
+        """The slots of the last known tokens: no draft was needed for them."""
+        rows = [ask.row for ask in asks]
+        for head in range(1, self._heads.num_heads):
+            self._before[head, rows] = states[head - 1]
+        for ask in asks:
+            self._at[ask.row] = ask.num_tokens
+
+    def _draw(self, live: Sequence[tuple[Ask, Guess]], logits_LV: F32, k: int) -> None:
+        """As the target would, and with its noise."""
+        rows_L = [ask.row for ask, _ in live]
+        position_L: I32 = np.array([ask.num_tokens + k for ask, _ in live], np.int32)
+        args = self._rows.sample_args(rows_L, position_L)
+        args.num_logprobs = 0
+        result = self._ops.sample(logits_LV, args)
+        self._rows.token_ids[rows_L, position_L] = result.ids
+        chances = np.exp(result.logprobs).tolist()
+        for (_, guess), token, chance in zip(live, result.ids.tolist(), chances, strict=True):
+            guess.tokens.append(token)
+            guess.chances.append(chance)
+
+    def observe(self, seen: Seen) -> None:
+        if seen.hidden is None:
+            for item in seen.items:
+                self.forget(item.row)
+            return
+        features_TD = self._heads.features(seen.hidden)
+        items, states = [], []
+        for item, sampled, first in zip(seen.items, seen.sampled, starts(seen), strict=True):
+            stop = item.start + num_computed(item, sampled)
+            begin = self._resume(item)
+            of_item = features_TD[first : first + stop - item.start]
+            if begin == item.start:
+                of_item = np.concatenate([self._before[0, item.row, None], of_item])
+            if stop > begin:
+                items.append(_item(item.row, begin, stop - begin))
+                states.append(of_item[:-1])
+            self._before[0, item.row], self._at[item.row] = of_item[-1], stop
+        if items:
+            self._write(items, states)
+
+    def _resume(self, item: PlanItem) -> int:
+        """The first position whose slots are to be written; what they need is in _before."""
+        row, at = item.row, self._at[item.row]
+        if at in (item.start, item.start + 1):
+            return at
+        self._before[:, row] = 0
+        return item.start
+
+    def _write(self, items: Sequence[PlanItem], states: Sequence[F32]) -> None:
+        """The slots of `items`; states: of each token the target's state of the one before it."""
+        last = self._heads.num_heads - 1
+        for head in range(last + 1):
+            # The first tokens of a sequence have no slot of this head.
+            skipped = [max(head + 1 - item.start, 0) for item in items]
+            kept = [i for i, item in enumerate(items) if item.num_tokens > skipped[i]]
+            if not kept:
+                return
+            spans = [
+                _item(items[i].row, items[i].start + skipped[i], items[i].num_tokens - skipped[i])
+                for i in kept
+            ]
+            batch = self._batch(spans)
+            # Of the last head only keys and values are wanted.
+            count = 0 if head == last else len(batch.input_ids)
+            batch = replace(batch, logit_rows=np.arange(count, dtype=np.int32))
+            before_TD = np.concatenate([states[i][skipped[i] :] for i in kept])
+            h_TD = self._heads.draft(batch, before_TD, self._kv, head)
+            if head < last:
+                items, states = spans, self._handed_on(head + 1, batch, spans, h_TD)
+
+    def _handed_on(
+        self, head: int, batch: ForwardBatch, items: Sequence[PlanItem], h_TD: F32
+    ) -> list[F32]:
+        """What `head` needs for the slots of `items`, from the states [T, D] of the one before it."""
+        states = []
+        for item, own in zip(items, np.split(h_TD, batch.query_start_loc[1:-1]), strict=True):
+            before = self._before[head, item.row, None]
+            states.append(np.concatenate([before, own[:-1]]))
+            self._before[head, item.row] = own[-1]
+        return states
+
+    def _batch(self, items: Sequence[PlanItem]) -> ForwardBatch:
+        batch, _, _ = self._rows.gather(items)
+        if isinstance(batch, DecodeBatch):
+            return batch.flat()
+        return replace(batch, watch=None)
+
+    def forget(self, row: int) -> None:
+        self._at[row] = _NOTHING
+
+
+def _item(row: int, start: int, num_tokens: int) -> PlanItem:
+    return PlanItem("", row, start, num_tokens, True, [])
+
+
+def starts(seen: Seen) -> list[int]:
+    """Where the tokens of each item begin."""
+    if isinstance(seen.batch, DecodeBatch):
+        return list(range(len(seen.items)))
+    starts: list[int] = seen.batch.query_start_loc[:-1].tolist()
+    return starts
+
+
+def num_computed(item: PlanItem, sampled: Sequence[int]) -> int:
+    """Its tokens without the drafts that were wrong."""
+    accepted = max(len(sampled) - 1, 0) if item.num_drafts else 0
+    return item.num_tokens - item.num_drafts + accepted

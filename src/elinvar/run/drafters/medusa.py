@@ -1,0 +1,61 @@
+"""Medusa: each head guesses the token at its own distance from what the target knew last.
+
+Owns the state of each row's last computed token. The heads do not see each other's guesses: a chain of
+them is as good as its first ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from elinvar.base.batch import I32
+from elinvar.nn.medusa import MedusaHeads
+from elinvar.ops.api import Ops
+from elinvar.run.drafters.api import Ask, Guess, Seen
+from elinvar.run.drafters.heads import num_computed, starts
+from elinvar.run.rows import Rows
+
+
+class MedusaDrafter:
+    name = "medusa"
+    is_instant = False
+    reads_hidden = True
+
+    def __init__(self, heads: MedusaHeads, dim: int, ops: Ops, rows: Rows) -> None:
+        """dim: of the target's states."""
+        self._heads, self._ops, self._rows = heads, ops, rows
+        self._states = np.zeros((len(rows.token_ids), dim), np.float32)
+        self._known = [-1] * len(rows.token_ids)
+        """Of each row: the index behind the token that its state is of."""
+
+    def propose(self, asks: Sequence[Ask]) -> list[Guess]:
+        guesses = [Guess() for _ in asks]
+        ready = [i for i, ask in enumerate(asks) if self._known[ask.row] == ask.num_tokens - 1]
+        for k in range(self._heads.num_heads):
+            live = [i for i in ready if asks[i].most > k]
+            if not live:
+                break
+            rows_L = [asks[i].row for i in live]
+            position_L: I32 = np.array([asks[i].num_tokens + k for i in live], np.int32)
+            args = self._rows.sample_args(rows_L, position_L)
+            args.num_logprobs = 0
+            result = self._ops.sample(self._heads.logits(self._states[rows_L], k), args)
+            self._rows.token_ids[rows_L, position_L] = result.ids
+            chances = np.exp(result.logprobs).tolist()
+            for i, token, chance in zip(live, result.ids.tolist(), chances, strict=True):
+                guesses[i].tokens.append(token)
+                guesses[i].chances.append(chance)
+        return guesses
+
+    def observe(self, seen: Seen) -> None:
+        for item, sampled, first in zip(seen.items, seen.sampled, starts(seen), strict=True):
+            count = num_computed(item, sampled)
+            self._known[item.row] = -1 if seen.hidden is None else item.start + count
+            if seen.hidden is not None:
+                dim = self._states.shape[1]
+                self._states[item.row] = seen.hidden[first + count - 1, :dim]
+
+    def forget(self, row: int) -> None:
+        self._known[row] = -1

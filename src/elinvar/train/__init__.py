@@ -1,0 +1,1 @@
+"""Training: small heads that draft for a model. Needs torch, which `elinvar[train]` brings."""

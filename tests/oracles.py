@@ -1,0 +1,54 @@
+"""Drafters for tests, and a policy that verifies whatever they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from elinvar.run import chances
+from elinvar.run.drafters.api import Ask, Guess, Seen
+from elinvar.run.rows import Rows
+
+
+def verify_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts cost nothing, and nobody runs out of credit."""
+    monkeypatch.setattr(chances.Curve, "upto", lambda self, most: [1.0] * (most + 1))
+    monkeypatch.setattr(chances.Account, "is_open", True)
+
+
+class Oracle:
+    """Knows sequences that will come, and is wrong at each index that `errs` says."""
+
+    name = "oracle"
+    reads_hidden = False
+
+    def __init__(
+        self,
+        rows: Rows,
+        sequences: Sequence[Sequence[int]],
+        errs: Callable[[int], bool] = lambda index: False,
+        is_instant: bool = True,
+    ) -> None:
+        self._rows, self._sequences, self._errs = rows, [list(s) for s in sequences], errs
+        self.is_instant = is_instant
+
+    def propose(self, asks: Sequence[Ask]) -> list[Guess]:
+        return [self._guess(ask) for ask in asks]
+
+    def _guess(self, ask: Ask) -> Guess:
+        known = self._rows.token_ids[ask.row, : ask.num_tokens].tolist()
+        for sequence in self._sequences:
+            if sequence[: len(known)] == known:
+                tokens = sequence[len(known) : len(known) + ask.most]
+                for i, token in enumerate(tokens):
+                    if self._errs(len(known) + i):
+                        tokens[i] = (token + 1) % 256
+                return Guess(tokens, [0.9] * len(tokens))
+        return Guess()
+
+    def observe(self, seen: Seen) -> None:
+        pass
+
+    def forget(self, row: int) -> None:
+        pass

@@ -1,0 +1,87 @@
+"""What drafts are worth, and what steps that verify them cost."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elinvar.run.chances import CREDIT, FIRST, OLD, Account, Chances, Curve, grid
+
+booked = st.lists(st.tuples(st.integers(0, 40), st.floats(0.001, 1.0)), max_size=30)
+
+
+@given(booked, st.integers(0, 60))
+def test_a_curve_reaches_as_far_as_asked_and_never_falls(
+    steps: list[tuple[int, float]], most: int
+) -> None:
+    curve = Curve()
+    for drafts, seconds in [(0, 0.01), *steps]:
+        curve.book(drafts, seconds)
+    found = curve.upto(most)
+    assert len(found) == most + 1
+    assert found == sorted(found)
+    assert found[0] == curve.plain
+
+
+def test_between_measurements_it_is_a_line_and_behind_them_goes_on() -> None:
+    curve = Curve()
+    curve.book(0, 2.0)
+    for _ in range(50):
+        curve.book(4, 3.0)
+        curve.book(8, 4.0)
+    assert curve.upto(8)[::2] == [2.0, 2.5, 3.0, 3.5, 4.0]
+    assert 4.9 < curve.upto(12)[12] < 5.1
+
+
+def test_what_seemed_slow_once_is_tried_again() -> None:
+    curve = Curve()
+    curve.book(0, 1.0)
+    curve.book(8, 30.0)
+    assert curve.upto(8)[8] == 30.0
+    for _ in range(OLD + 1):
+        curve.book(1, 1.1)
+    assert curve.upto(8)[8] < 5
+
+
+def test_shapes_are_recorded_at_their_first_use() -> None:
+    curve = Curve()
+    for seconds in (9.0, 2.0, 2.2)[:FIRST]:
+        curve.book(0, seconds)
+    assert curve.plain == 2.0
+
+
+@given(st.integers(0, 500))
+def test_numbers_that_are_measured_together_are_near(drafts: int) -> None:
+    assert drafts <= grid(drafts) <= drafts + max(1, drafts // 4)
+    assert grid(grid(drafts)) == grid(drafts)
+
+
+def test_what_is_said_is_held_against_what_came() -> None:
+    chances = Chances()
+    for _ in range(50):
+        chances.learn(0, [0.9, 0.9], 0)
+        chances.learn(1, [0.2], 1)
+    assert chances.of(2, [0.9])[0] < 0.2
+    assert chances.of(2, [0.2])[0] > 0.8
+    # A row of its own kind is told apart soon.
+    for _ in range(10):
+        chances.learn(3, [0.9, 0.9], 2)
+    assert chances.of(3, [0.9])[0] > 0.5
+    chances.forget(3)
+    assert chances.expected(3, 3) == sorted(chances.expected(3, 3), reverse=True)
+
+
+def test_who_only_loses_costs_a_set_share() -> None:
+    """However much each try loses."""
+    account, lost, passed = Account(), 0.0, 0.0
+    for _ in range(10_000):
+        passed += 1.0
+        account.pass_by(1.0, 1.0)
+        if account.is_open:
+            account.book(-0.7)
+            lost += 0.7
+    assert lost < 0.006 * passed + CREDIT + 1
+    for _ in range(100):
+        account.pass_by(1.0, 1.0)
+        account.book(0.5)
+    assert account.is_open

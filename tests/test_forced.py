@@ -1,0 +1,100 @@
+"""Drafts of what a grammar forces are texts that must come, and a chain of drafts is always allowed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from drafting import guess, rows_for, start
+from elinvar.base.grammar import JsonSchema
+from elinvar.base.plan import RowStart
+from elinvar.base.sampling import SamplingParams
+from elinvar.engine.grammars import Grammars
+from elinvar.run.drafters.forced import ForcedDrafter
+from elinvar.run.drafters.suffix import SuffixDrafter
+from elinvar.run.grammar import Masks
+from elinvar.run.rows import Rows
+from test_grammars import NUM_TOKENS, SCHEMAS, SPELLINGS, allowed, grammars
+
+__all__ = ["grammars"]
+
+QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=QUIET)
+@given(SCHEMAS, st.integers(0, 2**32))
+def test_a_forced_text_is_the_only_one(grammars: Grammars, schema: Any, seed: int) -> None:
+    matcher, rng = grammars.matcher(JsonSchema(json.dumps(schema))), np.random.default_rng(seed)
+    for _ in range(30):
+        tokens, ahead = matcher.forced(), matcher.copy()
+        for byte in b"".join(SPELLINGS[token] for token in tokens):
+            assert {SPELLINGS[token][0] for token in allowed(ahead)} == {byte}
+            ahead.accept([byte])
+        here = sorted(token for token in allowed(matcher) if token < 256)
+        if not here:
+            break
+        matcher.accept([int(rng.choice(here))])
+
+
+def forced_of(grammars: Grammars, rows: Rows, schema: Any, prompt: Sequence[int]) -> ForcedDrafter:
+    """Asked for row 0, with this prompt and schema."""
+    masks, suffix = Masks(NUM_TOKENS, grammars.matcher), SuffixDrafter(rows)
+    grammar = JsonSchema(json.dumps(schema))
+    start(rows, 0, prompt, grammar=grammar)
+    params = SamplingParams(seed=0, grammar=grammar)
+    masks.start(RowStart("", 0, list(prompt), params, [], -1, len(prompt)))
+    return ForcedDrafter(rows, masks, suffix)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=QUIET)
+@given(SCHEMAS, st.integers(0, 2**32), st.integers(1, 16))
+def test_drafts_are_allowed(grammars: Grammars, schema: Any, seed: int, most: int) -> None:
+    rows, rng = rows_for(1), np.random.default_rng(seed)
+    drafter = forced_of(grammars, rows, schema, b'[{"a": 12, "a b": [true, "a b"]}] ')
+    known, matcher = 34, grammars.matcher(JsonSchema(json.dumps(schema)))
+    for _ in range(30):
+        chain = guess(drafter, 0, known, most)
+        assert len(chain.tokens) == len(chain.chances) <= most
+        assert matcher.num_valid(chain.tokens) == len(chain.tokens)
+        tokens = sorted(token for token in allowed(matcher) if token < 256)
+        if not tokens:
+            break
+        # Half of the time what was drafted comes.
+        token = int(rng.choice(tokens))
+        if chain.tokens and chain.tokens[0] < 256 and rng.random() < 0.5:
+            token = chain.tokens[0]
+        rows.token_ids[0, known] = token
+        matcher.accept([token])
+        known += 1
+
+
+def test_a_name_its_value_and_the_next_name(grammars: Grammars) -> None:
+    """The names are forced; what is between them was in the prompt."""
+    names = "customer", "street"
+    schema = {
+        "type": "object",
+        "properties": {name: {"type": "string"} for name in names},
+        "required": names,
+        "additionalProperties": False,
+    }
+    rows, prompt = rows_for(1), b'{"customer": "Ada", "place": "x"} '
+    drafter = forced_of(grammars, rows, schema, prompt)
+    answer = b'{"customer'
+    rows.token_ids[0, len(prompt) : len(prompt) + len(answer)] = list(answer)
+    chain = guess(drafter, 0, len(prompt) + len(answer), 20)
+    assert bytes(chain.tokens) == b'": "Ada", "street": '[: len(chain.tokens)]
+    assert len(chain.tokens) > len(b'": "Ada", "stree')
+    # Nothing is forced in the first four: the other drafter has them.
+    assert guess(drafter, 0, len(prompt) + len(answer), 4).tokens == []
+
+
+def test_a_row_without_a_grammar_has_none(grammars: Grammars) -> None:
+    rows = rows_for(1)
+    start(rows, 0, b"abab")
+    drafter = ForcedDrafter(rows, Masks(NUM_TOKENS, grammars.matcher), SuffixDrafter(rows))
+    assert guess(drafter, 0, 4, 8).tokens == []

@@ -1,0 +1,158 @@
+"""Models on the provider for GPUs, under Triton's interpreter: close to `ref`, and the contract to the
+bit. Sequences are short: a step takes half a second."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from adapters import adapted_engine  # noqa: E402
+from elinvar.base.config import KVSpec  # noqa: E402
+from elinvar.base.errors import ElinvarError, ModelError  # noqa: E402
+from elinvar.base.sampling import SamplingParams  # noqa: E402
+from elinvar.models.load import Loaded  # noqa: E402
+from elinvar.ops import Ops, load_provider  # noqa: E402
+from elinvar.ops.layout import pack_float, unpack  # noqa: E402
+from elinvar.ops.triton import device, provider  # noqa: E402
+from elinvar.run.graphs import Graphs  # noqa: E402
+from engines import answers, tiny_engine, tiny_parts  # noqa: E402
+from helpers import Span, decode_batch, make_batch, make_cache  # noqa: E402
+
+REF = load_provider("ref")
+IDS = [(i * i * 7 + 3 * i + 5) % 250 for i in range(48)]
+
+
+def built(family: str, kind: str) -> tuple[Any, Ops]:
+    ops = load_provider("cuda")
+    return tiny_parts(family, kind).build(ops), ops
+
+
+# Mixtures of experts with sinks and windows; windows, soft caps and norms on heads; streams.
+@pytest.mark.parametrize(
+    ("family", "kind", "within"),
+    [
+        ("gpt_oss", "f32", 5e-6),
+        ("gemma3", "f32", 5e-6),
+        ("llama", "q4", 0.2),
+        ("olmo2", "f16", 0.01),
+    ],
+)
+def test_logits_are_close_to_those_of_ref(family: str, kind: str, within: float) -> None:
+    spans = [Span(IDS, 0, 43, [2, 0]), Span(IDS[5:], 0, 3, [1])]
+    model, ops = built(family, kind)
+    other = tiny_parts(family, kind).build(REF)
+    groups = len(model.kv_specs("f32"))
+    found = model.forward(ops.upload(make_batch(spans, groups)), make_cache(model, ops, 3, "f32"))
+    expected = other.forward(make_batch(spans, groups), make_cache(other, REF, 3, "f32"))
+    np.testing.assert_allclose(found.numpy(), expected, atol=within)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "ends"),
+    [("llama", "q4", (17, 38, 40)), ("qwen3_moe", "f32", (5, 9, 10))],
+)
+def test_neither_chunks_nor_neighbours_change_a_bit(
+    family: str, kind: str, ends: tuple[int, int, int]
+) -> None:
+    """A prompt at once and alone; in chunks beside another; token by token as recorded steps, which
+    a row that nobody asked for fills up."""
+    model, ops = built(family, kind)
+    groups, (first, second, last) = len(model.kv_specs("f16")), ends
+    whole = model.forward(
+        ops.upload(make_batch([Span(IDS, 0, last, [1, 0])], groups)),
+        make_cache(model, ops, 2, "f16"),
+    )
+    graphs = Graphs(model, ops, make_cache(model, ops, 5, "f16"), spare=[5] * groups)
+    blocks, others = [4, 1], [2, 3]
+    rows = []
+    for start, stop in ((0, first), (first, second)):
+        spans = [Span(IDS[::-1], start // 2, stop // 2, others), Span(IDS, start, stop, blocks)]
+        rows.append(graphs.forward(make_batch(spans, groups))[start - stop :].clone())
+    for at in range(second, last):
+        near = [Span(IDS[::-1], second // 2, second // 2 + 1, [block]) for block in others]
+        batch = decode_batch([*near, Span(IDS, at, at + 1, blocks)], groups)
+        rows.append(graphs.forward(batch)[2:3].clone())
+    assert torch.equal(torch.cat(rows), whole)
+
+
+PARAMS = [
+    SamplingParams(max_tokens=2, temperature=0, logprobs=2, ignore_eos=True, seed=0),
+    SamplingParams(max_tokens=2, temperature=0.9, top_k=20, seed=1, logprobs=1, ignore_eos=True),
+    SamplingParams(max_tokens=3, temperature=1.2, top_p=0.9, seed=2, logprobs=0, ignore_eos=True),
+]
+PROMPTS = [IDS[:35], [*IDS[:33], 9], [7, 8]]
+
+
+def test_an_engine_answers_as_its_requests_alone() -> None:
+    """In a batch, with prefixes of each other, cut by the step's budget; then alone, from the cache."""
+    model, ops = built("llama", "q8")
+    batch = tiny_engine("llama", "q8", ops, model, max_step_tokens=24)
+    together = answers(batch, PROMPTS, PARAMS)
+    alone = tiny_engine("llama", "q8", ops, model)
+    pairs = list(zip(PROMPTS, PARAMS, strict=True))
+    assert [answers(alone, [p], [s])[0] for p, s in pairs] == together
+    assert alone.metrics.cached_tokens >= 32
+    expected = answers(tiny_engine("llama", "q8", REF), PROMPTS[:1], PARAMS[:1])
+    assert together[0][0] == expected[0][0]
+
+
+def test_a_request_without_an_adapter_has_the_bits_it_has_alone() -> None:
+    engine = adapted_engine("llama", "bf16", load_provider("cuda"), max_rows=4)
+    params = [SamplingParams(max_tokens=2, temperature=0, adapter=name) for name in (None, "one")]
+    both = answers(engine, [IDS[:9]] * 2, params)
+    assert [answers(engine, [IDS[:9]], [one])[0] for one in params] == both
+    assert both[0] != both[1]
+
+
+def test_pushed_weights_answer_like_the_model_they_come_from() -> None:
+    model, ops = built("llama", "f32")
+    engine = tiny_engine("llama", "f32", ops, model)
+    before = answers(engine, PROMPTS[2:], PARAMS[2:])
+    parts = tiny_parts("llama", "f32")
+    names = [name for name, value in parts.weights.items() if not isinstance(value, np.ndarray)]
+    others = {name: unpack(parts.weights[name])[::-1].copy() for name in names}
+    engine.push_weights({**parts.weights, **others})
+    weights = {**parts.weights, **{n: pack_float("f32", w) for n, w in others.items()}}
+    fresh = load_provider("cuda")
+    pushed = Loaded(parts.family, parts.config, parts.rules, weights).build(fresh)
+    expected = answers(tiny_engine("llama", "f32", fresh, pushed), PROMPTS[2:], PARAMS[2:])
+    assert answers(engine, PROMPTS[2:], PARAMS[2:]) == expected != before
+
+
+def test_blocks_move_as_bytes() -> None:
+    [kv] = load_provider("cuda").kv_layers(KVSpec("full", (0,), 2, 16), 3)
+    kv.k[1] = torch.randn(kv.k[1].shape)
+    kept = bytes(kv.blocks.read(1))
+    kv.blocks.copy(1, 0)
+    assert torch.equal(kv.k[0], kv.k[1]) and kv.k[0].any()
+
+    def fill(to: memoryview) -> bool:
+        to[:] = kept
+        return True
+
+    assert kv.blocks.write(2, fill) and torch.equal(kv.k[2], kv.k[1])
+    assert not kv.blocks.write(1, lambda to: False)
+
+
+def test_where_there_is_no_gpu_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "INTERPRETER", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ElinvarError, match="torch finds no GPU on this machine"):
+        load_provider("cuda")
+    monkeypatch.setitem(sys.modules, "elinvar.ops.triton.provider", None)
+    with pytest.raises(ElinvarError, match=r"pip install 'elinvar\[gpu\]'"):
+        load_provider("cuda")
+
+
+def test_a_model_that_needs_an_op_without_a_kernel_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(provider._NEEDS, "moe", ("a_new_op",))
+    with pytest.raises(ModelError, match="family mixtral need a_new_op, for which there are no"):
+        built("mixtral", "f32")

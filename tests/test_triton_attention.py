@@ -54,9 +54,7 @@ class Case:
 
     def expected(self) -> np.ndarray:
         q, args = self.q.float().numpy(), (self.host, self.starts, self.lengths, self.tables)
-        out = REF.attention(
-            q, *args, self.positions, self.scale, self.window, **self.switches
-        )
+        out = REF.attention(q, *args, self.positions, self.scale, self.window, **self.switches)
         return out.reshape(*q.shape[:2], -1)
 
     def rows(self, r: int, first: int, stop: int) -> torch.Tensor:
@@ -211,7 +209,9 @@ def test_attention_over_fp8() -> None:
 class LatentCase(Case):
     """As Case, of a cache of latents of 40 dims and 12 that are rotated."""
 
-    def __init__(self, kind: str, lengths: list[int], counts: list[int], dtype: torch.dtype) -> None:
+    def __init__(
+        self, kind: str, lengths: list[int], counts: list[int], dtype: torch.dtype
+    ) -> None:
         spec = KVSpec("full", (0,), 1, 52, kind, latent_dim=40)  # type: ignore[arg-type]
         super().__init__(spec, 4, lengths, counts, dtype)
 

@@ -16,8 +16,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from elinvar.ops import SampleArgs  # noqa: E402
-from elinvar.ops import ref_sample  # noqa: E402
+from elinvar.ops import SampleArgs, ref_sample  # noqa: E402
 from elinvar.ops.triton import noise, sampling  # noqa: E402
 from gpu_caches import torched  # noqa: E402
 from sweeps import REF, normal  # noqa: E402

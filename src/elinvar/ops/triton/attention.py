@@ -8,7 +8,8 @@ keys in tiles whose borders are absolute positions. Rows of a tile do not touch 
 of keys of which a row sees nothing leaves the row's bits as they were: p = 0, and what was is
 multiplied by 1. So a row's bits do not depend on who shares its tile, nor on which keys are skipped.
 
-Every SPLIT keys the softmax begins anew, and its state (m, l, a) is merged into the row's in
+Every SPLIT keys the softmax begins anew, and its state (m, t, a), the largest score, the sum of weights
+and the values weighted by them, is merged into the row's in
 ascending order. Where there are few rows, programs share the splits of a row, and the same merge is
 done by a second kernel.
 """
@@ -71,36 +72,33 @@ def tile_of(dims: int, dtype: torch.dtype, kind: KVDtype) -> Tile:
 
 
 @triton.jit
-def merge(m, l, a, m2, l2, a2):
+def merge(m, t, a, m2, t2, a2):
     """The state of a row's keys (max, sum, weighted values) and that of those that follow, as one.
     A state without keys (-inf, 0, 0) changes nothing."""
     n = tl.maximum(m, m2)
     safe = tl.where(n == float("-inf"), 0.0, n)
     c, c2 = tl.exp2(m - safe), tl.exp2(m2 - safe)
-    return n, tl.fma(l, c, l2 * c2), tl.fma(a, c[:, None], a2 * c2[:, None])
+    return n, tl.fma(t, c, t2 * c2), tl.fma(a, c[:, None], a2 * c2[:, None])
 
 
 @triton.jit
-def finish(m, l, a, sink):
-    """Values of a row: a / l, with the head's sink joined last (-inf: none)."""
+def finish(m, t, a, sink):
+    """Values of a row: a / t, with the head's sink joined last (-inf: none)."""
     n = tl.maximum(m, sink)
     c = tl.exp2(m - n)
-    return (a * c[:, None]) / tl.fma(l, c, tl.exp2(sink - n))[:, None]
+    return (a * c[:, None]) / tl.fma(t, c, tl.exp2(sink - n))[:, None]
 
 
 @triton.jit
-def fold(m, l, a, s, unit, RAW: tl.constexpr):
+def fold(m, t, a, s, unit, RAW: tl.constexpr):
     """The state with scores s [M, N] in: max and sum are new, `a` is rescaled, and the weights are
     for the caller to multiply with values. RAW: scores are yet to be multiplied by `unit`."""
     top = tl.max(s, 1)
     n = tl.maximum(m, top * unit if RAW else top)
     safe = tl.where(n == float("-inf"), 0.0, n)
-    if RAW:
-        p = tl.exp2(tl.fma(s, unit, -safe[:, None]))
-    else:
-        p = tl.exp2(s - safe[:, None])
+    p = tl.exp2(tl.fma(s, unit, -safe[:, None])) if RAW else tl.exp2(s - safe[:, None])
     c = tl.exp2(m - safe)
-    return n, tl.fma(l, c, tl.sum(p, 1)), a * c[:, None], p
+    return n, tl.fma(t, c, tl.sum(p, 1)), a * c[:, None], p
 
 
 @triton.jit
@@ -144,7 +142,12 @@ def softcap_log2(x, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def load_queries(
-    rows, D: tl.constexpr, DIMS: tl.constexpr, ROWS: tl.constexpr, TURNED: tl.constexpr, DTYPE: tl.constexpr
+    rows,
+    D: tl.constexpr,
+    DIMS: tl.constexpr,
+    ROWS: tl.constexpr,
+    TURNED: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):
     """Queries at pointers `rows`; TURNED > 1: times Hadamard's matrix over so many dims 16 apart,
     as keys of int8 are kept."""
@@ -173,7 +176,7 @@ def decode_elements(x, KIND: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def _walk(
-    m, l, a, q, position, least, last, first_key, stop,
+    m, t, a, q, position, least, last, first_key, stop,
     table, k, v, k_scales, v_scales, stride_block, stride_scales, first_value, unit,
     KIND: tl.constexpr, SOFTCAP: tl.constexpr, D: tl.constexpr, VALUES: tl.constexpr,
     PADDED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DIMS: tl.constexpr,
@@ -186,8 +189,10 @@ def _walk(
     for start in range(first_key, stop, KEYS):
         keys = start + tl.arange(0, KEYS)
         held = keys <= last  # the table may end where the sequence does
-        block = tl.load(table + keys // _BLOCK, mask=held, other=0) if MASKED else tl.load(
-            table + keys // _BLOCK
+        block = (
+            tl.load(table + keys // _BLOCK, mask=held, other=0)
+            if MASKED
+            else tl.load(table + keys // _BLOCK)
         )
         slot = keys % _BLOCK
         at = block.to(tl.int64) * stride_block + slot * PADDED
@@ -206,15 +211,17 @@ def _walk(
         if MASKED:
             seen = (keys[None, :] <= position[:, None]) & (keys[None, :] >= least[:, None])
             s = tl.where(seen, s, float("-inf"))
-        m, l, a, p = fold(m, l, a, s, unit, RAW)
+        m, t, a, p = fold(m, t, a, s, unit, RAW)
         if KIND == "int8":
             p = p * tl.load(v_scales + scale_at)[None, :]
         if VALUES % PART == 0:
             v_tile = tl.load(v + at[:, None] + values[None, :])
         else:
-            v_tile = tl.load(v + at[:, None] + values[None, :], mask=values[None, :] < VALUES, other=0)
+            v_tile = tl.load(
+                v + at[:, None] + values[None, :], mask=values[None, :] < VALUES, other=0
+            )
         a = dot(p.to(q.dtype), decode_elements(v_tile, KIND, q.dtype), a)
-    return m, l, a
+    return m, t, a
 
 
 @triton.jit
@@ -277,25 +284,25 @@ def attention_kernel(
         begin_key // _SPLIT + tl.program_id(2), last // _SPLIT + 1, tl.num_programs(2)
     ):
         m = tl.full([ROWS], float("-inf"), tl.float32)
-        l = tl.zeros([ROWS], tl.float32)
+        t = tl.zeros([ROWS], tl.float32)
         a = _zeros(ROWS, PART)
         low = tl.maximum(split * _SPLIT, begin_key)
         high = tl.minimum(split * _SPLIT + _SPLIT, last + 1)
         whole_low = tl.minimum(tl.maximum(low, whole_from), high)
         whole_high = tl.maximum(tl.minimum(high, whole_to), whole_low)
         if LIMITED:
-            m, l, a = _walk(
-                m, l, a, q_tile, position, least, last, low, whole_low,
+            m, t, a = _walk(
+                m, t, a, q_tile, position, least, last, low, whole_low,
                 table, k, v, k_scales, v_scales, stride_block, stride_scales, first_value, unit,
                 KIND, SOFTCAP, D, VALUES, PADDED, ROWS, KEYS, DIMS, PART, True,
             )  # fmt: skip
-        m, l, a = _walk(
-            m, l, a, q_tile, position, least, last, whole_low, whole_high,
+        m, t, a = _walk(
+            m, t, a, q_tile, position, least, last, whole_low, whole_high,
             table, k, v, k_scales, v_scales, stride_block, stride_scales, first_value, unit,
             KIND, SOFTCAP, D, VALUES, PADDED, ROWS, KEYS, DIMS, PART, False,
         )  # fmt: skip
-        m, l, a = _walk(
-            m, l, a, q_tile, position, least, last, whole_high, high,
+        m, t, a = _walk(
+            m, t, a, q_tile, position, least, last, whole_high, high,
             table, k, v, k_scales, v_scales, stride_block, stride_scales, first_value, unit,
             KIND, SOFTCAP, D, VALUES, PADDED, ROWS, KEYS, DIMS, PART, True,
         )  # fmt: skip
@@ -304,11 +311,11 @@ def attention_kernel(
             at = token_M.to(tl.int64) * num_heads + head_M + split * (num_tokens * num_heads)
             if first_value == 0:
                 tl.store(maxima + at, m, mask=own)
-                tl.store(sums + at, l, mask=own)
+                tl.store(sums + at, t, mask=own)
             stored = own[:, None] & (value[None, :] < VALUES)
             tl.store(weighted + at[:, None] * VALUES + value[None, :], a, mask=stored)
         else:
-            m_all, l_all, a_all = merge(m_all, l_all, a_all, m, l, a)
+            m_all, l_all, a_all = merge(m_all, l_all, a_all, m, t, a)
     if not PARTIAL:
         # Read anew, or registers would hold the places of rows all the time.
         begin = tl.load(starts + sequence, volatile=True)
@@ -343,17 +350,17 @@ def merge_kernel(
     value = tl.program_id(1) * PART + tl.arange(0, PART)
     stored = value[None, :] < VALUES
     m = tl.full([1], float("-inf"), tl.float32)
-    l = tl.zeros([1], tl.float32)
+    t = tl.zeros([1], tl.float32)
     a = _zeros(1, PART)
     for split in range(least // _SPLIT, position // _SPLIT + 1):
         at = row + split * num_rows
         a2 = tl.load(weighted + at * VALUES + value[None, :], mask=stored, other=0)
-        m2, l2 = tl.load(maxima + at + one), tl.load(sums + at + one)
-        m, l, a = merge(m, l, a, m2, l2, a2)
+        m2, t2 = tl.load(maxima + at + one), tl.load(sums + at + one)
+        m, t, a = merge(m, t, a, m2, t2, a2)
     sink = tl.full([1], float("-inf"), tl.float32)
     if sinks is not None:
         sink = tl.load(sinks + head + one) * _LOG2E
-    o = finish(m, l, a, sink).to(out.dtype.element_ty)
+    o = finish(m, t, a, sink).to(out.dtype.element_ty)
     tl.store(out + row * VALUES + value[None, :], o, mask=stored)
 
 
@@ -464,7 +471,7 @@ def power(n: int) -> int:
 
 
 def _case(
-    kind: str, heads: int, kv_heads: int, dim: int, *, partial: bool = False, **other: Any
+    kind: KVDtype, heads: int, kv_heads: int, dim: int, *, partial: bool = False, **other: Any
 ) -> KernelCase:
     """What `attention` launches for bf16 queries (f16 with a cache in f16)."""
     q = "fp16" if kind == "f16" else "bf16"
@@ -492,8 +499,9 @@ def _case(
     }
     name = f"attention/{kind}/{heads}x{kv_heads}x{dim}" + "/splits" * partial
     name += "".join(f"/{switch.lower()}" for switch in other)
-    launch = {"num_warps": num_warps, "num_stages": tile.num_stages, "on_amd": {"num_stages": 1}}
-    return KernelCase(name, attention_kernel, signature, constexprs, wants="wgmma", **launch)
+    launch: dict[str, Any] = {"num_warps": num_warps, "num_stages": tile.num_stages}
+    launch |= {"wants": "wgmma", "on_amd": {"num_stages": 1}}
+    return KernelCase(name, attention_kernel, signature, constexprs, **launch)
 
 
 _NAMES = {"fp16": tl.float16, "bf16": tl.bfloat16}

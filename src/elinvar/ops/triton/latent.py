@@ -103,7 +103,7 @@ def write_kernel(
 
 @triton.jit
 def _walk(
-    m, l, a, q, q_rope, position, last, first, first_key, stop, table, k, k_scales,
+    m, t, a, q, q_rope, position, last, first, first_key, stop, table, k, k_scales,
     stride_block, stride_scales, unit,
     KIND: tl.constexpr, RANK: tl.constexpr, ROPE: tl.constexpr, PADDED: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, DIMS: tl.constexpr, SIDE: tl.constexpr,
@@ -121,7 +121,9 @@ def _walk(
         if ROPE == SIDE:
             rope = tl.load(at[:, None] + RANK + turned[None, :])
         else:
-            rope = tl.load(at[:, None] + RANK + turned[None, :], mask=turned[None, :] < ROPE, other=0)
+            rope = tl.load(
+                at[:, None] + RANK + turned[None, :], mask=turned[None, :] < ROPE, other=0
+            )
         latent = decode_elements(latent, KIND, q.dtype)
         rope = decode_elements(rope, KIND, q.dtype)
         s = dot(q, tl.trans(latent), tl.zeros([ROWS, KEYS], tl.float32))
@@ -131,11 +133,11 @@ def _walk(
             s = s * (scale * unit)[None, :]
         seen = (keys[None, :] <= position[:, None]) & (keys[None, :] >= first)
         s = tl.where(seen, s, float("-inf"))
-        m, l, a, p = fold(m, l, a, s, unit, KIND != "int8")
+        m, t, a, p = fold(m, t, a, s, unit, KIND != "int8")
         if KIND == "int8":
             p = p * scale[None, :]
         a = dot(p.to(q.dtype), latent, a)
-    return m, l, a
+    return m, t, a
 
 
 # Reference: AttentionRef.attention over latents. q [T, H, R + P] -> out [T, H, R]; maxima, sums
@@ -174,10 +176,10 @@ def latent_kernel(
     a_all = tl.zeros([ROWS, DIMS], tl.float32)
     for split in range(first // _SPLIT + tl.program_id(2), last // _SPLIT + 1, tl.num_programs(2)):
         m = tl.full([ROWS], float("-inf"), tl.float32)
-        l = tl.zeros([ROWS], tl.float32)
+        t = tl.zeros([ROWS], tl.float32)
         a = tl.zeros([ROWS, DIMS], tl.float32)
-        m, l, a = _walk(
-            m, l, a, q_latent, q_rope, position, last, first,
+        m, t, a = _walk(
+            m, t, a, q_latent, q_rope, position, last, first,
             tl.maximum(split * _SPLIT, first // KEYS * KEYS),
             tl.minimum(split * _SPLIT + _SPLIT, last + 1),
             table, k, k_scales, stride_block, stride_scales, scale * _LOG2E,
@@ -186,10 +188,10 @@ def latent_kernel(
         if PARTIAL:
             at = place_M + split * (num_tokens * num_heads)
             tl.store(maxima + at, m, mask=own)
-            tl.store(sums + at, l, mask=own)
+            tl.store(sums + at, t, mask=own)
             tl.store(weighted + at[:, None] * RANK + dims[None, :], a, mask=stored)
         else:
-            m_all, l_all, a_all = merge(m_all, l_all, a_all, m, l, a)
+            m_all, l_all, a_all = merge(m_all, l_all, a_all, m, t, a)
     if not PARTIAL:
         o = finish(m_all, l_all, a_all, tl.full([ROWS], float("-inf"), tl.float32))
         to = out + place_M[:, None] * RANK + dims[None, :]

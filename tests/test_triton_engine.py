@@ -33,18 +33,21 @@ def built(family: str, kind: str) -> tuple[Any, Ops]:
     return tiny_parts(family, kind).build(ops), ops
 
 
-# Mixtures of experts with sinks and windows; windows, soft caps and norms on heads; streams.
-@pytest.mark.parametrize(
-    ("family", "kind", "within"),
-    [
-        ("gpt_oss", "f32", 5e-6),
-        ("gemma3", "f32", 5e-6),
-        ("llama", "q4", 0.2),
-        ("olmo2", "f16", 0.01),
-    ],
-)
-def test_logits_are_close_to_those_of_ref(family: str, kind: str, within: float) -> None:
-    spans = [Span(IDS, 0, 43, [2, 0]), Span(IDS[5:], 0, 3, [1])]
+# Experts with sinks and windows; windows, caps and norms of heads; quantised; norms of all heads; latents.
+CLOSE = [
+    ("gpt_oss", "f32", 5e-6, 43),
+    ("gemma3", "f32", 5e-6, 43),
+    ("llama", "q4", 0.2, 43),
+    ("olmo2", "f16", 0.01, 9),
+    ("minicpm3", "f32", 5e-6, 9),
+]
+
+
+@pytest.mark.parametrize(("family", "kind", "within", "length"), CLOSE)
+def test_logits_are_close_to_those_of_ref(
+    family: str, kind: str, within: float, length: int
+) -> None:
+    spans = [Span(IDS, 0, length, [2, 0]), Span(IDS[5:], 0, 3, [1])]
     model, ops = built(family, kind)
     other = tiny_parts(family, kind).build(REF)
     groups = len(model.kv_specs("f32"))

@@ -57,6 +57,11 @@ def profile(
     config = opt.engine_config(
         flags, prefix_cache=False, max_rows=max(batches, default=1), speculation="off"
     )
+    if config.device != "cpu":
+        raise click.BadParameter(
+            "ops of a GPU end after their calls have: benchmarks/gpu.py times them",
+            param_hint="--device",
+        )
 
     from elinvar.cli.load import load
     from elinvar.cli.roofline import Mix

@@ -23,6 +23,7 @@ from elinvar.ops.layout import Weight
 from elinvar.ops.triton import (
     attention,
     gather,
+    latent,
     linear,
     lora,
     moe,
@@ -273,6 +274,25 @@ class TritonOps:
             self._constant(rope_PD) if rope_PD.shape[1] else torch.empty(0, 0, device=self.device)
         )
 
+    def latent_query(self, q_TN: T, w: Weight, positions_T: T, rope_PD: Any, num_heads: int) -> T:
+        q = self._input(q_TN)
+        multiplied = q.view(len(q), num_heads, -1)[..., : w.shape[1]].flatten(1)
+        products = self.head_linear(multiplied, w, num_heads)
+        return latent.latent_query(q, products, positions_T, self._constant(rope_PD), num_heads)
+
+    def latent_write(
+        self,
+        x_TN: T,
+        positions_T: T,
+        rope_PD: Any,
+        kv: KVLayer,
+        slots_T: T,
+        gain_R: Any,
+        eps: float,
+    ) -> None:
+        table, gain = self._constant(rope_PD), self._constant(gain_R)
+        latent.latent_write(x_TN, positions_T, table, kv, slots_T, gain, eps)
+
     def attention(
         self,
         q_THD: T,
@@ -289,12 +309,13 @@ class TritonOps:
         chunk: int | None = None,
         first: int = 0,
     ) -> T:
+        where = query_start_loc, block_table_RB, positions_T
+        if kv.keys_alone:
+            return latent.latent_attention(q_THD, kv, *where, scale, first).flatten(1)
         out = attention.attention(
             q_THD,
             kv,
-            query_start_loc,
-            block_table_RB,
-            positions_T,
+            *where,
             scale,
             window,
             softcap=softcap,

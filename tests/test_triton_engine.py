@@ -87,7 +87,7 @@ def test_neither_chunks_nor_neighbours_change_a_bit(
 PARAMS = [
     SamplingParams(max_tokens=2, temperature=0, logprobs=2, ignore_eos=True, seed=0),
     SamplingParams(max_tokens=2, temperature=0.9, top_k=20, seed=1, logprobs=1, ignore_eos=True),
-    SamplingParams(max_tokens=3, temperature=1.2, top_p=0.9, seed=2, logprobs=0, ignore_eos=True),
+    SamplingParams(max_tokens=2, temperature=1.2, top_p=0.9, seed=2, logprobs=0, ignore_eos=True),
 ]
 PROMPTS = [IDS[:35], [*IDS[:33], 9], [7, 8]]
 

@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import click
+
 from elinvar.cli import options as opt
 from elinvar.cli.bench import arguments as arg
 from elinvar.cli.ceilings import ceilings, describe, remeasure_option

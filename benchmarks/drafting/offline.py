@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from drafting import costs, trees
+from drafting import asked, costs, trees
 from drafting.live import decode, load
 from drafting.trees import Grown, Text
 from drafting.work import WORK
@@ -17,15 +17,17 @@ SHAPES: dict[str, Callable[[Text, int], Grown]] = {
     "fork of 4": trees.fork(4),
     "tree": trees.best_first,
 }
+DRAFTERS = "suffix, own text", "suffix", "forced"
 Line = dict[str, Any]
 Sequences = list[tuple[list[int], int]]
 """Whole texts, and how long their prompts are."""
 
 
-def measure(model: str, kinds: Sequence[str]) -> Iterator[Line]:
-    """Of each kind of work and shape: tokens a step with 4, 8 and 16 drafts, and the speed over that
+def measure(model: str, kinds: Sequence[str], threads: int | None) -> Iterator[Line]:
+    """Of each kind of work, drafter (asked.ask) and shape: tokens a step with 4, 8 and 16 drafts, and the
+    speed over that
     without drafts where each step takes as many as promise most, at 1 and 8 requests."""
-    engine = load(model, "off", 8 * max(costs.BRANCHES))
+    engine = load(model, "off", threads, 8 * max(costs.BRANCHES))
     curves = {requests: costs.measure(engine, requests) for requests in (1, 8)}
     yield {"model": model, "costs": curves, "tokens": costs.TOKENS}
     for kind in kinds:
@@ -33,6 +35,8 @@ def measure(model: str, kinds: Sequence[str]) -> Iterator[Line]:
         _, answers = decode(engine, tasks, 8, kind)
         prompts = [engine.tokenizer.encode(task.prompt) for task in tasks]
         sequences = [(p + a, len(p)) for p, a in zip(prompts, answers, strict=True)]
+        for name in DRAFTERS:
+            yield {"work": kind, "drafters": name, **asked.ask(engine, name, tasks, sequences)}
         for name, shape in SHAPES.items():
             yield {
                 "work": kind,
@@ -93,6 +97,12 @@ def show(line: Line) -> str:
             + " ms |"
             for requests, curve in line["costs"].items()
             for branches, row in curve.items()
+        )
+    if "drafters" in line:
+        fixed = [f"{value:.2f}" for value in line["fixed"].values()]
+        return (
+            f"| {line['work']} | {line['drafters']} | {' | '.join(fixed)} | {line['us']:.0f} us a row, "
+            f"came / said {line['came']:.2f} | |"
         )
     fixed, speed = line["fixed"], line["speed"]
     return (

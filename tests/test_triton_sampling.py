@@ -16,8 +16,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from elinvar.ops import SampleArgs  # noqa: E402
-from elinvar.ops import ref_sample  # noqa: E402
+from elinvar.ops import SampleArgs, ref_sample  # noqa: E402
 from elinvar.ops.triton import noise, sampling  # noqa: E402
 from gpu_caches import torched  # noqa: E402
 from sweeps import REF, normal  # noqa: E402
@@ -26,6 +25,12 @@ from test_ops_sample import allows, random_edits, sample_args  # noqa: E402
 
 def run(logits: np.ndarray, args: SampleArgs) -> list[np.ndarray]:
     return [x.numpy() for x in sampling.sample(torched(logits)[0], args)]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several a row."""
+    monkeypatch.setattr(sampling, "_BLOCK", 256)
 
 
 FILTERS = {
@@ -42,7 +47,7 @@ FILTERS = {
 
 @pytest.mark.parametrize("over", FILTERS.values(), ids=FILTERS)
 def test_sample(over: dict[str, float]) -> None:
-    logits = normal(np.random.default_rng(6), 4, 1100) * 3  # the second block is not full
+    logits = normal(np.random.default_rng(6), 4, 700) * 3  # the last block is not full
     args = replace(sample_args(4, **over), num_logprobs=3)
     expected = REF.sample(logits, args)
     ids, logprobs, top_ids, top_logprobs = run(logits, args)
@@ -85,11 +90,15 @@ def test_what_a_mask_forbids_is_never_sampled(fill: float) -> None:
         masks[i, token // 32] |= np.uint32(1) << np.uint32(token % 32)
         masks[i, 0] |= np.uint32(1)
     edits = {"masks": masks, "mask_rows": np.arange(3, dtype=np.int32)}
-    for over in ({}, {"temperature": 1e-40}, {"top_p": 0.9999999}, {"top_k": 20, "min_p": 1.0}):
-        for typical_p in (None, np.full(3, 0.5, np.float32)):
-            args = replace(sample_args(3, **over), **edits, typical_p=typical_p)
-            ids = run(logits, args)[0]
-            assert all(allows(args, i, int(token)) for i, token in enumerate(ids))
+    half = np.full(3, 0.5, np.float32)
+    for over, typical_p in (
+        ({}, half),
+        ({"temperature": 1e-40, "top_p": 0.9999999}, None),
+        ({"top_k": 20, "min_p": 1.0}, half),
+    ):
+        args = replace(sample_args(3, **over), **edits, typical_p=typical_p)
+        ids = run(logits, args)[0]
+        assert all(allows(args, i, int(token)) for i, token in enumerate(ids))
 
 
 def test_a_mask_that_allows_nothing_is_answered_by_token_0() -> None:
@@ -100,9 +109,8 @@ def test_a_mask_that_allows_nothing_is_answered_by_token_0() -> None:
         assert not run(logits, args)[0].any()
 
 
-def test_a_row_has_its_own_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_has_its_own_bits() -> None:
     logits = normal(np.random.default_rng(3), 3, 300) * 3
-    monkeypatch.setattr(sampling, "_BLOCK", 128)  # several blocks a row
     args = replace(sample_args(3, **FILTERS["all"]), num_logprobs=3)
     together = run(logits, args)
     for i in range(3):

@@ -66,13 +66,13 @@ class Drafting:
         from elinvar.models.drafts import are_heads
 
         checkpoint = open_checkpoint(resolve(config.draft_model))
+        if config.device == "cuda" and (is_mtp(checkpoint) or are_heads(checkpoint)):
+            raise InputError(
+                "draft_model", "Heads that draft run on the CPU alone: name a smaller model."
+            )
         if is_mtp(checkpoint):
             self.mtp_from = checkpoint
         elif are_heads(checkpoint):
-            if config.device == "cuda":
-                raise InputError(
-                    "draft_model", "Heads that draft run on the CPU alone: name a smaller model."
-                )
             self._folder = checkpoint
         else:
             checkpoint.close()

@@ -8,7 +8,8 @@ keys in tiles whose borders are absolute positions. Rows of a tile do not touch 
 of keys of which a row sees nothing leaves the row's bits as they were: p = 0, and what was is
 multiplied by 1. So a row's bits do not depend on who shares its tile, nor on which keys are skipped.
 
-Every SPLIT keys the softmax begins anew, and its state (m, l, a) is merged into the row's in
+Every SPLIT keys the softmax begins anew, and its state (m, t, a), the largest score, the sum of weights
+and the values weighted by them, is merged into the row's in
 ascending order. Where there are few rows, programs share the splits of a row, and the same merge is
 done by a second kernel.
 """
@@ -35,6 +36,8 @@ _VALUES = 128
 """Dims of a value that one program weighs: more would not fit its registers."""
 _NO_LIMIT = 1 << 30
 """A window, or chunk, that holds every position."""
+_OFTEN_NEW = ["num_sequences", "num_tokens", "stride_table", "window", "chunk", "first"]
+"""Arguments for whose values nothing is compiled anew."""
 _PROGRAMS = 2048
 """Few rows: so many programs are wanted, to keep every multiprocessor of a large chip reading."""
 _WORKSPACE = 256 << 20
@@ -69,36 +72,33 @@ def tile_of(dims: int, dtype: torch.dtype, kind: KVDtype) -> Tile:
 
 
 @triton.jit
-def merge(m, l, a, m2, l2, a2):
+def merge(m, t, a, m2, t2, a2):
     """The state of a row's keys (max, sum, weighted values) and that of those that follow, as one.
     A state without keys (-inf, 0, 0) changes nothing."""
     n = tl.maximum(m, m2)
     safe = tl.where(n == float("-inf"), 0.0, n)
     c, c2 = tl.exp2(m - safe), tl.exp2(m2 - safe)
-    return n, tl.fma(l, c, l2 * c2), tl.fma(a, c[:, None], a2 * c2[:, None])
+    return n, tl.fma(t, c, t2 * c2), tl.fma(a, c[:, None], a2 * c2[:, None])
 
 
 @triton.jit
-def finish(m, l, a, sink):
-    """Values of a row: a / l, with the head's sink joined last (-inf: none)."""
+def finish(m, t, a, sink):
+    """Values of a row: a / t, with the head's sink joined last (-inf: none)."""
     n = tl.maximum(m, sink)
     c = tl.exp2(m - n)
-    return (a * c[:, None]) / tl.fma(l, c, tl.exp2(sink - n))[:, None]
+    return (a * c[:, None]) / tl.fma(t, c, tl.exp2(sink - n))[:, None]
 
 
 @triton.jit
-def fold(m, l, a, s, unit, RAW: tl.constexpr):
+def fold(m, t, a, s, unit, RAW: tl.constexpr):
     """The state with scores s [M, N] in: max and sum are new, `a` is rescaled, and the weights are
     for the caller to multiply with values. RAW: scores are yet to be multiplied by `unit`."""
     top = tl.max(s, 1)
     n = tl.maximum(m, top * unit if RAW else top)
     safe = tl.where(n == float("-inf"), 0.0, n)
-    if RAW:
-        p = tl.exp2(tl.fma(s, unit, -safe[:, None]))
-    else:
-        p = tl.exp2(s - safe[:, None])
+    p = tl.exp2(tl.fma(s, unit, -safe[:, None])) if RAW else tl.exp2(s - safe[:, None])
     c = tl.exp2(m - safe)
-    return n, tl.fma(l, c, tl.sum(p, 1)), a * c[:, None], p
+    return n, tl.fma(t, c, tl.sum(p, 1)), a * c[:, None], p
 
 
 @triton.jit
@@ -142,7 +142,12 @@ def softcap_log2(x, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def load_queries(
-    rows, D: tl.constexpr, DIMS: tl.constexpr, ROWS: tl.constexpr, TURNED: tl.constexpr, DTYPE: tl.constexpr
+    rows,
+    D: tl.constexpr,
+    DIMS: tl.constexpr,
+    ROWS: tl.constexpr,
+    TURNED: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):
     """Queries at pointers `rows`; TURNED > 1: times Hadamard's matrix over so many dims 16 apart,
     as keys of int8 are kept."""
@@ -171,7 +176,7 @@ def decode_elements(x, KIND: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def _walk(
-    m, l, a, q, position, least, last, first_key, stop,
+    m, t, a, q, position, least, last, first_key, stop,
     table, k, v, k_scales, v_scales, stride_block, stride_scales, first_value, unit,
     KIND: tl.constexpr, SOFTCAP: tl.constexpr, D: tl.constexpr, VALUES: tl.constexpr,
     PADDED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DIMS: tl.constexpr,
@@ -184,8 +189,10 @@ def _walk(
     for start in range(first_key, stop, KEYS):
         keys = start + tl.arange(0, KEYS)
         held = keys <= last  # the table may end where the sequence does
-        block = tl.load(table + keys // _BLOCK, mask=held, other=0) if MASKED else tl.load(
-            table + keys // _BLOCK
+        block = (
+            tl.load(table + keys // _BLOCK, mask=held, other=0)
+            if MASKED
+            else tl.load(table + keys // _BLOCK)
         )
         slot = keys % _BLOCK
         at = block.to(tl.int64) * stride_block + slot * PADDED
@@ -204,15 +211,17 @@ def _walk(
         if MASKED:
             seen = (keys[None, :] <= position[:, None]) & (keys[None, :] >= least[:, None])
             s = tl.where(seen, s, float("-inf"))
-        m, l, a, p = fold(m, l, a, s, unit, RAW)
+        m, t, a, p = fold(m, t, a, s, unit, RAW)
         if KIND == "int8":
             p = p * tl.load(v_scales + scale_at)[None, :]
         if VALUES % PART == 0:
             v_tile = tl.load(v + at[:, None] + values[None, :])
         else:
-            v_tile = tl.load(v + at[:, None] + values[None, :], mask=values[None, :] < VALUES, other=0)
+            v_tile = tl.load(
+                v + at[:, None] + values[None, :], mask=values[None, :] < VALUES, other=0
+            )
         a = dot(p.to(q.dtype), decode_elements(v_tile, KIND, q.dtype), a)
-    return m, l, a
+    return m, t, a
 
 
 @triton.jit
@@ -224,7 +233,7 @@ def _zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 # q, out [T, H, D]; k, v the layer's cache; states [S, T, H], sums [S, T, H, D] of splits (PARTIAL).
 # Must move, of each sequence: its keys and values once for each tile of rows, of all rows q and out:
 # decode of 32/8 heads of 128 dims in bf16 reads 4,096 bytes a key of a sequence.
-@triton.jit
+@triton.jit(do_not_specialize=_OFTEN_NEW)
 def attention_kernel(
     q, out, starts, table, positions, sinks, k, v, k_scales, v_scales, maxima, sums, weighted,
     num_sequences, num_tokens, stride_table, stride_block, stride_head, stride_scales,
@@ -275,25 +284,25 @@ def attention_kernel(
         begin_key // _SPLIT + tl.program_id(2), last // _SPLIT + 1, tl.num_programs(2)
     ):
         m = tl.full([ROWS], float("-inf"), tl.float32)
-        l = tl.zeros([ROWS], tl.float32)
+        t = tl.zeros([ROWS], tl.float32)
         a = _zeros(ROWS, PART)
         low = tl.maximum(split * _SPLIT, begin_key)
         high = tl.minimum(split * _SPLIT + _SPLIT, last + 1)
         whole_low = tl.minimum(tl.maximum(low, whole_from), high)
         whole_high = tl.maximum(tl.minimum(high, whole_to), whole_low)
         if LIMITED:
-            m, l, a = _walk(
-                m, l, a, q_tile, position, least, last, low, whole_low,
+            m, t, a = _walk(
+                m, t, a, q_tile, position, least, last, low, whole_low,
                 table, k, v, k_scales, v_scales, stride_block, stride_scales, first_value, unit,
                 KIND, SOFTCAP, D, VALUES, PADDED, ROWS, KEYS, DIMS, PART, True,
             )  # fmt: skip
-        m, l, a = _walk(
-            m, l, a, q_tile, position, least, last, whole_low, whole_high,
+        m, t, a = _walk(
+            m, t, a, q_tile, position, least, last, whole_low, whole_high,
             table, k, v, k_scales, v_scales, stride_block, stride_scales, first_value, unit,
             KIND, SOFTCAP, D, VALUES, PADDED, ROWS, KEYS, DIMS, PART, False,
         )  # fmt: skip
-        m, l, a = _walk(
-            m, l, a, q_tile, position, least, last, whole_high, high,
+        m, t, a = _walk(
+            m, t, a, q_tile, position, least, last, whole_high, high,
             table, k, v, k_scales, v_scales, stride_block, stride_scales, first_value, unit,
             KIND, SOFTCAP, D, VALUES, PADDED, ROWS, KEYS, DIMS, PART, True,
         )  # fmt: skip
@@ -302,11 +311,11 @@ def attention_kernel(
             at = token_M.to(tl.int64) * num_heads + head_M + split * (num_tokens * num_heads)
             if first_value == 0:
                 tl.store(maxima + at, m, mask=own)
-                tl.store(sums + at, l, mask=own)
+                tl.store(sums + at, t, mask=own)
             stored = own[:, None] & (value[None, :] < VALUES)
             tl.store(weighted + at[:, None] * VALUES + value[None, :], a, mask=stored)
         else:
-            m_all, l_all, a_all = merge(m_all, l_all, a_all, m, l, a)
+            m_all, l_all, a_all = merge(m_all, l_all, a_all, m, t, a)
     if not PARTIAL:
         # Read anew, or registers would hold the places of rows all the time.
         begin = tl.load(starts + sequence, volatile=True)
@@ -323,7 +332,7 @@ def attention_kernel(
 # Reference: the merge of attention_kernel with PARTIAL off: the same bits.
 # maxima, sums [S, T, H], weighted [S, T, H, V] f32 -> out [T, H, V].
 # Must move 4 (V + 2) bytes a row and split that it sees, and out.
-@triton.jit
+@triton.jit(do_not_specialize=["num_sequences", "num_rows", "window", "chunk", "first"])
 def merge_kernel(
     maxima, sums, weighted, out, starts, positions, sinks,
     num_sequences, num_rows, num_heads, window, chunk, first,
@@ -341,17 +350,17 @@ def merge_kernel(
     value = tl.program_id(1) * PART + tl.arange(0, PART)
     stored = value[None, :] < VALUES
     m = tl.full([1], float("-inf"), tl.float32)
-    l = tl.zeros([1], tl.float32)
+    t = tl.zeros([1], tl.float32)
     a = _zeros(1, PART)
     for split in range(least // _SPLIT, position // _SPLIT + 1):
         at = row + split * num_rows
         a2 = tl.load(weighted + at * VALUES + value[None, :], mask=stored, other=0)
-        m2, l2 = tl.load(maxima + at + one), tl.load(sums + at + one)
-        m, l, a = merge(m, l, a, m2, l2, a2)
+        m2, t2 = tl.load(maxima + at + one), tl.load(sums + at + one)
+        m, t, a = merge(m, t, a, m2, t2, a2)
     sink = tl.full([1], float("-inf"), tl.float32)
     if sinks is not None:
         sink = tl.load(sinks + head + one) * _LOG2E
-    o = finish(m, l, a, sink).to(out.dtype.element_ty)
+    o = finish(m, t, a, sink).to(out.dtype.element_ty)
     tl.store(out + row * VALUES + value[None, :], o, mask=stored)
 
 
@@ -379,42 +388,37 @@ def attention(
     num_kv, group = kv.k.shape[1], num_heads // kv.k.shape[1]
     dtype = product_dtype(q_THD.dtype, kv)
     tile = tile_of(dim, dtype, kv.dtype)
-    part = min(_VALUES, _power(kv.value_dim))
+    part = min(_VALUES, power(kv.value_dim))
     parts = -(-kv.value_dim // part)
     splits = -(-num_blocks * BLOCK_SIZE // ATTENTION_SPLIT)
     out = q_THD.new_empty(num_tokens, num_heads, kv.value_dim)
-    workspace = _workspace(out, splits)
-    cut = tile.height(workspace is not None)
+    states = workspace(out, splits)
+    cut = tile.height(states is not None)
     tiles = num_tokens // (cut["ROWS"] // group) + num_sequences
     limits = window or _NO_LIMIT, chunk or _NO_LIMIT, first
     limited = limits != (_NO_LIMIT, _NO_LIMIT, 0)
-    shared = min(splits, -(-_PROGRAMS // (tiles * num_kv))) if workspace else 1
-    maxima, sums, weighted = workspace or (None, None, None)
+    maxima, sums, weighted = states or (None, None, None)
     scales = kv.k_scales if kv.k_scales is None else kv.k_scales.stride()
-    attention_kernel[num_kv * parts, tiles, shared](
+    attention_kernel[num_kv * parts, tiles, shared(states, splits, tiles * num_kv)](
         q_THD, out, query_start_loc, block_table_RB, positions_T, sinks_H,
         kv.k, kv.v, kv.k_scales, kv.v_scales, maxima, sums, weighted,
         num_sequences, num_tokens, block_table_RB.stride(0), kv.k.stride(0), kv.k.stride(1),
         *(scales[:2] if scales else (0, 0)), scale, *limits,
         KIND=kv.dtype, SOFTCAP=softcap or 0.0, TURNED=kv.turned_dims,
         GROUP=group, D=dim, VALUES=kv.value_dim, PADDED=kv.k.stride(2),
-        DTYPE=_TYPES[dtype], LIMITED=limited, PARTIAL=workspace is not None,
-        DIMS=_power(dim), PART=part, **cut,
+        DTYPE=TYPES[dtype], LIMITED=limited, PARTIAL=states is not None,
+        DIMS=power(dim), PART=part, **cut,
         num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
-    if workspace is not None:
-        merge_kernel[num_tokens * num_heads, parts](
-            maxima, sums, weighted, out, query_start_loc, positions_T, sinks_H,
-            num_sequences, num_tokens * num_heads, num_heads, *limits,
-            VALUES=kv.value_dim, LIMITED=limited, PART=part,
-            num_warps=1, enable_fp_fusion=False,
-        )  # fmt: skip
+    if states is not None:
+        merge_splits(states, out, query_start_loc, positions_T, sinks_H, *limits)
     return out
 
 
-def _workspace(
-    out_THV: torch.Tensor, splits: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+States = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def workspace(out_THV: torch.Tensor, splits: int) -> States | None:
     """Room for the state of each split of each row: maxima, sums, weighted values. None where one
     program walks all splits of a row, as there is but one or they would take too much."""
     shape = splits, *out_THV.shape
@@ -425,7 +429,32 @@ def _workspace(
     return maxima, sums, out_THV.new_empty(shape, dtype=torch.float32)
 
 
-_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+def shared(states: States | None, splits: int, programs: int) -> int:
+    """How many programs share the splits of a row."""
+    return 1 if states is None else min(splits, -(-_PROGRAMS // max(1, programs)))
+
+
+def merge_splits(
+    states: States,
+    out_THV: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    positions_T: torch.Tensor,
+    sinks_H: torch.Tensor | None,
+    window: int = _NO_LIMIT,
+    chunk: int = _NO_LIMIT,
+    first: int = 0,
+) -> None:
+    num_tokens, num_heads, values = out_THV.shape
+    part = min(_VALUES, power(values))
+    merge_kernel[num_tokens * num_heads, -(-values // part)](
+        *states, out_THV, query_start_loc, positions_T, sinks_H,
+        len(query_start_loc) - 1, num_tokens * num_heads, num_heads, window, chunk, first,
+        VALUES=values, LIMITED=(window, chunk, first) != (_NO_LIMIT, _NO_LIMIT, 0), PART=part,
+        num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
 def product_dtype(dtype: torch.dtype, kv: KVLayer) -> torch.dtype:
@@ -436,13 +465,13 @@ def product_dtype(dtype: torch.dtype, kv: KVLayer) -> torch.dtype:
     return {"f16": torch.float16, "bf16": torch.bfloat16}.get(kv.dtype, dtype)
 
 
-def _power(n: int) -> int:
+def power(n: int) -> int:
     """A side of a tile, 16 or more, that holds n."""
     return max(16, int(triton.next_power_of_2(n)))
 
 
 def _case(
-    kind: str, heads: int, kv_heads: int, dim: int, *, partial: bool = False, **other: Any
+    kind: KVDtype, heads: int, kv_heads: int, dim: int, *, partial: bool = False, **other: Any
 ) -> KernelCase:
     """What `attention` launches for bf16 queries (f16 with a cache in f16)."""
     q = "fp16" if kind == "f16" else "bf16"
@@ -457,21 +486,22 @@ def _case(
         **{"stride_scales": "i32", "stride_scales_head": "i32"},
         **{"window": "i32", "chunk": "i32", "first": "i32"},
     }
-    tile, part = tile_of(dim, torch.bfloat16, kind), min(_VALUES, _power(dim))
+    tile, part = tile_of(dim, torch.bfloat16, kind), min(_VALUES, power(dim))
     cut = tile.height(partial)
     num_warps = cut.pop("num_warps")
     constexprs = {
         **{"KIND": kind, "SOFTCAP": 0.0, "TURNED": dim // 16 if scaled else 1, "DTYPE": _NAMES[q]},
         **{"GROUP": heads // kv_heads, "D": dim, "VALUES": dim, "PADDED": dim, "LIMITED": False},
-        **{"PARTIAL": partial, "DIMS": _power(dim), "PART": part, "sinks": None, **cut},
+        **{"PARTIAL": partial, "DIMS": power(dim), "PART": part, "sinks": None, **cut},
         **({} if scaled else {"k_scales": None, "v_scales": None}),
         **({} if partial else dict.fromkeys(states)),
         **other,
     }
     name = f"attention/{kind}/{heads}x{kv_heads}x{dim}" + "/splits" * partial
     name += "".join(f"/{switch.lower()}" for switch in other)
-    launch = {"num_warps": num_warps, "num_stages": tile.num_stages, "on_amd": {"num_stages": 1}}
-    return KernelCase(name, attention_kernel, signature, constexprs, wants="wgmma", **launch)
+    launch: dict[str, Any] = {"num_warps": num_warps, "num_stages": tile.num_stages}
+    launch |= {"wants": "wgmma", "on_amd": {"num_stages": 1}}
+    return KernelCase(name, attention_kernel, signature, constexprs, **launch)
 
 
 _NAMES = {"fp16": tl.float16, "bf16": tl.bfloat16}

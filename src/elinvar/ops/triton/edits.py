@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import triton
@@ -40,7 +42,7 @@ def edit_kernel(
     LENIENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    if LENIENT:
+    if LENIENT:  # noqa: SIM102
         if tl.load(any_left + row) > 0:
             return
     ids = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -84,7 +86,9 @@ def edit(logits_LV: torch.Tensor, args: SampleArgs) -> tuple[bool, torch.Tensor]
         return False, logits_LV
     rows, vocab = logits_LV.shape
     device = logits_LV.device
-    seen = penalties = biases = masks = mask_rows = None
+    seen = masks = mask_rows = None
+    penalties: list[Any] = [None] * 3
+    biases: list[Any] = [None] * 3
     if p is not None:
         seen = torch.zeros(rows, vocab, dtype=torch.int32, device=device)
         history = [upload(x, device) for x in (p.starts, p.token_ids, p.prompt_lens)]
@@ -98,8 +102,8 @@ def edit(logits_LV: torch.Tensor, args: SampleArgs) -> tuple[bool, torch.Tensor]
     any_left = torch.zeros(rows, dtype=torch.int32, device=device)
     for lenient in (False, True):
         edit_kernel[rows, -(-vocab // _BLOCK)](
-            logits_LV, out, any_left, vocab, seen, *(penalties or [None] * 3),
-            *(biases or [None] * 3), masks, mask_rows,
+            logits_LV, out, any_left, vocab, seen, *penalties,
+            *biases, masks, mask_rows,
             0 if masks is None else len(masks), -(-vocab // 32),
             LENIENT=lenient, BLOCK=_BLOCK, enable_fp_fusion=False,
         )  # fmt: skip

@@ -131,7 +131,7 @@ def total_of(
     """The sum of probabilities up to (least, last)."""
     total = tl.zeros([1], tl.int64)
     for start in range(0, vocab, BLOCK):
-        ids, keys, amount = measured(
+        _ids, _keys, amount = measured(
             x, start, vocab, highest, temperature, 0.0, least, last,
             "logit", "probability", EDITED, BLOCK,
         )  # fmt: skip
@@ -169,7 +169,7 @@ def typical_kernel(x, numbers, vocab, BLOCK: tl.constexpr):
     x += row * vocab
     temperature = tl.load(numbers + row * 8 + 3).to(tl.float32, bitcast=True)
     typical_p = tl.load(numbers + row * 8 + 7).to(tl.float32, bitcast=True)
-    highest, best, count = highest_of(x, vocab, True, BLOCK)
+    highest, _best, count = highest_of(x, vocab, True, BLOCK)
     if (typical_p >= 1) | (temperature == 0) | (count == 0):
         return
     total = tl.zeros([1], tl.float64)
@@ -189,7 +189,7 @@ def typical_kernel(x, numbers, vocab, BLOCK: tl.constexpr):
     )  # fmt: skip
     tl.debug_barrier()
     for start in range(0, vocab, BLOCK):
-        ids, keys, amount = measured(
+        ids, _keys, amount = measured(
             x, start, vocab, highest, temperature, mean, key, last,
             "distance", "count", True, BLOCK,
         )  # fmt: skip
@@ -228,7 +228,7 @@ def choose_kernel(x, numbers, chosen, vocab, EDITED: tl.constexpr, BLOCK: tl.con
         best_score = tl.full([1], float("-inf"), tl.float32)
         winner = tl.zeros([1], tl.int32) + best
         for start in range(0, vocab, BLOCK):
-            ids, keys, amount = measured(
+            ids, _keys, amount = measured(
                 x, start, vocab, highest, temperature, 0.0, least, last,
                 "logit", "count", EDITED, BLOCK,
             )  # fmt: skip
@@ -256,7 +256,7 @@ def score_kernel(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     x += row * vocab
-    highest, best, count = highest_of(x, vocab, False, BLOCK)
+    highest, _best, _count = highest_of(x, vocab, False, BLOCK)
     total = tl.zeros([1], tl.float32)
     for start in range(0, vocab, BLOCK):
         token, logits = tokens(x, start, vocab, False, BLOCK)
@@ -273,7 +273,7 @@ def score_kernel(
         found += row * SIDE
         held = tl.zeros([1], tl.int32)
         for start in range(0, vocab, BLOCK):
-            token, keys, amount = measured(
+            token, _keys, amount = measured(
                 x, start, vocab, highest, 1.0, 0.0, key, last, "logit", "count", False, BLOCK
             )
             kept = (amount > 0).to(tl.int32)

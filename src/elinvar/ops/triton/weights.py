@@ -19,7 +19,9 @@ from elinvar.ops.triton.tuned import Table
 
 
 class Matrices:
-    def __init__(self, device: torch.device, dtype: torch.dtype, tuned: Table | None = None) -> None:
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, tuned: Table | None = None
+    ) -> None:
         self.device, self.dtype = device, dtype
         self._fit = tuned.fit if tuned else lambda w: w
         self._joined: dict[tuple[Weight, ...], list[Matrix]] = {}

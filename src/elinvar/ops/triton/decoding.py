@@ -106,8 +106,7 @@ def signed(code, scale, PTX: tl.constexpr):
 @triton.jit
 def with_fifth(number, word, j):
     """128 + a code of five bits, of which `number` has four and bit j of the word is the last."""
-    bits = number.to(tl.int32, bitcast=True) | (((word >> j) & 1) << 20)
-    return bits.to(tl.float32, bitcast=True)
+    return tl.where((word & (1 << j)) != 0, number + 16, number)
 
 
 @triton.jit

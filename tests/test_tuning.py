@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -17,6 +18,7 @@ from elinvar.cli import app
 from elinvar.cli.tune import tuned_path, write
 from elinvar.engine.described import products
 from elinvar.ops.triton.configs import Config
+from elinvar.ops.triton.sizes import matrix_bytes
 from elinvar.ops.triton.tuning import Choice, candidates, tune
 from elinvar.weights.packfile import Entry
 
@@ -142,3 +144,11 @@ def test_without_a_gpu_one_sentence_says_so(tiny_gguf: Path) -> None:
         pytest.skip("there is a GPU here")
     with pytest.raises(InputError, match=r"^There is no GPU here that torch can use; tune where"):
         CliRunner().invoke(app, ["tune", str(tiny_gguf)], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("kind", ["f32", "bf16", "q4", "q5", "q8"])
+@pytest.mark.parametrize("shape", [(64, 128), (80, 96), (48, 2880)])
+def test_sizes_are_those_of_matrices_on_a_device(kind: Any, shape: tuple[int, int]) -> None:
+    from elinvar.ops.triton.samples import random_matrix
+
+    assert matrix_bytes(kind, shape) == random_matrix(kind, *shape, "cpu").nbytes

@@ -2,7 +2,7 @@
 whether the kernels are right and keep the contract there, how near each is to what the chip reaches,
 and what whole models do. Offline, with random weights in the shapes of real models.
 
-    .venv/bin/python benchmarks/gpu.py                      # writes benchmarks/results/gpu-<name>.json
+    .venv/bin/python benchmarks/gpu.py                      # writes benchmarks/results/gpu/<chip>.json
     .venv/bin/python benchmarks/gpu.py --only products,llama
     .venv/bin/python benchmarks/gpu.py --small              # no GPU: tiny shapes under the interpreter
 
@@ -29,7 +29,7 @@ PARTS = {
     "llama": 100, "transformers": 70, "qwen3-moe": 70, "deepseek": 60, "gpt-oss": 60,
 }  # fmt: skip
 """Seconds that each may take at most, in the order in which they are wanted."""
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results/gpu"
 
 
 def run_part(name: str, folder: Path, seconds: float, small: bool) -> dict[str, Any]:
@@ -94,7 +94,8 @@ def main() -> int:
             report["parts"][part] = found
             report |= found.pop("about", {})
             chip = re.sub(r"[^a-z0-9]+", "-", str(report.get("device", "none")).lower())
-            out = out or RESULTS / f"gpu-{chip}.json"
+            out = out or RESULTS / f"{chip}.json"
+            out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(report, indent=1) + "\n")
             print(f"{part}: {found['seconds']} s", *errors(found), sep="\n  ", flush=True)
     print(out)

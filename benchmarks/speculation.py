@@ -30,16 +30,21 @@ def main() -> None:
     add("--work", action="append", choices=list(WORK), help="these kinds alone; may be repeated")
     add("--batch", action="append", type=int, help="rows; may be repeated (default: 1 and 8)")
     add("--rounds", type=int, default=5)
+    add("--threads", type=int, help="of the engines (default: the machine's)")
     add("--offline", action="store_true", help="chains and trees on recorded answers")
     add("--json", action="store_true", help="a line of JSON for each measurement")
     args = parser.parse_args()
     kinds = args.work or list(WORK)
     for model in args.models:
         if args.offline:
-            lines, show, head = offline.measure(model, kinds), offline.show, offline.HEAD
+            lines, show, head = (
+                offline.measure(model, kinds, args.threads),
+                offline.show,
+                offline.HEAD,
+            )
         else:
             drafters, batches = args.drafters or ["suffix", "auto"], args.batch or [1, 8]
-            lines = live.measure(model, drafters, kinds, batches, args.rounds)
+            lines = live.measure(model, drafters, kinds, batches, args.rounds, args.threads)
             show, head = live.show, live.HEAD
         if not args.json:
             print(f"\n{model}\n\n{head}")

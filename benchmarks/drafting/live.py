@@ -15,10 +15,11 @@ from elinvar.engine.core import Engine
 Line = dict[str, Any]
 
 
-def load(model: str, speculation: str) -> Engine:
+def load(model: str, speculation: str, threads: int | None, max_rows: int = 8) -> Engine:
     config = EngineConfig(
         kv_memory=2**29,
-        max_rows=8,
+        max_rows=max_rows,
+        num_threads=threads,
         max_context=4096,
         prefix_cache=False,
         speculation=speculation,
@@ -51,11 +52,16 @@ def decode(
 
 
 def measure(
-    model: str, drafters: Sequence[str], kinds: Sequence[str], batches: Sequence[int], rounds: int
+    model: str,
+    drafters: Sequence[str],
+    kinds: Sequence[str],
+    batches: Sequence[int],
+    rounds: int,
+    threads: int | None,
 ) -> Iterator[Line]:
     """A line for each kind of work, number of rows and set of drafters. Ratios are of neighbours in
     time; the first round is not counted. Raises AssertionError where an answer differs."""
-    engines = {name: load(model, name) for name in ("off", *drafters)}
+    engines = {name: load(model, name, threads) for name in ("off", *drafters)}
     for kind in kinds:
         tasks = list(WORK[kind]())
         for batch in batches:

@@ -1,5 +1,118 @@
-HEAD = ""
+"""Answers recorded once; then what chains and trees of drafts would have come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from drafting import asked, costs, trees
+from drafting.live import decode, load
+from drafting.trees import Grown, Text
+from drafting.work import WORK
+
+MOST = 16
+SHAPES: dict[str, Callable[[Text, int], Grown]] = {
+    "chain": trees.chain,
+    "fork of 2": trees.fork(2),
+    "fork of 4": trees.fork(4),
+    "tree": trees.best_first,
+}
+DRAFTERS = "suffix, own text", "suffix", "forced"
+Line = dict[str, Any]
+Sequences = list[tuple[list[int], int]]
+"""Whole texts, and how long their prompts are."""
 
 
-def measure(*a): ...
-def show(*a): ...
+def measure(model: str, kinds: Sequence[str], threads: int | None) -> Iterator[Line]:
+    """Of each kind of work, drafter (asked.ask) and shape: tokens a step with 4, 8 and 16 drafts, and the
+    speed over that
+    without drafts where each step takes as many as promise most, at 1 and 8 requests."""
+    engine = load(model, "off", threads, 8 * max(costs.BRANCHES))
+    curves = {requests: costs.measure(engine, requests) for requests in (1, 8)}
+    yield {"model": model, "costs": curves, "tokens": costs.TOKENS}
+    for kind in kinds:
+        tasks = list(WORK[kind]())
+        _, answers = decode(engine, tasks, 8, kind)
+        prompts = [engine.tokenizer.encode(task.prompt) for task in tasks]
+        sequences = [(p + a, len(p)) for p, a in zip(prompts, answers, strict=True)]
+        for name in DRAFTERS:
+            yield {"work": kind, "drafters": name, **asked.ask(engine, name, tasks, sequences)}
+        for name, shape in SHAPES.items():
+            yield {
+                "work": kind,
+                "shape": name,
+                "fixed": {most: _fixed(sequences, shape, most) for most in (4, 8, MOST)},
+                "speed": {
+                    requests: _adaptive(sequences, shape, curve)
+                    for requests, curve in curves.items()
+                },
+            }
+    engine.close()
+
+
+def _fixed(sequences: Sequences, shape: Callable[[Text, int], Grown], most: int) -> float:
+    """Tokens a step."""
+    tokens = steps = 0
+    for whole, num_prompt in sequences:
+        text = Text(whole, num_prompt + 1)
+        while text.known < len(whole):
+            came = min(1 + text.accepted(shape(text, most)), len(whole) - text.known)
+            text.grow(text.known + came)
+            tokens, steps = tokens + came, steps + 1
+    return tokens / max(1, steps)
+
+
+def _adaptive(
+    sequences: Sequences, shape: Callable[[Text, int], Grown], curve: costs.Costs
+) -> float:
+    """Tokens a second, over those of steps without drafts."""
+    plain = costs.seconds(curve, 1, 1)
+    tokens, spent = 0, 0.0
+    for whole, num_prompt in sequences:
+        text = Text(whole, num_prompt + 1)
+        while text.known < len(whole):
+            tree, cost = _worth(shape(text, MOST), curve)
+            came = min(1 + text.accepted(tree), len(whole) - text.known)
+            text.grow(text.known + came)
+            tokens, spent = tokens + came, spent + cost
+    return tokens * plain / spent
+
+
+def _worth(tree: Grown, curve: costs.Costs) -> tuple[Grown, float]:
+    """The beginning of it that promises the most tokens a second, and its seconds."""
+    best, promised = (list[trees.Node](), costs.seconds(curve, 1, 1)), 1.0
+    for count in range(1, len(tree) + 1):
+        promised += tree[count - 1].chance
+        cost = costs.seconds(curve, *trees.size(tree[:count]))
+        if promised / cost > (1 + sum(node.chance for node in best[0])) / best[1]:
+            best = tree[:count], cost
+    return best
+
+
+def show(line: Line) -> str:
+    if "costs" in line:
+        return "\n".join(
+            f"| cost | {requests} x {branches} | "
+            + ", ".join(f"{n}: {1e3 * s:.2f}" for n, s in zip(line["tokens"], row, strict=True))
+            + " ms |"
+            for requests, curve in line["costs"].items()
+            for branches, row in curve.items()
+        )
+    if "drafters" in line:
+        fixed = [f"{value:.2f}" for value in line["fixed"].values()]
+        return (
+            f"| {line['work']} | {line['drafters']} | {' | '.join(fixed)} | {line['us']:.0f} us a row, "
+            f"came / said {line['came']:.2f} | |"
+        )
+    fixed, speed = line["fixed"], line["speed"]
+    return (
+        f"| {line['work']} | {line['shape']} | "
+        + " | ".join(f"{value:.2f}" for value in [*fixed.values(), *speed.values()])
+        + " |"
+    )
+
+
+HEAD = (
+    "| work | shape | tokens a step with 4 | 8 | 16 drafts | speed of 1 request | of 8 |\n"
+    "| --- | --- | --- | --- | --- | --- | --- |"
+)

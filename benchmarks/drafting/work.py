@@ -151,17 +151,22 @@ def _letter(rng: random.Random) -> tuple[str, dict[str, str]]:
     return text, found
 
 
-def extractions() -> Iterator[Task]:
+def extractions(examples: int = 2) -> Iterator[Task]:
     """Fields of a letter, by a schema."""
     rng = random.Random(4)
     for _ in range(8):
         shown = []
-        for _ in range(2):
+        for _ in range(examples):
             text, found = _letter(rng)
             shown.append(f"Letter: {text}\nJSON: {json.dumps(found)}\n\n")
         text, _ = _letter(rng)
         params = _greedy(grammar=JsonSchema(SCHEMA))
         yield Task("".join(shown) + f"Letter: {text}\nJSON: ", params)
+
+
+def fields() -> Iterator[Task]:
+    """The same without an example: the schema alone says how it looks."""
+    yield from extractions(0)
 
 
 # ---- agents ----------------------------------------------------------------------------------------
@@ -219,6 +224,7 @@ WORK: dict[str, Callable[[], Iterator[Task]]] = {
     "edit": edits,
     "quotes": quotes,
     "json": extractions,
+    "fields": fields,
     "agents": agents,
     "prose": prose,
 }

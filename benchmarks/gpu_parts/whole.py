@@ -89,10 +89,11 @@ def contract(part: Part, engine: Engine) -> dict[str, Any]:
         engine_of(engine.runner.model, engine.ops, **options, speculation=how)
         for how in ("off", "suffix")
     )
-    with_drafts = tokens_of(drafting, turns, count, temperature=0.0)
-    found["speculation_changes_nothing"] = with_drafts == tokens_of(
-        plain, turns, count, temperature=0.0
+    with_drafts, without = (
+        tokens_of(one, turns, count, temperature=0.0) for one in (drafting, plain)
     )
+    found["speculation_changes_nothing"] = with_drafts == without
+    found["drafted"] = sum(stats.num_drafted for stats in drafting.metrics.drafters)
     return found
 
 

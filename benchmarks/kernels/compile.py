@@ -2,7 +2,7 @@
 matrix instructions, for each case that the modules of ops/triton name as COMPILED.
 
     .venv/bin/python benchmarks/kernels/compile.py                        # all chips
-    .venv/bin/python benchmarks/kernels/compile.py --targets sm_90,gfx942
+    .venv/bin/python benchmarks/kernels/compile.py --targets sm_90,gfx942 --brief
     .venv/bin/python benchmarks/kernels/compile.py --update               # after a change that was meant
 
 It fails where a kernel spills, lost the matrix instructions that its case wants, or takes more
@@ -22,7 +22,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -108,21 +108,27 @@ def changes(old: Table, new: Table) -> list[str]:
 
 
 def compile_all(
-    cases: Iterable[KernelCase], chips: Iterable[str], jobs: int, use_cache: bool = True
+    cases: Iterable[KernelCase], chips: Sequence[str], jobs: int, brief: bool = False
 ) -> Table:
-    """Figures of each case on each of the chips that it is for; over processes of their own."""
+    """Figures of each case on each of the chips that it is for, by processes of their own. brief: on
+    all chips but the first only of one case a kernel."""
     import triton
 
     path = cache_root() / "kernels" / f"compiled-{triton.__version__}.json"
     known: dict[str, Figures] = {}
-    if use_cache and path.exists():
+    if path.exists():
         with contextlib.suppress(ValueError, OSError):
             known = json.loads(path.read_text())
     table: Table = {}
     work: list[tuple[str, str, str]] = []
+    seen = set()
     for case in cases:
         for chip in chips:
             if chip in case.targets:
+                if brief and chip != chips[0]:
+                    if (case.kernel, chip) in seen:
+                        continue
+                    seen.add((case.kernel, chip))
                 key = f"{READER} {source_of(case, TARGETS[chip]).key(triton.__version__)}"
                 table.setdefault(case.name, {})[chip] = known.get(key, {})
                 if key not in known:
@@ -203,6 +209,9 @@ def _amd_bytes(word: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--targets", default=",".join(TARGETS), help="chips, separated by commas")
+    parser.add_argument(
+        "--brief", action="store_true", help="one case a kernel on all chips but the first"
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="cases with this in their name")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--update", action="store_true", help="commit what is measured now")
@@ -210,7 +219,7 @@ def main() -> None:
     args = parser.parse_args()
     cases = [case for case in collect() if args.only in case.name]
     begun = time.monotonic()
-    table = compile_all(cases, args.targets.split(","), args.jobs)
+    table = compile_all(cases, args.targets.split(","), args.jobs, args.brief)
     wrong = [
         line
         for case in cases

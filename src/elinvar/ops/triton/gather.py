@@ -38,7 +38,7 @@ def gather_kernel(ids, codes, scales, extra, factors, y, factor, num_ids, N: tl.
             tl.store(y + at, narrow(high * times, kind), mask=live & (first + at < K))
     else:
         at = tl.arange(0, 128)[None, :]
-        w = wide(codes, scales, rows, first, K, KIND, 128, K % 128 == 0).to(tl.float32)
+        w = wide(codes, scales, rows, first, K, KIND, 128, K % 128 == 0, PTX).to(tl.float32)
         tl.store(y + at, narrow(w * times, kind), mask=live & (first + at < K))
 
 

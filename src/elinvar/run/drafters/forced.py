@@ -16,7 +16,7 @@ from elinvar.run.rows import Rows
 
 CUT = 0.95
 """Chance that a forced text is cut as its encoding is."""
-LEAST = 0.1
+LEAST = 0.2
 """Where a whole chain is less likely than this, it ends."""
 
 

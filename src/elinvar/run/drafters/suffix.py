@@ -19,6 +19,8 @@ MOST_KEPT = 512 << 10
 MOST_SHARED = 128 << 10
 MOST_RUNNING = 2 << 20
 """Tokens in all corpora, in one of them, and in rows: some 25, 6 and 100 MB."""
+LEAST = 0.02
+"""Where a whole chain is less likely than this, it ends."""
 
 
 @dataclass(slots=True)
@@ -52,7 +54,14 @@ class SuffixDrafter:
         """What may follow the row's known tokens and, if they come, those ahead."""
         self._extend(row, num_tokens - 1, num_tokens)
         tokens, length, support = self._index.propose(row, num_tokens, most, ahead)
-        return Guess(tokens, [_chance(length + i, share) for i, share in enumerate(support)])
+        likely, chances = 1.0, list[float]()
+        for accepted, share in enumerate(support):
+            chance = _chance(length + accepted, share)
+            likely *= chance
+            if likely < LEAST:
+                break
+            chances.append(chance)
+        return Guess(tokens[: len(chances)], chances)
 
     def observe(self, seen: Seen) -> None:
         for item, sampled in zip(seen.items, seen.sampled, strict=True):

@@ -26,7 +26,11 @@ def main() -> None:
     )
     add: Any = parser.add_argument
     add("models", nargs="+", help="as elinvar knows them, or paths")
-    add("--drafters", action="append", help="as --speculation takes them; may be repeated")
+    add(
+        "--drafters",
+        action="append",
+        help="as --speculation takes them, or of tests/adversaries; may be repeated",
+    )
     add("--work", action="append", choices=list(WORK), help="these kinds alone; may be repeated")
     add("--batch", action="append", type=int, help="rows; may be repeated (default: 1 and 8)")
     add("--rounds", type=int, default=5)

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from drafting.work import WORK, Task
+
+# Those of the tests.
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
+from adversaries import ADVERSARIES
 from elinvar.base.config import EngineConfig
 from elinvar.base.handling import Handling
 from elinvar.engine.core import Engine
+from elinvar.engine.drafts import Given
 
 Line = dict[str, Any]
 
 
 def load(model: str, speculation: str, threads: int | None, max_rows: int = 8) -> Engine:
+    """speculation: as --speculation takes it, or the name of a drafter that does harm."""
+    harmful = {make.__name__: make for make in ADVERSARIES}.get(speculation)
     config = EngineConfig(
         kv_memory=2**29,
         max_rows=max_rows,
         num_threads=threads,
         max_context=4096,
         prefix_cache=False,
-        speculation=speculation,
+        speculation=speculation if harmful is None else "auto",
     )
-    return Engine.load(model, config)
+    given = None if harmful is None else Given(lambda runner: harmful(runner.rows))
+    return Engine.load(model, config, drafting=given)
 
 
 def decode(

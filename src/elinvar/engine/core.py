@@ -93,13 +93,15 @@ class Engine:
         config: EngineConfig | None = None,
         progress: LoadProgress | None = None,
         wrap_ops: Callable[[Ops], Ops] | None = None,
+        drafting: Drafting | None = None,
     ) -> Self:
         """The engine of a named model (see weights.sources), pulled where it is not here yet.
 
         The packed weights are kept in the cache folder and mapped the next time. Raises ModelError
         when the model cannot be found or read.
 
-        wrap_ops: what goes around the provider, to watch it.
+        wrap_ops: what goes around the provider, to watch it. drafting: in the place of what the
+        configuration asks for.
         """
         config = config or EngineConfig()
         tell = progress or (lambda what, done, total: None)
@@ -112,7 +114,7 @@ class Engine:
             ops = cast("Ops", adapted)
             if wrap_ops is not None:
                 ops = wrap_ops(ops)
-            drafting = Drafting(config, _fingerprint(config, checkpoint.fingerprint))
+            drafting = drafting or Drafting(config, _fingerprint(config, checkpoint.fingerprint))
             drafting.open()
             parts = load_parts(
                 checkpoint,

@@ -14,7 +14,7 @@ from pathlib import Path
 from elinvar.nn.decoder import Decoder
 from elinvar.ops.api import Ops
 from elinvar.run.drafters.early_exit import EarlyExitDrafter
-from elinvar.run.replay import Recorded, Replay
+from elinvar.run.replay import Recorded, Replay, speed_up
 from elinvar.weights.atomic import atomic_file
 
 MOST_DRAFTS = 3
@@ -48,7 +48,6 @@ def measure_exits(
     replay.measure(
         lambda rows, kv: None, answers[:1], 0, num_tokens
     )  # threads and tables are there
-    plain = replay.measure(lambda rows, kv: None, answers, 0, num_tokens).tokens_a_second
     found = []
     for done, layers in enumerate(candidates, 1):
 
@@ -56,7 +55,8 @@ def measure_exits(
             return EarlyExitDrafter(model, layers, ops, kv, rows)
 
         tries = [replay.measure(make, answers, k, num_tokens) for k in range(1, MOST_DRAFTS + 1)]
-        rates = [one.tokens_a_second / plain for one in tries]
+        plain = replay.measure(lambda rows, kv: None, answers, 0, num_tokens)
+        rates = [speed_up(plain, one) for one in tries]
         best = max(range(MOST_DRAFTS), key=rates.__getitem__)
         found.append(Exit(layers, tries[-1].chances, rates[best], best + 1))
         if not progress(done, len(candidates)):

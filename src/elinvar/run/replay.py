@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
 
 import numpy as np
 
@@ -59,8 +58,14 @@ class Worth:
 
     @property
     def tokens_a_second(self) -> float:
-        """By the median of its steps: others may use the machine, too."""
-        return self.tokens_a_step / median(self.step_s) if self.step_s else 0.0
+        """By its quicker steps, of ten the second: others may use the machine, too."""
+        seconds = sorted(self.step_s)
+        return self.tokens_a_step / seconds[len(seconds) // 10] if seconds else 0.0
+
+
+def speed_up(plain: Worth, drafted: Worth) -> float:
+    """Of drafting beside not, measured one after the other. A step is no quicker for its drafts."""
+    return min(drafted.tokens_a_second / plain.tokens_a_second, drafted.tokens_a_step)
 
 
 MakeDrafter = Callable[[Rows, list[LayerCache]], Drafter | None]

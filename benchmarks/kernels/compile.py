@@ -144,10 +144,16 @@ def compile_all(
                 table[name][chip] = figures
                 if "error" not in figures:
                     known[key] = figures
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(known))
+                    _keep(path, known)  # each: who stops this need not begin anew
     return table
+
+
+def _keep(path: Path, known: dict[str, Figures]) -> None:
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(f".{os.getpid()}")
+        new.write_text(json.dumps(known))
+        new.replace(path)
 
 
 def _begin(scratch: str) -> None:

@@ -244,8 +244,11 @@ def main() -> None:
         print(f"{sum(map(len, table.values()))} of {len(cases)} kernels' cases by chip, "
               f"{len(wrong)} problems, {time.monotonic() - begun:.0f} s.")  # fmt: skip
     if args.update:
-        kept = {name: {**before.get(name, {}), **chips} for name, chips in table.items()}
-        committed[triton.__version__] = kept if not args.only else before | kept
+        there = {case.name for case in collect()}
+        kept = {name: chips for name, chips in before.items() if name in there}
+        for name, chips in table.items():
+            kept[name] = {**kept.get(name, {}), **chips}
+        committed[triton.__version__] = kept
         COMMITTED.write_text(written(committed))
     elif wrong:
         sys.exit(1)

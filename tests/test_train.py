@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 
 from elinvar.base.sampling import SamplingParams
+from elinvar.models import llama
 from elinvar.models.eagle import load_eagle
+from elinvar.models.load import is_mtp
+from elinvar.models.mtp import NEXTN, mtp_rules
 from elinvar.nn.decoder import Decoder
+from elinvar.nn.mtp import MTPDecoder
 from elinvar.run.drafters.heads import HeadsDrafter
 from elinvar.run.replay import Recorded, Replay
 from elinvar.weights.checkpoint import open_checkpoint
-from engines import provider, tiny_engine, tiny_model
+from elinvar.weights.load import load_weights
+from engines import provider, tiny_engine, tiny_model, tiny_weights
 from helpers import Span, make_batch, make_cache
 
 torch = pytest.importorskip("torch")
@@ -25,6 +30,7 @@ from elinvar.train.answers import record_answers, seeded, write_features  # noqa
 from elinvar.train.eagle import Eagle  # noqa: E402
 from elinvar.train.fit import Settings, fit, make_target, publish  # noqa: E402
 from elinvar.train.head import later  # noqa: E402
+from elinvar.train.mtp import MTP  # noqa: E402
 
 TAPS = [0, 1, 1]
 SETTINGS = Settings(epochs=3, rate=3e-3, depth=2, num_tokens=48)
@@ -155,3 +161,26 @@ def test_training_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert fit(again, target, shards, tmp_path, chosen, lambda *told: True)
     for ours, theirs in zip(again.parameters(), whole.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_an_mtp_head_is_the_one_that_was_trained(tmp_path: Path) -> None:
+    target, shards, found, model = prepared(tmp_path)
+    head = MTP(target)
+    assert fit(head, target, shards, tmp_path, replace(SETTINGS, epochs=1), lambda *told: True)
+    head.to(torch.bfloat16).float()
+    publish(head, target, tmp_path)
+    checkpoint, config = open_checkpoint(tmp_path), replace(model.config, mtp_layers=1)
+    assert is_mtp(checkpoint)
+    rules = mtp_rules(config, llama.rules, NEXTN)
+    weights = load_weights(checkpoint, rules, config, "f32")
+    both = llama.build(config, tiny_weights("llama", "f32") | weights, provider())
+    assert isinstance(both, MTPDecoder)
+    ids = list(found[0].token_ids)
+    kv = make_cache(both, provider(), 2, "f32")
+    hidden = both.hidden(make_batch([Span(ids, 0, len(ids), [0, 1])], 1), kv, all_tokens=True)
+    later_batch = make_batch([Span(ids, 1, len(ids), [0, 1])], 1)
+    with torch.no_grad():
+        embedded = target.embed[torch.tensor(ids[1:])][None]
+        states, _ = head.onward(target, embedded, head.first(torch.tensor(hidden[None, :-1])), [])
+    ours = both.draft(later_batch, hidden[:-1], kv)
+    np.testing.assert_allclose(ours, states[0].numpy(), rtol=1e-3, atol=1e-3)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from elinvar.base.batch import DecodeBatch, ForwardBatch
 from elinvar.base.drafts import DraftStats
 from elinvar.base.plan import PlanItem, RowStart, StepOutput
 from elinvar.ops.api import F32
-from elinvar.run.chances import Account, Chances, Costs
+from elinvar.run.chances import Account, Chances, Costs, Curve
 from elinvar.run.drafters.api import Ask, Drafter, Guess, Seen
 from elinvar.run.grammar import Masks
 from elinvar.run.rows import Rows
@@ -57,10 +57,13 @@ class _Chain:
 class _Step:
     """A step that is being computed, whose drafts are counted."""
 
-    chains: dict[int, _Chain]
+    began: float
+    chains: dict[int, _Chain] = field(default_factory=dict)
     """By the index of the item."""
-    proposed_s: dict[_Source, float]
+    proposed_s: dict[_Source, float] = field(default_factory=dict)
     num_drafts: int = 0
+    chosen_s: float = 0.0
+    """Seconds until it was known what to verify."""
 
 
 class Speculator:
@@ -109,13 +112,22 @@ class Speculator:
         self._step = None
         if not self._sources or not all(i.sample and i.num_tokens == 1 for i in items):
             return _plain(items)
-        self._step = step = _Step({}, {})
+        self._step = step = _Step(time.perf_counter())
         curve = self._costs.of(len(items))
         if curve.plain is None or curve.age >= LOOK:
             return _plain(items)
+        open_ = [source for source in self._sources if source.account.is_open]
+        if not open_:
+            return _plain(items)
+        planned = self._choose(step, items, open_, curve)
+        step.chosen_s = time.perf_counter() - step.began
+        return planned
+
+    def _choose(
+        self, step: _Step, items: Sequence[PlanItem], open_: Sequence[_Source], curve: Curve
+    ) -> Sequence[PlanItem]:
         asks = {i: self._ask(item) for i, item in enumerate(items) if item.num_drafts}
         seconds = curve.upto(sum(ask.most for ask in asks.values()))
-        open_ = [source for source in self._sources if source.account.is_open]
         for source in open_:
             if source.drafter.is_instant:
                 self._take_better(step, source, asks)
@@ -237,12 +249,15 @@ class Speculator:
         step, self._step = self._step, None
         if step is None:
             return
-        rows, proposing = len(items), sum(step.proposed_s.values())
+        rows, took = len(items), seconds - step.chosen_s
         curve = self._costs.of(rows)
-        curve.book(step.num_drafts, seconds - proposing)
+        curve.book(step.num_drafts, took)
         plain = curve.plain or seconds
-        gained = {source: -spent for source, spent in step.proposed_s.items()}
-        excess = min(seconds - proposing, 2 * plain * (1 + step.num_drafts)) - plain
+        asked = step.proposed_s
+        # Who was asked shares what choosing among them took.
+        share = (step.chosen_s - sum(asked.values())) / max(1, len(asked))
+        gained = {source: -spent - share for source, spent in asked.items()}
+        excess = min(took, 2 * plain * (1 + step.num_drafts)) - plain
         for i, chain in step.chains.items():
             count = items[i].num_drafts
             if not count:

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
-
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.plan import PlanItem
 from elinvar.models.family import Model
@@ -23,6 +21,7 @@ from elinvar.ops.adapted import AdaptedOps
 from elinvar.ops.api import F32, Ops
 from elinvar.ops.caches import LayerCache
 from elinvar.run.drafters.api import Ask, Guess, Seen
+from elinvar.run.drafters.draws import draw
 from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
 
@@ -70,14 +69,9 @@ class EarlyExitDrafter:
             batch, rows_L, position_L = self._rows.gather(items)
             if isinstance(batch, ForwardBatch):
                 batch = replace(batch, watch=None)
-            args = self._rows.sample_args(rows_L, position_L)
-            args.num_logprobs = 0
-            result = self._ops.sample(self._graphs.forward(batch), args)
-            self._rows.token_ids[rows_L, position_L] = result.ids
-            chances = np.exp(result.logprobs).tolist()
-            for i, token, chance in zip(live, result.ids.tolist(), chances, strict=True):
-                guesses[i].tokens.append(token)
-                guesses[i].chances.append(chance)
+            logits_LV = self._graphs.forward(batch)
+            some = [guesses[i] for i in live]
+            draw(self._ops, self._rows, some, rows_L, position_L, logits_LV)
         return guesses
 
     def observe(self, seen: Seen) -> None:

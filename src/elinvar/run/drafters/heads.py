@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
+from elinvar.base.batch import DecodeBatch, ForwardBatch
 from elinvar.base.plan import PlanItem
 from elinvar.ops.api import F32, Ops
 from elinvar.run.drafters.api import Ask, Guess, Seen
+from elinvar.run.drafters.draws import draw
 from elinvar.run.rows import Rows
 
 _NOTHING = -1
@@ -85,7 +86,10 @@ class HeadsDrafter:
             }
             if k == 0:
                 self._reached(asked, states)
-            self._draw(live, self._heads.draft_logits(states[leader]), k)
+            rows_L = [ask.row for ask in asked]
+            position_L = np.array([ask.num_tokens + k for ask in asked], np.int32)
+            logits_LV = self._heads.draft_logits(states[leader])
+            draw(self._ops, self._rows, [guess for _, guess in live], rows_L, position_L, logits_LV)
             before = np.stack([states[max(head - 1, leader)] for head in range(last + 1)])
         return guesses
 
@@ -96,19 +100,6 @@ class HeadsDrafter:
             self._before[head, rows] = states[head - 1]
         for ask in asks:
             self._at[ask.row] = ask.num_tokens
-
-    def _draw(self, live: Sequence[tuple[Ask, Guess]], logits_LV: F32, k: int) -> None:
-        """As the target would, and with its noise."""
-        rows_L = [ask.row for ask, _ in live]
-        position_L: I32 = np.array([ask.num_tokens + k for ask, _ in live], np.int32)
-        args = self._rows.sample_args(rows_L, position_L)
-        args.num_logprobs = 0
-        result = self._ops.sample(logits_LV, args)
-        self._rows.token_ids[rows_L, position_L] = result.ids
-        chances = np.exp(result.logprobs).tolist()
-        for (_, guess), token, chance in zip(live, result.ids.tolist(), chances, strict=True):
-            guess.tokens.append(token)
-            guess.chances.append(chance)
 
     def observe(self, seen: Seen) -> None:
         if seen.hidden is None:

@@ -53,8 +53,9 @@ class Lanes:
         self._manager = KVManager(specs, num_blocks)
         self._lanes: OrderedDict[int, _Lane] = OrderedDict()
         """By row, the one used longest ago first."""
-        self._tokens: I32 = np.zeros_like(rows.token_ids)
-        """What was computed in each row, which may have become other tokens since."""
+        self._tokens: I32 = np.zeros(rows.token_ids.shape, np.int32)
+        """What was computed in each row, which may have become other tokens since; memory is touched as
+        far as that goes."""
         self._blocks: list[NDArray[np.uint8]] = []
         layers: dict[int, LayerCache] = {}
         for spec, count in zip(specs, num_blocks, strict=True):

@@ -14,6 +14,7 @@ from elinvar.base.batch import I32
 from elinvar.nn.medusa import MedusaHeads
 from elinvar.ops.api import Ops
 from elinvar.run.drafters.api import Ask, Guess, Seen
+from elinvar.run.drafters.draws import draw
 from elinvar.run.drafters.heads import num_computed, starts
 from elinvar.run.rows import Rows
 
@@ -39,14 +40,9 @@ class MedusaDrafter:
                 break
             rows_L = [asks[i].row for i in live]
             position_L: I32 = np.array([asks[i].num_tokens + k for i in live], np.int32)
-            args = self._rows.sample_args(rows_L, position_L)
-            args.num_logprobs = 0
-            result = self._ops.sample(self._heads.logits(self._states[rows_L], k), args)
-            self._rows.token_ids[rows_L, position_L] = result.ids
-            chances = np.exp(result.logprobs).tolist()
-            for i, token, chance in zip(live, result.ids.tolist(), chances, strict=True):
-                guesses[i].tokens.append(token)
-                guesses[i].chances.append(chance)
+            logits_LV = self._heads.logits(self._states[rows_L], k)
+            some = [guesses[i] for i in live]
+            draw(self._ops, self._rows, some, rows_L, position_L, logits_LV)
         return guesses
 
     def observe(self, seen: Seen) -> None:

@@ -1,7 +1,7 @@
 """Attention over the paged cache: prefill, decode and drafts are one kernel (ops/api.py `attention`).
 
 Legend: T tokens, H query heads, G of them a KV head, D dims of a head, S splits of 1,024 keys.
-Docs: docs/design/040-gpu-attention.md.
+Docs: docs/design/041-gpu-attention.md.
 
 A program has a tile of rows, tokens of one sequence times the G heads that share a KV head, and walks
 keys in tiles whose borders are absolute positions. Rows of a tile do not touch each other, and a tile

@@ -1,4 +1,4 @@
-"""The `triton` provider: kernels of this package on torch tensors, on one GPU (docs/design/038).
+"""The `triton` provider: kernels of this package on torch tensors, on one GPU (docs/design/039).
 
 What enters a matrix product is in the dtype of activations (`dtype`: that of the model's matrices, bf16
 where they are quantised); what leaves one, the residual stream and logits are f32. Arrays that a model

@@ -143,7 +143,7 @@ def test_answers_are_the_same_and_every_call_is_timed(name: str) -> None:
 
 def test_a_replay_knows_the_positions_of_its_step() -> None:
     ops = ProfiledOps(load_provider("cpu", 1))
-    engine = tiny_engine(ops=ops)  # type: ignore[arg-type]
+    engine = tiny_engine(ops=ops, speculation="off")  # type: ignore[arg-type]
     engine.add([1, 2, 3], SamplingParams(max_tokens=4, ignore_eos=True))
     engine.step()
     keys = []

@@ -192,13 +192,20 @@ async def equal(options: argparse.Namespace) -> JSON:
     async with server(options.model) as one:
         together = await load(one.port, 200, bodies)
         alone = await load(one.port, 1, bodies)
-    same = sum(choices(a) == choices(b) for a, b in zip(together, alone, strict=True))
+    same = sum(told(a) == told(b) for a, b in zip(together, alone, strict=True))
     return {"streams": len(bodies), "equal": same}
 
 
-def choices(stream: bytes) -> list[Any]:
+def told(stream: bytes) -> JSON:
+    """Of its one choice, all chunks together: they are cut as drafts happened to be accepted."""
+    whole: JSON = {"text": "", "logprobs": {}, "finish_reason": None}
     events = [line[6:] for line in stream.split(b"\n") if line.startswith(b"data: {")]
-    return [json.loads(event)["choices"] for event in events]
+    for choice in (one for event in events for one in json.loads(event)["choices"]):
+        whole["text"] += choice["text"]
+        whole["finish_reason"] = choice["finish_reason"] or whole["finish_reason"]
+        for name, values in (choice.get("logprobs") or {}).items():
+            whole["logprobs"].setdefault(name, []).extend(values)
+    return whole
 
 
 async def soak(options: argparse.Namespace) -> JSON:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +14,14 @@ from elinvar.base.errors import InputError, ModelError
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
 from elinvar.engine.draft_model import SHARE, Loaded, drafter_of, same_ids
-from elinvar.engine.drafts import Given
-from elinvar.run.drafters.api import Drafter
 from elinvar.run.drafters.aside import Aside
 from elinvar.run.drafters.model import DraftModel
 from elinvar.run.drafters.retokenised import Retokenised
-from elinvar.run.runner import Runner
-from engines import Answer, ByteTokenizer, answers, provider, tiny_engine, tiny_model
+from engines import Answer, ByteTokenizer, answers, provider, tiny_model
 from families.base import VOCAB
 from oracles import verify_all
-from test_speculation import KINDS, plain, sixteen
 
 SIZE: dict[str, Any] = {"kv_memory": 2**26, "max_context": 512, "max_rows": 4}
-
-
-def drafted(family: str, kind: str = "q4") -> Callable[..., Engine]:
-    """Tiny engines for which another tiny model drafts, with a cache too small for all of them."""
-
-    def make(**options: Any) -> Engine:
-        tokenizer: Any = ByteTokenizer()
-        loaded = Loaded(tiny_model(provider(), family, kind), tokenizer, provider())
-
-        def drafter(runner: Runner) -> Drafter:
-            sizes = VOCAB, SHARE * 2**19
-            return drafter_of(loaded, runner.rows, tokenizer, *sizes, EngineConfig())
-
-        return tiny_engine("llama", max_rows=16, drafting=Given(drafter), **options)
-
-    return make
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("draft", ["llama", "gemma3"])
-def test_bits_are_equal(kind: str, draft: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    verify_all(monkeypatch)
-    prompts, params = sixteen(kind)
-    engine = drafted(draft, "q8" if draft == "llama" else "q4")()
-    assert answers(engine, prompts, params) == plain(prompts, params)
-    (stats,) = engine.runner.speculator.stats
-    # It does not know grammars, and what they forbid is not verified.
-    assert stats.num_drafted > 0 or params[0].grammar is not None
 
 
 def test_its_cache_is_bounded() -> None:

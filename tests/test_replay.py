@@ -92,7 +92,7 @@ def test_all_layers_know_what_was_recorded() -> None:
 def test_exits_are_measured_and_remembered(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     exits = measure_exits(
-        target(), provider(), recorded(), 12, [1, 2], lambda *step: told.append(step)
+        target(), provider(), recorded(), 12, [1, 2], lambda *step: not told.append(step)
     )
     assert [one.num_layers for one in exits] == [1, 2]
     assert exits[1].chances == [1.0] * 3

@@ -46,6 +46,17 @@ def services(monkeypatch: pytest.MonkeyPatch) -> list[Service]:
     return made
 
 
+def whole(chunks: Sequence[list[Any]]) -> dict[str, Any]:
+    """Of chunks, which are cut as drafts happened to be accepted."""
+    told: dict[str, Any] = {"text": "", "logprobs": {}, "finish_reason": None}
+    for choice in (one for chunk in chunks for one in chunk):
+        told["text"] += choice["text"]
+        told["finish_reason"] = choice["finish_reason"] or told["finish_reason"]
+        for name, values in (choice.get("logprobs") or {}).items():
+            told["logprobs"].setdefault(name, []).extend(values)
+    return told
+
+
 def all_at_once(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> list[str]:
     """What they stream, without what no two answers share."""
 
@@ -57,9 +68,8 @@ def all_at_once(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> lis
                 answer = await client.post(COMPLETIONS, json=body)
                 assert answer.status_code == 200
                 events = [one[6:] for one in answer.text.split("\n\n") if one.startswith("data: {")]
-                choices = [json.loads(event)["choices"] for event in events]
                 assert answer.text.endswith("data: [DONE]\n\n")
-                return json.dumps(choices)
+                return json.dumps(whole([json.loads(event)["choices"] for event in events]))
 
             return list(await asyncio.gather(*map(one, bodies)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +22,9 @@ from helpers import Span, make_batch, make_cache
 torch = pytest.importorskip("torch")
 
 from elinvar.train.answers import record_answers, seeded, write_features  # noqa: E402
-from elinvar.train.eagle import Eagle, later  # noqa: E402
-from elinvar.train.fit import Settings, described, fit, make_target, publish  # noqa: E402
+from elinvar.train.eagle import Eagle  # noqa: E402
+from elinvar.train.fit import Settings, fit, make_target, publish  # noqa: E402
+from elinvar.train.head import later  # noqa: E402
 
 TAPS = [0, 1, 1]
 SETTINGS = Settings(epochs=3, rate=3e-3, depth=2, num_tokens=48)
@@ -45,6 +45,11 @@ def answers(
     engine, asked = tiny_engine(kind="f32", speculation="off"), prompts(count)
     params = seeded(SamplingParams(max_tokens=24), count)
     return record_answers(engine, asked, params, work, progress)
+
+
+def begun(target: Any) -> Eagle:
+    torch.manual_seed(0)
+    return Eagle(target, TAPS)
 
 
 def target_model() -> Decoder:
@@ -91,12 +96,11 @@ def test_a_head_is_trained_published_and_read(tmp_path: Path) -> None:
         losses.append(loss)
         return True
 
-    head = fit(target, 3, shards, tmp_path, SETTINGS, told)
-    assert head is not None
+    head = begun(target)
+    assert fit(head, target, shards, tmp_path, SETTINGS, told)
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
-    (tmp_path / "config.json").write_text(json.dumps(described(target, TAPS)))
     head.to(torch.bfloat16).float()
-    publish(head, target, TAPS, tmp_path)
+    publish(head, target, tmp_path)
     ids = list(found[0].token_ids)
     batch = make_batch([Span(ids, 0, len(ids), [0, 1])], 1)
     model.taps = ()
@@ -120,8 +124,7 @@ def test_a_head_is_trained_published_and_read(tmp_path: Path) -> None:
 def test_what_is_learned_for_later_drafts_is_what_they_see(tmp_path: Path) -> None:
     """The second and third pass over all tokens at once give what chains of drafts give one by one."""
     target, _, found, _ = prepared(tmp_path)
-    torch.manual_seed(3)
-    head = Eagle(target, 3)
+    head = begun(target)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, float(parameter.dim() < 2), 0.2)
     ids = torch.tensor(found[0].token_ids[:12])
@@ -146,9 +149,9 @@ def test_training_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     target, shards, _, _ = prepared(tmp_path)
     (tmp_path / "other").mkdir()
     chosen = replace(SETTINGS, epochs=2)
-    whole = fit(target, 3, shards, tmp_path / "other", chosen, lambda *told: True)
-    assert fit(target, 3, shards, tmp_path, chosen, lambda done, *told: done != 7) is None
-    again = fit(target, 3, shards, tmp_path, chosen, lambda *told: True)
-    assert whole is not None and again is not None
+    whole, again = begun(target), begun(target)
+    assert fit(whole, target, shards, tmp_path / "other", chosen, lambda *told: True)
+    assert not fit(begun(target), target, shards, tmp_path, chosen, lambda at, *told: at != 7)
+    assert fit(again, target, shards, tmp_path, chosen, lambda *told: True)
     for ours, theirs in zip(again.parameters(), whole.parameters(), strict=True):
         assert torch.equal(ours, theirs)

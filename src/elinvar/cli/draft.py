@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +22,9 @@ from elinvar.cli.terminal import Interrupt, bar, note
 
 if TYPE_CHECKING:
     from elinvar.engine.core import Engine
-    from elinvar.nn.decoder import Decoder
-    from elinvar.run.replay import MakeDrafter, Recorded, Worth
 
 HELD_OUT = 8
-"""Answers that are not trained on, of each temperature, at most."""
-CHAIN = 4
-"""Drafts in a row that are measured."""
-
-
-class _StoppedError(Exception):
-    """Ctrl-C; what is there is kept."""
+"""Prompts that are not learned from, at most."""
 
 
 @click.group(cls=Group)
@@ -39,7 +34,7 @@ def draft() -> None:
 
 @draft.command(cls=Command)
 @opt.model
-@option("--method", type=click.Choice(["eagle", "early-exit"]), default="eagle")
+@option("--method", type=click.Choice(["eagle", "mtp", "early-exit"]), default="eagle")
 @option(
     "--data",
     type=opt.FILE_THAT_IS_THERE,
@@ -52,7 +47,13 @@ def draft() -> None:
 @option("--epochs", type=opt.AT_LEAST_1, default=3)
 @option("--rate", type=opt.Positive(), default=5e-4, help="Learning rate.")
 @option("--depth", type=opt.AT_LEAST_1, default=3, help="Drafts in a row that are trained.")
-@option("--draft-vocab", type=opt.AT_LEAST_1, default=8192, help="Tokens that the head can draft.")
+@option(
+    "--draft-vocab",
+    "num_tokens",
+    type=opt.AT_LEAST_1,
+    default=8192,
+    help="Tokens that are learned; an EAGLE head drafts no others.",
+)
 @option("--threads", type=opt.AT_LEAST_1, help="Compute threads.")
 @opt.verbose
 def train(
@@ -67,201 +68,148 @@ def train(
 ) -> int:
     """Train a head on a model's own answers, or measure which early exit is worth drafting with.
 
-    Ctrl-C keeps what was done; the same command goes on from there. What comes out drafts with
-    `--draft-model FOLDER`; an exit that is worth it is used from then on."""
-    if method == "eagle" and out is None:
+    Ctrl-C keeps what was done, and the same command goes on from there. An exit that is worth it is
+    remembered for this model."""
+    trained = method != "early-exit"
+    if trained and out is None:
         raise click.BadParameter("give --out, a folder for the head")
-    if method == "eagle" and find_spec("torch") is None:
+    if trained and not _has_torch():
         raise ModelError("Training needs torch; install it with 'pip install elinvar[train]'.")
-    defaults = SamplingParams(max_tokens=answer_tokens)
-    lines = read_prompts(data, defaults, chat)
-    held_out = max(1, min(HELD_OUT, len(lines) // 10))
+    params = SamplingParams(max_tokens=answer_tokens)
+    lines = read_prompts(data, params, chat)
     if len(lines) < 2:
         raise InputError("data", f"{data} holds one prompt; some are learned from, others tested.")
+    held_out = max(1, min(HELD_OUT, len(lines) // 10))
 
     from elinvar.base.config import EngineConfig
-    from elinvar.cli.load import load
+    from elinvar.cli.load import load, pulled
 
-    config = EngineConfig(num_threads=threads, speculation="off")
-    engine = load(model, config).engine
+    path = pulled(model)
+    engine = load(model, EngineConfig(num_threads=threads, speculation="off")).engine
     prompts = [encode(engine, line) for line in lines]
-    try:
-        with Interrupt() as interrupt:
-            if method == "eagle":
-                assert out is not None
-                told = {"model": engine.fingerprint, "chat": chat, "answer_tokens": answer_tokens}
-                _claim(out / "work", told | settings | {"prompts": len(prompts)})
-                return _eagle(engine, prompts, held_out, out, defaults, settings, interrupt)
-            return _exits(engine, prompts[:held_out], defaults, interrupt)
-    except _StoppedError:
+    with Interrupt() as interrupt, ExitStack() as bars:
+        tell = _Bars(bars, interrupt)
+        if trained:
+            assert out is not None
+            told = {"model": engine.fingerprint, "method": method, "chat": chat}
+            told |= {"answer_tokens": answer_tokens, "prompts": len(lines), **settings}
+            _claim(out, told)
+            done = _train(engine, path, method, prompts, held_out, params, settings, out, tell)
+        else:
+            done = _measure(engine, prompts[:held_out], params, tell)
+    if not done:
         note("Stopped; run the same command again to go on.")
-        return 130
+    return 0 if done else 130
 
 
-def _claim(work: Path, settings: dict[str, Any]) -> None:
-    """The work folder is of these settings. Raises InputError where it was begun with others."""
+def _has_torch() -> bool:
+    try:
+        return find_spec("torch") is not None
+    except ValueError:  # there is something of that name that is no package
+        return False
+
+
+class _Bars:
+    """A bar for each stage; says stop after Ctrl-C."""
+
+    def __init__(self, stack: ExitStack, interrupt: Interrupt) -> None:
+        self._stack, self._interrupt, self._stage = stack, interrupt, ""
+
+    def __call__(self, stage: str, done: int, total: int, more: str = "") -> bool:
+        if stage != self._stage:
+            self._stack.close()
+            self._stage, self._update = stage, self._stack.enter_context(bar(stage, total))
+        self._update(done, f"{done}/{total} {more}")
+        return not self._interrupt.hit
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """The folder is of these settings. Raises InputError where it was begun with others."""
+    work = out / "work"
     path = work / "settings.json"
     if path.exists():
-        before = json.loads(path.read_bytes())
+        try:
+            before = json.loads(path.read_bytes())
+        except ValueError:
+            raise InputError("out", f"{path} is damaged; give another folder.") from None
         for name, value in settings.items():
             if before.get(name) != value:
                 raise InputError(
                     "out",
-                    f"{work.parent} was begun with {name} = {before.get(name)}, not {value}; go on with "
-                    "that, or give another folder.",
+                    f"{out} was begun with {name} = {before.get(name)}, not {value}; go on with that, or "
+                    "give another folder.",
                 )
     work.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(settings))
 
 
-def _eagle(
+def _train(
     engine: Engine,
+    path: Path,
+    method: str,
     prompts: Sequence[list[int]],
     held_out: int,
-    out: Path,
-    defaults: SamplingParams,
+    params: SamplingParams,
     settings: dict[str, Any],
-    interrupt: Interrupt,
-) -> int:
-    from elinvar.models.eagle import default_taps, load_eagle
-    from elinvar.run.drafters.heads import HeadsDrafter
-    from elinvar.train.answers import record_answers, seeded, write_features
-    from elinvar.train.fit import Settings, described, fit, make_target, publish
-    from elinvar.weights.checkpoint import open_checkpoint
+    out: Path,
+    tell: _Bars,
+) -> bool:
+    from elinvar.train.draft import train_head
+    from elinvar.train.fit import Settings
 
-    model, ops, work = _decoder(engine), engine.ops, out / "work"
-    # Those held out are answered greedily and at temperature 1.
-    asked = [*(prompt for prompt in prompts[:held_out] for _ in range(2)), *prompts[held_out:]]
-    with _steps("Answering", interrupt) as go_on:
-        params = seeded(defaults, len(asked))
-        answers = record_answers(engine, asked, params, work, go_on)
-    tested, learned = answers[: 2 * held_out], answers[2 * held_out :]
-    replay = _replay(model, engine, answers)
-    model.taps = default_taps(model.config.num_layers)
-    with _steps("Computing states", interrupt) as go_on:
-        shards = write_features(replay, learned, work, go_on)
-    target = make_target(model, ops, learned, settings["draft_vocab"])
-    chosen = Settings(
-        settings["epochs"], settings["rate"], settings["depth"], settings["draft_vocab"]
-    )
-    taps, model.taps = model.taps, ()
-    with bar("Training") as update:
-
-        def told(done: int, total: int, loss: float, right: list[float]) -> bool:
-            shares = " ".join(f"{share:.0%}" for share in right)
-            update(done, f"{done}/{total} · loss {loss:.3f} · likeliest right {shares}")
-            return not interrupt.hit
-
-        head = fit(target, len(taps), shards, work, chosen, told)
-    if head is None:
-        raise _StoppedError
-    (out / "config.json").write_text(json.dumps(described(target, taps), indent=2))
-    publish(head, target, taps, out)
-    plain = {t: _measured(replay, None, tested, t, 0) for t in (0.0, 1.0)}
-    loaded = load_eagle(open_checkpoint(out), model, ops)
-    replay = _replay(model, engine, answers)
-
-    def make(rows: Any, kv: Any) -> Any:
-        return HeadsDrafter("eagle", loaded, ops, kv, rows)
-
-    report = {
-        f"temperature {t:g}": _compared(replay, make, tested, t, plain[t]) for t in (0.0, 1.0)
-    }
-    (out / "report.json").write_text(json.dumps(report, indent=2))
-    for name, one in report.items():
-        chances = " ".join(f"{chance:.0%}" for chance in one["chances"])
-        print(f"{name}: accepted by place {chances}; {one['speed_up']:.2f} x with {one['drafts']}")
-    return 0
+    chosen = Settings(**settings)
+    found = train_head(engine, path, method, prompts, held_out, params, chosen, out, tell)
+    if found is None:
+        return False
+    told = {f"temperature {t:g}": asdict(report) for t, report in found.items()}
+    (out / "report.json").write_text(json.dumps(told, indent=2))
+    for t, report in found.items():
+        best = max(report.tokens_a_second)
+        count = report.tokens_a_second.index(best) + 1
+        print(
+            f"temperature {t:g}: accepted by place {_percent(report.chances)}; "
+            f"{best / report.plain:.2f} x with {count}"
+        )
+    note(f"The head is in {out}; {out / 'work'} is not needed any more.")
+    return True
 
 
-def _exits(
-    engine: Engine, prompts: Sequence[list[int]], defaults: SamplingParams, interrupt: Interrupt
-) -> int:
+def _measure(
+    engine: Engine, prompts: Sequence[list[int]], params: SamplingParams, tell: _Bars
+) -> bool:
     """Which exit is worth it, remembered for this model."""
-    import tempfile
-
     from elinvar.engine.exits import best_exit, measure_exits, remember_exit
+    from elinvar.nn.decoder import Decoder
     from elinvar.run.drafters.early_exit import can_exit
     from elinvar.train.answers import record_answers, seeded
     from elinvar.weights.cache import cache_root
 
-    model = _decoder(engine)
-    if not can_exit(model):
+    model = engine.runner.model
+    if not isinstance(model, Decoder) or not can_exit(model):
         raise ModelError("The layers of this model's family cannot draft by themselves.")
-    with tempfile.TemporaryDirectory() as work, _steps("Answering", interrupt) as go_on:
-        params = seeded(defaults, len(prompts))
-        answers = record_answers(engine, prompts, params, Path(work), go_on)
+    with tempfile.TemporaryDirectory() as work:
+        both = seeded(params, len(prompts))
+        answers = record_answers(
+            engine, prompts, both, Path(work), lambda *n: tell("Answering", *n)
+        )
     count = model.config.num_layers
     candidates = sorted({max(1, count * eighths // 8) for eighths in range(1, 8)})
-    with _steps("Measuring", interrupt) as go_on:
-        tokens = defaults.max_tokens or 64
-        exits = measure_exits(model, engine.ops, answers, tokens, candidates, go_on)
+    tokens = params.max_tokens or 1
+    exits = measure_exits(
+        model, engine.ops, answers, tokens, candidates, lambda *n: tell("Measuring", *n)
+    )
+    if len(answers) < len(prompts) or len(exits) < len(candidates):
+        return False
     for one in exits:
-        chances = " ".join(f"{chance:.0%}" for chance in one.chances)
         print(
-            f"{one.num_layers:3} of {count} layers: accepted by place {chances}; "
+            f"{one.num_layers:3} of {count} layers: accepted by place {_percent(one.chances)}; "
             f"{one.speed_up:.2f} x with {one.num_drafts}"
         )
     path = remember_exit(cache_root(), engine.fingerprint, exits)
     best = best_exit(exits)
     note(f"{'No exit is' if best is None else f'{best} layers are'} worth it; kept in {path}.")
-    return 0
+    return True
 
 
-def _decoder(engine: Engine) -> Decoder:
-    from elinvar.nn.decoder import Decoder
-
-    model = engine.runner.model
-    if not isinstance(model, Decoder):
-        raise ModelError("Heads are made for decoders alone.")
-    return model
-
-
-def _replay(model: Decoder, engine: Engine, answers: Sequence[Recorded]) -> Any:
-    from elinvar.run.replay import Replay
-
-    longest = max(len(answer.token_ids) for answer in answers)
-    return Replay(model, engine.ops, longest, engine.config.kv_dtype)
-
-
-def _measured(
-    replay: Any, make: MakeDrafter | None, answers: Sequence[Recorded], t: float, most: int
-) -> Worth:
-    some = [answer for answer in answers if answer.params.temperature == t]
-    found: Worth = replay.measure(make or (lambda rows, kv: None), some, most, 1 << 20)
-    return found
-
-
-def _compared(
-    replay: Any, make: MakeDrafter, answers: Sequence[Recorded], t: float, plain: Worth
-) -> dict[str, Any]:
-    tries = [_measured(replay, make, answers, t, most) for most in range(1, CHAIN + 1)]
-    best = max(range(CHAIN), key=lambda i: tries[i].tokens_a_second)
-    return {
-        "chances": tries[-1].chances,
-        "tokens_a_step": [one.tokens_a_step for one in tries],
-        "tokens_a_second": [one.tokens_a_second for one in tries],
-        "without": plain.tokens_a_second,
-        "drafts": best + 1,
-        "speed_up": tries[best].tokens_a_second / plain.tokens_a_second,
-        "draft_s": sum(one.draft_s for one in tries),
-    }
-
-
-def _steps(text: str, interrupt: Interrupt) -> Any:
-    """A bar for what tells (done, in all), which ends after Ctrl-C."""
-    from contextlib import contextmanager
-
-    @contextmanager
-    def shown() -> Any:
-        with bar(text, 1.0) as update:
-
-            def go_on(done: int, total: int) -> bool:
-                update(done / max(total, 1), f"{done}/{total}")
-                return not interrupt.hit
-
-            yield go_on
-        if interrupt.hit:
-            raise _StoppedError
-
-    return shown()
+def _percent(chances: Sequence[float]) -> str:
+    return " ".join(f"{chance:.0%}" for chance in chances)

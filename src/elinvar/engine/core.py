@@ -110,6 +110,7 @@ class Engine:
             if wrap_ops is not None:
                 ops = wrap_ops(ops)
             drafting = Drafting(config, _fingerprint(config, checkpoint.fingerprint))
+            drafting.open()
             parts = load_parts(
                 checkpoint,
                 config.weight_format,
@@ -117,6 +118,7 @@ class Engine:
                 logging.getLogger("elinvar.weights").info,
                 lambda done, total: tell("packing", done, total),
                 drafting.wants_mtp,
+                drafting.mtp_from,
             )
             tokenizer = load_tokenizer(checkpoint, cache_root())
             drafting.load(path, tokenizer, ops, tell)

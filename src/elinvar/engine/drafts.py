@@ -12,6 +12,7 @@ from typing import Any, cast
 from elinvar.base.config import EngineConfig, ModelConfig
 from elinvar.engine.tokenizer import Tokenizer
 from elinvar.models.family import Model
+from elinvar.models.load import is_mtp
 from elinvar.nn.decoder import Decoder
 from elinvar.nn.mtp import MTPDecoder
 from elinvar.ops import Ops
@@ -44,29 +45,40 @@ class Drafting:
         self._config, self._fingerprint = config, fingerprint
         self._folder: Checkpoint | None = None
         """Of heads."""
+        self.mtp_from: Checkpoint | None = None
+        """Of heads that are loaded with the model."""
+        self._is_model = False
         self._attached: Callable[[Runner], Drafter] | None = None
         self._beside: Callable[[Runner], Drafter] | None = None
 
     @property
     def wants_mtp(self) -> bool:
-        """The heads that the model's own checkpoint holds."""
-        return "mtp" in self.names
+        """The heads that the model's own checkpoint holds, or one beside it."""
+        return "mtp" in self.names or self.mtp_from is not None
 
-    def load(self, target: Path, tokenizer: Tokenizer, ops: Ops, progress: Progress) -> None:
-        """What the configuration names as its draft_model, if it does. Raises ModelError where that cannot
-        be found or read."""
+    def open(self) -> None:
+        """Looks at what the configuration names as its draft_model, if it does. Raises ModelError where that
+        cannot be found or read."""
         config = self._config
         if config.draft_model is None or not config.uses_draft_model:
             return
-        from elinvar.engine.draft_model import open_draft_model
         from elinvar.models.drafts import are_heads
 
         checkpoint = open_checkpoint(resolve(config.draft_model))
-        if are_heads(checkpoint):
+        if is_mtp(checkpoint):
+            self.mtp_from = checkpoint
+        elif are_heads(checkpoint):
             self._folder = checkpoint
-            return
-        checkpoint.close()
-        self._beside = open_draft_model(config, target, tokenizer, ops, progress)
+        else:
+            checkpoint.close()
+            self._is_model = True
+
+    def load(self, target: Path, tokenizer: Tokenizer, ops: Ops, progress: Progress) -> None:
+        """A draft_model that is a whole model. Raises ModelError where it cannot be read."""
+        if self._is_model:
+            from elinvar.engine.draft_model import open_draft_model
+
+            self._beside = open_draft_model(self._config, target, tokenizer, ops, progress)
 
     def attach(self, model: Model, ops: Ops) -> None:
         """Heads become a part of the model, before its caches are made. Raises ModelError where they do

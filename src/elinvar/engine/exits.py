@@ -18,7 +18,7 @@ from elinvar.run.replay import Recorded, Replay
 from elinvar.weights.atomic import atomic_file
 
 MOST_DRAFTS = 3
-MARGIN = 1.02
+MARGIN = 1.05
 """A speed-up below is noise."""
 
 
@@ -39,9 +39,10 @@ def measure_exits(
     answers: Sequence[Recorded],
     num_tokens: int,
     candidates: Sequence[int],
-    progress: Callable[[int, int], None],
+    progress: Callable[[int, int], bool],
 ) -> list[Exit]:
-    """One for each number of layers of `candidates`. num_tokens: of each answer, at most."""
+    """One for each number of layers of `candidates`, fewer where `progress` said stop. num_tokens: of
+    each answer, at most."""
     longest = max(answer.num_prompt for answer in answers) + num_tokens
     replay = Replay(model, ops, longest)
     replay.measure(
@@ -58,7 +59,8 @@ def measure_exits(
         rates = [one.tokens_a_second / plain for one in tries]
         best = max(range(MOST_DRAFTS), key=rates.__getitem__)
         found.append(Exit(layers, tries[-1].chances, rates[best], best + 1))
-        progress(done, len(candidates))
+        if not progress(done, len(candidates)):
+            break
     return found
 
 

@@ -12,7 +12,7 @@ from elinvar.base.config import ModelConfig
 from elinvar.models.experts import feeds
 from elinvar.models.family import Family
 from elinvar.models.keys import Keys, checked
-from elinvar.models.mtp import decoder
+from elinvar.models.mtp import NEXTN, decoder
 from elinvar.models.shared import (
     FULL,
     attention_rules,
@@ -119,6 +119,7 @@ FAMILIES = (
         config_from_gguf=config_from_gguf,
         rules=rules,
         build=build,
+        mtp=NEXTN,
         tested="random weights against transformers, and SmolLM2-135M itself",
     ),
 )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from elinvar.base.config import ModelConfig
 from elinvar.base.errors import ModelError
 from elinvar.models.family import Family, Model
+from elinvar.models.keys import MAX_LAYERS, Keys
 from elinvar.models.mtp import mtp_copies, mtp_rules
 from elinvar.models.registry import FAMILIES, find_encoder, find_family, read_config
 from elinvar.nn.decoder import Decoder
@@ -26,6 +27,10 @@ from elinvar.weights.push import pushed
 from elinvar.weights.rules import Rule, State, as_published
 
 WeightFormat = Literal["auto", "f32"]
+
+HEADS_ALONE = "NextNHead"
+"""The architecture of a folder with heads and without a model."""
+_HEADS = "num_nextn_predict_layers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +54,30 @@ def load_parts(
     log: Log | None = None,
     progress: Progress | None = None,
     drafts: bool = False,
+    heads_from: Checkpoint | None = None,
 ) -> Loaded:
     """Reads the configuration and loads the weights (see load_weights).
 
     drafts: with the heads that predict further tokens (nn/mtp.py). Their weights are packed by
-    themselves, so that the model's packed file is the same with them and without."""
+    themselves, so that the model's packed file is the same with them and without. heads_from: where
+    they are, if not in the checkpoint (`is_mtp`)."""
     family, config = find_family(checkpoint), read_config(checkpoint)
     rules = as_published(family.rules(config), checkpoint.tensors)
     weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
     whole = as_published(family.rules(config), ())
     if drafts:
-        if family.mtp is None or not mtp_heads(checkpoint):
+        source = heads_from or checkpoint
+        if heads_from is not None:
+            count = Keys(source.metadata, "config.json").size(_HEADS, largest=MAX_LAYERS)
+            config = replace(config, mtp_layers=count)
+        if family.mtp is None or not _held(family, config, source):
             raise ModelError(
-                f"{checkpoint.path} holds no heads that predict further tokens; load it without "
-                "drafts, or a checkpoint that has them."
+                f"{source.path} holds no heads that predict further tokens of this model; load it "
+                "without drafts, or a checkpoint that has them."
             )
         heads = mtp_rules(config, family.rules, family.mtp)
-        rules, also = as_published(heads, checkpoint.tensors), (weight_format, cache_dir, log)
-        weights |= load_weights(checkpoint, rules, config, *also, progress, part="mtp")
+        rules, also = as_published(heads, source.tensors), (weight_format, cache_dir, log)
+        weights |= load_weights(source, rules, config, *also, progress, part="mtp")
         whole += [*as_published(heads, ()), *mtp_copies(config, family.mtp)]
     return Loaded(family, config, whole, weights)
 
@@ -75,9 +86,18 @@ def mtp_heads(checkpoint: Checkpoint) -> int:
     """How many heads that predict further tokens the checkpoint holds; conversions often drop them,
     whatever the configuration says."""
     family = find_encoder(checkpoint) or find_family(checkpoint)
-    rules = mtp_rules(read_config(checkpoint), family.rules, family.mtp) if family.mtp else []
+    return _held(family, read_config(checkpoint), checkpoint)
+
+
+def _held(family: Family[Any], config: ModelConfig, checkpoint: Checkpoint) -> int:
+    rules = mtp_rules(config, family.rules, family.mtp) if family.mtp else []
     joins = [{rule.hf, rule.gguf} for rule in rules if rule.name.endswith(".join")]
     return sum(not names.isdisjoint(checkpoint.tensors) for names in joins)
+
+
+def is_mtp(checkpoint: Checkpoint) -> bool:
+    """Whether it holds such heads and no model, as `elinvar draft train` writes them."""
+    return checkpoint.architecture == HEADS_ALONE
 
 
 def load_model(
@@ -88,9 +108,11 @@ def load_model(
     log: Log | None = None,
     progress: Progress | None = None,
     drafts: bool = False,
+    heads_from: Checkpoint | None = None,
 ) -> Model:
     """The model itself, of `load_parts`; with drafts an nn.mtp.MTPDecoder."""
-    return load_parts(checkpoint, weight_format, cache_dir, log, progress, drafts).build(ops)
+    also = weight_format, cache_dir, log, progress, drafts, heads_from
+    return load_parts(checkpoint, *also).build(ops)
 
 
 def reloaded(

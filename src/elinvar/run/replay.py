@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 import numpy as np
 
@@ -43,11 +44,8 @@ class Worth:
     num_right: list[int]
     num_tokens: int = 0
     """That the answers have."""
-    num_steps: int = 0
-    draft_s: float = 0.0
-    verify_s: float = 0.0
-    by_answer: list[float] = field(default_factory=list)
-    """Tokens a step of each."""
+    step_s: list[float] = field(default_factory=list)
+    """Seconds of each step."""
 
     @property
     def chances(self) -> list[float]:
@@ -57,11 +55,12 @@ class Worth:
 
     @property
     def tokens_a_step(self) -> float:
-        return self.num_tokens / max(self.num_steps, 1)
+        return self.num_tokens / max(len(self.step_s), 1)
 
     @property
     def tokens_a_second(self) -> float:
-        return self.num_tokens / max(self.draft_s + self.verify_s, 1e-9)
+        """By the median of its steps: others may use the machine, too."""
+        return self.tokens_a_step / median(self.step_s) if self.step_s else 0.0
 
 
 MakeDrafter = Callable[[Rows, list[LayerCache]], Drafter | None]
@@ -101,15 +100,12 @@ class Replay:
         drafter = make(rows, self._kv)
         worth = Worth([0] * most, [0] * most)
         for answer in answers:
-            before = worth.num_steps, worth.num_tokens
             known = list(answer.token_ids[: answer.num_prompt + num_tokens])
             start = RowStart("", 0, known, answer.params, self._blocks)
             rows.start(replace(start, num_prompt_tokens=answer.num_prompt))
             if drafter is not None:
                 drafter.forget(0)
             self._answer(rows, drafter, known, answer.num_prompt, most, worth)
-            steps = worth.num_steps - before[0]
-            worth.by_answer.append((worth.num_tokens - before[1]) / max(steps, 1))
         return worth
 
     def _answer(
@@ -135,15 +131,12 @@ class Replay:
                 accepted += 1
             for place in range(min(accepted + 1, len(guess))):
                 worth.num_asked[place] += 1
-            drafted = time.perf_counter()
             # What was guessed wrong is computed, too, and then written again.
             rows.token_ids[0, at : at + len(guess)] = guess
             sampled = known[at : at + accepted + 1]
             self._step(rows, drafter, at - 1, 1 + len(guess), sampled, len(guess))
             rows.token_ids[0, at : at + len(guess)] = known[at : at + len(guess)]
-            worth.draft_s += drafted - began
-            worth.verify_s += time.perf_counter() - drafted
-            worth.num_steps += 1
+            worth.step_s.append(time.perf_counter() - began)
             worth.num_tokens += min(accepted + 1, len(known) - at)
             at += accepted + 1
 

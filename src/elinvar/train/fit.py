@@ -5,6 +5,7 @@ A checkpoint holds all that the loop goes by, so that one that was stopped goes 
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from torch import Tensor
 from elinvar.nn.decoder import Decoder
 from elinvar.ops.api import Ops
 from elinvar.run.replay import Recorded
-from elinvar.train.eagle import Eagle, Target
+from elinvar.train.head import Head, Target
 from elinvar.weights.atomic import atomic_file
 from elinvar.weights.safetensors import SINGLE, write_safetensors
 
@@ -66,16 +67,14 @@ def make_target(model: Decoder, ops: Ops, answers: Sequence[Recorded], num_token
 
 
 def fit(
+    head: Head,
     target: Target,
-    num_taps: int,
     shards: Sequence[Path],
     work: Path,
     settings: Settings,
     told: Told,
-) -> Eagle | None:
-    """The head, trained; None where `told` said stop, after writing a checkpoint."""
-    torch.manual_seed(0)
-    head = Eagle(target, num_taps)
+) -> bool:
+    """Trains `head`; whether to the end: where `told` said stop there is a checkpoint."""
     optimiser = torch.optim.AdamW(head.parameters(), settings.rate, (0.9, 0.95), weight_decay=0.01)
     path, done = work / "checkpoint.pt", 0
     if path.exists():
@@ -101,8 +100,8 @@ def fit(
                 _save(path, head, optimiser, at + 1)
                 saved_at = time.monotonic()
             if not go_on:
-                return None
-    return head
+                return False
+    return True
 
 
 def _share(step: int, total: int) -> float:
@@ -112,7 +111,7 @@ def _share(step: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / max(total - WARM_UP, 1)))
 
 
-def _save(path: Path, head: Eagle, optimiser: torch.optim.Optimizer, steps: int) -> None:
+def _save(path: Path, head: Head, optimiser: torch.optim.Optimizer, steps: int) -> None:
     told = {"head": head.state_dict(), "optimiser": optimiser.state_dict(), "steps": steps}
     with atomic_file(path, 0) as file:
         torch.save(told, file)
@@ -151,38 +150,11 @@ def _batches(shards: Sequence[Path], epoch: int) -> Iterator[tuple[Tensor, Tenso
             )
 
 
-def publish(head: Eagle, target: Target, taps: Sequence[int], folder: Path) -> None:
-    """A folder as EAGLE-3 heads are published. Raises ModelError where it cannot be written."""
-    c = target.config
-    ids = target.tokens.numpy()
-    arrays: dict[str, tuple[str, Any]] = {
-        name: ("BF16", tensor.detach().to(torch.bfloat16).view(torch.int16).numpy())
-        for name, tensor in head.state_dict().items()
-    }
-    arrays["d2t"] = "I64", ids - np.arange(len(ids))
-    arrays["t2d"] = "BOOL", np.isin(np.arange(c.vocab_size), ids)
+def publish(head: Head, target: Target, folder: Path) -> None:
+    """A folder as such heads are published. Raises ModelError where it cannot be written."""
+    text = json.dumps(head.described(target), indent=2).encode()
+    with atomic_file(folder / "config.json", len(text)) as file:
+        file.write(text)
+    arrays = head.published(target)
     entries = [(name, kind, array.shape) for name, (kind, array) in arrays.items()]
     write_safetensors(folder / SINGLE, entries, lambda name: np.ascontiguousarray(arrays[name][1]))
-
-
-def described(target: Target, taps: Sequence[int]) -> dict[str, Any]:
-    """Its config.json."""
-    c = target.config
-    return {
-        "architectures": ["LlamaForCausalLMEagle3"],
-        "model_type": "llama",
-        "hidden_size": c.dim,
-        "intermediate_size": c.ff_dim,
-        "num_hidden_layers": 1,
-        "num_attention_heads": c.num_heads,
-        "num_key_value_heads": c.num_kv_heads,
-        "head_dim": c.head_dim,
-        "vocab_size": c.vocab_size,
-        "draft_vocab_size": len(target.tokens),
-        "rms_norm_eps": c.norm_eps,
-        "rope_theta": c.rope["full"].base,
-        "max_position_embeddings": c.max_context,
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-        "eagle_config": {"eagle_aux_hidden_state_layer_ids": list(taps)},
-    }

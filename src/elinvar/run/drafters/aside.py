@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
-from elinvar.run.drafters.ahead import Chain, Make, News, Report, work
+from elinvar.run.drafters.ahead import Chain, Make, News, Report, work, work_in_process
 from elinvar.run.drafters.api import Ask, Guess, Seen
 from elinvar.run.rows import Rows
 
@@ -79,8 +79,9 @@ class Aside:
             worker.daemon = True
             worker.start()
             return connection
-        job = pickle.dumps((max_rows, max_context, make))
-        code = f"from elinvar.run.drafters.ahead import *; work_in_process({theirs.fileno()})"
+        self._job = pickle.dumps((max_rows, max_context, make))
+        name = work_in_process.__name__
+        code = f"from {work_in_process.__module__} import {name}; {name}({theirs.fileno()})"
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -88,7 +89,6 @@ class Aside:
                 pass_fds=[theirs.fileno()],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
-        self._job = job
         return connection
 
     @property

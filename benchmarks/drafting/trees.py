@@ -1,7 +1,7 @@
 """Chains and trees of drafts from a request's own text, on answers that are known.
 
 A tree has several candidates for a place; it is accepted as far as one of its paths goes. Here is what it
-could come to, in Python and slowly: no drafter of the engine makes trees (design note 042).
+could come to, in Python and slowly: no drafter of the engine makes trees (design note 043).
 """
 
 from __future__ import annotations

@@ -288,7 +288,7 @@ def test_vector_width(level: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_was_not_chosen_is_given_back(family: str) -> None:
-    engine = tiny_engine(family, max_step_tokens=64)
+    engine = tiny_engine(family, max_step_tokens=64, speculation="off")
     held: list[int] = []
     ids, params = prompt(3, 300), keeps(128, max_tokens=40)
     engine.add(ids, params)

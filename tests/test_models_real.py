@@ -25,6 +25,7 @@ from helpers import assert_parity, greedy, iterate_tokens
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+initialization = pytest.importorskip("transformers.initialization")
 
 pytestmark = pytest.mark.model
 
@@ -146,7 +147,7 @@ def reference(
         values = np.ascontiguousarray(convert(name, dequantize(tensor)))
         state[f"{prefix}{names[name]}.weight"] = torch.from_numpy(values)
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    with transformers.initialization.no_init_weights():
+    with initialization.no_init_weights():
         model = model_class(config)
     model.load_state_dict(state, assign=True)
     return model.eval()

@@ -64,7 +64,7 @@ def test_a_finished_answer(tiny: Serving) -> None:
     assert choice["id"] == answer["id"] and choice["index"] == 0
     assert choice["state"] == "finished" and choice["finish_reason"] == "length"
     assert choice["prompt_tokens"] == usage["prompt_tokens"]
-    assert choice["generated_tokens"] == choice["steps"] == 8
+    assert choice["generated_tokens"] == choice["steps"] + choice["drafts"]["accepted"] == 8
     assert choice["prefill"]["chunks"] == choice["largest_batch"] == 1
     cached = usage["prompt_tokens_details"]["cached_tokens"]
     assert choice["cached_tokens"] == {"memory": cached}

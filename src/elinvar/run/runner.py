@@ -106,7 +106,6 @@ class Runner:
         self._waves = Waves(model, self.ops, self.kv, self.adapted)
         self._wave: _Job | None = None
         """What is underway."""
-        self.speculator.close()
         drafters, size = self._make_drafters(self), model.config.vocab_size
         self.speculator = Speculator(self.rows, self.masks, drafters, size)
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from elinvar.base.batch import I32
 from elinvar.base.config import KVSpec
@@ -20,7 +19,7 @@ from elinvar.base.plan import PlanItem
 from elinvar.kv.manager import KVManager
 from elinvar.kv.sequence import SequenceKV, Taken
 from elinvar.ops.api import Ops
-from elinvar.ops.caches import LayerCache
+from elinvar.ops.caches import Blocks, LayerCache
 from elinvar.run.rows import Rows
 
 
@@ -56,7 +55,7 @@ class Lanes:
         self._tokens: I32 = np.zeros(rows.token_ids.shape, np.int32)
         """What was computed in each row, which may have become other tokens since; memory is touched as
         far as that goes."""
-        self._blocks: list[NDArray[np.uint8]] = []
+        self._blocks: list[Blocks] = []
         layers: dict[int, LayerCache] = {}
         for spec, count in zip(specs, num_blocks, strict=True):
             caches = ops.kv_layers(spec, count)
@@ -100,8 +99,7 @@ class Lanes:
                 return None
         taken = self._manager.apply(allocation)
         for copy in taken.copies:
-            blocks = self._blocks[copy.group]
-            blocks[copy.target] = blocks[copy.source]
+            self._blocks[copy.group].copy(copy.source, copy.target)
         pairs = zip(taken.start, taken.blocks, strict=True)
         self.places.hold(row, [found + new for found, new in pairs])
         self._lanes[row] = _Lane(seq, start)

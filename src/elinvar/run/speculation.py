@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from elinvar.base.batch import DecodeBatch, ForwardBatch
 from elinvar.base.drafts import DraftStats
@@ -27,6 +28,8 @@ MARGIN = 1.02
 """What drafts must promise to be worth their noise."""
 LOOK = 64
 """Steps with drafts after which one without is measured again."""
+LENGTHS = 1, 2, 3, 4, 6, 8, 12, 16, 24, 32
+"""Of chains that are thought of before they are made."""
 SLOW_DOWN = 0.9
 """Of the best number of drafts so far: when more of them promise less than that, no one is looked for."""
 
@@ -127,18 +130,22 @@ class Speculator:
         self, step: _Step, items: Sequence[PlanItem], open_: Sequence[_Source], curve: Curve
     ) -> Sequence[PlanItem]:
         asks = {i: self._ask(item) for i, item in enumerate(items) if item.num_drafts}
-        seconds = curve.upto(sum(ask.most for ask in asks.values()))
         for source in open_:
             if source.drafter.is_instant:
                 self._take_better(step, source, asks)
         slow = [source for source in open_ if not source.drafter.is_instant]
-        self._ask_slow(step, slow, asks, seconds, len(items))
+        if not step.chains and not slow:
+            return _plain(items)
+        reach = asks.values() if slow else [chain.ask for chain in step.chains.values()]
+        seconds = curve.upto(sum(ask.most for ask in reach))
+        if slow:
+            self._ask_slow(step, slow, asks, seconds, len(items))
         counts = _best(step.chains, len(items), seconds)
         if not counts:
             return _plain(items)
         return [
-            self._verify(item, step, i, counts[i]) if i in counts else replace(item, num_drafts=0)
-            for i, item in enumerate(items)
+            self._verify(item, step, i, counts[i]) if i in counts else item
+            for i, item in enumerate(_plain(items))
         ]
 
     def _ask(self, item: PlanItem) -> Ask:
@@ -194,29 +201,40 @@ class Speculator:
         num_rows: int,
     ) -> None:
         """The one that promises most, if it does, for the rows that nobody had a better guess for."""
+        began = time.perf_counter()
         best = _rate(step.chains, num_rows, seconds) * MARGIN
+        others = {i: sum(chain.chances) for i, chain in step.chains.items()}
+        longest = max((ask.most for ask in asks.values()), default=0)
         chosen: tuple[_Source, dict[int, Ask]] | None = None
         for source in sources:
-            promised = {i: source.chances.expected(ask.row, ask.most) for i, ask in asks.items()}
-            for most in range(1, max((ask.most for ask in asks.values()), default=0) + 1):
+            hoped = {
+                i: list(accumulate(source.chances.expected(ask.row, ask.most), initial=0.0))
+                for i, ask in asks.items()
+            }
+            for most in (length for length in LENGTHS if length <= longest):
                 mine, tokens, num_drafts = {}, float(num_rows), 0
                 for i, ask in asks.items():
-                    other = step.chains.get(i)
-                    hoped = sum(promised[i][:most])
-                    if other is not None and sum(other.chances) >= hoped:
-                        tokens += sum(other.chances)
-                        num_drafts += len(other.chances)
+                    count = min(most, ask.most)
+                    if others.get(i, 0.0) >= hoped[i][count]:
+                        tokens += others.get(i, 0.0)
+                        num_drafts += len(step.chains[i].chances) if i in others else 0
                     else:
-                        tokens += hoped
-                        num_drafts += min(most, ask.most)
-                        mine[i] = replace(ask, most=min(most, ask.most))
+                        tokens += hoped[i][count]
+                        num_drafts += count
+                        mine[i] = count
                 took = seconds[min(num_drafts, len(seconds) - 1)] + most * source.draft_s
                 if mine and tokens / took > best:
-                    best, chosen = tokens / took, (source, mine)
+                    asked = {i: replace(asks[i], most=count) for i, count in mine.items()}
+                    best, chosen = tokens / took, (source, asked)
+            # Also who is not asked pays for being thought of.
+            now = time.perf_counter()
+            step.proposed_s[source], began = now - began, now
         if chosen is not None:
-            source, mine = chosen
-            self._take_better(step, source, mine)
-            took, most = step.proposed_s[source], max(ask.most for ask in mine.values())
+            source, asked = chosen
+            thought = step.proposed_s[source]
+            self._take_better(step, source, asked)
+            took, most = step.proposed_s[source], max(ask.most for ask in asked.values())
+            step.proposed_s[source] += thought
             source.draft_s += (took / most - source.draft_s) / (8 if source.draft_s else 1)
 
     def _verify(self, item: PlanItem, step: _Step, index: int, count: int) -> PlanItem:
@@ -275,9 +293,10 @@ class Speculator:
 
 
 def _plain(items: Sequence[PlanItem]) -> Sequence[PlanItem]:
-    if not any(item.num_drafts for item in items):
-        return items
-    return [replace(item, num_drafts=0) for item in items]
+    """The same, without room for drafts: nobody uses it."""
+    for item in items:
+        item.num_drafts = 0
+    return items
 
 
 def _best(chains: dict[int, _Chain], rows: int, seconds: Sequence[float]) -> dict[int, int]:

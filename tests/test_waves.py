@@ -4,7 +4,7 @@ that keep their pace where one token of a prompt takes longer than they should w
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import cycle, product
 from typing import Any
@@ -21,8 +21,10 @@ from elinvar.base.plan import PlanItem, StepOutput, StepPlan
 from elinvar.base.sampling import SamplingParams
 from elinvar.base.thinking import ThinkingBudget
 from elinvar.engine.core import Engine
+from elinvar.engine.drafts import Given
 from elinvar.engine.output import CompletionBuilder
 from elinvar.models.registry import FAMILIES as REGISTRY
+from elinvar.run.drafters.api import Ask, Guess, Seen
 from elinvar.sched.policy import Fair, Policy
 from elinvar.sched.request import Request, Status
 from elinvar.sched.scheduler import UNLIMITED, Scheduler
@@ -127,6 +129,35 @@ def beside_streams(
                 found[delta.request_id] = (answer.token_ids, answer.logprobs, answer.text)
     engine.scheduler.check()
     return [found[one] for one in builders], plans
+
+
+class _Fails:
+    """Reads the target's states, and fails at the step that it is told to fail at."""
+
+    name, is_instant, reads_hidden = "fails", True, True
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+
+    def propose(self, asks: Sequence[Ask]) -> list[Guess]:
+        return [Guess() for _ in asks]
+
+    def observe(self, seen: Seen) -> None:
+        assert seen.hidden is not None and len(seen.hidden) == sum(i.num_tokens for i in seen.items)
+        self._left -= 1
+        if not self._left:
+            raise RuntimeError("amid a wave")
+
+    def forget(self, row: int) -> None: ...
+
+
+@pytest.mark.parametrize("at", [1, 12, 13, 14, 1000])
+def test_who_reads_states_may_fail_amid_a_wave(at: int) -> None:
+    """What a wave computes is decided when it begins."""
+    engine = tiny_engine("llama", "q4", drafting=Given(lambda runner: _Fails(at)))
+    found, plans = beside_streams(engine, PROMPTS, PARAMS, seed=3)
+    assert found == expected("llama")
+    assert num_waves(plans) > 3
 
 
 @pytest.mark.parametrize("family", NAMES)

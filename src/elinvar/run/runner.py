@@ -50,6 +50,9 @@ class _Job:
     """The index that each sampled token will have."""
     spans: Sequence[Span]
     """Of prompts whose log-probs are asked for."""
+    shows_all: bool
+    """Its states of all tokens are computed, for a drafter, whoever is still there to read them when the
+    forward has ended."""
 
     @property
     def forward(self) -> ForwardBatch:
@@ -130,7 +133,7 @@ class Runner:
     def _compute(self, job: _Job, output: StepOutput) -> None:
         masks = self._begin_masks(job)
         hidden_TD = None
-        if self.speculator.reads_hidden:
+        if job.shows_all:
             hidden_TD = self.graphs.all_hidden(job.batch)
             logits_LV = self._logits(job, job.forward.where_logits(hidden_TD), output)
         elif job.spans:
@@ -151,7 +154,7 @@ class Runner:
         if wave.first == 0:
             self.rows.append_blocks(wave.items)
             self._wave = self._gather(wave.items)
-            self._waves.begin(self._wave.forward, self.speculator.reads_hidden)
+            self._waves.begin(self._wave.forward, self._wave.shows_all)
         job = self._wave
         assert job is not None
         masks = self._begin_masks(job) if wave.is_last else None
@@ -161,18 +164,18 @@ class Runner:
         if hidden is None:
             return
         ready = time.perf_counter()
-        all_tokens, first = self.speculator.reads_hidden, len(output.sampled)
-        h_LD = job.forward.where_logits(hidden) if all_tokens else hidden
+        first = len(output.sampled)
+        h_LD = job.forward.where_logits(hidden) if job.shows_all else hidden
         self._sample(job, masks, self._logits(job, h_LD, output), output)
         seen = job.items, job.batch, output.sampled[first:]
-        self.speculator.observe(*seen, hidden if all_tokens else None)
+        self.speculator.observe(*seen, hidden if job.shows_all else None)
         output.layer_s[-1] += time.perf_counter() - ready
         self._wave = None
 
     def _gather(self, items: Sequence[PlanItem]) -> _Job:
         rows = self.rows
         spans = prompt_spans(items, rows.scored) if rows.scored else []
-        return _Job(items, *rows.gather(items), spans)
+        return _Job(items, *rows.gather(items), spans, self.speculator.reads_hidden)
 
     def _begin_masks(self, job: _Job) -> Future[Ready] | None:
         """They are computed beside the forward pass."""

@@ -103,6 +103,23 @@ def test_a_text_is_pooled_row_by_row() -> None:
     x, weights, starts = normal(7, 40), normal(7), np.array([0, 2, 2, 7], np.int32)
     found = OPS.pool(*map(on_device, (x, starts, weights)))
     np.testing.assert_allclose(found.numpy(), REF.pool(x, starts, weights), atol=2e-6)
+    starts = np.array([0, 2, 7], np.int32)
+    largest = OPS.pool(on_device(x), on_device(starts), None)
+    assert np.array_equal(largest.numpy(), REF.pool(x, starts, None))
+
+
+def test_logits_over_another_vocabulary() -> None:
+    columns = np.random.default_rng(1).integers(-1, 40, 70).astype(np.int32)
+    check("spread", [normal(ROWS, 40)], columns, tolerance=0)
+    expected = np.where(columns < 0, -np.inf, normal(ROWS, 40)[:, columns])
+    assert np.array_equal(REF.spread(normal(ROWS, 40), columns), expected)
+
+
+def test_arrays_are_moved() -> None:
+    x = OPS.place(normal(3, 40))
+    x[[2, 0]] = HALF.stack([x[:1], x[1:2].bfloat16()])
+    assert torch.equal(x[2], OPS.place(normal(3, 40))[0])
+    assert np.array_equal(OPS.fetch(OPS.columns(x, 8, 20)), x.numpy()[:, 8:20])
 
 
 def test_adapters_change_their_rows_alone() -> None:

@@ -77,6 +77,8 @@ class ForwardBatch:
     """[L] indices into T."""
     type_ids: I32 | None = None
     """[T] for encoders: which of the texts of a pair a token is of."""
+    last_keys: I32 | None = None
+    """[T] for encoders: the last position that each token sees."""
     adapters: I32 | None = None
     """[T] number of the adapter of each token's request, -1: none; None: nobody has one."""
     sight: Sight | None = None

@@ -64,7 +64,7 @@ class CrossEncoder:
         scores_R1 = self._model.scores(first_RD)
         if self._sigmoid:  # what routing to one expert makes of its logit
             scores_R1 = self._ops.route(scores_R1, 1, "sigmoid", False, 1.0)[1]
-        return scores_R1[:, 0]
+        return self._ops.fetch(scores_R1)[:, 0]
 
 
 class YesOrNo:
@@ -75,8 +75,8 @@ class YesOrNo:
         assert isinstance(runner.model, Decoder)
         self._model, self._runner, self._encodings, self._ops = runner.model, runner, encodings, ops
         words = np.array([encodings.token_id(word) for word in _WORDS], np.int32)
-        rows = ops.embed(words, self._model.head[0], 1.0)
-        self._words = [pack_float("f32", rows)]
+        rows = ops.embed(ops.place(words), self._model.head[0], 1.0)
+        self._words = [pack_float("f32", ops.fetch(rows))]
         self._before, self._after = encodings.plain([_BEFORE, _AFTER])
         self._last = Pooling(("lasttoken",), ops)
 
@@ -104,4 +104,4 @@ class YesOrNo:
     def __call__(self, pairs: Sequence[Text]) -> F32:
         last_RD, _ = self._runner.hidden(pairs, self._last.rows)
         both_R2 = self._ops.linear(last_RD, self._words)
-        return self._ops.route(both_R2, 2, "softmax", False, 1.0)[1][:, 1]
+        return self._ops.fetch(self._ops.route(both_R2, 2, "softmax", False, 1.0)[1])[:, 1]

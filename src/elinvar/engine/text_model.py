@@ -24,7 +24,7 @@ from elinvar.engine.scorers import CrossEncoder, Scorer, YesOrNo
 from elinvar.models.load import load_encoder
 from elinvar.models.registry import find_encoder
 from elinvar.nn.pooling import Dense, Normalize, Pooling
-from elinvar.ops import Ops, load_provider
+from elinvar.ops import Ops, load_provider, on_host
 from elinvar.ops.api import F32
 from elinvar.ops.layout import pack_float
 from elinvar.run.texts import Text, TextRunner
@@ -74,13 +74,11 @@ class TextModel:
         """Of a named model, pulled where it is not here yet. Raises ModelError when it cannot be
         found, read, or used so."""
         config = config or EngineConfig()
-        if config.device == "cuda":
-            raise InputError("device", "Vectors and scores are made on the CPU: leave device out.")
         tell = progress or (lambda what, done, total: None)
         path = resolve(os.fspath(model), lambda what, done, total: tell(what, done, total or 0))
         checkpoint = open_checkpoint(path)
         try:
-            ops = load_provider(config.device, config.num_threads)
+            ops = load_provider(config.device, config.num_threads, cache=cache_root())
             return cls(checkpoint, config, ops, lambda done, total: tell("packing", done, total))
         finally:
             checkpoint.close()
@@ -97,7 +95,9 @@ class TextModel:
         model = load_encoder(checkpoint, ops, config.weight_format, cache_root(), told, packing)
         self.config, self.name, self._ops = model.config, checkpoint.path.name, ops
         runner = self._runner = TextRunner(model, ops)
-        self.recipe: Recipe = read_recipe(checkpoint, model.config, ops)
+        # What follows is little, and wants all digits: it is done where the answer is to be.
+        self._host = on_host(ops, config.num_threads)
+        self.recipe: Recipe = read_recipe(checkpoint, model.config, self._host)
         longest = min(self.recipe.max_tokens, config.max_context or self.recipe.max_tokens)
         backend = encoder_backend(checkpoint)
         self.encodings = Encodings(backend, model.config, longest, self.recipe.lower_case)
@@ -133,7 +133,7 @@ class TextModel:
     def vectors(self, batch: Sequence[Text]) -> F32:
         """[R, D]"""
         hidden_LD, starts = self._runner.hidden(batch, self._pooling.rows)
-        x_RD = self._pooling(hidden_LD, starts)
+        x_RD = self._ops.fetch(self._pooling(hidden_LD, starts))
         for step in self.recipe.after:
             x_RD = step(x_RD)
         return x_RD
@@ -202,7 +202,7 @@ class TextModel:
             return x_RD
         x_RD = np.ascontiguousarray(x_RD[:, :dimensions])
         normalises = any(isinstance(step, Normalize) for step in self.recipe.after)
-        return Normalize(self._ops)(x_RD) if normalises else x_RD
+        return Normalize(self._host)(x_RD) if normalises else x_RD
 
     def _to_compare(
         self, query: str, documents: Sequence[str], instruction: str | None
@@ -217,5 +217,5 @@ class TextModel:
     def _compared(self, x_RD: F32) -> F32:
         """How much the vector of each is like the first."""
         if not self.recipe.dot:
-            x_RD = Normalize(self._ops)(x_RD)
-        return self._ops.linear(x_RD[1:], [pack_float("f32", x_RD[:1])])[:, 0]
+            x_RD = Normalize(self._host)(x_RD)
+        return self._host.linear(x_RD[1:], [pack_float("f32", x_RD[:1])])[:, 0]

@@ -169,6 +169,7 @@ def load_encoder(
         config = replace(config, tied_head=True)
         rules = [rule for rule in rules if rule.name != "head"]
     weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
+    ops.prepare(config, weights)
     model = family.build(config, weights, ops)
     if not isinstance(model, Encoder | Decoder) or not forgets(model):
         raise ModelError(

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.nn.attention import Step, kv_specs
@@ -59,23 +57,22 @@ class Encoder:
         """Computes whole texts -> [L, D] of `batch.logit_rows`. Each layer leaves keys and values in
         its `kv` that nobody needs afterwards."""
         rope = {kind: table.upto(batch.num_positions) for kind, table in self.ropes.items()}
-        step = Step(batch, rope, np.repeat(batch.seq_lens - 1, batch.seq_lens))
+        step = Step(batch, rope, batch.last_keys)
         x_TD = self.norm(self.embedded(batch))
         for layer, cache in zip(self.layers, kv, strict=True):
             x_TD = layer(x_TD, step, cache, layer is self.layers[-1])
         return x_TD
 
     def embedded(self, batch: ForwardBatch) -> F32:
-        """Words, types and positions, in this order of sums."""
+        """Words, types and positions, in this order of sums. Where there is one type every id has its
+        row."""
         ops, w = self.ops, self.weights
         x_TD = ops.embed(batch.input_ids, w["embed"], 1.0)
         if "types" in w:
-            types = batch.type_ids
-            if types is None or self.encoder.num_types < 2:
-                types = np.zeros_like(batch.input_ids)
-            x_TD = ops.add(x_TD, ops.embed(types, w["types"], 1.0))
+            assert batch.type_ids is not None
+            x_TD = ops.add(x_TD, ops.embed(batch.type_ids, w["types"], 1.0))
         if "positions" in w:
-            rows = batch.positions + np.int32(self.encoder.first_position)
+            rows = batch.positions + self.encoder.first_position
             x_TD = ops.add(x_TD, ops.embed(rows, w["positions"], 1.0))
         return x_TD
 

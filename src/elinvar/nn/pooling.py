@@ -7,6 +7,7 @@ Legend: L rows that pooling asked for, R texts, D model dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -38,8 +39,7 @@ class Pooling:
     def __call__(self, h_LD: F32, starts: I32) -> F32:
         if self.modes in (("cls",), ("lasttoken",)):
             return h_LD
-        parts = [self._pooled(mode, h_LD, starts) for mode in self.modes]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        return reduce(self.ops.concat, [self._pooled(mode, h_LD, starts) for mode in self.modes])
 
     def _pooled(self, mode: PoolingMode, h_TD: F32, starts: I32) -> F32:
         if mode == "cls":
@@ -47,7 +47,7 @@ class Pooling:
         if mode == "lasttoken":
             return h_TD[starts[1:] - 1]
         if mode == "max":
-            return np.maximum.reduceat(h_TD, starts[:-1])
+            return self.ops.pool(h_TD, starts, None)
         lengths = np.diff(starts)
         n_T = np.repeat(lengths.astype(np.float64), lengths)
         if mode == "mean":

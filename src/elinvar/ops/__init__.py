@@ -22,6 +22,7 @@ __all__ = [
     "SampleResult",
     "Weight",
     "load_provider",
+    "on_host",
 ]
 
 
@@ -47,6 +48,13 @@ def load_provider(
     from elinvar.ops.cpu import CpuOps
 
     return CpuOps(num_threads, simd)
+
+
+def on_host(ops: Ops, num_threads: int | None = None) -> Ops:
+    """The provider for arrays of this process, `ops` itself where that is one."""
+    from elinvar.ops.host import HostOps
+
+    return ops if isinstance(ops, HostOps) else load_provider("cpu", num_threads)
 
 
 def _load_triton(cache: Path | None) -> Ops:

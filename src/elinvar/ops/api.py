@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from numpy.typing import NDArray
+
 from elinvar.base.batch import ForwardBatch
-from elinvar.base.config import Activation, KVSpec, ModelConfig, Scoring
+from elinvar.base.config import Activation, KVDtype, KVSpec, ModelConfig, Scoring
 from elinvar.ops.arguments import F32, I32, Experts, Lora, SampleArgs, SampleResult
 from elinvar.ops.caches import KVLayer, StateLayer
 from elinvar.ops.layout import Weight
@@ -33,6 +35,11 @@ class Ops(Protocol):
     arithmetic: str
     """What else, besides the provider, decides about bits here; empty: nothing."""
 
+    @property
+    def widest_kv(self) -> KVDtype:
+        """The format of a cache that keeps keys and values as they were computed."""
+        ...
+
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
         """The zeroed caches of the layers of `spec`: KVLayers, or StateLayers where it has a state.
         Where graph_size rounds there is one block more, which nobody reads."""
@@ -49,6 +56,22 @@ class Ops(Protocol):
 
     def upload(self, batch: ForwardBatch) -> ForwardBatch:
         """The batch with its arrays where the ops run. It may be the same one."""
+        ...
+
+    def place(self, array: NDArray[Any]) -> Any:
+        """The array where the ops run, where it may be changed. It may be the same one."""
+        ...
+
+    def fetch(self, x: F32) -> F32:
+        """What an op gave, as numbers of the host."""
+        ...
+
+    def columns(self, x_TN: F32, start: int, stop: int) -> F32:
+        """Columns start .. stop - 1 of x, by themselves."""
+        ...
+
+    def stack(self, parts_TD: Sequence[F32]) -> F32:
+        """Their rows, those of one after those of the other: an array of their own, in f32."""
         ...
 
     def graph_size(self, count: int) -> int:
@@ -389,9 +412,15 @@ class Ops(Protocol):
         """x / (1 + e^-gate)"""
         ...
 
-    def pool(self, x_TD: F32, starts: I32, weights_T: F32) -> F32:
+    def pool(self, x_TD: F32, starts: I32, weights_T: F32 | None) -> F32:
         """For each r the rows starts[r] .. starts[r + 1] - 1 of x, times their weights, summed ->
-        [R, D]: from 0 one chain of FMAs by ascending row."""
+        [R, D]: from 0 one chain of FMAs by ascending row. Without weights the largest of each
+        column; then there is no r without rows."""
+        ...
+
+    def spread(self, x_LC: F32, columns_V: I32) -> F32:
+        """Logits over another vocabulary [L, V]: column v is the column columns_V[v] of x, or -inf
+        where that is below 0."""
         ...
 
     def record(self, run: Callable[[], F32]) -> Callable[[], F32]:

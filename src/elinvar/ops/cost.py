@@ -184,9 +184,15 @@ def sigmoid_gate(x_TN: F32, gate_TN: F32) -> Cost:
     return Cost("", 0, 3 * x_TN.nbytes, 2 * x_TN.size)
 
 
-def pool(x_TD: F32, starts: I32, weights_T: F32) -> Cost:
+def pool(x_TD: F32, starts: I32, weights_T: F32 | None) -> Cost:
     outputs = 4 * (starts.size - 1) * x_TD.shape[1]
+    if weights_T is None:
+        return Cost("", 0, x_TD.nbytes + outputs, x_TD.size)
     return Cost("", 0, x_TD.nbytes + weights_T.nbytes + outputs, 2 * x_TD.size)
+
+
+def spread(x_LC: F32, columns_V: I32) -> Cost:
+    return Cost("", 0, x_LC.nbytes + 4 * len(x_LC) * columns_V.size, 0)
 
 
 def sample(logits_LV: F32, args: SampleArgs) -> Cost:

@@ -13,6 +13,7 @@ COSTS: dict[str, Callable[..., Cost]] = {
     for function in (
         *(cost.embed, cost.linear, cost.gated_linear, cost.gated, cost.lora, cost.head_linear),
         *(cost.route, cost.moe, cost.latent_query, cost.pool, cost.sample, cost.score),
+        *(cost.spread,),
         *(cost.rms_norm, cost.add_rms_norm, cost.layer_norm, cost.add_layer_norm, cost.match_rms),
         *(cost.add, cost.concat, cost.scale, cost.scale_heads, cost.mul, cost.mix),
         *(cost.softcap, cost.activate, cost.sparsify, cost.gated_rms_norm, cost.sigmoid_gate),

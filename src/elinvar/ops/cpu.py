@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import get_args
 
+import numpy as np
+
 from elinvar import _cpu
 from elinvar.base.config import Activation, Scoring
 from elinvar.base.cpus import usable_cpus
@@ -282,7 +284,9 @@ class CpuOps(HostOps):
     def sigmoid_gate(self, x_TN: F32, gate_TN: F32) -> F32:
         return self._provider.sigmoid_gate(x_TN, gate_TN)
 
-    def pool(self, x_TD: F32, starts: I32, weights_T: F32) -> F32:
+    def pool(self, x_TD: F32, starts: I32, weights_T: F32 | None) -> F32:
+        if weights_T is None:
+            return np.maximum.reduceat(x_TD, starts[:-1])
         return self._provider.pool(x_TD, starts, weights_T)
 
     def index_select(

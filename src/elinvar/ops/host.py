@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from elinvar.base.batch import ForwardBatch
-from elinvar.base.config import KVSpec, ModelConfig
+from elinvar.base.config import KVDtype, KVSpec, ModelConfig
+from elinvar.ops.arguments import F32, I32
 from elinvar.ops.caches import new_kv_layers
 
 
 class HostOps:
     arithmetic = ""
+    widest_kv: KVDtype = "f32"
 
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
         return new_kv_layers(spec, num_blocks)
@@ -24,6 +29,23 @@ class HostOps:
 
     def upload(self, batch: ForwardBatch) -> ForwardBatch:
         return batch
+
+    def place(self, array: NDArray[Any]) -> Any:
+        return array
+
+    def fetch(self, x: F32) -> F32:
+        return x
+
+    def columns(self, x_TN: F32, start: int, stop: int) -> F32:
+        return np.ascontiguousarray(x_TN[:, start:stop])
+
+    def stack(self, parts_TD: Sequence[F32]) -> F32:
+        return np.concatenate(parts_TD)
+
+    def spread(self, x_LC: F32, columns_V: I32) -> F32:
+        logits_LV = x_LC.take(columns_V, axis=1, mode="clip")
+        logits_LV[:, columns_V < 0] = -np.inf
+        return logits_LV
 
     def graph_size(self, count: int) -> int:
         return count

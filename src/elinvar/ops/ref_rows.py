@@ -76,7 +76,9 @@ class RowsRef:
         x, y = ((a.astype(np.float64) ** 2).mean(-1, keepdims=True) for a in (x_TD, y_TD))
         return (x_TD * np.sqrt(y / np.maximum(x, 1e-5))).astype(np.float32)
 
-    def pool(self, x_TD: F32, starts: I32, weights_T: F32) -> F32:
+    def pool(self, x_TD: F32, starts: I32, weights_T: F32 | None) -> F32:
+        if weights_T is None:
+            return np.maximum.reduceat(x_TD, starts[:-1])
         weighted = x_TD.astype(np.float64) * weights_T[:, None]
         sums = [weighted[a:b].sum(0) for a, b in pairwise(starts)]
         return np.array(sums, np.float32).reshape(-1, x_TD.shape[1])

@@ -34,7 +34,7 @@ class Text:
 class TextRunner:
     def __init__(self, model: Encoder | Decoder, ops: Ops) -> None:
         self.model, self._ops = model, ops
-        self._specs = model.kv_specs("f32")
+        self._specs = model.kv_specs(ops.widest_kv)
         self._num_groups = len(self._specs)
         self._num_blocks, self._kv = 0, list[LayerCache]()
 
@@ -57,8 +57,10 @@ class TextRunner:
             slot_mapping=(slots,) * self._num_groups,
             logit_rows=rows(starts),
             type_ids=np.concatenate([np.asarray(_types(text), np.int32) for text in texts]),
+            last_keys=np.repeat(lengths - np.int32(1), lengths),
         )
-        return self.model.hidden(batch, self._cache(int(blocks.sum()))), starts
+        kv = self._cache(int(blocks.sum()))
+        return self.model.hidden(self._ops.upload(batch), kv), starts
 
     def _cache(self, num_blocks: int) -> list[LayerCache]:
         if num_blocks > self._num_blocks:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from elinvar.base.batch import ForwardBatch
-from elinvar.base.config import Activation, KVSpec, ModelConfig, Scoring
+from elinvar.base.config import Activation, KVDtype, KVSpec, ModelConfig, Scoring
 from elinvar.base.errors import ModelError
 from elinvar.ops.arguments import Experts, Lora, SampleArgs, SampleResult
 from elinvar.ops.layout import Weight
@@ -42,7 +43,9 @@ from elinvar.ops.triton.upload import Constants, Upload
 from elinvar.ops.triton.weights import Matrices
 
 T = torch.Tensor
-_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+_DTYPES: dict[KVDtype, torch.dtype] = {
+    **{"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+}
 
 _NEEDS = {
     "latent": ("latent_query", "latent_write"),
@@ -75,7 +78,7 @@ class TritonOps:
     def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
         """Matrices are uploaded at their first use, when it is known which are multiplied by at once."""
         self._check(config)
-        sizes = dict.fromkeys(_DTYPES, 0)
+        sizes = dict.fromkeys(map(str, _DTYPES), 0)
         matrices = [w for w in weights.values() if isinstance(w, Weight)]
         for w in matrices:
             sizes[w.kind if w.kind in sizes else "bf16"] += w.nbytes
@@ -102,6 +105,23 @@ class TritonOps:
         upload = Upload(batch, self.device)
         upload.fill()
         return upload.batch
+
+    @property
+    def widest_kv(self) -> KVDtype:
+        return next(name for name, dtype in _DTYPES.items() if dtype == self.dtype)
+
+    def place(self, array: NDArray[Any]) -> T:
+        return torch.tensor(array, device=self.device)
+
+    def fetch(self, x: T) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = x.float().cpu().numpy()
+        return found
+
+    def columns(self, x_TN: T, start: int, stop: int) -> T:
+        return x_TN[:, start:stop].contiguous()
+
+    def stack(self, parts_TD: Sequence[T]) -> T:
+        return torch.cat([part.float() for part in parts_TD])
 
     def graph_size(self, count: int) -> int:
         """Powers of two to 8, then multiples of 8, from 64 on of 16."""
@@ -195,6 +215,9 @@ class TritonOps:
 
     def pool(self, x_TD: T, starts: Any, weights_T: Any) -> T:
         return rows.pool(x_TD, self._constant(starts), self._constant(weights_T))
+
+    def spread(self, x_LC: T, columns_V: Any) -> T:
+        return rows.spread(x_LC, self._constant(columns_V))
 
     # ---- products ---------------------------------------------------------------------------
 

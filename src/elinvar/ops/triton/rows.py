@@ -201,22 +201,44 @@ def _pool_kernel(x, starts, weights, out, D: tl.constexpr, BLOCK: tl.constexpr):
     """One text's rows, one after the other."""
     text = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.zeros((BLOCK,), tl.float32)
+    value = tl.full((BLOCK,), float("-inf") if weights is None else 0.0, tl.float32)
     row = tl.load(starts + text).to(tl.int64)
     last = tl.load(starts + text + 1)
     while row < last:
         x_row = tl.load(x + row * D + at, at < D, 0.0).to(tl.float32)
-        value = tl.fma(x_row, tl.load(weights + row), value)
+        if weights is None:
+            value = tl.maximum(value, x_row)
+        else:
+            value = tl.fma(x_row, tl.load(weights + row), value)
         row += 1
     tl.store(out + text * D + at, value, at < D)
 
 
-def pool(x_TD: torch.Tensor, starts: torch.Tensor, weights_T: torch.Tensor) -> torch.Tensor:
-    """4 bytes an element of x."""
+def pool(
+    x_TD: torch.Tensor, starts: torch.Tensor, weights_T: torch.Tensor | None
+) -> torch.Tensor:
+    """a bytes an element of x."""
     x, dim = x_TD.contiguous(), x_TD.shape[1]
     out = torch.empty((len(starts) - 1, dim), dtype=torch.float32, device=x.device)
     block = min(128, _block(dim))
     _pool_kernel[len(out), triton.cdiv(dim, block)](x, starts, weights_T, out, dim, block)
+    return out
+
+
+@triton.jit(do_not_specialize=_ANY_ROWS)
+def _spread_kernel(x, columns, out, num_rows, C: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
+                   BLOCK: tl.constexpr):  # fmt: skip
+    row, at, inside = _place(num_rows, V, ROWS, BLOCK)
+    column = tl.load(columns + at, at < V, -1)
+    value = tl.load(x + row * C + column, inside & (column >= 0), float("-inf"))
+    tl.store(out + row * V + at, value, inside)
+
+
+def spread(x_LC: torch.Tensor, columns_V: torch.Tensor) -> torch.Tensor:
+    """4 bytes, of x and of the result."""
+    x, (rows, held), size = x_LC.contiguous(), x_LC.shape, len(columns_V)
+    out = x.new_empty((rows, size))
+    _spread_kernel[_grid(rows, size)](x, columns_V, out, rows, held, size, ROWS, _block(size))
     return out
 
 
@@ -283,5 +305,17 @@ COMPILED = [
         _pool_kernel,
         {"x": "*fp32", "starts": "*i32", "weights": "*fp32", "out": "*fp32"},
         {"D": 1024, "BLOCK": 128},
+    ),
+    KernelCase(
+        "pool/largest",
+        _pool_kernel,
+        {"x": "*bf16", "starts": "*i32", "out": "*fp32"},
+        {"weights": None, "D": 1024, "BLOCK": 128},
+    ),
+    KernelCase(
+        "spread",
+        _spread_kernel,
+        {"x": "*fp32", "columns": "*i32", "out": "*fp32", "num_rows": "i32"},
+        {"C": 32000, "V": 128256, "ROWS": 1, "BLOCK": 1024},
     ),
 ]

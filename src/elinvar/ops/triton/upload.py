@@ -68,6 +68,7 @@ def _mapped(batch: ForwardBatch, move: Callable[[Any], Any]) -> ForwardBatch:
         slot_mapping=tuple(map(move, batch.slot_mapping)),
         logit_rows=move(batch.logit_rows),
         type_ids=optional(batch.type_ids),
+        last_keys=optional(batch.last_keys),
         adapters=optional(batch.adapters),
         sight=sight,
         watch=watch,

@@ -35,13 +35,18 @@ def come(rows: Rows, row: int, num_known: int, tokens: Sequence[int]) -> int:
 
 
 def draft_model(
-    rows: Rows, family: str = "llama", kind: str = "q4", num_blocks: int = 64, **options: Any
+    rows: Rows,
+    family: str = "llama",
+    kind: str = "q4",
+    num_blocks: int = 64,
+    vocab_size: int = VOCAB,
+    **options: Any,
 ) -> DraftModel:
     ops = provider()
     model = tiny_model(ops, family, kind)
     specs = model.kv_specs("f16")
     counts = [num_blocks] * len(specs)
-    return DraftModel(rows, model, ops, specs, counts, MAX_CONTEXT, VOCAB, **options)
+    return DraftModel(rows, model, ops, specs, counts, MAX_CONTEXT, vocab_size, **options)
 
 
 def guess(drafter: Drafter, row: int, num_known: int, most: int) -> Guess:

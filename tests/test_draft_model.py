@@ -100,8 +100,7 @@ def test_it_ends_where_its_context_does() -> None:
 @pytest.mark.parametrize("vocab", [VOCAB - 8, VOCAB + 8])
 def test_ids_are_the_targets(vocab: int) -> None:
     rows = rows_for()
-    drafter = draft_model(rows)
-    drafter._vocab_size = vocab
+    drafter = draft_model(rows, vocab_size=vocab)
     start(rows, 0, [*prompt_of(9), VOCAB + 5], temperature=50.0, repetition_penalty=1.5)
     if vocab < VOCAB:
         rows.token_ids[0, 9] = 3

@@ -18,6 +18,7 @@ from elinvar.base.sampling import SamplingParams
 from elinvar.models import llama
 from elinvar.models.mtp import NEXTN, mtp_rules
 from elinvar.nn.mtp import MTPDecoder
+from elinvar.ops import Ops
 from elinvar.ops.layout import pack_float
 from elinvar.run.drafters.api import Drafter
 from elinvar.run.drafters.heads import HeadsDrafter
@@ -27,8 +28,8 @@ from families.base import LLAMA, VOCAB
 
 
 @cache
-def model(num_heads: int, is_right: bool = False) -> MTPDecoder:
-    """Random weights. is_right: what follows a token depends on that token alone, and the heads say
+def model(num_heads: int, is_right: bool = False, ops: Ops | None = None) -> MTPDecoder:
+    """Random weights, for `ops`. is_right: what follows a token depends on that token alone, and the heads say
     the same as the model."""
     config = replace(LLAMA, mtp_layers=num_heads)
     rng = np.random.default_rng(11)
@@ -46,7 +47,9 @@ def model(num_heads: int, is_right: bool = False) -> MTPDecoder:
             weights[binding.name] = pack_float("f32", both.astype(np.float32))
         else:
             weights[binding.name] = random_weight(rng, "f32", *shape)
-    built = llama.build(config, weights, provider())
+    ops = ops or provider()
+    ops.prepare(config, weights)
+    built = llama.build(config, weights, ops)
     assert isinstance(built, MTPDecoder)
     return built
 

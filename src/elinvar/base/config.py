@@ -376,10 +376,6 @@ class EngineConfig:
             raise InputError(
                 "draft_model", "A draft_model drafts nothing where speculation is off."
             )
-        if self.device == "cuda" and "mtp" in (self.drafters or ()):
-            raise InputError(
-                "speculation", "Heads that draft run on the CPU alone: leave mtp out on a GPU."
-            )
         if self.kv_host_path is not None and self.kv_host_memory is None:
             raise InputError(
                 "kv_host_memory",

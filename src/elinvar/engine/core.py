@@ -164,7 +164,7 @@ class Engine:
             rows = max(config.max_rows, config.max_step_tokens)
             longest = config.max_context or model.config.max_context
             work = workspace_bytes(model.config, rows, config.max_rows, longest, 2)
-            room = max(free - work, 0)
+            room = self._drafting.leaves(max(free - work, 0))
             kv_memory = kv_memory or room
         kv = plan_kv(
             specs,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from elinvar.base.config import EngineConfig
+from elinvar.base.config import EngineConfig, KVDtype
 from elinvar.base.errors import ModelError
 from elinvar.engine.memory import give_back
 from elinvar.engine.plan_kv import describe_blocks, plan_kv
@@ -38,8 +38,6 @@ SAME = 0.99
 """Of the tokens that two vocabularies both have, the share that must be spelled alike for ids to mean the
 same: versions of a model rename control tokens."""
 
-ON_CPU = "cpu", "ref"
-
 Progress = Callable[[str, int, int], None]
 
 
@@ -57,21 +55,17 @@ def open_draft_model(
     ops: Ops,
     progress: Progress | None = None,
 ) -> Callable[[Runner], Drafter]:
-    """What makes the drafter of config.draft_model. Beside a target on another device it runs on the CPU,
-    in a process of its own, and so where `aside` is among the drafters that are named. Raises ModelError as
-    load_draft_model does; of a process of its own what goes wrong is in the log."""
+    """What makes the drafter of config.draft_model, which runs where the target does, or `is_aside`.
+    Raises ModelError as load_draft_model does; of a process of its own what goes wrong is in the log."""
     assert config.draft_model is not None
     name = config.draft_model
-    if "aside" in (config.drafters or ()) or (
-        config.drafters is None and config.device not in ON_CPU
-    ):
+    if is_aside(config):
         path = resolve(name)
+        there = replace(config, device="cpu", kv_dtype=_on_cpu(config.kv_dtype))
 
         def beside(runner: Runner) -> Drafter:
             sizes = runner.model.config.vocab_size, runner.kv_bytes
-            make = partial(
-                _load_there, str(path), str(target), *sizes, replace(config, device="cpu")
-            )
+            make = partial(_load_there, str(path), str(target), *sizes, there)
             return Aside(runner.rows, make)
 
         return beside
@@ -82,6 +76,15 @@ def open_draft_model(
         return drafter_of(loaded, runner.rows, tokenizer, *sizes, config)
 
     return here
+
+
+def is_aside(config: EngineConfig) -> bool:
+    """Whether the draft model runs in a process of its own, on the CPU."""
+    return "aside" in (config.drafters or ())
+
+
+def _on_cpu(kv_dtype: KVDtype) -> KVDtype:
+    return "int8" if kv_dtype == "fp8" else kv_dtype
 
 
 def load_draft_model(

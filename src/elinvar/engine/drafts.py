@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from elinvar.base.config import EngineConfig, ModelConfig
-from elinvar.base.errors import InputError
 from elinvar.engine.tokenizer import Tokenizer
 from elinvar.models.family import Model
 from elinvar.models.load import is_mtp
@@ -66,10 +65,6 @@ class Drafting:
         from elinvar.models.drafts import are_heads
 
         checkpoint = open_checkpoint(resolve(config.draft_model))
-        if config.device == "cuda" and (is_mtp(checkpoint) or are_heads(checkpoint)):
-            raise InputError(
-                "draft_model", "Heads that draft run on the CPU alone: name a smaller model."
-            )
         if is_mtp(checkpoint):
             self.mtp_from = checkpoint
         elif are_heads(checkpoint):
@@ -84,6 +79,14 @@ class Drafting:
             from elinvar.engine.draft_model import open_draft_model
 
             self._beside = open_draft_model(self._config, target, tokenizer, ops, progress)
+
+    def leaves(self, room: int) -> int:
+        """Of a device's memory for caches, what that of a draft model beside the target's leaves to it."""
+        if not self._is_model:
+            return room
+        from elinvar.engine.draft_model import SHARE, is_aside
+
+        return room if is_aside(self._config) else room * SHARE // (SHARE + 1)
 
     def attach(self, model: Model, ops: Ops) -> None:
         """Heads become a part of the model, before its caches are made. Raises ModelError where they do

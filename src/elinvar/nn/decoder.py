@@ -12,8 +12,6 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
-import numpy as np
-
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
 from elinvar.nn.attention import Step, kv_specs
@@ -197,7 +195,7 @@ class Decoder:
     def logits(self, h_LD: F32) -> F32:
         """The head, of rows of `hidden`; what taps put beside them is not seen."""
         if h_LD.shape[1] > self.config.dim:
-            h_LD = np.ascontiguousarray(h_LD[:, : self.config.dim])
+            h_LD = self.ops.columns(h_LD, 0, self.config.dim)
         logits_LV = self.ops.linear(h_LD, self.head, self.head_bias)
         cap = self.config.final_softcap
         return logits_LV if cap is None else self.ops.softcap(logits_LV, cap)

@@ -92,11 +92,14 @@ class Eagle3Head(EagleHead):
         the same as its own."""
         super().__init__(target, layer, join, None)
         self.embed_norm, self.hidden_norm, self.norm = norms
-        self.head, self.tokens_C = (head,), tokens_C
+        self.head, self.columns_V = (head,), None
+        if tokens_C is not None:
+            self.columns_V = np.full(target.config.vocab_size, -1, np.int32)
+            self.columns_V[tokens_C] = np.arange(len(tokens_C))
         target.taps = tuple(taps)
 
     def features(self, hidden_TD: F32) -> F32:
-        tapped_TN = np.ascontiguousarray(hidden_TD[:, self.head_dim :])
+        tapped_TN = self.ops.columns(hidden_TD, self.head_dim, hidden_TD.shape[1])
         return self.ops.linear(tapped_TN, self.join)
 
     def draft(
@@ -108,8 +111,4 @@ class Eagle3Head(EagleHead):
 
     def draft_logits(self, h_LD: F32) -> F32:
         logits_LC = self.ops.linear(self.norm(h_LD), self.head)
-        if self.tokens_C is None:
-            return logits_LC
-        logits_LV = np.full((len(h_LD), self.target.config.vocab_size), -np.inf, np.float32)
-        logits_LV[:, self.tokens_C] = logits_LC
-        return logits_LV
+        return logits_LC if self.columns_V is None else self.ops.spread(logits_LC, self.columns_V)

@@ -45,9 +45,12 @@ class Ops(Protocol):
         Where graph_size rounds there is one block more, which nobody reads."""
         ...
 
-    def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
+    def prepare(
+        self, config: ModelConfig, weights: Mapping[str, Any], beside: bool = False
+    ) -> None:
         """Before a model of these weights is built: they are brought to where the ops run. Raises
-        ModelError where the model needs an op that this provider lacks."""
+        ModelError where the model needs an op that this provider lacks. beside: what is built goes
+        with a model that is there, and changes nothing of it."""
         ...
 
     def available_memory(self) -> int | None:

@@ -21,7 +21,9 @@ class HostOps:
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
         return new_kv_layers(spec, num_blocks)
 
-    def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
+    def prepare(
+        self, config: ModelConfig, weights: Mapping[str, Any], beside: bool = False
+    ) -> None:
         """Matrices are bound at their first use."""
 
     def available_memory(self) -> int | None:

@@ -12,9 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
-from elinvar.base.batch import ForwardBatch
+from elinvar.base.batch import DecodeBatch, ForwardBatch
 from elinvar.base.config import BLOCK_SIZE, KVDtype
 from elinvar.base.plan import PlanItem, RowStart
 from elinvar.base.sampling import SamplingParams
@@ -93,8 +91,11 @@ class Replay:
         params = SamplingParams(seed=0)
         rows.start(RowStart("", 0, list(token_ids), params, self._blocks))
         batch, _, _ = rows.gather([self._item(0, len(token_ids), 0, sample=False)])
+        return self._ops.fetch(self._hidden(batch))
+
+    def _hidden(self, batch: ForwardBatch | DecodeBatch) -> F32:
         flat = batch if isinstance(batch, ForwardBatch) else batch.flat()
-        return self._model.hidden(flat, self._kv, all_tokens=True)
+        return self._model.hidden(self._ops.upload(flat), self._kv, all_tokens=True)
 
     def measure(
         self, make: MakeDrafter, answers: Sequence[Recorded], most: int, num_tokens: int
@@ -156,10 +157,8 @@ class Replay:
     ) -> None:
         item = self._item(start, num_tokens, num_drafts)
         batch, _, _ = rows.gather([item])
-        flat = batch if isinstance(batch, ForwardBatch) else batch.flat()
-        hidden_TD = self._model.hidden(flat, self._kv, all_tokens=True)
-        count = num_drafts + 1
-        self._model.logits(np.ascontiguousarray(hidden_TD[-count:]))
+        hidden_TD = self._hidden(batch)
+        self._ops.fetch(self._model.logits(hidden_TD[-num_drafts - 1 :]))
         if drafter is not None:
             seen = hidden_TD if drafter.reads_hidden else None
             drafter.observe(Seen([item], batch, [sampled], seen))

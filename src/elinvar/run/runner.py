@@ -90,7 +90,8 @@ class Runner:
             caches = ops.kv_layers(spec, count)
             self._blocks.append(caches[0].blocks)
             layers |= zip(spec.layers, caches, strict=True)
-        self._spare = tuple(num_blocks)
+        self.spare = tuple(num_blocks)
+        """As in run.graphs."""
         self.kv: list[LayerCache] = [layers[i] for i in range(len(layers))]
         self._make_drafters = drafters
         self.speculator = Speculator(self.rows, masks, (), 0)
@@ -105,7 +106,7 @@ class Runner:
         """Compute with this model, whose cache is the same, from the next step on."""
         self.speculator.close()
         self.model = model
-        self.graphs = Graphs(model, self.ops, self.kv, self.adapted, self._spare)
+        self.graphs = Graphs(model, self.ops, self.kv, self.adapted, self.spare)
         self._waves = Waves(model, self.ops, self.kv, self.adapted)
         self._wave: _Job | None = None
         """What is underway."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -68,22 +69,26 @@ class TritonOps:
         self._constant = Constants(self.device)
         self._recording: Recording | None = None
         self._pool = None if INTERPRETER else torch.cuda.graph_pool_handle()
-        self._expected = 0
+        self._expected: WeakSet[Weight] = WeakSet()
 
     # ---- where arrays are -------------------------------------------------------------------
 
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
         return list(kv_layers(spec, num_blocks + 1, self.device))
 
-    def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
+    def prepare(
+        self, config: ModelConfig, weights: Mapping[str, Any], beside: bool = False
+    ) -> None:
         """Matrices are uploaded at their first use, when it is known which are multiplied by at once."""
         self._check(config)
-        sizes = dict.fromkeys(map(str, _DTYPES), 0)
         matrices = [w for w in weights.values() if isinstance(w, Weight)]
+        self._expected.update(matrices)
+        if beside:
+            return
+        sizes: dict[KVDtype, int] = dict.fromkeys(_DTYPES, 0)
         for w in matrices:
             sizes[w.kind if w.kind in sizes else "bf16"] += w.nbytes
         self.dtype = _DTYPES[max(sizes, key=lambda kind: sizes[kind])]
-        self._expected = sum(matrix_bytes(w.kind, w.shape) for w in matrices)
         self._matrices.clear(self.dtype)
 
     def _check(self, config: ModelConfig) -> None:
@@ -97,7 +102,8 @@ class TritonOps:
 
     def available_memory(self) -> int | None:
         free = free_memory(self.device)
-        return None if free is None else max(free - self._expected, 0)
+        expected = sum(matrix_bytes(w.kind, w.shape) for w in self._expected)
+        return None if free is None else max(free - expected, 0)
 
     def upload(self, batch: ForwardBatch) -> ForwardBatch:
         if self._recording is not None:

@@ -214,9 +214,7 @@ def _pool_kernel(x, starts, weights, out, D: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + text * D + at, value, at < D)
 
 
-def pool(
-    x_TD: torch.Tensor, starts: torch.Tensor, weights_T: torch.Tensor | None
-) -> torch.Tensor:
+def pool(x_TD: torch.Tensor, starts: torch.Tensor, weights_T: torch.Tensor | None) -> torch.Tensor:
     """a bytes an element of x."""
     x, dim = x_TD.contiguous(), x_TD.shape[1]
     out = torch.empty((len(starts) - 1, dim), dtype=torch.float32, device=x.device)

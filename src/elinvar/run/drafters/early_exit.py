@@ -54,10 +54,11 @@ class EarlyExitDrafter:
         kv: Sequence[LayerCache],
         rows: Rows,
         adapted: AdaptedOps | None = None,
+        spare: Sequence[int] = (),
     ) -> None:
-        """model: one that `can_exit`. adapted: as in run.graphs."""
+        """model: one that `can_exit`. adapted, spare: as in run.graphs."""
         early = cast("Model", _Early(model, num_layers))
-        self._graphs, self._ops, self._rows = Graphs(early, ops, kv, adapted), ops, rows
+        self._graphs, self._ops, self._rows = Graphs(early, ops, kv, adapted, spare), ops, rows
 
     def propose(self, asks: Sequence[Ask]) -> list[Guess]:
         guesses = [Guess() for _ in asks]

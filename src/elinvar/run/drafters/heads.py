@@ -13,12 +13,12 @@ Legend: T tokens, D model dim, L rows, V vocabulary; a row's num_tokens is n.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from elinvar.base.batch import DecodeBatch, ForwardBatch
+from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
 from elinvar.base.plan import PlanItem
 from elinvar.ops.api import F32, Ops
 from elinvar.run.drafters.api import Ask, Guess, Seen
@@ -49,6 +49,33 @@ class Heads(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Tokens of a row, of which something lies from `first` on in an array with a row a token."""
+
+    row: int
+    start: int
+    stop: int
+    first: int
+
+    @property
+    def count(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def places(self) -> I32:
+        return np.arange(self.first, self.first + self.count, dtype=np.int32)
+
+    @property
+    def item(self) -> PlanItem:
+        return _item(self.row, self.start, self.count)
+
+    def since(self, start: int) -> _Span:
+        """Without the tokens before this position."""
+        start = max(self.start, start)
+        return _Span(self.row, start, self.stop, self.first + start - self.start)
+
+
 class HeadsDrafter:
     is_instant = False
     reads_hidden = True
@@ -60,9 +87,11 @@ class HeadsDrafter:
         max_rows = len(rows.token_ids)
         self._at = [_NOTHING] * max_rows
         """Of each row: before this position its slots hold what they should."""
-        self._before = np.zeros((heads.num_heads, max_rows, heads.head_dim), np.float32)
-        """What each head needs for its slot at that position: the state of the token before it, from
-        the target or from the head before. After `propose` the target's is not known yet."""
+        empty = np.zeros((max_rows, heads.head_dim), np.float32)
+        self._before = [ops.place(empty.copy()) for _ in range(heads.num_heads)]
+        """Of each head [rows, D] what it needs for its slot at that position: the state of the token
+        before it, from the target or from the head before. After `propose` the target's is not known
+        yet."""
 
     def propose(self, asks: Sequence[Ask]) -> list[Guess]:
         guesses = [Guess() for _ in asks]
@@ -72,16 +101,18 @@ class HeadsDrafter:
             if ask.num_tokens > self._heads.num_heads and self._at[ask.row] == ask.num_tokens - 1
         ]
         last = self._heads.num_heads - 1
-        before = self._before[:, [ask.row for ask, _ in live]]
+        before = [states[[ask.row for ask, _ in live]] for states in self._before] if live else []
         for k in range(max((ask.most for ask, _ in live), default=0)):
             going = [i for i, (ask, _) in enumerate(live) if ask.most > k]
-            live, before = [live[i] for i in going], before[:, going]
+            if len(going) < len(live):
+                live, before = [live[i] for i in going], [states[going] for states in before]
             asked = [ask for ask, _ in live]
             # The head that guesses and those after it, whose next slots see this one.
             leader = min(k, last)
             batch = self._batch([_item(ask.row, ask.num_tokens - 1 + k, 1) for ask in asked])
+            batch = self._ops.upload(batch)
             states = {
-                head: self._heads.draft(batch, before[head], self._kv, head).copy()
+                head: self._ops.stack([self._heads.draft(batch, before[head], self._kv, head)])
                 for head in range(leader, last + 1)
             }
             if k == 0:
@@ -90,14 +121,14 @@ class HeadsDrafter:
             position_L = np.array([ask.num_tokens + k for ask in asked], np.int32)
             logits_LV = self._heads.draft_logits(states[leader])
             draw(self._ops, self._rows, [guess for _, guess in live], rows_L, position_L, logits_LV)
-            before = np.stack([states[max(head - 1, leader)] for head in range(last + 1)])
+            before = [states[max(head - 1, leader)] for head in range(last + 1)]
         return guesses
 
     def _reached(self, asks: Sequence[Ask], states: dict[int, F32]) -> None:
         """The slots of the last known tokens: no draft was needed for them."""
         rows = [ask.row for ask in asks]
         for head in range(1, self._heads.num_heads):
-            self._before[head, rows] = states[head - 1]
+            self._before[head][rows] = states[head - 1]
         for ask in asks:
             self._at[ask.row] = ask.num_tokens
 
@@ -106,61 +137,58 @@ class HeadsDrafter:
             for item in seen.items:
                 self.forget(item.row)
             return
-        features_TD = self._heads.features(seen.hidden)
-        items, states = [], []
+        spans, begins = [], []
         for item, sampled, first in zip(seen.items, seen.sampled, starts(seen), strict=True):
             stop = item.start + num_computed(item, sampled)
-            begin = self._resume(item)
-            of_item = features_TD[first : first + stop - item.start]
-            if begin == item.start:
-                of_item = np.concatenate([self._before[0, item.row, None], of_item])
-            if stop > begin:
-                items.append(_item(item.row, begin, stop - begin))
-                states.append(of_item[:-1])
-            self._before[0, item.row], self._at[item.row] = of_item[-1], stop
-        if items:
-            self._write(items, states)
+            spans.append(_Span(item.row, item.start, stop, first))
+            begins.append(self._resume(item))
+            self._at[item.row] = stop
+        spans, states_TD = self._shifted(0, spans, self._heads.features(seen.hidden))
+        pairs = zip(spans, begins, strict=True)
+        self._write([span.since(begin) for span, begin in pairs], states_TD)
 
     def _resume(self, item: PlanItem) -> int:
         """The first position whose slots are to be written; what they need is in _before."""
         row, at = item.row, self._at[item.row]
         if at in (item.start, item.start + 1):
             return at
-        self._before[:, row] = 0
+        for states in self._before:
+            states[row] = 0
         return item.start
 
-    def _write(self, items: Sequence[PlanItem], states: Sequence[F32]) -> None:
-        """The slots of `items`; states: of each token the target's state of the one before it."""
+    def _write(self, spans: Sequence[_Span], states_TD: F32) -> None:
+        """The slots of `spans`; states: of each token the target's state of the one before it."""
         last = self._heads.num_heads - 1
         for head in range(last + 1):
             # The first tokens of a sequence have no slot of this head.
-            skipped = [max(head + 1 - item.start, 0) for item in items]
-            kept = [i for i, item in enumerate(items) if item.num_tokens > skipped[i]]
-            if not kept:
+            spans = [span for one in spans if (span := one.since(head + 1)).count > 0]
+            if not spans:
                 return
-            spans = [
-                _item(items[i].row, items[i].start + skipped[i], items[i].num_tokens - skipped[i])
-                for i in kept
-            ]
-            batch = self._batch(spans)
+            batch = self._batch([span.item for span in spans])
             # Of the last head only keys and values are wanted.
-            count = 0 if head == last else len(batch.input_ids)
+            count = 0 if head == last else batch.num_tokens
             batch = replace(batch, logit_rows=np.arange(count, dtype=np.int32))
-            before_TD = np.concatenate([states[i][skipped[i] :] for i in kept])
-            h_TD = self._heads.draft(batch, before_TD, self._kv, head)
+            before_TD = states_TD[np.concatenate([span.places for span in spans])]
+            h_TD = self._heads.draft(self._ops.upload(batch), before_TD, self._kv, head)
             if head < last:
-                items, states = spans, self._handed_on(head + 1, batch, spans, h_TD)
+                firsts = batch.query_start_loc[:-1].tolist()
+                pairs = zip(spans, firsts, strict=True)
+                spans = [replace(span, first=first) for span, first in pairs]
+                spans, states_TD = self._shifted(head + 1, spans, h_TD)
 
-    def _handed_on(
-        self, head: int, batch: ForwardBatch, items: Sequence[PlanItem], h_TD: F32
-    ) -> list[F32]:
-        """What `head` needs for the slots of `items`, from the states [T, D] of the one before it."""
-        states = []
-        for item, own in zip(items, np.split(h_TD, batch.query_start_loc[1:-1]), strict=True):
-            before = self._before[head, item.row, None]
-            states.append(np.concatenate([before, own[:-1]]))
-            self._before[head, item.row] = own[-1]
-        return states
+    def _shifted(self, head: int, spans: Sequence[_Span], h_TD: F32) -> tuple[list[_Span], F32]:
+        """Of each token of `spans` the state of the one before it, which `head` needs for its slot, from
+        the states h of the tokens themselves; the last ones are kept."""
+        rows = [span.row for span in spans]
+        both = self._ops.stack([self._before[head][rows], h_TD])
+        places, moved, first = [], [], 0
+        for i, span in enumerate(spans):
+            own = span.places + np.int32(len(rows))
+            places += [np.array([i], np.int32), own[:-1]]
+            moved.append(replace(span, first=first))
+            first += span.count
+        self._before[head][rows] = both[[len(rows) + span.first + span.count - 1 for span in spans]]
+        return moved, both[np.concatenate(places)]
 
     def _batch(self, items: Sequence[PlanItem]) -> ForwardBatch:
         batch, _, _ = self._rows.gather(items)

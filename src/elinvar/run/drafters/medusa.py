@@ -25,9 +25,10 @@ class MedusaDrafter:
     reads_hidden = True
 
     def __init__(self, heads: MedusaHeads, dim: int, ops: Ops, rows: Rows) -> None:
-        """dim: of the target's states."""
+        """dim: D of the target's states."""
+        self._dim = dim
         self._heads, self._ops, self._rows = heads, ops, rows
-        self._states = np.zeros((len(rows.token_ids), dim), np.float32)
+        self._states = ops.place(np.zeros((len(rows.token_ids), dim), np.float32))
         self._known = [-1] * len(rows.token_ids)
         """Of each row: the index behind the token that its state is of."""
 
@@ -46,12 +47,14 @@ class MedusaDrafter:
         return guesses
 
     def observe(self, seen: Seen) -> None:
+        rows, lasts = [item.row for item in seen.items], []
         for item, sampled, first in zip(seen.items, seen.sampled, starts(seen), strict=True):
             count = num_computed(item, sampled)
             self._known[item.row] = -1 if seen.hidden is None else item.start + count
-            if seen.hidden is not None:
-                dim = self._states.shape[1]
-                self._states[item.row] = seen.hidden[first + count - 1, :dim]
+            lasts.append(first + count - 1)
+        if seen.hidden is not None:
+            states_RD = self._ops.columns(seen.hidden[lasts], 0, self._dim)
+            self._states[rows] = self._ops.stack([states_RD])
 
     def forget(self, row: int) -> None:
         self._known[row] = -1

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from elinvar.base.batch import I32
 from elinvar.base.config import KVSpec
 from elinvar.base.errors import ModelError
 from elinvar.base.plan import PlanItem
@@ -84,9 +85,15 @@ class DraftModel:
             )
         self.name = name
         self._rows, self._ops = rows, ops
-        self._longest, self._vocab_size = min(longest, rows.token_ids.shape[1]), vocab_size
+        self._longest = min(longest, rows.token_ids.shape[1])
         self._lanes = Lanes(rows, ops, specs, num_blocks, unsettled)
-        self._graphs = Graphs(model, ops, self._lanes.kv)
+        self._graphs = Graphs(model, ops, self._lanes.kv, spare=num_blocks)
+        own, wanted = model.config.vocab_size, np.arange(vocab_size, dtype=np.int32)
+        self._columns: I32 | None = (
+            None if own == vocab_size else np.where(wanted < own, wanted, -1)
+        )
+        """Of the model's logits, those of the target: models of one tokenizer may be padded to
+        different sizes."""
 
     def propose(self, asks: Sequence[Ask]) -> list[Guess]:
         busy = {ask.row for ask in asks}
@@ -150,7 +157,9 @@ class DraftModel:
         positions_L = np.array([chain.stop for chain in chains], np.int32)
         args = self._rows.sample_args([chain.row for chain in chains], positions_L)
         args.num_logprobs = 0
-        result = self._ops.sample(self._fitted(logits_LV), args)
+        if self._columns is not None:
+            logits_LV = self._ops.spread(logits_LV, self._columns)
+        result = self._ops.sample(logits_LV, args)
         pairs = zip(result.ids.tolist(), result.logprobs.tolist(), strict=True)
         for chain, (token, logprob) in zip(chains, pairs, strict=True):
             chain.guess.tokens.append(token)
@@ -158,15 +167,6 @@ class DraftModel:
             chain.guess.chances.append((1 + math.exp(logprob)) / 2)
             # Penalties of the next position count it, and the next forward reads it.
             self._rows.token_ids[chain.row, chain.stop] = token
-
-    def _fitted(self, logits_LV: F32) -> F32:
-        """As many columns as the target's: models of one tokenizer may be padded to different sizes."""
-        missing = self._vocab_size - logits_LV.shape[1]
-        if missing == 0:
-            return logits_LV
-        if missing < 0:
-            return np.ascontiguousarray(logits_LV[:, : self._vocab_size])
-        return np.pad(logits_LV, ((0, 0), (0, missing)), constant_values=-np.inf)
 
     def observe(self, seen: Seen) -> None:
         pass

@@ -19,8 +19,9 @@ import test_medusa
 from elinvar.base.config import EngineConfig
 from elinvar.base.drafts import DraftStats
 from elinvar.base.sampling import SamplingParams
+from elinvar.engine.core import Engine
 from elinvar.engine.draft_model import SHARE, Loaded, drafter_of
-from elinvar.engine.drafts import Given
+from elinvar.engine.drafts import Drafting, Given
 from elinvar.models.drafts import load_heads
 from elinvar.ops import Ops, load_provider
 from elinvar.run import chances
@@ -146,3 +147,28 @@ def test_answers_are_those_without_drafts(
     assert stats.num_drafted > 0
     if name == "mtp, right":
         assert stats.num_accepted == stats.num_drafted
+
+
+def test_an_engine_takes_heads_of_a_folder(tmp_path: Path) -> None:
+    """Their weights are expected where the model's are, whose matrices stay."""
+    test_medusa.write(tmp_path)
+    config = EngineConfig(device="cuda", draft_model=str(tmp_path), max_rows=2, kv_memory=2**22)
+    ops: Any = load_provider("cuda")
+    model = llama(ops)
+    expected = len(ops._expected)
+    drafting = Drafting(config)
+    drafting.open()
+    tokenizer: Any = ByteTokenizer()
+    engine = Engine(model, ops, tokenizer, config, drafting=drafting)
+    assert [one.name for one in engine.runner.speculator.stats] == ["forced", "suffix", "medusa"]
+    assert len(ops._expected) == expected + 3 * test_medusa.HEADS
+    assert EngineConfig(device="cuda", speculation="mtp").drafters == ("mtp",)
+
+
+@pytest.mark.parametrize(("speculation", "left"), [("auto", 80), ("model", 80), ("aside", 100)])
+def test_a_draft_model_has_its_share_of_a_devices_memory(speculation: str, left: int) -> None:
+    config = EngineConfig(device="cuda", speculation=speculation, draft_model="x")
+    drafting = Drafting(config)
+    assert drafting.leaves(100) == 100
+    drafting._is_model = True
+    assert drafting.leaves(100) == left

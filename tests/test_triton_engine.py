@@ -16,6 +16,7 @@ from adapters import adapted_engine  # noqa: E402
 from elinvar.base.config import KVSpec  # noqa: E402
 from elinvar.base.errors import ElinvarError, ModelError  # noqa: E402
 from elinvar.base.sampling import SamplingParams  # noqa: E402
+from elinvar.engine.llm import LLM  # noqa: E402
 from elinvar.models.load import Loaded  # noqa: E402
 from elinvar.ops import Ops, load_provider  # noqa: E402
 from elinvar.ops.layout import pack_float, unpack  # noqa: E402
@@ -103,6 +104,24 @@ def test_an_engine_answers_as_its_requests_alone() -> None:
     assert alone.metrics.cached_tokens >= 32
     expected = answers(tiny_engine("llama", "q8", REF), PROMPTS[:1], PARAMS[:1])
     assert together[0][0] == expected[0][0]
+
+
+def test_a_prompt_has_the_log_probs_of_its_generation() -> None:
+    """In chunks, beside another; and they are those of `ref`, but for rounding."""
+    model, ops = built("llama", "f32")
+    engine = LLM(tiny_engine("llama", "f32", ops, model, max_step_tokens=7, prefix_cache=False))
+    asked = SamplingParams(max_tokens=3, temperature=0.9, seed=3, logprobs=2, ignore_eos=True)
+    said = engine.generate(IDS[:9], asked)[0]
+    scored = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=2, seed=0)
+    whole = [*IDS[:9], *said.token_ids]
+    found, other = (one.prompt_logprobs for one in engine.generate([whole, IDS[4:9]], scored))
+    assert found is not None and other is not None and len(other) == 4
+    assert found[8:] == said.logprobs
+    ref = LLM(tiny_engine("llama", "f32", REF)).generate(whole, scored)[0].prompt_logprobs
+    assert ref is not None
+    for ours, theirs in zip(found, ref, strict=True):
+        assert abs(ours.logprob - theirs.logprob) < 1e-5
+        assert [token for token, _ in ours.top] == [token for token, _ in theirs.top]
 
 
 def test_a_request_without_an_adapter_has_the_bits_it_has_alone() -> None:

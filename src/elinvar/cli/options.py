@@ -141,6 +141,7 @@ engine = options(
 """How a model is run for a measurement."""
 embedding = options(
     option("--no-truncate", is_flag=True, help="A text longer than the model takes is an error."),
+    device,
     threads,
     weight_format,
     option(

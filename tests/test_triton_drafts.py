@@ -70,7 +70,7 @@ def draft_model(ops: Ops, folder: Path) -> tuple[Any, Make]:
 def mtp(num_heads: int, is_right: bool = False) -> Callable[[Ops, Path], tuple[Any, Make]]:
     def make(ops: Ops, folder: Path) -> tuple[Any, Make]:
         model = mtp_model(num_heads, is_right, ops)
-        return model, lambda r: HeadsDrafter("mtp", model, ops, r.kv, r.rows)
+        return model, lambda r: HeadsDrafter("mtp", model, ops, r.kv, r.rows, r.spare)
 
     return make
 
@@ -80,7 +80,7 @@ def eagle(third: bool) -> Callable[[Ops, Path], tuple[Any, Make]]:
         test_eagle.write(folder, third)
         model = llama(ops)
         heads: Any = load_heads(open_checkpoint(folder), model, ops, "f32")
-        return model, lambda r: HeadsDrafter("eagle", heads, ops, r.kv, r.rows)
+        return model, lambda r: HeadsDrafter("eagle", heads, ops, r.kv, r.rows, r.spare)
 
     return make
 

@@ -140,7 +140,7 @@ class Drafting:
 def _reading_hidden(name: str, heads: Any) -> Callable[[Runner], Drafter]:
     from elinvar.run.drafters.heads import HeadsDrafter
 
-    return lambda r: HeadsDrafter(name, heads, r.ops, r.kv, r.rows)
+    return lambda r: HeadsDrafter(name, heads, r.ops, r.kv, r.rows, r.spare)
 
 
 def _medusa(heads: Any) -> Callable[[Runner], Drafter]:

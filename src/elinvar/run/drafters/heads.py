@@ -14,15 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
 from elinvar.base.plan import PlanItem
+from elinvar.models.family import Model
 from elinvar.ops.api import F32, Ops
 from elinvar.run.drafters.api import Ask, Guess, Seen
 from elinvar.run.drafters.draws import draw
+from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
 
 _NOTHING = -1
@@ -76,12 +78,30 @@ class _Span:
         return _Span(self.row, start, self.stop, self.first + start - self.start)
 
 
+class _Head:
+    """One as run.graphs takes a model; before_TD: where its inputs will be."""
+
+    def __init__(self, heads: Heads, head: int, before_TD: F32) -> None:
+        self._heads, self._head, self._before = heads, head, before_TD
+
+    def forward(self, batch: ForwardBatch, kv: Any) -> F32:
+        return self._heads.draft(batch, self._before[: batch.num_tokens], kv, self._head)
+
+
 class HeadsDrafter:
     is_instant = False
     reads_hidden = True
 
-    def __init__(self, name: str, heads: Heads, ops: Ops, kv: Any, rows: Rows) -> None:
-        """kv: as `heads.draft` takes it."""
+    def __init__(
+        self,
+        name: str,
+        heads: Heads,
+        ops: Ops,
+        kv: Any,
+        rows: Rows,
+        spare: Sequence[int] = (),
+    ) -> None:
+        """kv: as `heads.draft` takes it. spare: as in run.graphs."""
         self.name = name
         self._heads, self._ops, self._kv, self._rows = heads, ops, kv, rows
         max_rows = len(rows.token_ids)
@@ -92,6 +112,12 @@ class HeadsDrafter:
         """Of each head [rows, D] what it needs for its slot at that position: the state of the token
         before it, from the target or from the head before. After `propose` the target's is not known
         yet."""
+        most = ops.graph_size(max_rows)
+        self._inputs = ops.place(np.zeros((most, heads.head_dim), np.float32))
+        self._graphs = [
+            Graphs(cast("Model", _Head(heads, head, self._inputs)), ops, kv, spare=spare)
+            for head in range(heads.num_heads)
+        ]
 
     def propose(self, asks: Sequence[Ask]) -> list[Guess]:
         guesses = [Guess() for _ in asks]
@@ -110,10 +136,8 @@ class HeadsDrafter:
             # The head that guesses and those after it, whose next slots see this one.
             leader = min(k, last)
             batch = self._batch([_item(ask.row, ask.num_tokens - 1 + k, 1) for ask in asked])
-            batch = self._ops.upload(batch)
             states = {
-                head: self._ops.stack([self._heads.draft(batch, before[head], self._kv, head)])
-                for head in range(leader, last + 1)
+                head: self._draft(batch, before[head], head) for head in range(leader, last + 1)
             }
             if k == 0:
                 self._reached(asked, states)
@@ -123,6 +147,11 @@ class HeadsDrafter:
             draw(self._ops, self._rows, [guess for _, guess in live], rows_L, position_L, logits_LV)
             before = [states[max(head - 1, leader)] for head in range(last + 1)]
         return guesses
+
+    def _draft(self, batch: DecodeBatch | ForwardBatch, before_LD: F32, head: int) -> F32:
+        """The states [L, D] of tokens that decode: such forwards are recorded."""
+        self._inputs[: len(before_LD)] = before_LD
+        return self._ops.stack([self._graphs[head].forward(batch)])
 
     def _reached(self, asks: Sequence[Ask], states: dict[int, F32]) -> None:
         """The slots of the last known tokens: no draft was needed for them."""
@@ -165,6 +194,8 @@ class HeadsDrafter:
             if not spans:
                 return
             batch = self._batch([span.item for span in spans])
+            if isinstance(batch, DecodeBatch):
+                batch = batch.flat()
             # Of the last head only keys and values are wanted.
             count = 0 if head == last else batch.num_tokens
             batch = replace(batch, logit_rows=np.arange(count, dtype=np.int32))
@@ -190,11 +221,12 @@ class HeadsDrafter:
         self._before[head][rows] = both[[len(rows) + span.first + span.count - 1 for span in spans]]
         return moved, both[np.concatenate(places)]
 
-    def _batch(self, items: Sequence[PlanItem]) -> ForwardBatch:
+    def _batch(self, items: Sequence[PlanItem]) -> DecodeBatch | ForwardBatch:
+        """No adapter changes a head."""
         batch, _, _ = self._rows.gather(items)
         if isinstance(batch, DecodeBatch):
-            return batch.flat()
-        return replace(batch, watch=None)
+            return replace(batch, adapters=None)
+        return replace(batch, adapters=None, watch=None)
 
     def forget(self, row: int) -> None:
         self._at[row] = _NOTHING

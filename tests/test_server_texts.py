@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -227,6 +227,8 @@ def test_batches_of_embeddings(client: openai.OpenAI) -> None:
 class Slow:
     """A model of which every batch takes a while, and that knows what came together."""
 
+    batch_blocks = 64
+
     def __init__(self) -> None:
         self.batches: list[int] = []
 
@@ -245,7 +247,8 @@ class Slow:
 
 def test_tasks_take_turns_and_fail_alone() -> None:
     async def check() -> None:
-        slow, engine = Slow(), AsyncTextModel(None)  # type: ignore[arg-type]
+        slow = Slow()
+        engine = AsyncTextModel(cast("TextModel", slow))
         with pytest.raises(EngineError, match="not running"):
             await engine.run(slow.task(1))
         engine.start()
@@ -275,7 +278,8 @@ def test_tasks_take_turns_and_fail_alone() -> None:
 
 
 def test_a_closed_loop_does_not_stop_the_others() -> None:
-    slow, engine = Slow(), AsyncTextModel(None)  # type: ignore[arg-type]
+    slow = Slow()
+    engine = AsyncTextModel(cast("TextModel", slow))
     engine.start()
 
     async def leave() -> None:
@@ -293,7 +297,8 @@ def test_a_closed_loop_does_not_stop_the_others() -> None:
 
 def test_a_task_without_texts_is_refused() -> None:
     async def check() -> None:
-        slow, engine = Slow(), AsyncTextModel(None)  # type: ignore[arg-type]
+        slow = Slow()
+        engine = AsyncTextModel(cast("TextModel", slow))
         engine.start()
         with pytest.raises(InputError, match="at least one text"):
             await engine.run(slow.task())

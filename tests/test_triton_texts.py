@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 from elinvar import Embedder  # noqa: E402
 from elinvar.nn.pooling import Pooling  # noqa: E402
 from elinvar.ops import load_provider  # noqa: E402
+from elinvar.ops.triton.provider import TritonOps  # noqa: E402
 from elinvar.run.texts import Text, TextRunner  # noqa: E402
 from test_encoders import CONFIG, FAMILY, token_ids, weights  # noqa: E402
 from text_models import TEXTS, change, save_model, save_recipe  # noqa: E402
@@ -93,3 +94,15 @@ def test_encoders_of_half_precision(family: str, kind: str) -> None:
     np.testing.assert_allclose(found, vectors("cpu", texts), atol=0.05, rtol=0.02)
     for i, text in enumerate(texts):
         assert np.array_equal(vectors("cuda", [text])[0], found[i])
+
+
+def test_on_a_device_a_model_takes_its_memory_when_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path, "bert", "BertModel")
+    save_recipe(tmp_path, {"pooling_mode": "mean"})
+    monkeypatch.setattr(TritonOps, "available_memory", lambda self: 2**30)
+    monkeypatch.setattr(TritonOps, "full_batch", 4 * 32)
+    model: Any = Embedder(tmp_path, device="cuda").model
+    assert model.batch_blocks == model._runner._num_blocks == 4
+    assert model._ops._matrices._joined

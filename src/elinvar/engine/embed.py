@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from elinvar.base.config import BLOCK_SIZE, EngineConfig
+from elinvar.base.config import EngineConfig
 from elinvar.engine.core import LoadProgress
 from elinvar.engine.encodings import Input
 from elinvar.engine.text_model import Task, TextModel
@@ -24,8 +24,6 @@ from elinvar.run.texts import batches
 
 log = logging.getLogger(__name__)
 
-BATCH_BLOCKS = 2048 // BLOCK_SIZE
-"""Of a batch: enough to read the weights seldom, few enough for activations to stay in the caches."""
 _WINDOW = 1024
 """Texts that are encoded at once."""
 Progress = Callable[[int], None]
@@ -112,7 +110,7 @@ class Embedder:
         rest, done = iter(texts), 0
         while window := list(islice(rest, _WINDOW)):
             task = self.model.embedding(window, prompt, prompt_name, dimensions, truncate)
-            vectors = (task.finish(rows) for rows in _rows(task))
+            vectors = (task.finish(rows) for rows in self._rows(task))
             for text, vector in zip(task.texts, _each(vectors, done, progress), strict=True):
                 yield Embedding(vector, len(text.ids), text.truncated)
             done += len(window)
@@ -137,13 +135,12 @@ class Embedder:
         if not documents:
             return []
         task = self.model.ranking(query, documents, instruction, truncate)
-        rows = np.stack(list(_each(_rows(task), 0, progress)))
+        rows = np.stack(list(_each(self._rows(task), 0, progress)))
         return ranked(task, task.finish(rows), top_n)
 
-
-def _rows(task: Task) -> Iterator[F32]:
-    """By batch."""
-    return (task.run(batch) for batch in batches(task.texts, BATCH_BLOCKS))
+    def _rows(self, task: Task) -> Iterator[F32]:
+        """By batch."""
+        return (task.run(batch) for batch in batches(task.texts, self.model.batch_blocks))
 
 
 def _each(parts: Iterator[F32], done: int, progress: Progress | None) -> Iterator[Any]:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from elinvar.base.errors import EngineError, InputError
-from elinvar.engine.embed import BATCH_BLOCKS
 from elinvar.engine.text_model import Task, TextModel
 from elinvar.ops.api import F32
 
@@ -139,7 +138,7 @@ class AsyncTextModel:
             while turns:
                 job = turns.popleft()
                 need = job.task.texts[job.taken].num_blocks
-                if batch and blocks + need > BATCH_BLOCKS:
+                if batch and blocks + need > self.model.batch_blocks:
                     break
                 blocks += need
                 batch.append((job, job.taken))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elinvar.base.config import EngineConfig
+from elinvar.base.config import BLOCK_SIZE, EngineConfig
 from elinvar.base.errors import InputError, ModelError
 from elinvar.engine.core import LoadProgress
 from elinvar.engine.encodings import Encodings, Input, encoder_backend
@@ -95,6 +95,10 @@ class TextModel:
         model = load_encoder(checkpoint, ops, config.weight_format, cache_root(), told, packing)
         self.config, self.name, self._ops = model.config, checkpoint.path.name, ops
         runner = self._runner = TextRunner(model, ops)
+        self.batch_blocks = ops.full_batch // BLOCK_SIZE
+        """Of the texts of a batch."""
+        if ops.available_memory() is not None:  # who is loaded later takes what is left there
+            runner.reserve(self.batch_blocks)
         # What follows is little, and wants all digits: it is done where the answer is to be.
         self._host = on_host(ops, config.num_threads)
         self.recipe: Recipe = read_recipe(checkpoint, model.config, self._host)

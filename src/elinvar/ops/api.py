@@ -35,6 +35,9 @@ class Ops(Protocol):
     arithmetic: str
     """What else, besides the provider, decides about bits here; empty: nothing."""
 
+    full_batch: int
+    """Tokens of a forward that keep the ops busy: with more at once none takes less time."""
+
     @property
     def widest_kv(self) -> KVDtype:
         """The format of a cache that keeps keys and values as they were computed."""

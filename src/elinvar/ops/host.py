@@ -16,6 +16,8 @@ from elinvar.ops.caches import new_kv_layers
 
 class HostOps:
     arithmetic = ""
+    full_batch = 2048
+    """Enough to read weights seldom, few enough for activations to stay in the caches."""
     widest_kv: KVDtype = "f32"
 
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:

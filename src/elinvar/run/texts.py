@@ -62,6 +62,11 @@ class TextRunner:
         kv = self._cache(int(blocks.sum()))
         return self.model.hidden(self._ops.upload(batch), kv), starts
 
+    def reserve(self, num_blocks: int) -> None:
+        """Take the memory that batches of so many blocks need, weights and all."""
+        texts = [Text([0] * BLOCK_SIZE)] * num_blocks
+        self.hidden(texts, lambda starts: np.arange(starts[-1], dtype=np.int32))
+
     def _cache(self, num_blocks: int) -> list[LayerCache]:
         if num_blocks > self._num_blocks:
             self._num_blocks = 1 << (num_blocks - 1).bit_length()

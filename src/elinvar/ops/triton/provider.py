@@ -58,6 +58,8 @@ _NEEDS = {
 
 class TritonOps:
     name = "triton"
+    full_batch = 8192
+    """So many of a small encoder take longer than their launches."""
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16, cache: Path | None = None) -> None:
         """dtype: of activations, until `prepare` has seen a model. cache: see load_provider."""

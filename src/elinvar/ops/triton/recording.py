@@ -41,7 +41,8 @@ def capture(
 ) -> Callable[[], torch.Tensor]:
     """The replay of `run`, which was run once before: its kernels are compiled, its matrices bound."""
     graph, done = torch.cuda.CUDAGraph(), torch.cuda.Event()
-    with torch.cuda.graph(graph, pool=pool):
+    # Other threads may take memory meanwhile: models of vectors have their own.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         out = run()
 
     def replay() -> torch.Tensor:

@@ -3,10 +3,13 @@ in chunks and at once, decoded and prompted, alone and in a batch."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -39,6 +42,7 @@ class OnArrays:
 
 ARRAYS: Any = OnArrays()
 MORE = [
+    DeltaConfig(key_heads=1, heads=2, key_dim=5, value_dim=3, taps=3),
     DeltaConfig(key_heads=1, heads=1, key_dim=5, value_dim=3, taps=1),
     DeltaConfig(key_heads=1, heads=1, key_dim=3, value_dim=17, taps=12),
 ]
@@ -86,6 +90,28 @@ def both(c: DeltaConfig, state: Any, x: np.ndarray, *where: np.ndarray) -> list[
         ARRAYS.causal_conv(x, w, state, *where),
         ARRAYS.delta_rule(qkv, x, gates, gates, state, *where),
     ]
+
+
+@settings(max_examples=10)
+@given(st.sets(st.integers(1, 35), max_size=4), st.integers(1, 3), st.sampled_from([2, 4]))
+def test_any_chunks(cuts: set[int], other: int, block: int) -> None:
+    """Of 36 tokens, beside a sequence that begins; the state moves to another block at 32, or stays."""
+    c, x = MORE[0], normal(np.random.default_rng(5), 36, 50)
+    whole, state = some_state(c, 5), some_state(c, 5)
+    batch = make_batch([Span([0] * 36, 0, 36, [2, 3])], 1)
+    where = batch.query_start_loc, batch.seq_lens, batch.block_tables[0]
+    expected, found = both(c, whole, x, *where), []
+    for start, stop in pairwise([0, *sorted(cuts), 36]):
+        near = Span([0] * other, 0, other, [1, 0])
+        batch = make_batch([near, Span([0] * 36, start, stop, [2, block])], 1)
+        where = batch.query_start_loc, batch.seq_lens, batch.block_tables[0]
+        rows = np.concatenate([np.resize(x, (other, 50)), x[start:stop]])
+        found.append([out[other:] for out in both(c, state, rows, *where)])
+    for ours, parts in zip(expected, zip(*found, strict=True), strict=True):
+        same([ours, np.concatenate(parts)])
+    values = slice(c.value_dim)  # what pads them may differ
+    assert torch.equal(state.states[block, ..., values], whole.states[3, ..., values])
+    assert torch.equal(state.tails[block], whole.tails[3])
 
 
 def test_a_state_left_behind_stays_as_it_was() -> None:

@@ -131,6 +131,27 @@ def test_a_state_left_behind_stays_as_it_was() -> None:
     assert torch.equal(state.tails[1, :-1], fresh.tails[1, 1:])
 
 
+def test_states_move_as_the_bytes_that_they_are_on_a_cpu() -> None:
+    spec = KVSpec("linear", (0, 2), 1, 8, state=CONFIGS[1])
+    host, device = REF.kv_layers(spec, 2), OPS.kv_layers(spec, 3)
+    for seed, layer in enumerate(host):
+        rng = np.random.default_rng(seed)
+        layer.tails[1] = normal(rng, *layer.tails[1].shape)
+        layer.states[1] = normal(rng, *layer.states[1].shape)
+    kept = bytes(host[0].blocks.read(1))
+
+    def fill(to: memoryview) -> bool:
+        to[:] = kept
+        return True
+
+    assert device[0].blocks.write(2, fill)
+    device[0].blocks.copy(2, 0)
+    assert bytes(device[1].blocks.read(0)) == kept
+    for ours, theirs in zip(device, host, strict=True):
+        np.testing.assert_array_equal(ours.tails[0].numpy(), theirs.tails[1])
+        np.testing.assert_array_equal(ours.states[0].numpy(), theirs.states[1])
+
+
 def test_what_fills_a_batch_up_touches_no_state() -> None:
     """Sequences without tokens, and tokens of no sequence (run/padding.py)."""
     c, x = CONFIGS[1], normal(np.random.default_rng(3), 9, 400)

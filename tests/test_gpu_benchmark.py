@@ -28,7 +28,7 @@ def gpu() -> ModuleType:
 
 def test_small_shapes_under_the_interpreter(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    parts = "products,rows,attention,sampling,recurrent"
+    parts = "products,rows,attention,sampling,recurrent,texts"
     command = [sys.executable, str(SCRIPT), "--small", "--only", parts, "--out", str(out)]
     environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -42,6 +42,7 @@ def test_small_shapes_under_the_interpreter(tmp_path: Path) -> None:
     assert found["attention"]["right"]["decode_is_prefill"]
     assert set(found["recurrent"]["right"].values()) == {True}
     assert found["recurrent"]["speed"]["2x3"]["delta_rule"]["us_per_token"] > 0
+    assert found["texts"]["right"] == {"finite": True, "alone_as_in_a_batch": True}
     assert found["sampling"]["top"]["3"] == {"right": True, "invariant": True}
 
 

@@ -208,7 +208,7 @@ class Brake:
         self.fail_after: int | None = None
         self.held = threading.Event()
         self.held.set()
-        execute = tiny.core.runner.execute
+        execute = tiny.core.runner.begin
 
         def slow(plan: StepPlan) -> StepOutput:
             # Not for ever: a test that fails must end all the same.
@@ -220,7 +220,7 @@ class Brake:
                     raise RuntimeError("out of luck")
             return execute(plan)
 
-        monkeypatch.setattr(tiny.core.runner, "execute", slow)
+        monkeypatch.setattr(tiny.core.runner, "begin", slow)
 
 
 @pytest.fixture
@@ -491,13 +491,13 @@ def test_a_step_that_hangs(
     monkeypatch.setattr(watchdog, "_LOOK_S", 0.02)
     go_on = threading.Event()
     with serving(tiny_gguf, "tiny", hung_s=0.1) as running:
-        execute = running.core.runner.execute
+        execute = running.core.runner.begin
 
         def hang(plan: StepPlan) -> StepOutput:
             go_on.wait(30)
             return execute(plan)
 
-        monkeypatch.setattr(running.core.runner, "execute", hang)
+        monkeypatch.setattr(running.core.runner, "begin", hang)
         asking = threading.Thread(target=running.post, args=("/v1/completions", SHORT))
         asking.start()
         assert eventually(lambda: status(running.url, "/health") == 503)

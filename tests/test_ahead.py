@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,12 +12,17 @@ from hypothesis import strategies as st
 
 from adapters import adapted_engine
 from elinvar.base.grammar import Regex
+from elinvar.base.plan import PlanItem, StepOutput
 from elinvar.base.sampling import SamplingParams
 from elinvar.base.thinking import ThinkingBudget
 from elinvar.engine.core import Engine
+from elinvar.engine.drafts import Given
 from elinvar.engine.output import Delta
-from engines import answers, tiny_engine
+from elinvar.run.drafters.api import Ask, Guess
+from elinvar.run.runner import Runner
+from engines import Answer, answers, tiny_engine
 from late import LateOps
+from oracles import Oracle, verify_all
 
 PROMPT = list(b"Elinvar: ")
 PROMPTS = [PROMPT, list(b"another one, some more tokens long than a block"), [7, 8], PROMPT * 4]
@@ -139,7 +145,9 @@ def test_answers_are_those_of_an_engine_that_waits(
         expected = run_one(waiting, params, PROMPTS[prompt])
         reasons = [d.finish_reason for d in (deltas[-1], expected[-1])]
         text, whole = ("".join(d.text for d in some) for some in (deltas, expected))
-        logprobs, all_of_them = ([x for d in some for x in d.logprobs] for some in (deltas, expected))
+        logprobs, all_of_them = (
+            [x for d in some for x in d.logprobs] for some in (deltas, expected)
+        )
         if reasons[0] == "abort":
             assert whole.startswith(text)
             assert ids_of(expected)[: len(ids_of(deltas))] == ids_of(deltas)
@@ -275,3 +283,65 @@ def test_weights_are_pushed_when_nothing_is_under_way() -> None:
     engine._settle()
     assert late.calls[-1][0] == "fetch" and parts is engine.runner.model
     engine.close()
+
+
+# ---- beside drafts ---------------------------------------------------------------------------
+
+
+def drafting(period: int, is_instant: bool = True) -> tuple[Engine, Answer, LateOps, Oracle]:
+    """Its drafter has a guess for the next token where its index is in the second half of a period."""
+    late = LateOps()
+    _, waiting, _ = engines()
+    [expected] = answers(waiting, [PROMPT], [asked(max_tokens=60)])
+    made: list[Oracle] = []
+
+    class Now(Oracle):
+        def propose(self, asks: Sequence[Ask]) -> list[Guess]:
+            found = super().propose(asks)
+            speaks = [ask.num_tokens % period >= period // 2 for ask in asks]
+            return [g if s else Guess() for g, s in zip(found, speaks, strict=True)]
+
+    def make(runner: Runner) -> Oracle:
+        made.append(Now(runner.rows, [PROMPT + expected[0]], is_instant=is_instant))
+        return made[0]
+
+    engine = tiny_engine(ops=late, drafting=Given(make), max_drafts=3)  # type: ignore[arg-type]
+    return engine, expected, late, made[0]
+
+
+def test_where_drafts_promise_more_a_step_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    verify_all(monkeypatch)
+    engine, expected, late, _ = drafting(20)
+    assert answers(engine, [PROMPT], [asked(max_tokens=60)]) == [expected]
+    [stats] = engine.runner.speculator.stats
+    assert stats.num_accepted > 15, "of 30 that it spoke of"
+    assert late.num_ahead > 15, "of 30 that it did not"
+
+
+def test_a_drafter_that_takes_its_time_is_asked_at_each_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    verify_all(monkeypatch)
+    engine, expected, late, _ = drafting(2, is_instant=False)
+    assert answers(engine, [PROMPT], [asked(max_tokens=60)]) == [expected]
+    assert late.num_ahead < 5, "before it is known what a step takes"
+
+
+def test_who_hopes_in_vain_pays_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It guesses well behind a token that is to come, and is silent when that is there."""
+    engine, _, _, oracle = drafting(2)
+    speculator = engine.runner.speculator
+    [source] = speculator._sources
+    item = PlanItem("", 0, 7, 1, True, [], 3)
+    engine.runner.rows.token_ids[0, :64] = (PROMPT + [1] * 64)[:64]
+    oracle._sequences = [(PROMPT + [1] * 64)[:64]]
+    speculator.pass_by(1, 0.001)
+    balance = source.account._balance
+    assert balance is not None
+    assert not speculator.hopes([replace(item, start=7)]) and speculator.hopes(
+        [replace(item, start=8)]
+    )
+    speculator.draft([replace(item, start=9)])
+    speculator.book([item], StepOutput([[1]], [[]]), 0.0015)
+    after = source.account._balance
+    assert after is not None and after < balance - 0.0004

@@ -19,8 +19,9 @@ import httpx
 import pytest
 
 from elinvar.base.config import EngineConfig
-from elinvar.base.plan import StepOutput, StepPlan
+from elinvar.base.plan import StepPlan
 from elinvar.engine.aio import AsyncEngine
+from elinvar.run.ahead import Begun
 from elinvar.server import connection
 from elinvar.server.service import Service
 from processes import assert_fails, run
@@ -91,11 +92,11 @@ def test_many_wait_while_others_are_answered(
 ) -> None:
     """Streams that wait for the engine hold up nothing that needs no engine."""
     with serving(tiny_gguf, "tiny") as tiny:
-        go_on, execute = threading.Event(), tiny.core.runner.begin
+        go_on, begin = threading.Event(), tiny.core.runner.begin
 
-        def hold(plan: StepPlan) -> StepOutput:
+        def hold(plan: StepPlan) -> Begun:
             go_on.wait(60)
-            return execute(plan)
+            return begin(plan)
 
         monkeypatch.setattr(tiny.core.runner, "begin", hold)
         body = json.dumps(ASK | {"max_tokens": 1, "stream": True}).encode()

@@ -1,6 +1,6 @@
 """Engine: token ids in, deltas out, one step at a time.
 
-Owns the main road: scheduler.plan, runner.execute, scheduler.commit, text. It is synchronous and
+Owns the main road: scheduler.plan, runner.begin, scheduler.commit, text. It is synchronous and
 not thread-safe; LLM and AsyncEngine are two ways to drive it.
 """
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from elinvar.base.batch import I32
 from elinvar.base.plan import RowStart, StepOutput
 from elinvar.ops.api import F32, Coming, Ops
 from elinvar.ops.arguments import SampleResult
@@ -56,7 +57,7 @@ class Ahead:
             and len(set(rows_L)) == num_items
         )
 
-    def sample(self, logits_LV: F32, rows_L: list[int], position_L: np.ndarray) -> Coming:
+    def sample(self, logits_LV: F32, rows_L: list[int], position_L: I32) -> Coming:
         assert self._sample is not None
         coming: Coming = self._sample(logits_LV, self._rows.sample_args(rows_L, position_L))
         self._rows.token_ids[rows_L, position_L] = ~np.arange(len(rows_L), dtype=np.int32)
@@ -67,6 +68,5 @@ class Ahead:
         device, which had it before the host asked."""
         late, before = coming.is_there, self._last_s
         result = coming.result()
-        self._last_s = None if late else time.perf_counter()
-        known = before is not None and self._last_s is not None
-        return result, self._last_s - before if known else None
+        now = self._last_s = None if late else time.perf_counter()
+        return result, None if now is None or before is None else now - before

@@ -1,7 +1,7 @@
 """Runner: executes a StepPlan. One forward over a flat batch, sampling included.
 
 Owns the row state and the KV arrays. It decides nothing: which tokens, which blocks and which
-rows sample is all in the plan. Serving, warm-up and profiling go through `execute`.
+rows sample is all in the plan. Serving, warm-up and profiling go through `begin`.
 """
 
 from __future__ import annotations
@@ -115,16 +115,12 @@ class Runner:
         drafters, size = self._make_drafters(self), model.config.vocab_size
         self.speculator = Speculator(self.rows, self.masks, drafters, size)
 
-    def execute(self, plan: StepPlan) -> StepOutput:
-        """Compute the planned spans and sample where a span ends at the last known token.
+    def begin(self, plan: StepPlan) -> Begun:
+        """Compute the planned spans and sample where a span ends at the last known token. A provider that
+        computes by itself may be left alone with that, and be waited for by `finish`.
 
         Sampled ids are also written back to their rows, where the next step finds them.
         """
-        return self.begin(plan).finish()
-
-    def begin(self, plan: StepPlan) -> Begun:
-        """The same, but a provider that computes by itself may be left alone with it. Steps are to be
-        finished in their order."""
         lost, moving_s = self._move(plan)
         self._start(plan)
         output = StepOutput([], [], lost=lost, moving_s=moving_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class Upload:
             to[:] = array
         self._device.copy_(self._host, non_blocking=True)
         if self._last.ids is not None and (self._ids < 0).any():
-            arrive(self.batch.input_ids, self._last.ids)
+            arrive(cast("torch.Tensor", self.batch.input_ids), self._last.ids)
 
 
 def _mapped(batch: ForwardBatch, move: Callable[[Any], Any]) -> ForwardBatch:

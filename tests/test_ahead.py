@@ -276,13 +276,13 @@ def test_a_step_that_fails_leaves_the_one_ahead_to_nobody() -> None:
     assert len(ids_of(run(engine)["a"])) == 4
 
 
-def test_weights_are_pushed_when_nothing_is_under_way() -> None:
+def test_what_is_under_way_when_all_have_ended_is_let_go() -> None:
     engine, _, late = engines()
-    run_one(engine, asked(stop_token_ids=tuple(range(0, 256, 3))))
-    parts = engine.runner.model
-    engine._settle()
-    assert late.calls[-1][0] == "fetch" and parts is engine.runner.model
+    deltas = run_one(engine, asked(max_tokens=60, stop_token_ids=tuple(range(0, 256, 3))))
+    assert deltas[-1].finish_reason == "stop"
+    assert not engine.has_work and engine._underway is not None
     engine.close()
+    assert engine._underway is None and late.calls[-1][0] == "fetch"
 
 
 # ---- beside drafts ---------------------------------------------------------------------------

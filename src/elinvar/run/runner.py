@@ -145,8 +145,8 @@ class Runner:
         return not self.speculator.hopes(plan.items)
 
     def _may_leave(self, job: _Job) -> bool:
-        plain = not (job.spans or job.shows_all)
-        return plain and self._ahead.takes(job.rows, len(job.items))
+        takes = self._ahead.takes(job.rows, len(job.items))
+        return takes and not (job.spans or job.shows_all)
 
     def _finish(
         self, plan: StepPlan, job: _Job, coming: Coming, output: StepOutput, began: float

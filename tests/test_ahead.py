@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,12 +13,13 @@ from hypothesis import strategies as st
 
 from adapters import adapted_engine
 from elinvar.base.grammar import Regex
-from elinvar.base.plan import PlanItem, StepOutput
+from elinvar.base.plan import PlanItem, StepOutput, StepPlan
 from elinvar.base.sampling import SamplingParams
 from elinvar.base.thinking import ThinkingBudget
 from elinvar.engine.core import Engine
 from elinvar.engine.drafts import Given
 from elinvar.engine.output import Delta
+from elinvar.run.ahead import Begun
 from elinvar.run.drafters.api import Ask, Guess
 from elinvar.run.runner import Runner
 from engines import Answer, answers, tiny_engine
@@ -34,12 +36,12 @@ def asked(**options: Any) -> SamplingParams:
     return SamplingParams(**options)
 
 
-def engines(**options: Any) -> tuple[Engine, Engine, LateOps]:
-    """One that goes ahead, one that waits, and the ops of the first."""
-    late = LateOps()
-    options = {"speculation": "off", **options}
-    both = [tiny_engine(ops=ops, **options) for ops in (late, LateOps(ahead=False))]  # type: ignore[arg-type]
-    return both[0], both[1], late
+def engines(speculation: str = "off", **options: Any) -> tuple[Engine, Engine, LateOps]:
+    """One that goes ahead, one that waits and drafts nothing, and the ops of the first."""
+    late, waited = LateOps(), LateOps(ahead=False)
+    ahead = tiny_engine(ops=late, speculation=speculation, **options)  # type: ignore[arg-type]
+    waiting = tiny_engine(ops=waited, speculation="off", **options)  # type: ignore[arg-type]
+    return ahead, waiting, late
 
 
 def run(engine: Engine) -> dict[str, list[Delta]]:
@@ -106,6 +108,7 @@ PLAIN = st.builds(
     rows=st.integers(1, 6),
     blocks=st.integers(6, 24),
     budget=st.sampled_from([4, 16, 512]),
+    speculation=st.sampled_from(["off", "auto"]),
     aborts=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 6)), max_size=3),
     preempts=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 6)), max_size=3),
 )
@@ -114,13 +117,14 @@ def test_answers_are_those_of_an_engine_that_waits(
     rows: int,
     blocks: int,
     budget: int,
+    speculation: str,
     aborts: list[tuple[int, int]],
     preempts: list[tuple[int, int]],
 ) -> None:
     """Mixtures of all that may and may not go ahead, that come and go amid steps, are short of blocks,
     and find each other's prefixes."""
     options: dict[str, Any] = {"max_rows": rows, "num_blocks": blocks, "max_step_tokens": budget}
-    engine, waiting, _ = engines(max_context=96, **options)
+    engine, waiting, _ = engines(speculation, max_context=96, **options)
     came: dict[str, list[Delta]] = {}
     ids: list[str] = []
     step = 0
@@ -169,6 +173,32 @@ def test_what_a_row_that_ended_wrote_in_vain_is_not_found() -> None:
             waiting, [prompt], [asked(logprobs=2)]
         )
     assert engine.metrics.cached_tokens >= 3 * (len(PROMPT) + len(ids) - 1)
+
+
+def test_what_gives_way_below_the_cache_is_saved_and_found() -> None:
+    """Blocks that a step ahead takes are saved before it writes to them, and contents come back."""
+    options: dict[str, Any] = {"num_blocks": 7, "max_rows": 1, "kv_host_memory": 2**22}
+    engine, waiting, late = engines(**options)
+    below = engine.scheduler.kv._below
+    assert below is not None
+    below.compute_s = lambda start, end: math.inf  # however slow the machine: fetch
+    saved = loaded = 0
+    begin = engine.runner.begin
+
+    def counted(plan: StepPlan) -> Begun:
+        nonlocal saved, loaded
+        saved += len(plan.saves) * plan.is_ahead
+        loaded += len(plan.loads)
+        return begin(plan)
+
+    engine.runner.begin = counted  # type: ignore[method-assign]
+    prompts = [list(range(i, i + 40)) for i in (1, 60, 120)]
+    params = [asked(max_tokens=70, logprobs=1)] * 3
+    expected = answers(waiting, prompts, params)
+    assert answers(engine, prompts, params) == answers(engine, prompts, params) == expected
+    assert saved > 0 and loaded > 0 and late.num_ahead > 200
+    engine.close()
+    waiting.close()
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ class StepOutput:
     moving_s: float = 0.0
     """Seconds that saves and loads took."""
     step_s: float | None = None
-    """Of a plan that was ahead: seconds since the step before it, where the device needed them."""
+    """Of a plan that was ahead: seconds since the step before it, where steps took all of them."""
     layer_s: list[float] = field(default_factory=list)
     """Seconds that each layer of the plan's wave took."""
     kept: dict[int, list[int]] = field(default_factory=dict)

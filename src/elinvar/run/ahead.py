@@ -37,8 +37,9 @@ class Ahead:
         self._rows = rows
         self._tied: set[int] = set()
         """Rows of which the host must know each token before the next is sampled."""
-        self._last_s: float | None = None
-        """When the last step came to its end, where that is known."""
+        self._last_s = self._entered_s = 0.0
+        """When the last step was fetched, and when the host came back to it afterwards."""
+        self._was_late = False
 
     def start(self, started: RowStart) -> None:
         """The row is this request's from now on, and `rows` knows it."""
@@ -63,10 +64,16 @@ class Ahead:
         self._rows.token_ids[rows_L, position_L] = ~np.arange(len(rows_L), dtype=np.int32)
         return coming
 
+    def enter(self) -> None:
+        """The host is back at a step that is under way."""
+        self._entered_s = time.perf_counter()
+
     def fetch(self, coming: Coming) -> tuple[SampleResult, float | None]:
-        """Its result, and the seconds since the step before it; None where they say nothing of the
-        device, which had it before the host asked."""
-        late, before = coming.is_there, self._last_s
+        """Its result, and the seconds since that of the step before: as the device was waited for both
+        times, or as the host was busy with steps meanwhile. Otherwise they say nothing, and are None."""
+        is_late, was_late, before = coming.is_there, self._was_late, self._last_s
         result = coming.result()
-        now = self._last_s = None if late else time.perf_counter()
-        return result, None if now is None or before is None else now - before
+        now = self._last_s = time.perf_counter()
+        self._was_late = is_late
+        busy = now - self._entered_s > self._entered_s - before
+        return result, now - before if (busy if is_late else not was_late) else None

@@ -142,6 +142,7 @@ class Runner:
     def goes_on(self, plan: StepPlan) -> bool:
         """Whether a plan ahead is worth more, behind this one that was left open, than waiting for its
         tokens and drafting what follows them."""
+        self._ahead.enter()
         return not self.speculator.hopes(plan.items)
 
     def _may_leave(self, job: _Job) -> bool:

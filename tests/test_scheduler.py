@@ -608,6 +608,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def fail(self, executed: bool) -> None:
         """The runner fails: the plan is never committed, perhaps not even seen; nor is one that was
         underway."""
+        self.bench.executor.lost_plan |= self.bench.underway is not None
         self.bench.underway = None
         plan = self.bench.plan()
         self.bench.executor.lost_plan = True

@@ -38,12 +38,12 @@ def measure(part: Part) -> None:
     part.attempt("first_token", lambda: first_token(engine, begun))
     if part.name == "llama":
         part.attempt("contract", lambda: contract(part, engine))
-    for batch in batches:
-        part.attempt(f"decode/{batch}", lambda n=batch: decode(part, engine, described, n, prompt))
     for batch in batches[:1] if part.small else (1, 32):
         prompts = [random_prompt(engine, prompt, i) for i in range(batch)]
-        steps = 6 if part.small else STEPS
+        steps = 3 if part.small else STEPS
         part.attempt(f"idle/{batch}", lambda p=prompts, n=steps: idle(part, engine, p, n))
+    for batch in batches:
+        part.attempt(f"decode/{batch}", lambda n=batch: decode(part, engine, described, n, prompt))
     part.attempt("prefill", lambda: prefill(engine, 40 if part.small else 8192))
     if part.device.type == "cuda":
         part.put("memory_bytes", torch.cuda.max_memory_reserved())

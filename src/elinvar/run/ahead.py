@@ -49,14 +49,9 @@ class Ahead:
         is_tied = sees_part or counts or params.grammar is not None or params.thinking is not None
         (self._tied.add if is_tied else self._tied.discard)(started.row)
 
-    def takes(self, rows_L: list[int], num_items: int) -> bool:
-        """A step whose items sample these rows may be left open: each one token."""
-        return (
-            self._sample is not None
-            and len(rows_L) == num_items
-            and self._tied.isdisjoint(rows_L)
-            and len(set(rows_L)) == num_items
-        )
+    def takes(self, rows_L: list[int]) -> bool:
+        """A step in which these rows decode may be left open."""
+        return self._sample is not None and self._tied.isdisjoint(rows_L)
 
     def sample(self, logits_LV: F32, rows_L: list[int], position_L: I32) -> Coming:
         assert self._sample is not None

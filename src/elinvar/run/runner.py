@@ -146,8 +146,9 @@ class Runner:
         return not self.speculator.hopes(plan.items)
 
     def _may_leave(self, job: _Job) -> bool:
-        takes = self._ahead.takes(job.rows, len(job.items))
-        return takes and not (job.spans or job.shows_all)
+        """First tokens are waited for: so does who asked."""
+        plain = isinstance(job.batch, DecodeBatch) and not (job.spans or job.shows_all)
+        return plain and self._ahead.takes(job.rows)
 
     def _finish(
         self, plan: StepPlan, job: _Job, coming: Coming, output: StepOutput, began: float

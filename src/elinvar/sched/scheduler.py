@@ -87,9 +87,9 @@ class Scheduler:
         parts = self._roster, self.room, self.loading, self.chunks
         self._planner = Planner(*parts, max_step_tokens, max_drafts)
         self._ahead = Ahead(self._roster)
-        self._plan = StepPlan()
+        self._plan: StepPlan | None = None
         """Waits for its commit."""
-        self._next: tuple[StepPlan, list[Request]] = StepPlan(), []
+        self._next: tuple[StepPlan, list[Request]] | None = None
         """The plan ahead of that, and whom it touches."""
         self._began, self._num_decodes = 0.0, 0
         self._num_pending = 0
@@ -160,8 +160,8 @@ class Scheduler:
 
         When nobody can go on the plan is empty, and needs neither execute nor commit: see idle_s.
         """
-        self._drop()
-        self._drop()  # and the one ahead of it
+        while self._plan is not None:
+            self._drop(self._plan)
         draft = self._planner.draft()
         self._plan = plan = draft.plan
         self._began, self._num_decodes = draft.began, draft.num_decodes
@@ -178,15 +178,15 @@ class Scheduler:
         """The step after the last plan, which is yet to be committed, where all in it go on by the token
         that they sample there. None: that is to be committed first. Both are committed in their order;
         of requests that ended meanwhile the second brings nothing."""
-        assert self._next[0].is_empty
-        found = self._ahead.draft(self._plan)
-        if found is None:
+        assert self._plan is not None and self._next is None
+        self._next = self._ahead.draft(self._plan)
+        if self._next is None:
             return None
-        self._next = plan, _ = found
+        plan = self._next[0]
         plan.saves = self.kv.saves(False)
         return plan
 
-    def _drop(self) -> None:
+    def _drop(self, oldest: StepPlan) -> None:
         """The oldest plan was never committed (the runner failed, or Ctrl-C came in between): what
         was written is unknown, so its requests are computed again."""
         roster = self._roster
@@ -195,16 +195,16 @@ class Scheduler:
         for request in roster.planned:
             if request.status is Status.RUNNING:
                 roster.preempt(request, "failure")
-        roster.give_back(self._plan.released_rows)
+        roster.give_back(oldest.released_rows)
         self._shift()
 
     def _shift(self) -> list[Request]:
         """The oldest plan waits no more; returns whom it touched."""
         roster = self._roster
-        planned = roster.planned
-        self._plan, roster.planned = self._next
-        roster.is_ahead = self._plan.is_ahead
-        self._next = StepPlan(), []
+        planned, roster.planned, roster.is_ahead, self._plan = roster.planned, [], False, None
+        if self._next is not None:
+            self._plan, roster.planned = self._next
+            self._next, roster.is_ahead = None, True
         return planned
 
     # ---- commit -----------------------------------------------------------------------------
@@ -213,8 +213,8 @@ class Scheduler:
         """Book the output of the oldest plan; one before it was lost. Requests that left since then are
         ignored; updates come for those that got tokens. Finished ones hold nothing any more."""
         now = self._clock()
-        if plan is self._next[0]:
-            self._drop()
+        if self._plan is not None and self._plan is not plan:
+            self._drop(self._plan)
         if not plan.is_ahead:
             self._measure(plan, output, self._num_decodes, now - self._began - output.moving_s)
         elif output.step_s is not None:

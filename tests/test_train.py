@@ -89,7 +89,7 @@ def test_a_step_that_fails_is_no_answer(tmp_path: Path) -> None:
     def fail(plan: StepPlan) -> StepOutput:
         raise RuntimeError("of this step")
 
-    engine.runner.execute = fail  # type: ignore[method-assign]
+    engine.runner.begin = fail  # type: ignore[method-assign]
     with pytest.raises(EngineError, match="of this step"):
         record_answers(engine, prompts(3), seeded(SamplingParams(), 3), tmp_path, go_on)
     assert not (tmp_path / "answers.jsonl").read_text()

@@ -4,6 +4,7 @@ bit. Sequences are short: a step takes half a second."""
 from __future__ import annotations
 
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,22 @@ def test_pushed_weights_answer_like_the_model_they_come_from() -> None:
     pushed = Loaded(parts.family, parts.config, parts.rules, weights).build(fresh)
     expected = answers(tiny_engine("llama", "f32", fresh, pushed), PROMPTS[2:], PARAMS[2:])
     assert answers(engine, PROMPTS[2:], PARAMS[2:]) == expected != before
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+def test_nothing_is_on_the_device_while_it_sleeps(family: str) -> None:
+    model, ops = built(family, "f32")
+    engine = tiny_engine(family, "f32", ops, model)
+    before = answers(engine, PROMPTS[2:], PARAMS[2:])
+    held: Any = ops
+    kinds = held._matrices._joined, held._matrices._experts, held._constant._tensors
+    tensors = [weakref.ref(t) for t in held._constant._tensors.values()]
+    tensors += [weakref.ref(m.codes) for found in held._matrices._joined.values() for m in found]
+    tensors += [weakref.ref(e.downs.codes) for e in held._matrices._experts.values()]
+    engine.sleep()
+    assert not any(kinds) and not any(tensor() is not None for tensor in tensors)
+    engine.wake()
+    assert answers(engine, PROMPTS[2:], PARAMS[2:]) == before
 
 
 def test_blocks_move_as_bytes() -> None:

@@ -6,6 +6,7 @@ not thread-safe; LLM and AsyncEngine are two ways to drive it.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
@@ -184,6 +185,8 @@ class Engine:
         """Changes when answers may change: weights, provider, formats."""
         self.weight_version = 0
         """How many times weights were pushed."""
+        self.is_asleep = False
+        """Weights and KV cache take no memory, and no request is taken."""
         self.model_config = model.config
         self.tokenizer = tokenizer
         self.ops = ops
@@ -298,8 +301,12 @@ class Engine:
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises InputError when the request could never run here, EngineError when the engine is
-        closed. Any thread may ask."""
+        closed or asleep. Any thread may ask."""
         self._check_open()
+        if self.is_asleep:
+            raise EngineError(
+                "The model is asleep: wake it up before you ask (Engine.wake, POST /wake_up)."
+            )
         if params.adapter is not None:
             self.adapters.find(params.adapter)
         if params.grammar is not None:
@@ -455,10 +462,7 @@ class Engine:
         computed by two models is no model's) or adapters. Nothing is changed then.
         """
         self._check_open()
-        if self._live:
-            raise EngineError(
-                f"{len(self._live)} requests have not ended; push weights when the engine is idle."
-            )
+        self._check_idle("push weights")
         if self.adapters.num_held:
             raise EngineError(
                 "Adapters are loaded, which were read for the weights of now; unload them, push "
@@ -478,6 +482,51 @@ class Engine:
         give_back()
         return self.weight_version
 
+    def sleep(self) -> None:
+        """Give back the memory of weights and KV cache until `wake`. All else stays: the tokenizer,
+        sessions, adapters, compiled kernels. Weights that are a packed file's are mapped still, and
+        pushed ones stay in the host's memory. What was cached is gone, but for what tiers below have.
+
+        Raises EngineError while there are requests. Weights may be pushed meanwhile.
+        """
+        self._check_open()
+        if self.is_asleep:
+            return
+        self._check_idle("let it sleep")
+        ready: list[Delta] = []
+        while self.scheduler.kv.has_unsaved:  # else the tiers would lack it
+            ready += self.step()
+        self._ready += ready
+        self.sessions.yield_all()
+        self.scheduler.kv.empty()
+        self._lie_down()
+        self.is_asleep = True
+        self.metrics.asleep = 1
+
+    def _lie_down(self) -> None:
+        self.runner.sleep()
+        gc.collect()  # recordings point to themselves
+        self.ops.release(self.runner.model.weights.values())
+        give_back()
+
+    def wake(self) -> None:
+        """Answer again, as before `sleep`, to the bit. Raises EngineError where there is no memory for
+        it now; it sleeps on then."""
+        self._check_open()
+        if not self.is_asleep:
+            return
+        try:
+            self.runner.wake()
+        except MemoryError as error:
+            self._lie_down()
+            raise EngineError(
+                f"There is no memory to wake up now, where the KV cache takes {self.kv_bytes} bytes and "
+                f"the weights as before; free some and try again ({error})."
+            ) from None
+        self.is_asleep = False
+        self.metrics.asleep = 0
+        self.metrics.drafters = self.runner.speculator.stats
+
     def close(self) -> None:
         """Give up all requests and let go of the model and the KV arrays. What outlives the engine, and
         is not saved yet, is saved before; tiers that are slow may lack some of it. May be called
@@ -496,6 +545,12 @@ class Engine:
                 self.tiers.flush(LAST_SAVES_S)
             self.tiers.close()
         vars(self).pop("runner", None)
+
+    def _check_idle(self, what: str) -> None:
+        if self._live:
+            raise EngineError(
+                f"{len(self._live)} requests have not ended; {what} when the engine is idle."
+            )
 
     def _check_open(self) -> None:
         if not hasattr(self, "runner"):

@@ -130,7 +130,7 @@ def reloaded(
     rules = as_published(table, arrays)
     if config.tied_head:
         arrays = _without_tied_head(arrays, rules, family.rules(replace(config, tied_head=False)))
-    present = model.weight_names if isinstance(model, Decoder) else ()
+    present = model.weights if isinstance(model, Decoder) else ()
     checkpoint, rules = pushed(arrays, rules, config.num_layers, present)
     weights = load_weights(checkpoint, rules, config, weight_format)
     return Loaded(family, config, as_published(table, ()), weights)

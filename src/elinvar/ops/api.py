@@ -10,7 +10,7 @@ are 16 partial sums, element i going to partial i mod 16, joined by the tree 8, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from elinvar.base.batch import ForwardBatch
@@ -35,12 +35,17 @@ class Ops(Protocol):
 
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
         """The zeroed caches of the layers of `spec`: KVLayers, or StateLayers where it has a state.
-        Where graph_size rounds there is one block more, which nobody reads."""
+        Where graph_size rounds there is one block more, which nobody reads. Raises MemoryError."""
         ...
 
     def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
         """Before a model of these weights is built: they are brought to where the ops run. Raises
         ModelError where the model needs an op that this provider lacks."""
+        ...
+
+    def release(self, weights: Iterable[Any]) -> None:
+        """Give back the memory that these weights (all of the model's) take where the ops run: they are
+        brought there again at their next use. What was recorded before must not be run again."""
         ...
 
     def available_memory(self) -> int | None:

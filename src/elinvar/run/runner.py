@@ -83,33 +83,48 @@ class Runner:
         self.ops, self.adapted = ops, adapted
         self.rows = Rows(max_rows, max_context, specs)
         self._thinking = ThinkingRows()
-        layers: dict[int, LayerCache] = {}
-        self._blocks: list[Blocks] = []
-        """Per group."""
-        for spec, count in zip(specs, num_blocks, strict=True):
-            caches = ops.kv_layers(spec, count)
-            self._blocks.append(caches[0].blocks)
-            layers |= zip(spec.layers, caches, strict=True)
-        self._spare = tuple(num_blocks)
-        self.kv: list[LayerCache] = [layers[i] for i in range(len(layers))]
+        self._specs, self._spare = tuple(specs), tuple(num_blocks)
         self._make_drafters = drafters
         self.speculator = Speculator(self.rows, masks, (), 0)
-        self.use(model)
+        self.model = model
+        self.wake()
 
     @property
     def kv_bytes(self) -> int:
         """Of the caches."""
         return sum(blocks.nbytes for blocks in self._blocks)
 
+    def wake(self) -> None:
+        """Make the caches, which hold nothing yet. Raises MemoryError."""
+        layers: dict[int, LayerCache] = {}
+        blocks: list[Blocks] = []
+        for spec, count in zip(self._specs, self._spare, strict=True):
+            caches = self.ops.kv_layers(spec, count)
+            blocks.append(caches[0].blocks)
+            layers |= zip(spec.layers, caches, strict=True)
+        self._blocks = blocks
+        """Per group."""
+        self.kv: list[LayerCache] = [layers[i] for i in range(len(layers))]
+        self.use(self.model)
+
+    def sleep(self) -> None:
+        """Let go of the caches and of all that points to them; until `wake` nothing is computed."""
+        self.speculator.close()
+        self._blocks, self.kv = [], []
+        self._bind(())
+
     def use(self, model: Model) -> None:
         """Compute with this model, whose cache is the same, from the next step on."""
         self.speculator.close()
         self.model = model
-        self.graphs = Graphs(model, self.ops, self.kv, self.adapted, self._spare)
-        self._waves = Waves(model, self.ops, self.kv, self.adapted)
+        self._bind(self._make_drafters(self) if self.kv else ())
+
+    def _bind(self, drafters: Sequence[Drafter]) -> None:
+        self.graphs = Graphs(self.model, self.ops, self.kv, self.adapted, self._spare)
+        self._waves = Waves(self.model, self.ops, self.kv, self.adapted)
         self._wave: _Job | None = None
         """What is underway."""
-        drafters, size = self._make_drafters(self), model.config.vocab_size
+        size = self.model.config.vocab_size
         self.speculator = Speculator(self.rows, self.masks, drafters, size)
 
     def execute(self, plan: StepPlan) -> StepOutput:

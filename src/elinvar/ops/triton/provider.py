@@ -8,7 +8,7 @@ are numpy arrays again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from elinvar.base.config import Activation, KVSpec, ModelConfig, Scoring
 from elinvar.base.errors import ModelError
 from elinvar.ops.arguments import Experts, Lora, SampleArgs, SampleResult
 from elinvar.ops.layout import Weight
+from elinvar.ops.pages import give_back
 from elinvar.ops.triton import (
     attention,
     gather,
@@ -70,7 +71,10 @@ class TritonOps:
     # ---- where arrays are -------------------------------------------------------------------
 
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
-        return list(kv_layers(spec, num_blocks + 1, self.device))
+        try:
+            return list(kv_layers(spec, num_blocks + 1, self.device))
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
 
     def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
         """Matrices are uploaded at their first use, when it is known which are multiplied by at once."""
@@ -82,6 +86,14 @@ class TritonOps:
         self.dtype = _DTYPES[max(sizes, key=lambda kind: sizes[kind])]
         self._expected = sum(matrix_bytes(w.kind, w.shape) for w in matrices)
         self._matrices.clear(self.dtype)
+
+    def release(self, weights: Iterable[Any]) -> None:
+        self._matrices.clear(self.dtype)
+        self._constant.clear()
+        give_back(weights)
+        if not INTERPRETER:
+            self._pool = torch.cuda.graph_pool_handle()
+            torch.cuda.empty_cache()
 
     def _check(self, config: ModelConfig) -> None:
         for part, ops in _NEEDS.items():

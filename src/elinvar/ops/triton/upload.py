@@ -84,6 +84,10 @@ class Constants:
         self.used: list[torch.Tensor] | None = None
         """Where given, what was asked for: a recording keeps it alive."""
 
+    def clear(self) -> None:
+        """They come again when they are asked for."""
+        self._tensors.clear()
+
     def __call__(self, array: Any) -> Any:
         """Tensors are what they are, and so is None."""
         if array is None or isinstance(array, torch.Tensor):
@@ -91,7 +95,7 @@ class Constants:
         tensor = self._tensors.get(id(array))
         if tensor is None:
             tensor = self._tensors[id(array)] = torch.tensor(array, device=self._device)
-            weakref.finalize(array, self._tensors.pop, id(array))
+            weakref.finalize(array, self._tensors.pop, id(array), None)
         if self.used is not None:
             self.used.append(tensor)
         return tensor

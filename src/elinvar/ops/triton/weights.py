@@ -25,11 +25,13 @@ class Matrices:
         self.device, self.dtype = device, dtype
         self._fit = tuned.fit if tuned else lambda w: w
         self._joined: dict[tuple[Weight, ...], list[Matrix]] = {}
+        self._experts: dict[Experts, DeviceExperts] = {}
 
     def clear(self, dtype: torch.dtype) -> None:
-        """Those of another model, computed in another dtype, follow."""
+        """Those of another model, computed in another dtype, follow; or of this one, again."""
         self.dtype = dtype
         self._joined.clear()
+        self._experts.clear()
 
     def joined(self, weights: tuple[Weight, ...]) -> list[Matrix]:
         """One matrix where they can be joined."""
@@ -45,21 +47,24 @@ class Matrices:
         return self.joined((w,))[0]
 
     def experts(self, experts: Experts) -> DeviceExperts:
-        if experts.handle is None:
-            gates, ups, downs = (
-                self._alike(part) for part in (experts.gates, experts.ups, experts.downs)
-            )
-            if gates[0].kind != ups[0].kind:
-                gates, ups = self._alike(experts.gates, True), self._alike(experts.ups, True)
-            both = [join(pair) for pair in zip(gates, ups, strict=True)]
-            experts.handle = DeviceExperts(
-                self._fit(stack([pair for pair in both if pair is not None])),
-                self._fit(stack(downs)),
-                self._biases(experts.gate_bias, experts.up_bias),
-                self._biases(experts.down_bias),
-            )
-        handle: DeviceExperts = experts.handle
-        return handle
+        found = self._experts.get(experts)
+        if found is None:
+            found = self._experts[experts] = self._stacked(experts)
+        return found
+
+    def _stacked(self, experts: Experts) -> DeviceExperts:
+        gates, ups, downs = (
+            self._alike(part) for part in (experts.gates, experts.ups, experts.downs)
+        )
+        if gates[0].kind != ups[0].kind:
+            gates, ups = self._alike(experts.gates, True), self._alike(experts.ups, True)
+        both = [join(pair) for pair in zip(gates, ups, strict=True)]
+        return DeviceExperts(
+            self._fit(stack([pair for pair in both if pair is not None])),
+            self._fit(stack(downs)),
+            self._biases(experts.gate_bias, experts.up_bias),
+            self._biases(experts.down_bias),
+        )
 
     def _alike(self, weights: Sequence[Weight], dense: bool = False) -> list[Matrix]:
         """Matrices of one kind: where they come in several, numbers of the dtype."""

@@ -5,22 +5,24 @@ from __future__ import annotations
 
 import sys
 import weakref
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 from adapters import adapted_engine  # noqa: E402
 from elinvar.base.config import KVSpec  # noqa: E402
-from elinvar.base.errors import ElinvarError, ModelError  # noqa: E402
+from elinvar.base.errors import ElinvarError, EngineError, ModelError  # noqa: E402
 from elinvar.base.sampling import SamplingParams  # noqa: E402
 from elinvar.models.load import Loaded  # noqa: E402
-from elinvar.ops import Ops, load_provider  # noqa: E402
+from elinvar.ops import Ops, Weight, load_provider  # noqa: E402
 from elinvar.ops.layout import pack_float, unpack  # noqa: E402
 from elinvar.ops.triton import device, provider  # noqa: E402
+from elinvar.ops.triton.sizes import matrix_bytes  # noqa: E402
 from elinvar.run.graphs import Graphs  # noqa: E402
 from engines import answers, tiny_engine, tiny_parts  # noqa: E402
 from helpers import Span, decode_batch, make_batch, make_cache  # noqa: E402
@@ -127,6 +129,58 @@ def test_pushed_weights_answer_like_the_model_they_come_from() -> None:
     pushed = Loaded(parts.family, parts.config, parts.rules, weights).build(fresh)
     expected = answers(tiny_engine("llama", "f32", fresh, pushed), PROMPTS[2:], PARAMS[2:])
     assert answers(engine, PROMPTS[2:], PARAMS[2:]) == expected != before
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+def test_matrices_are_on_the_device_before_the_first_request(family: str) -> None:
+    model, ops = built(family, "q8")
+    engine = tiny_engine(family, "q8", ops, model)
+    told: list[tuple[str, int, int]] = []
+    engine.warm_up(lambda *stage: told.append(stage))
+    matrices = cast("Any", ops)._matrices
+    held = {**matrices._joined, **matrices._experts}
+    weights = [w for w in model.weights.values() if isinstance(w, Weight)]
+    assert {what for what, _, _ in told} == {"uploading"}
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert told[-1][1] == told[-1][2] == sum(matrix_bytes(w.kind, w.shape) for w in weights)
+    found = answers(engine, PROMPTS[2:], PARAMS[2:])
+    assert {**matrices._joined, **matrices._experts} == held
+    model, ops = built(family, "q8")
+    assert answers(tiny_engine(family, "q8", ops, model), PROMPTS[2:], PARAMS[2:]) == found
+
+
+def test_weights_that_do_not_fit_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ops = built("llama", "f32")
+    engine = tiny_engine("llama", "f32", ops, model)
+
+    def full(*args: Any) -> None:
+        raise torch.OutOfMemoryError("It is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("elinvar.ops.triton.weights.from_weight", full)
+        with pytest.raises(EngineError, match="The weights do not fit on the device beside"):
+            engine.warm_up()
+        engine.sleep()
+        with pytest.raises(EngineError, match="There is no memory to wake up now"):
+            engine.wake()
+    engine.wake()
+    assert answers(engine, PROMPTS[2:], PARAMS[2:])
+
+
+def test_kernels_are_kept_in_the_cache_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("TRITON_CACHE_DIR", "TRITON_HOME"):
+        monkeypatch.setenv(name, "")  # so that it is taken away again
+        monkeypatch.delenv(name)
+    device.keep_kernels(tmp_path)
+    assert triton.knobs.cache.dir == str(tmp_path / "kernels")
+    device.keep_kernels(tmp_path / "another")
+    assert triton.knobs.cache.dir == str(tmp_path / "kernels")
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    monkeypatch.setenv("TRITON_HOME", str(tmp_path))
+    device.keep_kernels(tmp_path)
+    assert triton.knobs.cache.dir == str(tmp_path / ".triton" / "cache")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])

@@ -141,7 +141,9 @@ class Engine:
         give_back()
         adapters = Adapters(parts, adapted, config.max_adapters)
         loaded = parts.build(ops), ops, tokenizer, config, fingerprint, adapters
-        return cls(*loaded, named, drafting)
+        engine = cls(*loaded, named, drafting)
+        engine.warm_up(progress)
+        return engine
 
     def __init__(
         self,
@@ -253,6 +255,18 @@ class Engine:
         self.watchers: list[Watcher] = [Counts(self.metrics)]
         self._live: dict[str, _Live] = {}
         self._ready: list[Delta] = []
+
+    def warm_up(self, progress: LoadProgress | None = None) -> None:
+        """Bring the weights to the device now rather than with the first request, where it is not the
+        CPU. Raises EngineError where they do not fit beside the KV cache."""
+        tell = progress or (lambda what, done, total: None)
+        try:
+            self.runner.warm_up(lambda done, total: tell("uploading", done, total))
+        except MemoryError as error:
+            raise EngineError(
+                f"The weights do not fit on the device beside a KV cache of {self.kv_bytes} bytes; ask "
+                f"for a smaller one with kv_memory ({error})."
+            ) from None
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
@@ -517,6 +531,7 @@ class Engine:
             return
         try:
             self.runner.wake()
+            self.runner.warm_up()
         except MemoryError as error:
             self._lie_down()
             raise EngineError(

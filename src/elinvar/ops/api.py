@@ -24,6 +24,10 @@ ATTENTION_SPLIT = 1024
 order, into the row's result. Part of attention's definition."""
 
 
+Progress = Callable[[int, int], None]
+"""(bytes done, bytes in all)"""
+
+
 class Ops(Protocol):
     """What a provider offers. Inputs are never changed, but the KV cache by rope_write and latent_write,
     y by lora, shares by block_shares, and states by causal_conv and delta_rule."""
@@ -41,6 +45,13 @@ class Ops(Protocol):
     def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
         """Before a model of these weights is built: they are brought to where the ops run. Raises
         ModelError where the model needs an op that this provider lacks."""
+        ...
+
+    def warm_up(
+        self, run: Callable[[], object], weights: Iterable[Any], progress: Progress
+    ) -> None:
+        """Before the first step: these weights (all of the model's) are brought to where the ops run, for
+        which `run` may be called, a forward of one token. Raises MemoryError where they do not fit."""
         ...
 
     def release(self, weights: Iterable[Any]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVSpec, ModelConfig
+from elinvar.ops.api import Progress
 from elinvar.ops.caches import new_kv_layers
 from elinvar.ops.pages import give_back
 
@@ -22,6 +23,11 @@ class HostOps:
 
     def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
         """Matrices are bound at their first use."""
+
+    def warm_up(
+        self, run: Callable[[], object], weights: Iterable[Any], progress: Progress
+    ) -> None:
+        """They are here."""
 
     def release(self, weights: Iterable[Any]) -> None:
         give_back(weights)

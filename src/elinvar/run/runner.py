@@ -13,12 +13,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
+import numpy as np
+
 from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
-from elinvar.base.config import KVSpec
+from elinvar.base.config import BLOCK_SIZE, KVSpec
 from elinvar.base.plan import BlockMove, PlanItem, StepOutput, StepPlan, TokenLogprobs, Wave
 from elinvar.models.family import Model
 from elinvar.ops.adapted import AdaptedOps
-from elinvar.ops.api import F32, Ops
+from elinvar.ops.api import F32, Ops, Progress
+from elinvar.ops.arguments import SampleArgs
 from elinvar.ops.caches import Blocks, LayerCache
 from elinvar.run.drafters.api import Drafter
 from elinvar.run.grammar import Masks, Ready
@@ -106,6 +109,22 @@ class Runner:
         """Per group."""
         self.kv: list[LayerCache] = [layers[i] for i in range(len(layers))]
         self.use(self.model)
+
+    def warm_up(self, progress: Progress | None = None) -> None:
+        """Have what steps need where the ops run, before anybody waits for it. Raises MemoryError."""
+        told = progress or (lambda done, total: None)
+        self.ops.warm_up(self._try, self.model.weights.values(), told)
+
+    def _try(self) -> None:
+        """A step of one token, in the blocks that nobody reads."""
+        slots = [[block * BLOCK_SIZE] for block in self._spare]
+        tables = tuple(np.array([[block]], np.int32) for block in self._spare)
+        batch = DecodeBatch(np.array([[0], [0], [1], *slots], np.int32), tables).flat()
+        logits_LV = self.graphs.head(batch, self.graphs.hidden(batch))
+        zero = np.zeros(1, np.float32)
+        greedy = zero, np.zeros(1, np.int32), zero + 1, zero
+        args = SampleArgs(np.zeros(1, np.uint64), batch.positions + 1, *greedy, 0)
+        self.ops.sample(logits_LV, args)
 
     def sleep(self) -> None:
         """Let go of the caches and of all that points to them; until `wake` nothing is computed."""

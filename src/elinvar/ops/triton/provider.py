@@ -18,6 +18,7 @@ import torch
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import Activation, KVSpec, ModelConfig, Scoring
 from elinvar.base.errors import ModelError
+from elinvar.ops.api import Progress
 from elinvar.ops.arguments import Experts, Lora, SampleArgs, SampleResult
 from elinvar.ops.layout import Weight
 from elinvar.ops.pages import give_back
@@ -35,7 +36,13 @@ from elinvar.ops.triton import (
     sampling,
 )
 from elinvar.ops.triton.caches import KVLayer, kv_layers
-from elinvar.ops.triton.device import INTERPRETER, device_name, find_device, free_memory
+from elinvar.ops.triton.device import (
+    INTERPRETER,
+    device_name,
+    find_device,
+    free_memory,
+    keep_kernels,
+)
 from elinvar.ops.triton.recording import Recording, capture
 from elinvar.ops.triton.sizes import matrix_bytes
 from elinvar.ops.triton.tuned import arithmetic, find_table
@@ -60,6 +67,8 @@ class TritonOps:
         """dtype: of activations, until `prepare` has seen a model. cache: see load_provider."""
         self.device = find_device()
         self.dtype = dtype
+        if cache is not None:
+            keep_kernels(cache)
         tuned = None if cache is None else find_table(cache, device_name(self.device))
         self.arithmetic = arithmetic(device_name(self.device), tuned)
         self._matrices = Matrices(self.device, dtype, tuned)
@@ -86,6 +95,23 @@ class TritonOps:
         self.dtype = _DTYPES[max(sizes, key=lambda kind: sizes[kind])]
         self._expected = sum(matrix_bytes(w.kind, w.shape) for w in matrices)
         self._matrices.clear(self.dtype)
+
+    def warm_up(
+        self, run: Callable[[], object], weights: Iterable[Any], progress: Progress
+    ) -> None:
+        """A forward binds what is multiplied by at once, and compiles kernels or finds them compiled."""
+        total = max(self._expected, 1)
+        self._matrices.told = lambda done: progress(min(done, total), total)
+        try:
+            run()
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
+        finally:
+            self._matrices.told = None
+        progress(total, total)
+        give_back(weights)
+        if not INTERPRETER:
+            torch.cuda.empty_cache()  # of what matrices were taken apart in
 
     def release(self, weights: Iterable[Any]) -> None:
         self._matrices.clear(self.dtype)

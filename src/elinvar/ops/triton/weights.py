@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from elinvar.ops.triton.lora import Part
 from elinvar.ops.triton.matrices import Matrix, from_weight, join, stack
 from elinvar.ops.triton.matrices import dense as floats
 from elinvar.ops.triton.moe import DeviceExperts
+from elinvar.ops.triton.sizes import matrix_bytes
 from elinvar.ops.triton.tuned import Table
 
 
@@ -27,17 +28,29 @@ class Matrices:
         self._joined: dict[tuple[Weight, ...], list[Matrix]] = {}
         self._experts: dict[Experts, DeviceExperts] = {}
 
+        self.told: Callable[[int], None] | None = None
+        """Called with the bytes that were brought here since the last `clear`."""
+        self._brought = 0
+
     def clear(self, dtype: torch.dtype) -> None:
         """Those of another model, computed in another dtype, follow; or of this one, again."""
         self.dtype = dtype
         self._joined.clear()
         self._experts.clear()
+        self._brought = 0
+
+    def _bring(self, w: Weight) -> Matrix:
+        found = from_weight(w, self.dtype, self.device)
+        self._brought += matrix_bytes(w.kind, w.shape)
+        if self.told is not None:
+            self.told(self._brought)
+        return found
 
     def joined(self, weights: tuple[Weight, ...]) -> list[Matrix]:
         """One matrix where they can be joined."""
         found = self._joined.get(weights)
         if found is None:
-            found = [from_weight(w, self.dtype, self.device) for w in weights]
+            found = [self._bring(w) for w in weights]
             whole = join(found) if len(found) > 1 else None
             found = [self._fit(w) for w in (found if whole is None else [whole])]
             self._joined[weights] = found
@@ -70,7 +83,7 @@ class Matrices:
         """Matrices of one kind: where they come in several, numbers of the dtype."""
         if dense or len({w.kind for w in weights}) > 1:
             return [floats(self._floats(unpack(w)).to(self.dtype)) for w in weights]
-        return [from_weight(w, self.dtype, self.device) for w in weights]
+        return [self._bring(w) for w in weights]
 
     def _biases(self, *parts: NDArray[np.float32] | None) -> torch.Tensor | None:
         """Side by side, where there are any."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +25,10 @@ from elinvar.ops.layout import pack_float, unpack  # noqa: E402
 from elinvar.ops.triton import device, provider  # noqa: E402
 from elinvar.ops.triton.sizes import matrix_bytes  # noqa: E402
 from elinvar.run.graphs import Graphs  # noqa: E402
-from engines import answers, tiny_engine, tiny_parts  # noqa: E402
+from engines import answers, tiny_engine, tiny_parts, tiny_weights  # noqa: E402
 from helpers import Span, decode_batch, make_batch, make_cache  # noqa: E402
+from test_push import by_published_names, other_weights  # noqa: E402
+from test_update import own_engine  # noqa: E402
 
 REF = load_provider("ref")
 IDS = [(i * i * 7 + 3 * i + 5) % 250 for i in range(48)]
@@ -197,6 +200,58 @@ def test_nothing_is_on_the_device_while_it_sleeps(family: str) -> None:
     assert not any(kinds) and not any(tensor() is not None for tensor in tensors)
     engine.wake()
     assert answers(engine, PROMPTS[2:], PARAMS[2:]) == before
+
+
+def placed(ops: Any) -> dict[int, Any]:
+    """What is on the device of a model, by address."""
+    matrices = [*chain(*ops._matrices._joined.values())]
+    matrices += [m for e in ops._matrices._experts.values() for m in (e.both, e.downs)]
+    biases = [b for e in ops._matrices._experts.values() for b in (e.both_bias, e.down_bias)]
+    tensors = [t for m in matrices for t in (*m.tensors, m.factors)]
+    found = [*tensors, *biases, *ops._constant._tensors.values()]
+    return {t.data_ptr(): t for t in found if t is not None and t.numel()}
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llama", "f16"), ("gpt_oss", "f32")])
+def test_recorded_steps_compute_with_weights_that_were_replaced(family: str, kind: str) -> None:
+    """These are written where the recordings read them: nothing on the device moves, and all of it is
+    what a provider has that never saw others."""
+    engine = own_engine(family, kind, load_provider("cuda"))
+    held: Any = engine.ops
+    arrays, old = (by_published_names(family, dict(w)) for w in perturbed(family, kind))
+    before = answers(engine, PROMPTS[2:], PARAMS[2:])
+    graphs, places = dict(engine.runner.graphs._graphs), placed(held).keys()
+    assert graphs
+    engine.update_weights({name: array} for name, array in arrays.items())
+    assert engine.runner.graphs._graphs == graphs and placed(held).keys() == places
+    found = answers(engine, PROMPTS[2:], PARAMS[2:])
+    assert engine.runner.graphs._graphs == graphs and placed(held).keys() == places
+    fresh = own_engine(family, kind, load_provider("cuda"))
+    fresh.push_weights(arrays)
+    assert answers(fresh, PROMPTS[2:], PARAMS[2:]) == found != before
+    theirs = placed(fresh.ops).values()
+    for tensor in placed(held).values():
+        assert any(tensor.shape == t.shape and torch.equal(tensor, t) for t in theirs)
+    engine.update_weights([old])
+    assert answers(engine, PROMPTS[2:], PARAMS[2:]) == before
+
+
+def perturbed(family: str, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Other matrices and other vectors; and those of the tiny engine."""
+    weights = tiny_weights(family, kind)
+    others = other_weights(family, kind)
+    return {n: w if isinstance(w, Weight) else w * 1.25 for n, w in others.items()}, weights
+
+
+def test_weights_of_another_kind_are_uploaded_anew() -> None:
+    engine = own_engine("llama", "q4", load_provider("cuda"))
+    answers(engine, PROMPTS[2:], PARAMS[2:])
+    arrays = by_published_names("llama", dict(tiny_weights("llama", "f32")))
+    engine.update_weights([arrays])
+    assert not engine.runner.graphs._graphs
+    found = answers(engine, PROMPTS[2:], PARAMS[2:])
+    fresh = own_engine("llama", "f32", load_provider("cuda"))
+    assert answers(fresh, PROMPTS[2:], PARAMS[2:]) == found
 
 
 def test_blocks_move_as_bytes() -> None:

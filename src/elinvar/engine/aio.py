@@ -13,11 +13,13 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
 
 from elinvar.base.errors import EngineError
 from elinvar.base.grammar import Grammar
@@ -222,6 +224,12 @@ class AsyncEngine:
     async def wake(self) -> None:
         """As Engine.wake."""
         await self._between_steps(self.engine.wake)
+
+    async def update_weights(self, parts: Iterable[Mapping[str, NDArray[Any]]]) -> int:
+        """As Engine.update_weights, in the step thread, which iterates over the parts."""
+        found: list[int] = []
+        await self._between_steps(lambda: found.append(self.engine.update_weights(parts)))
+        return found[0]
 
     async def _between_steps(self, task: Callable[[], None]) -> None:
         future: Future[None] = Future()

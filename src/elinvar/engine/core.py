@@ -42,7 +42,8 @@ from elinvar.engine.text import AnswerText
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
 from elinvar.engine.watch import Record, Watcher, record
 from elinvar.models.family import Model
-from elinvar.models.load import load_parts, reloaded
+from elinvar.models.load import Loaded, load_parts, reloaded
+from elinvar.models.update import Update
 from elinvar.ops import Ops, load_provider
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.run.grammar import Masks
@@ -63,6 +64,10 @@ LONGEST_NAP_S = 0.01
 
 LAST_SAVES_S = 5.0
 """Most that tiers below host memory get to take what an engine that ends has for them."""
+
+TORN = (
+    "The engine holds weights of two models, as an update of them ended half-way: push all of them."
+)
 
 LoadProgress = Callable[[str, int, int], None]
 """Called with (what is being loaded, bytes done, bytes in all or 0 where unknown), perhaps from
@@ -187,6 +192,8 @@ class Engine:
         """Changes when answers may change: weights, provider, formats."""
         self.weight_version = 0
         """How many times weights were pushed."""
+        self._is_torn = False
+        """Some weights are replaced by others, and some are not."""
         self.is_asleep = False
         """Weights and KV cache take no memory, and no request is taken."""
         self.model_config = model.config
@@ -315,8 +322,10 @@ class Engine:
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises InputError when the request could never run here, EngineError when the engine is
-        closed or asleep. Any thread may ask."""
+        closed, asleep or holds weights of two models. Any thread may ask."""
         self._check_open()
+        if self._is_torn:
+            raise EngineError(TORN)
         if self.is_asleep:
             raise EngineError(
                 "The model is asleep: wake it up before you ask (Engine.wake, POST /wake_up)."
@@ -475,6 +484,35 @@ class Engine:
         Raises ModelError listing what does not fit, EngineError while there are requests (a sequence
         computed by two models is no model's) or adapters. Nothing is changed then.
         """
+        self._check_pushable()
+        loaded = reloaded(self.runner.model, arrays, self.config.weight_format)
+        self._use_pushed(loaded, loaded.build(self.ops))
+        return self.weight_version
+
+    def update_weights(self, parts: Iterable[Mapping[str, NDArray[Any]]]) -> int:
+        """The same part by part: a part's arrays are not needed any more when the next one is asked for,
+        and each weight takes the place of the one before, in its memory where the kind is the same. So
+        weights are in memory once; on a GPU, too, where recorded steps stay good.
+
+        All of them must come. Raises ModelError where the first part does not fit, EngineError as
+        push_weights: nothing is changed then. When a later part fails, or the iterator does, or weights
+        are missing, the engine holds weights of two models: it raises EngineError, or what the iterator
+        raised, and takes no request until all weights are pushed.
+        """
+        self._check_pushable()
+        update = Update(self.runner.model, self.config.weight_format)
+        try:
+            for arrays in parts:
+                update.push(arrays)
+            self._use_pushed(*update.finish(self.ops))
+        except BaseException as error:
+            self._is_torn |= update.has_begun
+            if update.has_begun and isinstance(error, ModelError):
+                raise EngineError(f"{error} {TORN}") from error
+            raise
+        return self.weight_version
+
+    def _check_pushable(self) -> None:
         self._check_open()
         self._check_idle("push weights")
         if self.adapters.num_held:
@@ -482,19 +520,19 @@ class Engine:
                 "Adapters are loaded, which were read for the weights of now; unload them, push "
                 "weights, then load them again."
             )
-        loaded = reloaded(self.runner.model, arrays, self.config.weight_format)
-        model = loaded.build(self.ops)
+
+    def _use_pushed(self, loaded: Loaded, model: Model, recorded: bool = False) -> None:
         self._drafting.attach(model, self.ops)
-        self.runner.use(model)
+        self.runner.use(model, recorded)
         self.metrics.drafters = self.runner.speculator.stats
         self.adapters.fit(loaded)
         self.weight_version += 1
+        self._is_torn = False
         # Of no other engine's: what was pushed has no fingerprint.
         self.scheduler.kv.use_namespace(uuid.uuid4().hex)
         self.sessions.forget_contents()
         self.fingerprint = _fingerprint(self.config, f"{self._weights}+{self.weight_version}")
         give_back()
-        return self.weight_version
 
     def sleep(self) -> None:
         """Give back the memory of weights and KV cache until `wake`. All else stays: the tokenizer,

@@ -54,6 +54,17 @@ class Ops(Protocol):
         which `run` may be called, a forward of one token. Raises MemoryError where they do not fit."""
         ...
 
+    def exchange(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Any],
+        pairs: Sequence[tuple[Any, Any]] | None,
+    ) -> bool:
+        """The matrices among the weights of a model hold other numbers than when they were used last, and
+        of each pair of arrays or Experts the second takes the place of the first; None: nobody knows
+        what takes whose. Whether what was recorded before computes with the new ones."""
+        ...
+
     def release(self, weights: Iterable[Any]) -> None:
         """Give back the memory that these weights (all of the model's) take where the ops run: they are
         brought there again at their next use. What was recorded before must not be run again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from elinvar.base.batch import ForwardBatch
@@ -28,6 +28,15 @@ class HostOps:
         self, run: Callable[[], object], weights: Iterable[Any], progress: Progress
     ) -> None:
         """They are here."""
+
+    def exchange(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Any],
+        pairs: Sequence[tuple[Any, Any]] | None,
+    ) -> bool:
+        """Recordings know addresses, and a forward is soon recorded again."""
+        return False
 
     def release(self, weights: Iterable[Any]) -> None:
         give_back(weights)

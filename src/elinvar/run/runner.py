@@ -90,6 +90,7 @@ class Runner:
         self._make_drafters = drafters
         self.speculator = Speculator(self.rows, masks, (), 0)
         self.model = model
+        self.graphs = Graphs(model, ops, (), adapted, self._spare)
         self.wake()
 
     @property
@@ -132,14 +133,17 @@ class Runner:
         self._blocks, self.kv = [], []
         self._bind(())
 
-    def use(self, model: Model) -> None:
-        """Compute with this model, whose cache is the same, from the next step on."""
+    def use(self, model: Model, recorded: bool = False) -> None:
+        """Compute with this model, whose cache is the same, from the next step on. recorded: what was
+        recorded of the one before computes with this one's weights."""
         self.speculator.close()
-        self.model = model
-        self._bind(self._make_drafters(self) if self.kv else ())
+        self.model = self.graphs.model = model
+        graphs = self.graphs if recorded and self.kv else None
+        self._bind(self._make_drafters(self) if self.kv else (), graphs)
 
-    def _bind(self, drafters: Sequence[Drafter]) -> None:
-        self.graphs = Graphs(self.model, self.ops, self.kv, self.adapted, self._spare)
+    def _bind(self, drafters: Sequence[Drafter], graphs: Graphs | None = None) -> None:
+        fresh = Graphs(self.model, self.ops, self.kv, self.adapted, self._spare)
+        self.graphs = graphs or fresh
         self._waves = Waves(self.model, self.ops, self.kv, self.adapted)
         self._wave: _Job | None = None
         """What is underway."""

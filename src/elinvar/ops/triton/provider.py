@@ -88,13 +88,25 @@ class TritonOps:
     def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
         """Matrices are uploaded at their first use, when it is known which are multiplied by at once."""
         self._check(config)
-        sizes = dict.fromkeys(_DTYPES, 0)
         matrices = [w for w in weights.values() if isinstance(w, Weight)]
-        for w in matrices:
-            sizes[w.kind if w.kind in sizes else "bf16"] += w.nbytes
-        self.dtype = _DTYPES[max(sizes, key=lambda kind: sizes[kind])]
+        self.dtype = _dtype(matrices)
         self._expected = sum(matrix_bytes(w.kind, w.shape) for w in matrices)
         self._matrices.clear(self.dtype)
+
+    def exchange(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Any],
+        pairs: Sequence[tuple[Any, Any]] | None,
+    ) -> bool:
+        dtype = _dtype([w for w in weights.values() if isinstance(w, Weight)])
+        if pairs is None or dtype != self.dtype:
+            self.prepare(config, weights)
+            return False
+        experts = [pair for pair in pairs if isinstance(pair[0], Experts)]
+        arrays = [pair for pair in pairs if not isinstance(pair[0], Experts)]
+        # Both, whatever comes of the first.
+        return all([self._matrices.exchange(experts), self._constant.exchange(arrays)])
 
     def warm_up(
         self, run: Callable[[], object], weights: Iterable[Any], progress: Progress
@@ -371,6 +383,14 @@ class TritonOps:
     def score(self, logits_LV: T, ids_L: Any, num_logprobs: int) -> SampleResult:
         ids = torch.tensor(ids_L, dtype=torch.int32, device=self.device)
         return _results(sampling.score(logits_LV, ids, num_logprobs))
+
+
+def _dtype(matrices: Sequence[Weight]) -> torch.dtype:
+    """Of activations: that of most bytes of the matrices, bf16 where they are quantised."""
+    sizes = dict.fromkeys(_DTYPES, 0)
+    for w in matrices:
+        sizes[w.kind if w.kind in sizes else "bf16"] += w.nbytes
+    return _DTYPES[max(sizes, key=lambda kind: sizes[kind])]
 
 
 def _results(found: sampling.Sampled) -> SampleResult:

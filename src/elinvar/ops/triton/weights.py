@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,15 +47,34 @@ class Matrices:
             self.told(self._brought)
         return found
 
+    def exchange(self, pairs: Sequence[tuple[Experts, Experts]]) -> bool:
+        """All matrices hold other numbers, and of each pair the second takes the place of the first: what
+        is here gets them, tensor by tensor. Whether all of them fit where they were."""
+        fit = True
+        for weights, held in self._joined.items():
+            found = self._together(weights)
+            if not _overwrite(_tensors(*held), _tensors(*found)):
+                self._joined[weights], fit = found, False
+        for old, new in pairs:
+            experts = self._experts.pop(old, None)
+            if experts is None:
+                continue
+            self._experts[new], stacked = experts, self._stacked(new)
+            if not _overwrite(_of_experts(experts), _of_experts(stacked)):
+                self._experts[new], fit = stacked, False
+        return fit
+
     def joined(self, weights: tuple[Weight, ...]) -> list[Matrix]:
         """One matrix where they can be joined."""
         found = self._joined.get(weights)
         if found is None:
-            found = [self._bring(w) for w in weights]
-            whole = join(found) if len(found) > 1 else None
-            found = [self._fit(w) for w in (found if whole is None else [whole])]
-            self._joined[weights] = found
+            found = self._joined[weights] = self._together(weights)
         return found
+
+    def _together(self, weights: tuple[Weight, ...]) -> list[Matrix]:
+        found = [self._bring(w) for w in weights]
+        whole = join(found) if len(found) > 1 else None
+        return [self._fit(w) for w in (found if whole is None else [whole])]
 
     def one(self, w: Weight) -> Matrix:
         return self.joined((w,))[0]
@@ -112,3 +132,26 @@ class Matrices:
                 a[i, :own] = torch.from_numpy(unpack(pair.a)) * pair.scale
                 b[i, :, :own] = torch.from_numpy(unpack(pair.b))
         return Part(column, a.to(self.device), b.to(self.device))
+
+
+def _tensors(*matrices: Matrix) -> list[torch.Tensor | None]:
+    return [tensor for m in matrices for tensor in (*m.tensors, m.factors)]
+
+
+def _of_experts(e: DeviceExperts) -> list[torch.Tensor | None]:
+    return [*_tensors(e.both, e.downs), e.both_bias, e.down_bias]
+
+
+def _overwrite(held: Sequence[torch.Tensor | None], found: Sequence[torch.Tensor | None]) -> bool:
+    """Whether they are of the same types and shapes, which say a matrix's kind; then those that are held
+    have the numbers that were found."""
+    if [_form(tensor) for tensor in held] != [_form(tensor) for tensor in found]:
+        return False
+    for to, tensor in zip(held, found, strict=True):
+        if to is not None and tensor is not None:
+            to.copy_(tensor)
+    return True
+
+
+def _form(tensor: torch.Tensor | None) -> tuple[Any, ...]:
+    return () if tensor is None else (tensor.dtype, tensor.shape)

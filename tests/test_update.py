@@ -14,7 +14,8 @@ import pytest
 from elinvar.base.config import EngineConfig
 from elinvar.base.errors import EngineError, ModelError
 from elinvar.engine.aio import AsyncEngine
-from elinvar.engine.core import TORN, Engine
+from elinvar.engine.core import Engine
+from elinvar.engine.idle import TORN
 from elinvar.models.load import Loaded
 from elinvar.nn.alike import counterparts
 from elinvar.ops import Ops, Weight

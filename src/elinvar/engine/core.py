@@ -6,7 +6,6 @@ not thread-safe; LLM and AsyncEngine are two ways to drive it.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import time
@@ -15,8 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any, Self, cast
-
-from numpy.typing import NDArray
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.digest import blake2b
@@ -34,6 +31,7 @@ from elinvar.engine.counts import Counts
 from elinvar.engine.drafts import Drafting, most_drafts
 from elinvar.engine.forecast import workspace_bytes
 from elinvar.engine.grammars import Compiled, Grammars
+from elinvar.engine.idle import Idle, fingerprint_of_weights
 from elinvar.engine.memory import available_memory, give_back
 from elinvar.engine.output import Delta, FinishReason
 from elinvar.engine.plan_kv import describe_blocks, plan_kv
@@ -42,8 +40,7 @@ from elinvar.engine.text import AnswerText
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
 from elinvar.engine.watch import Record, Watcher, record
 from elinvar.models.family import Model
-from elinvar.models.load import Loaded, load_parts, reloaded
-from elinvar.models.update import Update
+from elinvar.models.load import load_parts
 from elinvar.ops import Ops, load_provider
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.run.grammar import Masks
@@ -65,10 +62,6 @@ LONGEST_NAP_S = 0.01
 LAST_SAVES_S = 5.0
 """Most that tiers below host memory get to take what an engine that ends has for them."""
 
-TORN = (
-    "The engine holds weights of two models, as an update of them ended half-way: push all of them."
-)
-
 LoadProgress = Callable[[str, int, int], None]
 """Called with (what is being loaded, bytes done, bytes in all or 0 where unknown), perhaps from
 another thread."""
@@ -86,7 +79,7 @@ class _Live:
         self.last_token: float | None = None
 
 
-class Engine:
+class Engine(Idle):
     """A model with its KV cache, its scheduler and its tokenizer.
 
     Raises InputError when config.kv_memory and config.max_context do not fit the model.
@@ -120,7 +113,9 @@ class Engine:
             ops = cast("Ops", adapted)
             if wrap_ops is not None:
                 ops = wrap_ops(ops)
-            drafting = drafting or Drafting(config, _fingerprint(config, checkpoint.fingerprint))
+            drafting = drafting or Drafting(
+                config, fingerprint_of_weights(config, checkpoint.fingerprint)
+            )
             drafting.open()
             parts = load_parts(
                 checkpoint,
@@ -188,14 +183,8 @@ class Engine:
         """Memory of the KV cache."""
         self.config = config
         self._weights = weights_fingerprint + ops.arithmetic
-        self.fingerprint = _fingerprint(config, self._weights)
+        self.fingerprint = fingerprint_of_weights(config, self._weights)
         """Changes when answers may change: weights, provider, formats."""
-        self.weight_version = 0
-        """How many times weights were pushed."""
-        self._is_torn = False
-        """Some weights are replaced by others, and some are not."""
-        self.is_asleep = False
-        """Weights and KV cache take no memory, and no request is taken."""
         self.model_config = model.config
         self.tokenizer = tokenizer
         self.ops = ops
@@ -324,12 +313,7 @@ class Engine:
         """Raises InputError when the request could never run here, EngineError when the engine is
         closed, asleep or holds weights of two models. Any thread may ask."""
         self._check_open()
-        if self._is_torn:
-            raise EngineError(TORN)
-        if self.is_asleep:
-            raise EngineError(
-                "The model is asleep: wake it up before you ask (Engine.wake, POST /wake_up)."
-            )
+        self._check_answers()
         if params.adapter is not None:
             self.adapters.find(params.adapter)
         if params.grammar is not None:
@@ -476,110 +460,6 @@ class Engine:
             self.metrics.timeline.end(time.monotonic())
         return deltas
 
-    def push_weights(self, arrays: Mapping[str, NDArray[Any]]) -> int:
-        """Replace all weights, by the names of the model's checkpoints or by canonical ones; returns
-        the new weight_version. Cached prefixes belong to the weights before and are not found any
-        more. The new weights are packed beside the old ones, so both are in memory for a moment.
-
-        Raises ModelError listing what does not fit, EngineError while there are requests (a sequence
-        computed by two models is no model's) or adapters. Nothing is changed then.
-        """
-        self._check_pushable()
-        loaded = reloaded(self.runner.model, arrays, self.config.weight_format)
-        self._use_pushed(loaded, loaded.build(self.ops))
-        return self.weight_version
-
-    def update_weights(self, parts: Iterable[Mapping[str, NDArray[Any]]]) -> int:
-        """The same part by part: a part's arrays are not needed any more when the next one is asked for,
-        and each weight takes the place of the one before, in its memory where the kind is the same. So
-        weights are in memory once; on a GPU, too, where recorded steps stay good.
-
-        All of them must come. Raises ModelError where the first part does not fit, EngineError as
-        push_weights: nothing is changed then. When a later part fails, or the iterator does, or weights
-        are missing, the engine holds weights of two models: it raises EngineError, or what the iterator
-        raised, and takes no request until all weights are pushed.
-        """
-        self._check_pushable()
-        update = Update(self.runner.model, self.config.weight_format)
-        try:
-            for arrays in parts:
-                update.push(arrays)
-            self._use_pushed(*update.finish(self.ops))
-        except BaseException as error:
-            self._is_torn |= update.has_begun
-            if update.has_begun and isinstance(error, ModelError):
-                raise EngineError(f"{error} {TORN}") from error
-            raise
-        return self.weight_version
-
-    def _check_pushable(self) -> None:
-        self._check_open()
-        self._check_idle("push weights")
-        if self.adapters.num_held:
-            raise EngineError(
-                "Adapters are loaded, which were read for the weights of now; unload them, push "
-                "weights, then load them again."
-            )
-
-    def _use_pushed(self, loaded: Loaded, model: Model, recorded: bool = False) -> None:
-        self._drafting.attach(model, self.ops)
-        self.runner.use(model, recorded)
-        self.metrics.drafters = self.runner.speculator.stats
-        self.adapters.fit(loaded)
-        self.weight_version += 1
-        self._is_torn = False
-        # Of no other engine's: what was pushed has no fingerprint.
-        self.scheduler.kv.use_namespace(uuid.uuid4().hex)
-        self.sessions.forget_contents()
-        self.fingerprint = _fingerprint(self.config, f"{self._weights}+{self.weight_version}")
-        give_back()
-
-    def sleep(self) -> None:
-        """Give back the memory of weights and KV cache until `wake`. All else stays: the tokenizer,
-        sessions, adapters, compiled kernels. Weights that are a packed file's are mapped still, and
-        pushed ones stay in the host's memory. What was cached is gone, but for what tiers below have.
-
-        Raises EngineError while there are requests. Weights may be pushed meanwhile.
-        """
-        self._check_open()
-        if self.is_asleep:
-            return
-        self._check_idle("let it sleep")
-        ready: list[Delta] = []
-        while self.scheduler.kv.has_unsaved:  # else the tiers would lack it
-            ready += self.step()
-        self._ready += ready
-        self.sessions.yield_all()
-        self.scheduler.kv.empty()
-        self._lie_down()
-        self.is_asleep = True
-        self.metrics.asleep = 1
-
-    def _lie_down(self) -> None:
-        self.runner.sleep()
-        gc.collect()  # recordings point to themselves
-        self.ops.release(self.runner.model.weights.values())
-        give_back()
-
-    def wake(self) -> None:
-        """Answer again, as before `sleep`, to the bit. Raises EngineError where there is no memory for
-        it now; it sleeps on then."""
-        self._check_open()
-        if not self.is_asleep:
-            return
-        try:
-            self.runner.wake()
-            self.runner.warm_up()
-        except MemoryError as error:
-            self._lie_down()
-            raise EngineError(
-                f"There is no memory to wake up now, where the KV cache takes {self.kv_bytes} bytes and "
-                f"the weights as before; free some and try again ({error})."
-            ) from None
-        self.is_asleep = False
-        self.metrics.asleep = 0
-        self.metrics.drafters = self.runner.speculator.stats
-
     def close(self) -> None:
         """Give up all requests and let go of the model and the KV arrays. What outlives the engine, and
         is not saved yet, is saved before; tiers that are slow may lack some of it. May be called
@@ -598,16 +478,6 @@ class Engine:
                 self.tiers.flush(LAST_SAVES_S)
             self.tiers.close()
         vars(self).pop("runner", None)
-
-    def _check_idle(self, what: str) -> None:
-        if self._live:
-            raise EngineError(
-                f"{len(self._live)} requests have not ended; {what} when the engine is idle."
-            )
-
-    def _check_open(self) -> None:
-        if not hasattr(self, "runner"):
-            raise EngineError("The engine is closed; load the model again.")
 
     def _advance(self, update: RequestUpdate, now: float) -> Delta:
         """Book what a step brought to one request: text, end, metrics."""
@@ -675,11 +545,6 @@ def _check_ids(field: str, ids: Iterable[int], vocab_size: int) -> None:
         if token >= vocab_size:
             message = f"Token ids of {field} must be from 0 to {vocab_size - 1}, got {token}."
             raise InputError(field, message)
-
-
-def _fingerprint(config: EngineConfig, weights: str) -> str:
-    parts = (weights, config.device, config.weight_format, config.kv_dtype)
-    return "fp_" + blake2b("|".join(parts).encode(), digest_size=6).hexdigest()
 
 
 def _delta(

@@ -124,7 +124,7 @@ class Runner:
         logits_LV = self.graphs.head(batch, self.graphs.hidden(batch))
         zero = np.zeros(1, np.float32)
         greedy = zero, np.zeros(1, np.int32), zero + 1, zero
-        args = SampleArgs(np.zeros(1, np.uint64), batch.positions + 1, *greedy, 0)
+        args = SampleArgs(np.zeros(1, np.uint64), batch.positions + 1, *greedy, None)
         self.ops.sample(logits_LV, args)
 
     def sleep(self) -> None:

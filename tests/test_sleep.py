@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from adapters import adapted_engine
+from all_drafters import ALL
 from elinvar.base.config import EngineConfig
 from elinvar.base.errors import EngineError
 from elinvar.base.handling import Handling
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.aio import AsyncEngine
 from elinvar.engine.core import Engine
+from elinvar.engine.drafts import Given
 from elinvar.engine.llm import LLM
 from elinvar.engine.output import Delta
 from elinvar.ops import Weight
@@ -67,6 +69,21 @@ def test_what_host_memory_keeps_is_found(family: str) -> None:
         assert engine.metrics.cached_tokens - cached >= 64
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("drafter", ["model", "aside", "mtp", "eagle3", "medusa", "early exit"])
+def test_drafters_begin_anew(drafter: str, tmp_path: Path) -> None:
+    model, makers = ALL[drafter](tmp_path)
+    before = ask(tiny_engine(model=model, speculation="off"))
+    known = [p + a[0] for p, a in zip(PROMPTS, before, strict=True)]
+    engine = tiny_engine(model=model, drafting=Given(*makers(known)))
+    assert ask(engine) == before
+    engine.sleep()
+    assert not engine.runner.speculator.stats
+    engine.wake()
+    assert engine.metrics.drafters == engine.runner.speculator.stats != []
+    assert ask(engine) == before
+    engine.close()
 
 
 def test_sessions_go_on() -> None:

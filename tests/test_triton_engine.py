@@ -152,10 +152,8 @@ def test_matrices_are_on_the_device_before_the_first_request(family: str) -> Non
     assert {what for what, _, _ in told} == {"uploading"}
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
     assert told[-1][1] == told[-1][2] == sum(matrix_bytes(w.kind, w.shape) for w in weights)
-    found = answers(engine, PROMPTS[2:], PARAMS[2:])
+    answers(engine, PROMPTS[2:], PARAMS[2:])
     assert {**matrices._joined, **matrices._experts} == held
-    model, ops = built(family, "q8")
-    assert answers(tiny_engine(family, "q8", ops, model), PROMPTS[2:], PARAMS[2:]) == found
 
 
 def test_weights_that_do_not_fit_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +216,7 @@ def placed(ops: Any) -> dict[int, Any]:
     return {t.data_ptr(): t for t in found if t is not None and t.numel()}
 
 
-@pytest.mark.parametrize(("family", "kind"), [("llama", "f16"), ("gpt_oss", "f32")])
+@pytest.mark.parametrize(("family", "kind"), [("gpt_oss", "f32"), ("qwen3_next", "f32")])
 def test_recorded_steps_compute_with_weights_that_were_replaced(family: str, kind: str) -> None:
     """These are written where the recordings read them: nothing on the device moves, and all of it is
     what a provider has that never saw others."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.errors import EngineError, ModelError
@@ -69,6 +72,29 @@ def test_other_weights_and_the_old_ones_again(family: str) -> None:
     assert engine.metrics.cached_tokens == cached and engine.fingerprint != fingerprint
     assert engine.update_weights([dict(list(old.items())[:5]), dict(list(old.items())[5:])]) == 2
     assert answers(engine, PROMPTS, PARAMS) == before
+
+
+@pytest.mark.parametrize("family", ["phi3", "qwen3_moe"])
+@given(data=st.data())
+@settings(max_examples=8, deadline=None)
+def test_neither_order_nor_parts_matter(family: str, data: st.DataObject) -> None:
+    """Nor by which of their names weights come; some of them come twice."""
+    old, new = old_and_new(family, "f16")
+    canonical = {n: _plain(w) for n, w in other_weights(family, "f16").items()}
+    pairs = data.draw(st.permutations(list(new.items())))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(pairs)), max_size=4)))
+    parts = [dict(pairs[a:b]) for a, b in pairwise([0, *cuts, len(pairs)])]
+    again = data.draw(st.lists(st.sampled_from(sorted(canonical)), max_size=3))
+    engine = own_engine(family, "f16")
+    engine.update_weights(
+        [{k: old[k] for k in sorted(old)[:2]}, *parts, {k: canonical[k] for k in again}]
+    )
+    for name, w in engine.runner.model.weights.items():
+        assert np.array_equal(_plain(w), canonical[name])
+
+
+def _plain(w: Any) -> np.ndarray:
+    return unpack(w) if isinstance(w, Weight) else w
 
 
 def test_what_was_quantised_or_mapped_is_replaced(tiny_gguf: Path) -> None:

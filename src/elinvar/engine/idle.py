@@ -79,7 +79,8 @@ class Idle:
     def update_weights(self, parts: Iterable[Mapping[str, NDArray[Any]]]) -> int:
         """The same part by part: a part's arrays are not needed any more when the next one is asked for,
         and each weight takes the place of the one before, in its memory where the kind is the same. So
-        weights are in memory once; on a GPU, too, where recorded steps stay good.
+        weights are in memory once; on a GPU, too, where recorded steps stay good. Whoever else computes
+        with the same Weights has them replaced, too.
 
         All of them must come. Raises ModelError where the first part does not fit, EngineError as
         push_weights: nothing is changed then. When a later part fails, or the iterator does, or weights

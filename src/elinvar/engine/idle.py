@@ -63,6 +63,8 @@ class Idle:
 
         def warm_up(self) -> None: ...
 
+        def _settle(self) -> None: ...
+
     def push_weights(self, arrays: Mapping[str, NDArray[Any]]) -> int:
         """Replace all weights, by the names of the model's checkpoints or by canonical ones; returns
         the new weight_version. Cached prefixes belong to the weights before and are not found any
@@ -188,6 +190,7 @@ class Idle:
             raise EngineError(
                 f"{len(self._live)} requests have not ended; {what} when the engine is idle."
             )
+        self._settle()
 
     def _check_open(self) -> None:
         if not hasattr(self, "runner"):

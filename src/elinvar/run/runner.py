@@ -203,6 +203,8 @@ class Runner:
         logprobs: list[list[TokenLogprobs]] = [[] for _ in items]
         output.sampled += sampled
         output.logprobs += logprobs
+        if isinstance(job.batch, ForwardBatch) and job.batch.watch is not None:
+            self.ops.download(job.batch)
         output.kept |= {first + i: kept for i, kept in rows.choose(items, job.batch).items()}
         if not rows_L:
             return

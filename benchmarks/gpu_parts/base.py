@@ -19,7 +19,7 @@ from elinvar.ops.triton.device import find_device
 
 MODULES = {
     "ceilings": "ceilings", "products": "products", "experts": "experts", "rows": "rows",
-    "attention": "attention", "sampling": "sampling", "transformers": "peers",
+    "attention": "attention", "chosen": "chosen", "sampling": "sampling", "transformers": "peers",
     "llama": "whole", "qwen3-moe": "whole", "deepseek": "whole", "gpt-oss": "whole",
 }  # fmt: skip
 

@@ -111,6 +111,17 @@ def test_an_engine_answers_as_its_requests_alone() -> None:
     assert together[0][0] == expected[0][0]
 
 
+def test_keys_are_chosen_alike_in_every_batch() -> None:
+    """Of 24 that may be, among more; in chunks, beside another, and alone."""
+    model, ops = built("deepseek_v32", "bf16")
+    prompts = [IDS[:27], IDS[9:12]]
+    batch = tiny_engine("deepseek_v32", "bf16", ops, model, max_step_tokens=16)
+    together = answers(batch, prompts, PARAMS[:2])
+    alone = tiny_engine("deepseek_v32", "bf16", ops, model, prefix_cache=False)
+    pairs = zip(prompts, PARAMS, strict=False)
+    assert [answers(alone, [p], [s])[0] for p, s in pairs] == together
+
+
 def test_blocks_of_a_prompt_are_kept_alike_in_every_batch() -> None:
     """Prompts that end amid a step and with one, together and alone; and as on a CPU."""
     model, ops = built("llama", "f32")

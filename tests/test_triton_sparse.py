@@ -120,12 +120,14 @@ def test_a_choice_is_a_token_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_of_equal_scores_the_first_are_chosen(scores: list[float], k: int, first: int) -> None:
     """As a stable sort does it, NaN as the lowest, over several blocks of scores."""
     n = len(scores)
-    row = np.full(n + first, np.inf, np.float32)  # what lies before `first` does not count
-    row[first:] = scores
+    worth = np.float32(scores)
+    worth = np.where(np.isnan(worth), np.float32(-np.inf), worth + np.float32(0))
+    bits = worth.view(np.int32)
+    row = np.full(-(-(n + first) // 32) * 32, -(2**31), np.int32)  # what is not seen
+    row[first : first + n] = bits ^ (bits >> 31 & 0x7FFFFFFF)
     chosen = torch.zeros(1, k, dtype=torch.int32)
     where = torched(np.int32([0, 1]), np.int32([n + first - 1]))
-    index.choose_kernel[1,](torched(row[None])[0], chosen, *where, 1, len(row), k, first, BLOCK=32)
-    worth = np.where(np.isnan(row[first:]), -np.inf, row[first:])
+    index.choose_kernel[1,](torched(row[None])[0], chosen, *where, 1, len(row), k, first, SCORES=32)
     expected = np.sort(np.argsort(-worth, kind="stable")[:k]) + first
     assert chosen[0, : len(expected)].tolist() == expected.tolist()
     assert (chosen[0, len(expected) :] == -1).all()

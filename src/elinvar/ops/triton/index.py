@@ -5,9 +5,10 @@ Legend: T tokens, H heads of the index, D dims of a head, B blocks, k keys chose
 
 A first kernel scores keys, a second chooses among a token's scores. What a key is worth to a token is
 a sum over heads inside one tile, whatever else the tile holds, so programs may share the keys in any
-way. Nothing is sorted: the score of the last key chosen is searched for, eight bits of it a pass, by
-counts, which have no order; one walk then takes what is greater and, of equal ones, the first, and
-writes their positions as they come. Tokens that see no more keys than they may choose are not scored.
+way. Scores are kept as whole numbers of their order. Nothing is sorted: the least score that is chosen is
+searched for bit by bit, by counts, which have no order, until it tells k keys from the others; one walk
+then takes what reaches it, of equal ones the first, and writes their positions as they come. Tokens that
+see no more keys than they may choose are not scored.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from elinvar.ops.triton.cases import KernelCase, spills_elsewhere
 from elinvar.ops.triton.numbers import dot, keys_of
 
 _BLOCK = tl.constexpr(BLOCK_SIZE)
+_LOWEST = tl.constexpr(-(2**31))
 _SCORES = 4096
 """Of a token that a program looks at together."""
 _PROGRAMS = 1024
@@ -44,11 +46,12 @@ def _cut(num_heads: int, dtype: torch.dtype, kind: KVDtype) -> dict[str, int]:
     return {"SIDE": side, "TOKENS": tokens, "KEYS": keys, "num_warps": warps}
 
 
-# Reference: ref_sparse.index_select up to `worth`. q [T, H, D], weights [T, H] -> scores [T, 32 B], of
-# tokens that see more than k keys.
+# Reference: ref_sparse.index_select up to `worth`. q [T, H, D], weights [T, H] -> scores [T, 32 B] i32 that
+# order as what keys are worth does, NaN as -inf; of tokens that see more than k keys, and of all blocks
+# that they see a key of: what they do not see has the lowest number.
 # Must move, of each sequence, its keys once for each tile of tokens (256 bytes of 128 dims in bf16), and
 # 4 bytes a token and key.
-@triton.jit(do_not_specialize=["num_sequences", "stride_table", "stride_scores", "k", "first"])
+@triton.jit(do_not_specialize=["num_sequences", "stride_table", "k", "first"])
 def score_kernel(
     q, weights, scores, starts, table, positions, keys, key_scales,
     num_sequences, stride_table, stride_block, stride_scales, stride_scores, k, first,
@@ -61,9 +64,10 @@ def score_kernel(
     if token >= count:
         return
     nth = token + tl.arange(0, TOKENS)
-    last = tl.max(tl.load(positions + begin + tl.minimum(nth, count - 1)))
-    if last + 1 - first <= k:
+    position = tl.load(positions + begin + tl.minimum(nth, count - 1))
+    if tl.max(position) + 1 - first <= k:
         return
+    end = (tl.max(position) // _BLOCK + 1) * _BLOCK
     row, dims = tl.arange(0, TOKENS * SIDE), tl.arange(0, DIMS)
     head = row % SIDE
     place = (begin + tl.minimum(token + row // SIDE, count - 1)).to(tl.int64) * HEADS + head
@@ -73,9 +77,9 @@ def score_kernel(
     to = scores + (begin + nth).to(tl.int64)[:, None] * stride_scores
     table += sequence.to(tl.int64) * stride_table
     step = tl.num_programs(1) * KEYS
-    for start in range((first // KEYS + tl.program_id(1)) * KEYS, last + 1, step):
+    for start in range((first // KEYS + tl.program_id(1)) * KEYS, end, step):
         at = start + tl.arange(0, KEYS)
-        block = tl.load(table + at // _BLOCK, mask=at <= last, other=0).to(tl.int64)
+        block = tl.load(table + at // _BLOCK, mask=at < end, other=0).to(tl.int64)
         key = keys + block * stride_block + at % _BLOCK * PADDED
         if D == DIMS:
             k_tile = tl.load(key[:, None] + dims[None, :])
@@ -87,63 +91,67 @@ def score_kernel(
             s = s * tl.load(key_scales + block * stride_scales + at % _BLOCK)[None, :]
         s = tl.where(s > 0, s, 0.0) * weight[:, None]  # where NaN is 0
         worth = tl.sum(tl.reshape(s, [TOKENS, SIDE, KEYS]), 1)
-        tl.store(to + at[None, :], worth, mask=(nth < count)[:, None] & (at <= last)[None, :])
-
-
-@triton.jit
-def _ordered(scores, place, n):
-    """u32 that order as the scores do; NaN as the lowest."""
-    x = tl.load(scores + place, mask=place < n, other=0)
-    x = tl.where(x == x, x, float("-inf"))
-    return keys_of(x).to(tl.uint32, bitcast=True) ^ 0x80000000
+        worth = keys_of(tl.where(worth == worth, worth, float("-inf")))
+        seen = (at[None, :] <= position[:, None]) & (at[None, :] >= first)
+        stored = (nth < count)[:, None] & (at < end)[None, :]
+        tl.store(to + at[None, :], tl.where(seen, worth, _LOWEST), mask=stored)
 
 
 # Reference: the rest of ref_sparse.index_select. scores [T, 32 B] -> chosen [T, k].
-# Must move a token's scores once, and k positions; moves the scores five times, from the L2 cache.
-@triton.jit(do_not_specialize=["num_sequences", "stride_scores", "k", "first"])
+# Must move a token's scores once, and k positions; moves the scores some 20 times, up to 32,768 of them from
+# the L1 cache, more from the L2 cache.
+@triton.jit(do_not_specialize=["num_sequences", "k", "first"])
 def choose_kernel(
-    scores, chosen, starts, positions, num_sequences, stride_scores, k, first, BLOCK: tl.constexpr
+    scores, chosen, starts, positions, num_sequences, stride_scores, k, first, SCORES: tl.constexpr
 ):
     token = tl.program_id(0).to(tl.int64)
     if token >= tl.load(starts + num_sequences):
         return  # it only fills the batch up
     chosen += token * k
-    n = tl.load(positions + token) + 1 - first
-    i = tl.arange(0, BLOCK)
-    if n <= k:
-        for start in range(0, k, BLOCK):
-            place = start + i
-            tl.store(chosen + place, tl.where(place < n, first + place, -1), mask=place < k)
+    last = tl.load(positions + token)
+    i = tl.arange(0, SCORES)
+    if last - first < k:
+        for start in range(0, k, SCORES):
+            at = first + start + i
+            tl.store(chosen + start + i, tl.where(at <= last, at, -1), mask=start + i < k)
         return
-    scores += token * stride_scores + first
-    # The bits of the k-th greatest that are known, and its rank among the scores that begin like it.
-    known = tl.zeros_like(n).to(tl.uint32)
-    rank = tl.zeros_like(n) + k
-    digits = tl.arange(0, 256)
-    for digit in tl.static_range(4):
-        shift = 24 - 8 * digit
-        counts = tl.zeros([256], tl.int32)
-        for start in range(0, n, BLOCK):
-            bits = _ordered(scores, start + i, n)
-            alike = start + i < n
-            if digit > 0:
-                alike = alike & (bits >> (shift + 8) == known >> (shift + 8))
-            counts += tl.histogram(((bits >> shift) & 255).to(tl.int32), 256, mask=alike)
-        above = tl.sum(counts) - tl.cumsum(counts)  # how many have a greater digit
-        own = tl.sum((above >= rank).to(tl.int32))  # lesser ones have so many above them
-        rank -= tl.sum(tl.where(digits == own, above, 0))
-        known = known | (own.to(tl.uint32) << shift)
-    num_kept, num_equal = tl.zeros_like(n), tl.zeros_like(n)
-    for start in range(0, n, BLOCK):
-        bits = _ordered(scores, start + i, n)
-        inside = start + i < n
-        equal = (inside & (bits == known)).to(tl.int32)
-        kept = inside & (bits > known)
-        kept = (kept | ((equal == 1) & (num_equal + tl.cumsum(equal) <= rank))).to(tl.int32)
+    scores += token * stride_scores
+    begin, end = first // _BLOCK * _BLOCK, (last // _BLOCK + 1) * _BLOCK  # known to be aligned
+    # The greatest score that k scores reach, bit by bit; `count` reach what is known of it.
+    least = tl.zeros_like(last) + _LOWEST
+    bit = tl.zeros_like(last).to(tl.uint32) + 0x80000000
+    count = last + 1 - first
+    while (bit != 0) & (count > k):
+        trial = least ^ bit.to(tl.int32, bitcast=True)
+        found = _reaching(scores, begin, end, trial, SCORES)
+        least = tl.where(found >= k, trial, least)
+        count = tl.where(found >= k, found, count)
+        bit = bit >> 1
+    spare = tl.zeros_like(last) + k  # how many that are equal to it are taken
+    if count > k:
+        spare -= _reaching(scores, begin, end, least + 1, SCORES)
+    num_kept, num_equal = tl.zeros_like(last), tl.zeros_like(last)
+    for start in range(begin, end, SCORES):
+        score = tl.load(scores + start + i, mask=start + i < end, other=_LOWEST)
+        kept = (score >= least).to(tl.int32)
+        if count > k:
+            equal = (score == least).to(tl.int32)
+            kept = tl.where((equal == 1) & (num_equal + tl.cumsum(equal) > spare), 0, kept)
+            num_equal += tl.sum(equal)
         place = num_kept + tl.cumsum(kept) - 1
-        tl.store(chosen + place, first + start + i, mask=kept == 1)
+        tl.store(chosen + place, start + i, mask=kept == 1)
         num_kept += tl.sum(kept)
-        num_equal += tl.sum(equal)
+
+
+@triton.jit
+def _reaching(scores, begin, end, least, SCORES: tl.constexpr):
+    """How many scores are `least` or greater; it is above the lowest number."""
+    i = tl.arange(0, SCORES)
+    counts = tl.zeros([SCORES], tl.int32)
+    for start in range(begin, end, SCORES):
+        score = tl.load(scores + start + i, mask=start + i < end, other=_LOWEST)
+        counts += (score >= least).to(tl.int32)
+    return tl.sum(counts)
 
 
 def index_select(
@@ -159,7 +167,7 @@ def index_select(
     """`Ops.index_select` -> i32 [T, k]. Nothing here depends on what tensors hold."""
     num_tokens, width = len(q_THD), block_table_RB.shape[1] * BLOCK_SIZE
     chosen = block_table_RB.new_empty(num_tokens, k)
-    at_once = max(1, _WORKSPACE // (4 * width))
+    at_once = max(4, _WORKSPACE // (4 * width) // 4 * 4)  # what is cut begins at 16 bytes
     for start in range(0, num_tokens, at_once):
         stop = min(start + at_once, num_tokens)
         own, starts = slice(start, stop), query_start_loc
@@ -172,7 +180,7 @@ def index_select(
             scores = weights_TH
         choose_kernel[stop - start,](
             scores, chosen[own], starts, positions_T[own], len(block_table_RB), width, k, first,
-            BLOCK=_SCORES, num_warps=8,
+            SCORES=_SCORES, num_warps=16,
         )  # fmt: skip
     return chosen
 
@@ -192,7 +200,7 @@ def _score(
     cut = _cut(num_heads, dtype, kv.dtype)
     tiles = num_tokens // cut["TOKENS"] + num_sequences
     share = min(-(-width // cut["KEYS"]), -(-_PROGRAMS // tiles))
-    scores = q_THD.new_empty(num_tokens, width, dtype=torch.float32)
+    scores = block_table_RB.new_empty(num_tokens, width)
     score_kernel[tiles, share](
         q_THD, weights_TH, scores, query_start_loc, block_table_RB, positions_T, kv.k, kv.k_scales,
         num_sequences, block_table_RB.stride(0), kv.k.stride(0),
@@ -207,10 +215,10 @@ def _case(kind: KVDtype, heads: int) -> KernelCase:
     """What DeepSeek V3.2 (64 heads) and GLM-5 (32) launch."""
     cache = {"bf16": "*bf16", "int8": "*i8", "fp8": "*u8"}[kind]
     signature = {
-        **{"q": "*bf16", "weights": "*fp32", "scores": "*fp32", "starts": "*i32", "table": "*i32"},
+        **{"q": "*bf16", "weights": "*fp32", "scores": "*i32", "starts": "*i32", "table": "*i32"},
         **{"positions": "*i32", "keys": cache, "key_scales": "*fp32", "stride_block": "i32:16"},
-        **dict.fromkeys(("num_sequences", "stride_table", "stride_scales"), "i32"),
-        **dict.fromkeys(("stride_scores", "k", "first"), "i32"),
+        **dict.fromkeys(("num_sequences", "stride_table", "stride_scales", "k", "first"), "i32"),
+        "stride_scores": "i32:16",
     }
     cut = _cut(heads, torch.bfloat16, kind)
     num_warps = cut.pop("num_warps")
@@ -229,10 +237,11 @@ COMPILED = [
         "index/choose",
         choose_kernel,
         {
-            **{"scores": "*fp32", "chosen": "*i32", "starts": "*i32", "positions": "*i32"},
-            **dict.fromkeys(("num_sequences", "stride_scores", "k", "first"), "i32"),
+            **dict.fromkeys(("scores", "chosen", "starts", "positions"), "*i32"),
+            **dict.fromkeys(("num_sequences", "k", "first"), "i32"),
+            "stride_scores": "i32:16",
         },
-        {"BLOCK": _SCORES},
-        num_warps=8,
+        {"SCORES": _SCORES},
+        num_warps=16,
     ),
 ]

@@ -34,7 +34,7 @@ def built(family: str, kind: str) -> tuple[Any, Ops]:
 
 
 # Experts with sinks and windows; windows, caps and norms of heads; quantised; norms of all heads; latents;
-# chosen keys, 9 of them.
+# recurrent states; chosen keys, 9 of them.
 CLOSE = [
     ("gpt_oss", "f32", 5e-6, 43),
     ("gemma3", "f32", 5e-6, 43),
@@ -42,6 +42,7 @@ CLOSE = [
     ("olmo2", "f16", 0.01, 9),
     ("minicpm3", "f32", 5e-6, 9),
     ("glm_moe_dsa", "f32", 5e-6, 14),
+    ("qwen3_next", "f32", 1e-5, 43),
 ]
 
 
@@ -64,6 +65,7 @@ def test_logits_are_close_to_those_of_ref(
         ("llama", "q4", (17, 38, 40)),
         ("qwen3_moe", "f32", (5, 9, 10)),
         ("glm_moe_dsa", "bf16", (5, 10, 11)),
+        ("qwen3_5", "f32", (5, 9, 10)),
     ],
 )
 def test_neither_chunks_nor_neighbours_change_a_bit(

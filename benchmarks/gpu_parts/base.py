@@ -19,7 +19,8 @@ from elinvar.ops.triton.device import find_device
 
 MODULES = {
     "ceilings": "ceilings", "products": "products", "experts": "experts", "rows": "rows",
-    "attention": "attention", "chosen": "chosen", "sampling": "sampling", "transformers": "peers",
+    "attention": "attention", "sampling": "sampling", "recurrent": "recurrent",
+    "chosen": "chosen", "transformers": "peers",
     "llama": "whole", "qwen3-moe": "whole", "deepseek": "whole", "gpt-oss": "whole",
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ bit. Sequences are short: a step takes half a second."""
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,32 @@ def test_blocks_of_a_prompt_are_kept_alike_in_every_batch() -> None:
         alone = run(tiny_engine("llama", "f32", ops, model, max_step_tokens=256), i)
         assert alone == ([together[i]], [kept[i]])
         assert run(tiny_engine("llama", "f32"), i)[1] == [kept[i]]
+
+
+def test_a_step_begins_before_the_tokens_of_the_last_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The ids are taken where they lie, by recorded steps whose rows are filled up, too."""
+    calls: list[str] = []
+
+    class Spied(provider.Coming):
+        def __init__(self, found: Any) -> None:
+            calls.append("begin")
+            super().__init__(found)
+
+        def result(self) -> Any:
+            calls.append("read")
+            return super().result()
+
+    monkeypatch.setattr(provider, "Coming", Spied)
+    model, ops = built("llama", "q8")
+    prompts = [PROMPTS[2], [9], IDS[:3]]
+    params = [replace(p, max_tokens=n) for p, n in zip(PARAMS, (5, 4, 5), strict=True)]
+    ahead = answers(tiny_engine("llama", "q8", ops, model), prompts, params)
+    assert calls == ["begin", "read", "begin", *["begin", "read"] * 3, "read"]
+    waiting = tiny_engine("llama", "q8", ops, model)
+    monkeypatch.setattr(waiting.runner, "_may_leave", lambda job: False)
+    assert answers(waiting, prompts, params) == ahead
 
 
 def test_a_request_without_an_adapter_has_the_bits_it_has_alone() -> None:

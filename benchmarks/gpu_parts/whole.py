@@ -16,6 +16,7 @@ from elinvar.engine.forecast import Reads
 from elinvar.nn.attention import kv_specs
 from elinvar.ops.triton.sizes import matrix_bytes
 from gpu_parts.base import Part
+from gpu_parts.idle import idle
 from gpu_parts.models import engine_of, random_model
 
 PROMPT = 512
@@ -37,6 +38,10 @@ def measure(part: Part) -> None:
     part.attempt("first_token", lambda: first_token(engine, begun))
     if part.name == "llama":
         part.attempt("contract", lambda: contract(part, engine))
+    for batch in batches[:1] if part.small else (1, 32):
+        prompts = [random_prompt(engine, prompt, i) for i in range(batch)]
+        steps = 3 if part.small else STEPS
+        part.attempt(f"idle/{batch}", lambda p=prompts, n=steps: idle(part, engine, p, n))
     for batch in batches:
         part.attempt(f"decode/{batch}", lambda n=batch: decode(part, engine, described, n, prompt))
     part.attempt("prefill", lambda: prefill(engine, 40 if part.small else 8192))

@@ -20,7 +20,7 @@ from elinvar.ops.triton.device import find_device
 MODULES = {
     "ceilings": "ceilings", "products": "products", "experts": "experts", "rows": "rows",
     "attention": "attention", "sampling": "sampling", "recurrent": "recurrent",
-    "transformers": "peers",
+    "chosen": "chosen", "transformers": "peers",
     "llama": "whole", "qwen3-moe": "whole", "deepseek": "whole", "gpt-oss": "whole",
 }  # fmt: skip
 

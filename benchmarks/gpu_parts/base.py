@@ -20,8 +20,7 @@ from elinvar.ops.triton.device import find_device
 MODULES = {
     "ceilings": "ceilings", "products": "products", "experts": "experts", "rows": "rows",
     "attention": "attention", "sampling": "sampling", "recurrent": "recurrent",
-    "texts": "texts",
-    "transformers": "peers",
+    "texts": "texts", "chosen": "chosen", "transformers": "peers",
     "llama": "whole", "qwen3-moe": "whole", "deepseek": "whole", "gpt-oss": "whole",
 }  # fmt: skip
 

@@ -47,6 +47,8 @@ def measure(part: Part) -> None:
     part.attempt("prefill", lambda: prefill(engine, 40 if part.small else 8192))
     if part.device.type == "cuda":
         part.put("memory_bytes", torch.cuda.max_memory_reserved())
+    if part.name == "llama":
+        part.attempt("sleep", lambda: sleep(part, engine))
 
 
 def tokens_of(engine: Engine, prompts: Sequence[list[int]], count: int, **more: Any) -> list[Any]:
@@ -140,6 +142,21 @@ def prefill(engine: Engine, length: int) -> dict[str, Any]:
         tokens_of(engine, [random_prompt(engine, length, seed)], 1)
         seconds = time.perf_counter() - begun
     return {"tokens_per_s": length / seconds, "seconds": seconds}
+
+
+def sleep(part: Part, engine: Engine) -> dict[str, Any]:
+    """Seconds to give memory back and to take it again, what is still held between, and that recorded
+    steps give the same bits afterwards."""
+    prompts = [random_prompt(engine, 5, 3)]
+    before, begun = tokens_of(engine, prompts, 3), time.perf_counter()
+    engine.sleep()
+    wait(part)
+    asleep = time.perf_counter()
+    held = torch.cuda.memory_reserved() if part.device.type == "cuda" else 0
+    engine.wake()
+    wait(part)
+    found = {"asleep_s": asleep - begun, "awake_s": time.perf_counter() - asleep}
+    return found | {"held_bytes": held, "same": tokens_of(engine, prompts, 3) == before}
 
 
 def wait(part: Part) -> None:

@@ -96,7 +96,7 @@ def workspace_bytes(
     a norm of it, and the widest of attention, MLP and head. size: bytes of an activation.
 
     Attention of a long context leaves a sum of values in f32 for each split of 1,024 keys of the
-    rows that decode."""
+    rows that decode; an index, scores of some rows at a time, and what it chose."""
     c, heads = config, config.num_heads * config.head_dim
     stream = rows * c.dim * (2 * 4 + size)
     qkv = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
@@ -104,6 +104,8 @@ def workspace_bytes(
     attention = (
         rows * (qkv + 2 * heads) * size + logit_rows * splits * (heads + 2 * c.num_heads) * 4
     )
+    if c.index is not None and context > c.index.top_k:
+        attention += min(4 * rows * context, 256 << 20) + 8 * rows * c.index.top_k
     mlp = rows * 3 * c.ff_dim * size
     if c.moe is not None:
         a_token = c.moe.top_k * (c.dim + 3 * c.moe.ff_dim) + 3 * c.moe.shared_ff_dim

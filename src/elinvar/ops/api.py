@@ -10,7 +10,7 @@ are 16 partial sums, element i going to partial i mod 16, joined by the tree 8, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -24,6 +24,10 @@ from elinvar.ops.layout import Weight
 ATTENTION_SPLIT = 1024
 """Keys (absolute positions) whose softmax is accumulated before it is merged, in ascending
 order, into the row's result. Part of attention's definition."""
+
+
+Progress = Callable[[int, int], None]
+"""(bytes done, bytes in all)"""
 
 
 class Ops(Protocol):
@@ -45,7 +49,7 @@ class Ops(Protocol):
 
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
         """The zeroed caches of the layers of `spec`: KVLayers, or StateLayers where it has a state.
-        Where graph_size rounds there is one block more, which nobody reads."""
+        Where graph_size rounds there is one block more, which nobody reads. Raises MemoryError."""
         ...
 
     def prepare(
@@ -54,6 +58,29 @@ class Ops(Protocol):
         """Before a model of these weights is built: they are brought to where the ops run. Raises
         ModelError where the model needs an op that this provider lacks. beside: what is built goes
         with a model that is there, and changes nothing of it."""
+        ...
+
+    def warm_up(
+        self, run: Callable[[], object], weights: Iterable[Any], progress: Progress
+    ) -> None:
+        """Before the first step: these weights (all of the model's) are brought to where the ops run, for
+        which `run` may be called, a forward of one token. Raises MemoryError where they do not fit."""
+        ...
+
+    def exchange(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Any],
+        pairs: Sequence[tuple[Any, Any]] | None,
+    ) -> bool:
+        """The matrices among the weights of a model hold other numbers than when they were used last, and
+        of each pair of arrays or Experts the second takes the place of the first; None: nobody knows
+        what takes whose. Whether what was recorded before computes with the new ones."""
+        ...
+
+    def release(self, weights: Iterable[Any]) -> None:
+        """Give back the memory that these weights (all of the model's) take where the ops run: they are
+        brought there again at their next use. What was recorded before must not be run again."""
         ...
 
     def available_memory(self) -> int | None:
@@ -78,6 +105,10 @@ class Ops(Protocol):
 
     def stack(self, parts_TD: Sequence[F32]) -> F32:
         """Their rows, those of one after those of the other: an array of their own, in f32."""
+        ...
+
+    def download(self, batch: ForwardBatch) -> None:
+        """Waits until what ops wrote for the batch, shares, is in the arrays that `upload` was given."""
         ...
 
     def graph_size(self, count: int) -> int:

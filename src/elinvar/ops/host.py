@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import KVDtype, KVSpec, ModelConfig
+from elinvar.ops.api import Progress
 from elinvar.ops.arguments import F32, I32
 from elinvar.ops.caches import new_kv_layers
+from elinvar.ops.pages import give_back
 
 
 class HostOps:
@@ -21,12 +23,32 @@ class HostOps:
     widest_kv: KVDtype = "f32"
 
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
-        return new_kv_layers(spec, num_blocks)
+        try:
+            return new_kv_layers(spec, num_blocks)
+        except OSError as error:  # what mmap says of it
+            raise MemoryError(str(error)) from error
 
     def prepare(
         self, config: ModelConfig, weights: Mapping[str, Any], beside: bool = False
     ) -> None:
         """Matrices are bound at their first use."""
+
+    def warm_up(
+        self, run: Callable[[], object], weights: Iterable[Any], progress: Progress
+    ) -> None:
+        """They are here."""
+
+    def exchange(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Any],
+        pairs: Sequence[tuple[Any, Any]] | None,
+    ) -> bool:
+        """Recordings know addresses, and a forward is soon recorded again."""
+        return False
+
+    def release(self, weights: Iterable[Any]) -> None:
+        give_back(weights)
 
     def available_memory(self) -> int | None:
         return None
@@ -50,6 +72,9 @@ class HostOps:
         logits_LV = x_LC.take(columns_V, axis=1, mode="clip")
         logits_LV[:, columns_V < 0] = -np.inf
         return logits_LV
+
+    def download(self, batch: ForwardBatch) -> None:
+        """It is there."""
 
     def graph_size(self, count: int) -> int:
         return count

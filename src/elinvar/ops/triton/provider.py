@@ -8,7 +8,7 @@ are numpy arrays again, for which nobody waits before they are read (coming.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import Activation, KVDtype, KVSpec, ModelConfig, Scoring
 from elinvar.base.errors import ModelError
+from elinvar.ops.api import Progress
 from elinvar.ops.arguments import Experts, Lora, SampleArgs, SampleResult
 from elinvar.ops.layout import Weight
+from elinvar.ops.pages import give_back
 from elinvar.ops.triton import (
     attention,
     gather,
+    index,
     latent,
     linear,
     lora,
@@ -35,10 +38,18 @@ from elinvar.ops.triton import (
     route,
     rows,
     sampling,
+    shares,
+    sparse,
 )
 from elinvar.ops.triton.caches import KVLayer, StateLayer, kv_layers
 from elinvar.ops.triton.coming import Coming
-from elinvar.ops.triton.device import INTERPRETER, device_name, find_device, free_memory
+from elinvar.ops.triton.device import (
+    INTERPRETER,
+    device_name,
+    find_device,
+    free_memory,
+    keep_kernels,
+)
 from elinvar.ops.triton.recording import Recording, capture
 from elinvar.ops.triton.sizes import matrix_bytes
 from elinvar.ops.triton.tuned import arithmetic, find_table
@@ -66,6 +77,8 @@ class TritonOps:
         """dtype: of activations, until `prepare` has seen a model. cache: see load_provider."""
         self.device = find_device()
         self.dtype = dtype
+        if cache is not None:
+            keep_kernels(cache)
         tuned = None if cache is None else find_table(cache, device_name(self.device))
         self.arithmetic = arithmetic(device_name(self.device), tuned)
         self._matrices = Matrices(self.device, dtype, tuned)
@@ -80,7 +93,10 @@ class TritonOps:
     # ---- where arrays are -------------------------------------------------------------------
 
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
-        return list(kv_layers(spec, num_blocks + 1, self.device))
+        try:
+            return list(kv_layers(spec, num_blocks + 1, self.device))
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
 
     def prepare(
         self, config: ModelConfig, weights: Mapping[str, Any], beside: bool = False
@@ -91,11 +107,48 @@ class TritonOps:
         self._expected.update(matrices)
         if beside:
             return
-        sizes: dict[KVDtype, int] = dict.fromkeys(_DTYPES, 0)
-        for w in matrices:
-            sizes[w.kind if w.kind in sizes else "bf16"] += w.nbytes
-        self.dtype = _DTYPES[max(sizes, key=lambda kind: sizes[kind])]
+        self.dtype = _dtype(matrices)
         self._matrices.clear(self.dtype)
+
+    def exchange(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Any],
+        pairs: Sequence[tuple[Any, Any]] | None,
+    ) -> bool:
+        dtype = _dtype([w for w in weights.values() if isinstance(w, Weight)])
+        if pairs is None or dtype != self.dtype:
+            self.prepare(config, weights)
+            return False
+        experts = [pair for pair in pairs if isinstance(pair[0], Experts)]
+        arrays = [pair for pair in pairs if not isinstance(pair[0], Experts)]
+        # Both, whatever comes of the first.
+        return all([self._matrices.exchange(experts), self._constant.exchange(arrays)])
+
+    def warm_up(
+        self, run: Callable[[], object], weights: Iterable[Any], progress: Progress
+    ) -> None:
+        """A forward binds what is multiplied by at once, and compiles kernels or finds them compiled."""
+        total = max(self._expected_bytes, 1)
+        self._matrices.told = lambda done: progress(min(done, total), total)
+        try:
+            run()
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
+        finally:
+            self._matrices.told = None
+        progress(total, total)
+        give_back(weights)
+        if not INTERPRETER:
+            torch.cuda.empty_cache()  # of what matrices were taken apart in
+
+    def release(self, weights: Iterable[Any]) -> None:
+        self._matrices.clear(self.dtype)
+        self._constant.clear()
+        give_back(weights)
+        if not INTERPRETER:
+            self._pool = torch.cuda.graph_pool_handle()
+            torch.cuda.empty_cache()
 
     def _check(self, config: ModelConfig) -> None:
         for part, ops in _NEEDS.items():
@@ -108,8 +161,11 @@ class TritonOps:
 
     def available_memory(self) -> int | None:
         free = free_memory(self.device)
-        expected = sum(matrix_bytes(w.kind, w.shape) for w in self._expected)
-        return None if free is None else max(free - expected, 0)
+        return None if free is None else max(free - self._expected_bytes, 0)
+
+    @property
+    def _expected_bytes(self) -> int:
+        return sum(matrix_bytes(w.kind, w.shape) for w in self._expected)
 
     def upload(self, batch: ForwardBatch) -> ForwardBatch:
         if self._recording is not None:
@@ -134,6 +190,10 @@ class TritonOps:
 
     def stack(self, parts_TD: Sequence[T]) -> T:
         return torch.cat([part.float() for part in parts_TD])
+
+    def download(self, batch: ForwardBatch) -> None:
+        if batch.watch is not None:
+            batch.watch.shares[:] = self._constant(batch.watch.shares).cpu().numpy()
 
     def graph_size(self, count: int) -> int:
         """Powers of two to 8, then multiples of 8, from 64 on of 16."""
@@ -364,6 +424,51 @@ class TritonOps:
         )
         return out.flatten(1)
 
+    def block_shares(
+        self,
+        q_THD: T,
+        kv: KVLayer,
+        query_start_loc: T,
+        block_table_RB: T,
+        positions_T: T,
+        scale: float,
+        shares_TB: Any,
+        *,
+        softcap: float | None = None,
+        sinks_H: Any = None,
+    ) -> None:
+        """Shares are an array of the host, whose twin all layers raise until `download`."""
+        where, shares_T = (query_start_loc, block_table_RB, positions_T), self._constant(shares_TB)
+        sinks = self._constant(sinks_H)
+        shares.block_shares(q_THD, kv, *where, scale, shares_T, softcap=softcap, sinks_H=sinks)
+
+    def index_select(
+        self,
+        q_THD: T,
+        weights_TH: T,
+        kv: KVLayer,
+        query_start_loc: T,
+        block_table_RB: T,
+        positions_T: T,
+        k: int,
+        first: int = 0,
+    ) -> T:
+        where = query_start_loc, block_table_RB, positions_T
+        return index.index_select(q_THD, weights_TH, kv, *where, k, first)
+
+    def sparse_attention(
+        self,
+        q_THD: T,
+        kv: KVLayer,
+        query_start_loc: T,
+        block_table_RB: T,
+        positions_T: T,
+        chosen_TK: T,
+        scale: float,
+    ) -> T:
+        tables = query_start_loc, block_table_RB
+        return sparse.sparse_attention(q_THD, kv, *tables, chosen_TK, scale).flatten(1)
+
     # ---- recurrent states -------------------------------------------------------------------
 
     def causal_conv(
@@ -413,3 +518,11 @@ class TritonOps:
     def score(self, logits_LV: T, ids_L: Any, num_logprobs: int) -> SampleResult:
         ids = torch.tensor(ids_L, dtype=torch.int32, device=self.device)
         return Coming(sampling.score(logits_LV, ids, num_logprobs)).result()
+
+
+def _dtype(matrices: Sequence[Weight]) -> torch.dtype:
+    """Of activations: that of most bytes of the matrices, bf16 where they are quantised."""
+    sizes: dict[KVDtype, int] = dict.fromkeys(_DTYPES, 0)
+    for w in matrices:
+        sizes[w.kind if w.kind in sizes else "bf16"] += w.nbytes
+    return _DTYPES[max(sizes, key=lambda kind: sizes[kind])]

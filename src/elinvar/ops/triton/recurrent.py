@@ -49,9 +49,7 @@ def conv_kernel(
 ):  # fmt: skip
     """A program has TOKENS >= K - 1 tokens of a sequence: only that of its first ones reads a tail,
     and so it writes the new one, which may lie in the same block."""
-    sequence, token = find_tile(tl.program_id(1), starts, num_sequences, TOKENS)
-    begin = tl.load(starts + sequence)
-    count = tl.load(starts + sequence + 1) - begin
+    sequence, token, begin, count = find_tile(tl.program_id(1), starts, num_sequences, TOKENS)
     if token >= count:
         return
     past = tl.load(lens + sequence) - count

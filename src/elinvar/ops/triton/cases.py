@@ -85,6 +85,7 @@ class Source:
     source: Any
     gpu: Any
     options: dict[str, int]
+    """As launches have them: nothing is fused that a kernel does not write as an FMA."""
 
     def key(self, triton_version: str) -> str:
         """Changes with the kernel, what it calls, its arguments, the chip and the compiler."""
@@ -101,6 +102,7 @@ def source_of(case: KernelCase, target: Target) -> Source:
     if not isinstance(case.kernel, JITFunction):
         raise TypeError(f"{case.name}: unset TRITON_INTERPRET, under which nothing is compiled.")
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    options["enable_fp_fusion"] = False
     other = dict(case.on_amd) if target.backend == "hip" else {}
     options |= {name: other.pop(name) for name in tuple(options) if name in other}
     constexprs = {**case.constexprs, **other}
@@ -115,14 +117,6 @@ def source_of(case: KernelCase, target: Target) -> Source:
             attrs[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(case.kernel, types, constexprs, attrs)
     return Source(source, GPUTarget(target.backend, target.arch, target.warp_size), options)
-
-
-def compile_case(case: KernelCase, target: Target) -> Any:
-    """Triton's CompiledKernel of it: `asm` by stage, `metadata` with the shared memory."""
-    from triton.compiler import compile
-
-    made = source_of(case, target)
-    return compile(made.source, target=made.gpu, options=made.options)
 
 
 def collect() -> list[KernelCase]:

@@ -249,7 +249,7 @@ def latent_attention(
     """`attention.attention` where kv holds latents -> [T, H, R]."""
     num_tokens, num_heads, dim = q_THD.shape
     num_sequences, num_blocks = block_table_RB.shape
-    group = next(n for n in range(min(num_heads, _ROWS), 0, -1) if num_heads % n == 0)
+    group = attention.fitting(num_heads, _ROWS)
     tiles = num_tokens // (_ROWS // group) + num_sequences
     splits = -(-num_blocks * BLOCK_SIZE // ATTENTION_SPLIT)
     out = q_THD.new_empty(num_tokens, num_heads, kv.value_dim)
@@ -263,7 +263,7 @@ def latent_attention(
         maxima, sums, weighted, num_sequences, num_tokens, block_table_RB.stride(0),
         kv.k.stride(0), 0 if kv.k_scales is None else kv.k_scales.stride(0), scale, first,
         KIND=kv.dtype, GROUP=group, RANK=kv.value_dim, ROPE=rope, PADDED=kv.k.stride(2),
-        DTYPE=attention.TYPES[attention.product_dtype(q_THD.dtype, kv)],
+        DTYPE=attention.TYPES[attention.product_dtype(q_THD.dtype, kv.dtype)],
         PARTIAL=workspace is not None, ROWS=_ROWS, KEYS=_KEYS,
         DIMS=attention.power(kv.value_dim), SIDE=attention.power(rope),
         num_warps=_WARPS, num_stages=_STAGES, enable_fp_fusion=False,

@@ -36,8 +36,8 @@ from elinvar.ops.triton import (
 from elinvar.ops.triton.caches import KVLayer, kv_layers
 from elinvar.ops.triton.device import INTERPRETER, device_name, find_device, free_memory
 from elinvar.ops.triton.recording import Recording, capture
-from elinvar.ops.triton.sizes import matrix_bytes
-from elinvar.ops.triton.tuned import arithmetic, find_table
+from elinvar.ops.triton.sizes import activations, matrix_bytes
+from elinvar.ops.triton.tuned import arithmetic, find_table, heads
 from elinvar.ops.triton.upload import Constants, Upload
 from elinvar.ops.triton.weights import Matrices
 
@@ -62,6 +62,7 @@ class TritonOps:
         tuned = None if cache is None else find_table(cache, device_name(self.device))
         self.arithmetic = arithmetic(device_name(self.device), tuned)
         self._matrices = Matrices(self.device, dtype, tuned)
+        self._tiles = {} if tuned is None else tuned.attention
         self._constant = Constants(self.device)
         self._recording: Recording | None = None
         self._pool = None if INTERPRETER else torch.cuda.graph_pool_handle()
@@ -75,11 +76,8 @@ class TritonOps:
     def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
         """Matrices are uploaded at their first use, when it is known which are multiplied by at once."""
         self._check(config)
-        sizes = dict.fromkeys(_DTYPES, 0)
         matrices = [w for w in weights.values() if isinstance(w, Weight)]
-        for w in matrices:
-            sizes[w.kind if w.kind in sizes else "bf16"] += w.nbytes
-        self.dtype = _DTYPES[max(sizes, key=lambda kind: sizes[kind])]
+        self.dtype = _DTYPES[activations((w.kind, w.nbytes) for w in matrices)]
         self._expected = sum(matrix_bytes(w.kind, w.shape) for w in matrices)
         self._matrices.clear(self.dtype)
 
@@ -312,6 +310,7 @@ class TritonOps:
         where = query_start_loc, block_table_RB, positions_T
         if kv.keys_alone:
             return latent.latent_attention(q_THD, kv, *where, scale, first).flatten(1)
+        dtype = attention.product_dtype(q_THD.dtype, kv.dtype)
         out = attention.attention(
             q_THD,
             kv,
@@ -322,6 +321,7 @@ class TritonOps:
             sinks_H=self._constant(sinks_H),
             chunk=chunk,
             first=first,
+            tile=self._tiles.get(heads(dtype, kv.dtype, q_THD.shape[2])),
         )
         return out.flatten(1)
 

@@ -243,6 +243,7 @@ def test_bits_that_are_not_equal_are_seen(monkeypatch: pytest.MonkeyPatch) -> No
 
     cpu = torch.device("cpu")
     monkeypatch.setattr(tuner, "LOOKED_AT", (1, 7))
+    monkeypatch.setattr(tuner, "MANY", 19)
     cut = Config(16, 64, 64, 4, 3, parts=2)
     w = replace(random_matrix("bf16", 64, 256, cpu), tuned=replace(cut, few=8))
     assert tuner.same_bits(w)

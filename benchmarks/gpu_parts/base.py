@@ -18,6 +18,7 @@ from elinvar.ops.triton import timing
 from elinvar.ops.triton.device import find_device
 
 MODULES = {
+    "bits": "bits", "cost": "cost",
     "ceilings": "ceilings", "products": "products", "experts": "experts", "rows": "rows",
     "attention": "attention", "sampling": "sampling", "transformers": "peers",
     "llama": "whole", "qwen3-moe": "whole", "deepseek": "whole", "gpt-oss": "whole",

@@ -21,6 +21,7 @@ from elinvar.ops.triton.tuning import ROWS, Choice, candidates, tune
 Progress = Callable[[float, str], None]
 LOOKED_AT = (1, 2, 3, 7, 16, 17, 33, 64, 65, 129)
 """Numbers of rows whose bits are compared with those in a product with many."""
+MANY = 259
 
 
 def quiet(done: float, right: str) -> None:
@@ -45,7 +46,7 @@ def tune_matrix(
 
     def time(config: Config, count: int) -> float:
         tuned = [replace(w, tuned=config) for w in ws]
-        return times(config, [_call(w, count, gated) for w in tuned])
+        return times(config, [product(w, count, gated) for w in tuned])
 
     def holds(config: Config) -> bool:
         return same_bits(replace(first, tuned=config), gated)
@@ -56,18 +57,24 @@ def tune_matrix(
 def same_bits(w: Matrix, gated: bool = False) -> bool:
     """Whether rows have the bits in products of few rows that they have in one of many: by tiles of
     another height, by programs that share the parts of K."""
-    whole = _call(w, 2 * max(LOOKED_AT) + 1, gated)()
-    return all(torch.equal(_call(w, n, gated)(), whole[:n]) for n in LOOKED_AT)
+    whole = product(w, MANY, gated)()
+    return all(torch.equal(product(w, n, gated)(), whole[:n]) for n in LOOKED_AT)
 
 
-def _call(w: Matrix, rows: int, gated: bool) -> Callable[[], torch.Tensor]:
-    x = _randn(rows, w.shape[1], device=w.codes.device)
+def product(w: Matrix, rows: int, gated: bool) -> Callable[[], torch.Tensor]:
+    """A call of it, in f32 where it is not gated."""
+    x = inputs(w, rows)
     if w.kind == "int8":
         scales = torch.full((rows,), 0.01, device=x.device)
-        codes = (x * 32).clamp(-127, 127).to(torch.int8)
-        return lambda: quantised_linear(codes, scales, w, torch.bfloat16)
-    x = x if w.kind == "f32" else x.to(torch.float16 if w.kind == "f16" else torch.bfloat16)
+        codes = (x.float() * 32).clamp(-127, 127).to(torch.int8)
+        return lambda: quantised_linear(codes, scales, w, torch.float32)
     return lambda: gated_linear(x, w, "silu") if gated else linear(x, [w], dtype=torch.float32)
+
+
+def inputs(w: Matrix, rows: int) -> torch.Tensor:
+    """As a model with such a matrix has them."""
+    floats = {"f32": torch.float32, "f16": torch.float16}
+    return _randn(rows, w.shape[1], w.codes.device).to(floats.get(w.kind, torch.bfloat16))
 
 
 def _randn(rows: int, dims: int, device: torch.device) -> torch.Tensor:
@@ -114,7 +121,7 @@ def tune_experts(
         def time(config: Config, count: int) -> float:
             up, down = (first or config, config)
             experts = DeviceExperts(replace(both, tuned=up), replace(downs, tuned=down))
-            return times((up, down), [_routed(experts, count, shape.top)])
+            return times((up, down), [routed(experts, count, shape.top)])
 
         return time
 
@@ -146,11 +153,11 @@ def looks(shape: ExpertShape) -> int:
 
 
 def same_experts(experts: DeviceExperts, top: int) -> bool:
-    whole = _routed(experts, 2 * max(LOOKED_AT) + 1, top)()
-    return all(torch.equal(_routed(experts, n, top)(), whole[:n]) for n in LOOKED_AT)
+    whole = routed(experts, MANY, top)()
+    return all(torch.equal(routed(experts, n, top)(), whole[:n]) for n in LOOKED_AT)
 
 
-def _routed(experts: DeviceExperts, rows: int, top: int) -> Callable[[], torch.Tensor]:
+def routed(experts: DeviceExperts, rows: int, top: int) -> Callable[[], torch.Tensor]:
     device, count = experts.both.codes.device, experts.both.experts
     assert count is not None
     x = _randn(rows, experts.both.shape[1], device).to(torch.bfloat16)

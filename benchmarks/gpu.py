@@ -92,7 +92,8 @@ def main() -> int:
             if left < 15:
                 report["parts"][part] = {"skipped": "no time was left"}
                 continue
-            found = run_part(part, Path(name), min(PARTS[part], left), args.small)
+            longest = PARTS[part] * (4 if args.small else 1)  # the interpreter takes its time
+            found = run_part(part, Path(name), min(longest, left), args.small)
             report["parts"][part] = found
             report |= found.pop("about", {})
             report["reach"] = list(reached(report["parts"]))

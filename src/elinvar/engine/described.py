@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from elinvar.base.config import ModelConfig
 from elinvar.models.registry import find_family, read_config
-from elinvar.ops.triton.sizes import ExpertShape, Floats, activations, kind_there
+from elinvar.ops.triton.sizes import TOGETHER, ExpertShape, Floats, activations, kind_there
 from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
 from elinvar.weights.described import config_alone, described_checkpoint, described_entries
 from elinvar.weights.load import packed_entries
@@ -59,8 +59,6 @@ def _describe(
 Product = tuple[Any, tuple[int, int], bool]
 """Kind and shape of the matrix that is multiplied by on a GPU, and whether it is gate above up."""
 
-_TOGETHER = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
-
 
 def products(entries: Sequence[Entry]) -> dict[Product, int]:
     """The products of a forward, but for those of experts, and how often each comes: matrices that are
@@ -73,7 +71,7 @@ def products(entries: Sequence[Entry]) -> dict[Product, int]:
         if entry.name == "embed" and "head" in names:
             continue
         stem, _, last = entry.name.rpartition(".")
-        together.setdefault(f"{stem}.{_TOGETHER.get(last, last)}", []).append(entry)
+        together.setdefault(f"{stem}.{TOGETHER.get(last, last)}", []).append(entry)
     found: Counter[Product] = Counter()
     for name, parts in together.items():
         gated = name.endswith("gate_up") and len(parts) == 2

@@ -36,7 +36,7 @@ from elinvar.ops.triton import (
 from elinvar.ops.triton.caches import KVLayer, kv_layers
 from elinvar.ops.triton.device import INTERPRETER, device_name, find_device, free_memory
 from elinvar.ops.triton.recording import Recording, capture
-from elinvar.ops.triton.sizes import activations, matrix_bytes
+from elinvar.ops.triton.sizes import activations, arriving_bytes, matrix_bytes
 from elinvar.ops.triton.tuned import arithmetic, find_table, heads
 from elinvar.ops.triton.upload import Constants, Upload
 from elinvar.ops.triton.weights import Matrices
@@ -78,7 +78,9 @@ class TritonOps:
         self._check(config)
         matrices = [w for w in weights.values() if isinstance(w, Weight)]
         self.dtype = _DTYPES[activations((w.kind, w.nbytes) for w in matrices)]
+        named = [(name, w.kind, w.shape) for name, w in weights.items() if isinstance(w, Weight)]
         self._expected = sum(matrix_bytes(w.kind, w.shape) for w in matrices)
+        self._expected += arriving_bytes(named)
         self._matrices.clear(self.dtype)
 
     def _check(self, config: ModelConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,12 @@ Floats = Literal["f32", "bf16", "f16"]
 
 _PAD = 128
 """To which inputs of packed kinds are filled up."""
+TOGETHER = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+"""Matrices of a layer that are multiplied by at once, and so joined."""
+ARRIVING = 1 << 24
+"""Numbers of a matrix that are taken apart at once."""
+_IN_PIECES = 8
+"""Bytes that one takes then, at most."""
 _GROUP_BYTES = {"q4": GROUP // 2 + 4, "q5": GROUP // 2 + 4 + 4, "q8": GROUP + 2}
 """Codes, then scales and mins, and q5's fifth bits."""
 
@@ -22,6 +29,23 @@ def matrix_bytes(kind: WeightKind, shape: tuple[int, int]) -> int:
     if kind in QUANTISED:
         return n * (-(-k // _PAD) * _PAD // GROUP) * _GROUP_BYTES[kind]
     return n * k * (4 if kind == "f32" else 2)
+
+
+def arriving_bytes(matrices: Iterable[tuple[str, str, tuple[int, ...]]]) -> int:
+    """Most that is there for a while as matrices, by name, kind and shape, come to the device: a slice
+    in pieces (panels.py), and what is joined (weights.py) still beside the whole of it."""
+    joined: Counter[str] = Counter()
+    slice_ = 0
+    for name, kind, shape in matrices:
+        if kind == "vector":
+            continue
+        own: Any = kind
+        layer, expert, _ = name.partition(".experts.")
+        stem, _, last = name.rpartition(".")
+        key = layer if expert else f"{stem}.{TOGETHER.get(last, last)}"
+        joined[key] += matrix_bytes(own, (shape[0], shape[1]))
+        slice_ = max(slice_, min(shape[0] * shape[1], ARRIVING))
+    return max(joined.values(), default=0) + _IN_PIECES * slice_
 
 
 def activations(matrices: Iterable[tuple[str, int]]) -> Floats:

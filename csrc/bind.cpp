@@ -66,15 +66,15 @@ SampleEdits edits_of(int vocab, const std::optional<F32In>& typical_p,
 
 nb::tuple sample(Session& p, F32In logits, nb::ndarray<const uint64_t, nb::c_contig> seeds,
                  I32In positions, F32In temperature, I32In top_k, F32In top_p, F32In min_p,
-                 int num_top, std::optional<F32In> typical_p, std::optional<Penalties> penalties,
-                 std::optional<Biases> biases, std::optional<U32In> masks,
-                 std::optional<I32In> mask_rows) {
+                 std::optional<int> num_logprobs, std::optional<F32In> typical_p,
+                 std::optional<Penalties> penalties, std::optional<Biases> biases,
+                 std::optional<U32In> masks, std::optional<I32In> mask_rows) {
     const std::size_t rows = logits.shape(0);
     const SampleEdits edits =
         edits_of(last_of(logits), typical_p, penalties, biases, masks, mask_rows);
-    num_top = std::min(num_top, last_of(logits));
+    const int num_top = std::min(num_logprobs.value_or(0), last_of(logits));
     auto ids = result<int32_t>(p, {rows});
-    auto logprobs = result<float>(p, {rows});
+    auto logprobs = result<float>(p, {num_logprobs ? rows : 0});
     auto top_ids = result<int32_t>(p, {rows, static_cast<std::size_t>(num_top)});
     auto top = result<float>(p, {rows, static_cast<std::size_t>(num_top)});
     std::vector<SampleRow> args;
@@ -84,7 +84,7 @@ nb::tuple sample(Session& p, F32In logits, nb::ndarray<const uint64_t, nb::c_con
     {
         const Working working;
         p.sample(logits.data(), rows_of(logits), last_of(logits), args.data(), num_top, ids.data(),
-                 logprobs.data(), top_ids.data(), top.data(), edits);
+                 num_logprobs ? logprobs.data() : nullptr, top_ids.data(), top.data(), edits);
     }
     return nb::make_tuple(ids, logprobs, top_ids, top);
 }
@@ -202,7 +202,7 @@ NB_MODULE(_cpu, m) {
         .def("end_recording", &end_recording, nb::arg().none())
         .def("score", &score)
         .def("sample", &sample, "logits"_a, "seeds"_a, "positions"_a, "temperature"_a, "top_k"_a,
-             "top_p"_a, "min_p"_a, "num_top"_a, "typical_p"_a = nb::none(),
+             "top_p"_a, "min_p"_a, "num_logprobs"_a.none(), "typical_p"_a = nb::none(),
              "penalties"_a = nb::none(), "biases"_a = nb::none(), "masks"_a = nb::none(),
              "mask_rows"_a = nb::none());
     bind_rows(session, m);

@@ -1,4 +1,4 @@
-// Plain loops without sums: each element's arithmetic is that of its own line on every machine.
+// Without sums: each element's arithmetic is that of its own line on every machine.
 #include "edits.h"
 
 #include <algorithm>
@@ -17,14 +17,16 @@ bool SampleEdits::touch(int row) const {
     return std::find(mask_rows, mask_rows + num_masks, row) != mask_rows + num_masks;
 }
 
-void SampleEdits::apply(int row, const float* logits, int vocab, float* out, float* seen) const {
-    for (const bool lenient : {false, true}) {
-        for (int i = 0; i < vocab; ++i) out[i] = finite(logits[i]);
+Peak SampleEdits::apply(const Kernels& k, int row, const float* logits, int vocab, float* out,
+                        float* seen) const {
+    for (bool lenient = false;; lenient = true) {
+        k.finite_row(logits, vocab, out);
         penalise(row, vocab, out, seen);
         bias(row, vocab, out, lenient);
-        mask(row, vocab, out);
+        mask(k, row, vocab, out);
         // Where nothing would be left, the mask has the last word.
-        if (std::any_of(out, out + vocab, [](float x) { return x != kForbidden; })) return;
+        const Peak peak = k.peak(out, vocab);
+        if (lenient || peak.max != kForbidden) return peak;
     }
 }
 
@@ -60,18 +62,10 @@ void SampleEdits::bias(int row, int vocab, float* x, bool lenient) const {
     }
 }
 
-void SampleEdits::mask(int row, int vocab, float* x) const {
+void SampleEdits::mask(const Kernels& k, int row, int vocab, float* x) const {
     const int words = (vocab + 31) / 32;
-    for (int m = 0; m < num_masks; ++m) {
-        if (mask_rows[m] != row) continue;
-        const uint32_t* allowed = masks + std::ptrdiff_t{m} * words;
-        for (int w = 0; w < words; ++w) {
-            if (allowed[w] == ~uint32_t{0}) continue;
-            const int end = std::min(vocab, 32 * w + 32);
-            for (int i = 32 * w; i < end; ++i)
-                x[i] = allowed[w] >> (i & 31) & 1 ? x[i] : kForbidden;
-        }
-    }
+    for (int m = 0; m < num_masks; ++m)
+        if (mask_rows[m] == row) k.mask_row(masks + std::ptrdiff_t{m} * words, vocab, x);
 }
 
 }  // namespace elinvar

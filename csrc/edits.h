@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels.h"
+
 namespace elinvar {
 
 // Each part may be absent: then its first pointer is null. Rows are those that sample.
@@ -26,14 +28,15 @@ struct SampleEdits {
     bool touch(int row) const;
     bool is_typical(int row) const { return typical_p != nullptr && typical_p[row] < 1; }
     // out = the row's logits as they are to be chosen from: finite, or -inf where a token may not
-    // be chosen. `seen` is room for as many floats.
-    void apply(int row, const float* logits, int vocab, float* out, float* seen) const;
+    // be chosen; and their peak. `seen` is room for as many floats.
+    Peak apply(const Kernels& k, int row, const float* logits, int vocab, float* out,
+               float* seen) const;
 
   private:
     void penalise(int row, int vocab, float* x, float* seen) const;
     // Adds biases; forbids by them what they forbid, unless `lenient`.
     void bias(int row, int vocab, float* x, bool lenient) const;
-    void mask(int row, int vocab, float* x) const;
+    void mask(const Kernels& k, int row, int vocab, float* x) const;
 };
 
 // NaN becomes the lowest float.

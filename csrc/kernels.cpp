@@ -22,10 +22,10 @@ using elinvar::Kind;
 using elinvar::kMaxHeadDim;
 using elinvar::Latent;
 using elinvar::LatentQuery;
+using elinvar::Peak;
 using elinvar::QuantGroup;
 using elinvar::QuantRows;
 using elinvar::Rope;
-using elinvar::RowStats;
 using elinvar::StateSpan;
 using elinvar::turned_dims;
 
@@ -64,7 +64,10 @@ const Kernels kernels = {
     attention_part,
     attention_join,
     index_scores,
-    row_stats,
+    peak,
+    log_sum,
+    finite_row,
+    mask_row,
     scale_logits,
     exp_all,
     log_one,

@@ -194,10 +194,9 @@ struct GatedNorm {
     float* out;  // as x
 };
 
-struct RowStats {
+struct Peak {
     float max;
     int32_t argmax;  // the lowest id among equals
-    float log_sum;   // ln of the sum of e^(x - max)
 };
 
 // Panels are packed as ops/layout.py says. `num_cols` counts the real columns from the first panel;
@@ -230,7 +229,13 @@ struct Kernels {
     void (*attention_join)(const Attention& a, const AttentionTile& t, float* parts, int num_parts);
     // The worth of the 32 keys of each of some blocks to one token.
     void (*index_scores)(const Index& a, int token, const int32_t* blocks, int num, float* out);
-    RowStats (*row_stats)(const float* x, int n);
+    Peak (*peak)(const float* x, int n);
+    // ln of the sum of e^(x - max)
+    float (*log_sum)(const float* x, int n, float max);
+    // out = x, finite; NaN becomes the lowest float
+    void (*finite_row)(const float* x, int n, float* out);
+    // -inf where bit i % 32 of word i // 32 is not set
+    void (*mask_row)(const uint32_t* words, int n, float* x);
     // z[i] = (x[i] - max) / temperature; returns the sum of e^z when asked
     float (*scale_logits)(const float* x, int n, float max, float temperature, bool sum, float* z);
     void (*exp_all)(const float* z, int n, float* out);

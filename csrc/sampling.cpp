@@ -80,9 +80,9 @@ void filter(const Kernels& k, const float* z, int vocab, float total, const Samp
     cut_top_p(k, z, static_cast<double>(total), a.top_p, ids);
 }
 
-int choose_token(const Kernels& k, const float* logits, int vocab, const RowStats& stats,
+int choose_token(const Kernels& k, const float* logits, int vocab, float highest,
                  const SampleRow& a, float* z) {
-    const float total = k.scale_logits(logits, vocab, stats.max, a.temperature, a.top_p < 1, z);
+    const float total = k.scale_logits(logits, vocab, highest, a.temperature, a.top_p < 1, z);
     const float least = a.min_p > 0 ? std::max(kHopeless, k.log_one(a.min_p)) : kHopeless;
     const auto position = static_cast<uint32_t>(a.position);
     if (a.top_p >= 1 && (a.top_k <= 0 || a.top_k >= vocab))
@@ -134,20 +134,19 @@ void keep_typical(const Kernels& k, float typical_p, const float* z, int vocab, 
         x[i] = p[i] > 0 ? x[i] : -std::numeric_limits<float>::infinity();
 }
 
-// The choice from edited logits x; z, p: room for as many floats.
-int choose_edited(const Kernels& k, int vocab, const SampleRow& a, float typical_p, float* x,
-                  float* z, float* p) {
-    RowStats stats = k.row_stats(x, vocab);
-    if (!(a.temperature > 0)) return stats.argmax;
+// The choice from edited logits x, whose peak this is; z, p: room for as many floats.
+int choose_edited(const Kernels& k, int vocab, Peak peak, const SampleRow& a, float typical_p,
+                  float* x, float* z, float* p) {
+    if (!(a.temperature > 0)) return peak.argmax;
     if (typical_p < 1) {
-        k.scale_logits(x, vocab, stats.max, a.temperature, false, z);
+        k.scale_logits(x, vocab, peak.max, a.temperature, false, z);
         keep_typical(k, typical_p, z, vocab, p, x);
-        stats = k.row_stats(x, vocab);
+        peak = k.peak(x, vocab);
     }
-    return choose_token(k, x, vocab, stats, a, z);
+    return choose_token(k, x, vocab, peak.max, a, z);
 }
 
-// What is told of a row: the log-probs of its token and of the likeliest.
+// What is told of a row, if anything: the log-probs of its token and of the likeliest.
 struct Report {
     const Kernels* k;
     int vocab, num_top;
@@ -155,8 +154,13 @@ struct Report {
     int32_t* top_ids;
     float* top_logprobs;
 
-    void operator()(int m, const float* row, const RowStats& stats, int32_t token) const {
-        const auto logprob = [&](int32_t id) { return (row[id] - stats.max) - stats.log_sum; };
+    void operator()(int m, const float* row, int32_t token) const {
+        if (logprobs != nullptr) (*this)(m, row, k->peak(row, vocab).max, token);
+    }
+    void operator()(int m, const float* row, float highest, int32_t token) const {
+        if (logprobs == nullptr) return;
+        const float log_sum = k->log_sum(row, vocab, highest);
+        const auto logprob = [&](int32_t id) { return (row[id] - highest) - log_sum; };
         logprobs[m] = logprob(token);
         if (num_top == 0) return;
         Ids top;
@@ -178,20 +182,21 @@ void Provider::sample(const float* logits, int rows, int vocab, const SampleRow*
     const Report report{kernels_, vocab, num_top, logprobs, top_ids, top_logprobs};
     pool_.run(rows, [&](int m, int thread) {
         const float* row = logits + static_cast<std::ptrdiff_t>(m) * vocab;
-        const RowStats stats = kernels_->row_stats(row, vocab);
-        ids[m] = stats.argmax;
         const bool typical = edits.is_typical(m) && args[m].temperature > 0;
         if (typical || edits.touch(m)) {
             float* z = scratch(thread, 3 * size);
             float *x = z + size, *more = x + size;
-            edits.apply(m, row, vocab, x, more);
-            ids[m] = choose_edited(*kernels_, vocab, args[m], typical ? edits.typical_p[m] : 1.0f,
-                                   x, z, more);
-        } else if (args[m].temperature > 0) {
-            float* z = scratch(thread, size);
-            ids[m] = choose_token(*kernels_, row, vocab, stats, args[m], z);
+            const Peak peak = edits.apply(*kernels_, m, row, vocab, x, more);
+            ids[m] = choose_edited(*kernels_, vocab, peak, args[m],
+                                   typical ? edits.typical_p[m] : 1.0f, x, z, more);
+            report(m, row, ids[m]);
+            return;
         }
-        report(m, row, stats, ids[m]);
+        const Peak peak = kernels_->peak(row, vocab);
+        ids[m] = peak.argmax;
+        if (args[m].temperature > 0)
+            ids[m] = choose_token(*kernels_, row, vocab, peak.max, args[m], scratch(thread, size));
+        report(m, row, peak.max, ids[m]);
     });
 }
 
@@ -200,7 +205,7 @@ void Provider::score(const float* logits, int rows, int vocab, const int32_t* id
     const Report report{kernels_, vocab, num_top, logprobs, top_ids, top_logprobs};
     pool_.run(rows, [&](int m, int) {
         const float* row = logits + static_cast<std::ptrdiff_t>(m) * vocab;
-        report(m, row, kernels_->row_stats(row, vocab), ids[m]);
+        report(m, row, ids[m]);
     });
 }
 

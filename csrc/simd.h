@@ -1,5 +1,6 @@
 // V: sixteen f32 lanes on every instruction set, so that one source means one arithmetic.
-// Only correctly rounded instructions are used: add, mul, fma, div, sqrt, conversions.
+// Only correctly rounded instructions are used: add, mul, fma, div, sqrt, conversions. I: as many
+// integers of 32 bits; I2: the halves of products.
 // Included once per instruction set, inside namespace ELINVAR_ISA (see kernels.cpp).
 #pragma once
 

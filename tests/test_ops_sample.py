@@ -51,6 +51,19 @@ def test_sample(vocab: int, over: dict[str, float]) -> None:
     assert np.abs(results[0].top_logprobs - expected.top_logprobs).max() < 2e-5
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_sample_without_logprobs(temperature: float) -> None:
+    """The same tokens, and nothing is told of them."""
+    logits = normal(np.random.default_rng(2), 9, 3000) * 3
+    args = sample_args(9, temperature=temperature)
+    for ops in (REF, *CPUS.values()):
+        expected = ops.sample(logits, args).ids
+        result = ops.sample(logits, replace(args, num_logprobs=None))
+        assert (result.ids == expected).all()
+        assert result.logprobs.shape == (0,)
+        assert result.top_ids.shape == result.top_logprobs.shape == (9, 0)
+
+
 def test_sample_ties_go_to_the_lower_id() -> None:
     logits = np.zeros((2, 100), np.float32)
     logits[1, [40, 7]] = 5

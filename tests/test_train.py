@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from elinvar.base.errors import EngineError
+from elinvar.base.plan import StepOutput, StepPlan
 from elinvar.base.sampling import SamplingParams
 from elinvar.models import llama
 from elinvar.models.eagle import load_eagle
@@ -79,6 +81,18 @@ def test_answers_go_on_where_they_were_stopped(tmp_path: Path) -> None:
     with (tmp_path / "answers.jsonl").open("a") as file:
         file.write('{"prompt": 3, "id')  # the machine went down
     assert answers(tmp_path, 12) == whole
+
+
+def test_a_step_that_fails_is_no_answer(tmp_path: Path) -> None:
+    engine = tiny_engine(kind="f32", speculation="off")
+
+    def fail(plan: StepPlan) -> StepOutput:
+        raise RuntimeError("of this step")
+
+    engine.runner.execute = fail  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match="of this step"):
+        record_answers(engine, prompts(3), seeded(SamplingParams(), 3), tmp_path, go_on)
+    assert not (tmp_path / "answers.jsonl").read_text()
 
 
 def test_features_are_the_states_of_answers(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ def test_sample(over: dict[str, float]) -> None:
     assert (ids == expected.ids).all() and (top_ids == expected.top_ids).all()
     assert np.abs(logprobs - expected.logprobs).max() < 1e-5
     assert np.abs(top_logprobs - expected.top_logprobs).max() < 1e-5
+    ids, *told = run(logits, replace(args, num_logprobs=None))
+    assert (ids == expected.ids).all() and not any(part.size for part in told)
 
 
 @pytest.mark.parametrize("over", [{"top_k": 5}, {"top_p": 0.4}, {"temperature": 0.0}])

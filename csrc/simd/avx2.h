@@ -6,6 +6,9 @@ struct V {
 struct I {
     __m256i a, b;
 };
+struct I2 {
+    I low, high;
+};
 EL_INLINE V zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 EL_INLINE V set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 EL_INLINE V load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -73,6 +76,20 @@ EL_INLINE void store_bytes(int8_t* p, I x) {  // lanes within -128 .. 127
 EL_INLINE I operator+(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 EL_INLINE I operator-(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
 EL_INLINE I operator&(I x, I y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
+EL_INLINE I operator^(I x, I y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
+EL_INLINE void wide_product(__m256i x, __m256i y, __m256i& low, __m256i& high) {
+    const __m256i even = _mm256_mul_epu32(x, y),
+                  odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), y);
+    low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+    high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+}
+EL_INLINE I2 wide_product(I x, uint32_t y) {
+    const __m256i factor = _mm256_set1_epi32(static_cast<int32_t>(y));
+    I2 r;
+    wide_product(x.a, factor, r.low.a, r.high.a);
+    wide_product(x.b, factor, r.low.b, r.high.b);
+    return r;
+}
 template <int N>
 EL_INLINE I shift_left(I x) {
     return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)};

@@ -7,6 +7,9 @@ struct V {
 struct I {
     __m512i v;
 };
+struct I2 {
+    I low, high;
+};
 EL_INLINE V zero() { return {_mm512_setzero_ps()}; }
 EL_INLINE V set1(float x) { return {_mm512_set1_ps(x)}; }
 EL_INLINE V load(const float* p) { return {_mm512_loadu_ps(p)}; }
@@ -54,6 +57,14 @@ EL_INLINE void store_bytes(int8_t* p, I a) {  // lanes within -128 .. 127
 EL_INLINE I operator+(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
 EL_INLINE I operator-(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 EL_INLINE I operator&(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
+EL_INLINE I operator^(I a, I b) { return {_mm512_xor_si512(a.v, b.v)}; }
+EL_INLINE I2 wide_product(I a, uint32_t b) {
+    const __m512i factor = _mm512_set1_epi32(static_cast<int32_t>(b));
+    const __m512i even = _mm512_mul_epu32(a.v, factor);
+    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), factor);
+    return {{_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32))},
+            {_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd)}};
+}
 template <int N>
 EL_INLINE I shift_left(I a) {
     return {_mm512_slli_epi32(a.v, N)};

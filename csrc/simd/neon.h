@@ -12,6 +12,9 @@ struct V {
 struct I {
     int32x4_t v[4];
 };
+struct I2 {
+    I low, high;
+};
 EL_INLINE V set1(float x) {
     V r;
     EL_EACH(vdupq_n_f32(x));
@@ -117,6 +120,21 @@ EL_INLINE I operator-(I a, I b) {
 EL_INLINE I operator&(I a, I b) {
     I r;
     EL_EACH(vandq_s32(a.v[i], b.v[i]));
+}
+EL_INLINE I operator^(I a, I b) {
+    I r;
+    EL_EACH(veorq_s32(a.v[i], b.v[i]));
+}
+EL_INLINE I2 wide_product(I a, uint32_t b) {
+    I2 r;
+    for (int i = 0; i < 4; ++i) {
+        const uint32x4_t x = vreinterpretq_u32_s32(a.v[i]);
+        const uint32x4_t first = vreinterpretq_u32_u64(vmull_n_u32(vget_low_u32(x), b));
+        const uint32x4_t last = vreinterpretq_u32_u64(vmull_n_u32(vget_high_u32(x), b));
+        r.low.v[i] = vreinterpretq_s32_u32(vuzp1q_u32(first, last));
+        r.high.v[i] = vreinterpretq_s32_u32(vuzp2q_u32(first, last));
+    }
+    return r;
 }
 template <int N>
 EL_INLINE I shift_left(I a) {

@@ -13,6 +13,9 @@ struct V {
 struct I {
     int32_t v[16];
 };
+struct I2 {
+    I low, high;
+};
 EL_INLINE V set1(float x) {
     V r;
     EL_EACH(x);
@@ -107,6 +110,19 @@ EL_INLINE I operator-(I a, I b) {
 EL_INLINE I operator&(I a, I b) {
     I r;
     EL_EACH(a.v[i] & b.v[i]);
+}
+EL_INLINE I operator^(I a, I b) {
+    I r;
+    EL_EACH(a.v[i] ^ b.v[i]);
+}
+EL_INLINE I2 wide_product(I a, uint32_t b) {
+    I2 r;
+    for (int i = 0; i < kLanes; ++i) {
+        const uint64_t product = uint64_t{static_cast<uint32_t>(a.v[i])} * b;
+        r.low.v[i] = static_cast<int32_t>(static_cast<uint32_t>(product));
+        r.high.v[i] = static_cast<int32_t>(product >> 32);
+    }
+    return r;
 }
 template <int N>
 EL_INLINE I shift_left(I a) {

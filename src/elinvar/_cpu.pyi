@@ -182,7 +182,7 @@ class Provider:
         top_k: Any,
         top_p: Any,
         min_p: Any,
-        num_top: int,
+        num_logprobs: int | None,
         typical_p: Any = None,
         penalties: Any = None,
         biases: Any = None,

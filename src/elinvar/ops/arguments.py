@@ -108,8 +108,8 @@ class SampleArgs:
     """0: off."""
     top_p: F32
     min_p: F32
-    num_logprobs: int
-    """Top log-probs to return for every row; 0 for none."""
+    num_logprobs: int | None
+    """Top log-probs to return for every row; None: not even that of the sampled token."""
     typical_p: F32 | None = None
     """Below 1: on. None: off for all."""
     penalties: Penalties | None = None
@@ -133,7 +133,7 @@ class SampleResult:
     ids: I32
     """[L]"""
     logprobs: F32
-    """[L] of the sampled token, softmax of the raw logits."""
+    """[L] of the sampled token, softmax of the raw logits; [0] where none were asked for."""
     top_ids: I32
     """[L, num_logprobs] likeliest first, equal ones by id."""
     top_logprobs: F32

@@ -16,7 +16,11 @@ class SampleRef:
     def sample(self, logits_LV: F32, args: SampleArgs) -> SampleResult:
         rows = logits_LV.astype(np.float64)
         ids = [_choice(edited(row, i, args), i, args) for i, row in enumerate(rows)]
-        return self.score(logits_LV, np.array(ids, np.int32), args.num_logprobs)
+        ids_L = np.array(ids, np.int32)
+        if args.num_logprobs is None:
+            none = np.empty((len(ids), 0), np.float32)
+            return SampleResult(ids_L, none.ravel(), none.astype(np.int32), none)
+        return self.score(logits_LV, ids_L, args.num_logprobs)
 
     def score(self, logits_LV: F32, ids_L: I32, num_logprobs: int) -> SampleResult:
         logits = logits_LV.astype(np.float64)

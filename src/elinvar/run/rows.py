@@ -66,7 +66,7 @@ class Rows:
         self.watches = Watches()
         # Of the last step, until a row or a table changes: most steps are like the one before.
         self._gathered: tuple[tuple[list[int], int], tuple[I32, ...]] | None = None
-        self._sampling: tuple[list[int], Any, tuple[Any, ...], int] | None = None
+        self._sampling: tuple[list[int], Any, tuple[Any, ...], int | None] | None = None
         self._adapted: tuple[list[int], I32 | None] = [], None
 
     def start(self, started: RowStart) -> None:
@@ -233,7 +233,8 @@ class Rows:
     def sample_args(self, rows_L: list[int], position_L: I32) -> SampleArgs:
         """Sampling parameters of the rows that sample."""
         if self._sampling is None or self._sampling[0] != rows_L:
-            most = max(self.num_logprobs[row] or 0 for row in rows_L)
+            asked = (self.num_logprobs[row] for row in rows_L)
+            most = max((count for count in asked if count is not None), default=None)
             params = (self.temperature, self.top_k, self.top_p, self.min_p)
             self._sampling = rows_L, self.seeds[rows_L], tuple(p[rows_L] for p in params), most
         _, seeds, (temperature, top_k, top_p, min_p), num_logprobs = self._sampling

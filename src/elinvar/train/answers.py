@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from elinvar.base.errors import EngineError
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
 from elinvar.engine.output import CompletionBuilder
@@ -33,7 +34,8 @@ def record_answers(
     progress: Progress,
 ) -> list[Recorded]:
     """The engine's answers to all prompts, in their order; fewer where `progress` said stop. params:
-    with seeds, so that an answer is the same whenever it is made."""
+    with seeds, so that an answer is the same whenever it is made. Raises EngineError where a step fails:
+    what came before is kept."""
     path, total = work / "answers.jsonl", len(prompts)
     known = _read(path)
     builders = {
@@ -45,6 +47,8 @@ def record_answers(
     with path.open("a", encoding="ascii") as file:
         while engine.has_work and go_on:
             for delta in engine.step():
+                if delta.error is not None:
+                    raise EngineError(f"A step of the engine failed: {delta.error}")
                 i, builder = builders[delta.request_id]
                 if completion := builder.push(delta):
                     known[i] = completion.token_ids
@@ -58,7 +62,7 @@ def record_answers(
     return [
         Recorded([*prompt, *known[i]], len(prompt), one)
         for i, (prompt, one) in enumerate(zip(prompts, params, strict=True))
-        if known.get(i)
+        if i in known
     ]
 
 

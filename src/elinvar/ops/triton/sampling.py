@@ -304,6 +304,9 @@ def sample(logits_LV: torch.Tensor, args: SampleArgs) -> Sampled:
     choose_kernel[rows,](
         x, numbers, ids, vocab, EDITED=edited, BLOCK=_BLOCK, num_warps=8, enable_fp_fusion=False
     )
+    if args.num_logprobs is None:
+        none = torch.empty(rows, 0, dtype=torch.float32, device=x.device)
+        return Sampled(ids, none.flatten(), none.to(torch.int32), none)
     return score(logits_LV, ids, args.num_logprobs)
 
 

@@ -37,12 +37,17 @@ class ForcedDrafter:
         if known is None:
             return Guess()
         matcher, chain, likely, is_forced = known.copy(), Guess(), 1.0, False
-        while len(chain.tokens) < ask.most and likely >= LEAST:
-            if tokens := matcher.forced()[: ask.most - len(chain.tokens)]:
-                more, is_forced = Guess(tokens, [CUT] * len(tokens)), True
+        said = Guess()  # by the other drafter, of what comes behind the chain
+        while (room := ask.most - len(chain.tokens)) and likely >= LEAST:
+            if tokens := matcher.forced()[:room]:
+                more, is_forced, said = Guess(tokens, [CUT] * len(tokens)), True, Guess()
             else:
-                more = self._follow(ask, chain.tokens)
-                if not more.tokens or not matcher.num_valid(more.tokens):
+                if not said.tokens:
+                    said = self._follow(ask, chain.tokens, room)
+                # A token, since behind each there may be a forced text.
+                more = Guess(said.tokens[:1], said.chances[:1])
+                said = Guess(said.tokens[1:], said.chances[1:])
+                if not matcher.num_valid(more.tokens):
                     break
             matcher.accept(more.tokens)
             chain.tokens += more.tokens
@@ -52,11 +57,10 @@ class ForcedDrafter:
         # Without anything forced the other drafter says as much.
         return chain if is_forced else Guess()
 
-    def _follow(self, ask: Ask, ahead: Sequence[int]) -> Guess:
-        """A token, since behind each there may be a forced text."""
+    def _follow(self, ask: Ask, ahead: Sequence[int], most: int) -> Guess:
         if self._suffix is None:
             return Guess()
-        return self._suffix.follow(ask.row, ask.num_tokens, ahead, 1)
+        return self._suffix.follow(ask.row, ask.num_tokens, ahead, most)
 
     def observe(self, seen: Seen) -> None:
         pass

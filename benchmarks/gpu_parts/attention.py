@@ -3,6 +3,7 @@ decode and in every batch, fast; torch's SDPA beside it, which reads keys that l
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from elinvar.base.config import KVSpec
 from elinvar.ops import load_provider
+from elinvar.ops.triton.attention import tile_of
+from elinvar.ops.triton.tuner_heads import Filled, Heads
 from gpu_parts.base import Part, error_of
 
 HEADS, KV_HEADS, DIMS = 32, 8, 128
-DECODE = ((1, 4096), (1, 32768), (8, 8192), (32, 8192), (128, 4096), (128, 16384))
+DECODE = ((1, 4096), (1, 32768), (8, 8192), (32, 8192), (128, 4096), (128, 32768))
 """Sequences and their context."""
 
 
@@ -125,6 +128,10 @@ def prefill(part: Part, tokens: int) -> dict[str, Any]:
     q = part.randn(tokens, cache.heads, cache.dims)
     flops = 2 * tokens * tokens * cache.heads * cache.dims  # causal: half of 4 T^2 H D
     found = part.rates(part.seconds([cache.call(q)]), 0, flops)
+    if not part.small:  # as the tuner may have it, where the part `bits` saw equal bits
+        tall = Filled(Heads(HEADS, KV_HEADS, DIMS, "bf16"), 1, tokens, tokens, part.device)
+        call = tall.attend(tokens, replace(tile_of(DIMS, q.dtype, "bf16"), tall=128))
+        found["tall"] = part.rates(part.seconds([call]), 0, flops)
     k, v = (each.contiguous() for each in cache.dense())
     queries = q.transpose(0, 1)[None].contiguous()
     sdpa = part.seconds(

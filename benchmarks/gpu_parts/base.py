@@ -33,6 +33,8 @@ class Part:
         self.device = find_device()
         self.until = time.monotonic() + float(os.environ.get("ELINVAR_PART_SECONDS", "600"))
         self.found: dict[str, Any] = {}
+        self.tables = out.parent
+        """Where the part `cost` leaves what it chose, as `elinvar tune` does in the cache folder."""
         self.ceilings: dict[str, float] = {"copy": 0.0, "matmul": 0.0}
         known = out.with_name("ceilings.json")
         if known.exists() and name != "ceilings":

@@ -26,7 +26,7 @@ STEPS = 48
 
 def measure(part: Part) -> None:
     begun = time.monotonic()
-    model, ops, described = random_model(part.name, part.small)
+    model, ops, described = random_model(part.name, part.small, part.tables)
     batches = (1, 2) if part.small else (1, 8, 32, 128)
     prompt = 9 if part.small else PROMPT
     longest = 64 if part.small else 8192 + 64

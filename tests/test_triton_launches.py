@@ -105,7 +105,6 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, dict[s
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> None:
         own = {name: named.pop(name) for name in OPTIONS if name in named}
-        named.pop("enable_fp_fusion", None)
         bound = inspect.signature(kernel.fn).bind(*args, **named)
         bound.apply_defaults()
         found.append((kernel, {**OPTIONS, **bound.arguments, **own}))

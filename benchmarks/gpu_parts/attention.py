@@ -38,24 +38,14 @@ class Cache:
         order = torch.randperm(per * count, generator=torch.Generator().manual_seed(0))
         self.tables = order.view(count, per).to(part.device, torch.int32)
 
-    def attend(self, q: torch.Tensor, last: int | None = None) -> torch.Tensor:
-        """q [count n, H, D]: the n tokens of each sequence that end before position `last`."""
-        n, end, device = len(q) // self.count, last or self.context, self.part.device
-        starts = torch.arange(self.count + 1, device=device, dtype=torch.int32) * n
-        lens = torch.full((self.count,), end, device=device, dtype=torch.int32)
-        at = torch.arange(end - n, end, device=device, dtype=torch.int32).repeat(self.count)
-        return self.bound(q, starts, lens, at)()
-
-    def bound(self, q: Any, starts: Any, lens: Any, at: Any) -> Any:
-        scale = self.dims**-0.5
-        return lambda: self.ops.attention(q, self.kv, starts, lens, self.tables, at, scale, None)
-
     def call(self, q: torch.Tensor) -> Any:
+        """q [count n, H, D]: of the last n tokens of each sequence."""
         n, device = len(q) // self.count, self.part.device
         starts = torch.arange(self.count + 1, device=device, dtype=torch.int32) * n
         lens = torch.full((self.count,), self.context, device=device, dtype=torch.int32)
         at = torch.arange(self.context - n, self.context, device=device, dtype=torch.int32)
-        return self.bound(q, starts, lens, at.repeat(self.count))
+        where, scale = (starts, lens, self.tables, at.repeat(self.count)), self.dims**-0.5
+        return lambda: self.ops.attention(q, self.kv, *where, scale, None)
 
     def dense(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [count, Hkv, context, D]."""
@@ -84,7 +74,7 @@ def right(part: Part) -> dict[str, Any]:
     cache = Cache(part, count, context)
     n = 9 if part.small else 200
     q = part.randn(count * n, cache.heads, cache.dims)
-    whole = cache.attend(q).view(count, n, -1)
+    whole = cache.call(q)().view(count, n, -1)
     k, v = (
         each.double().repeat_interleave(cache.heads // cache.kv_heads, 1) for each in cache.dense()
     )
@@ -95,12 +85,12 @@ def right(part: Part) -> dict[str, Any]:
     exact = torch.softmax(scores.masked_fill(unseen, -torch.inf), 3) @ v
     error = error_of(whole, exact.transpose(1, 2).flatten(2))
     rows = q.view(count, n, cache.heads, cache.dims)
-    one = cache.attend(rows[:, n - 1].contiguous())
+    one = cache.call(rows[:, n - 1].contiguous())()
     as_decoded = torch.equal(one, whole[:, n - 1])
-    some = cache.attend(rows[:, n - 5 :].flatten(0, 1).contiguous()).view(count, 5, -1)
+    some = cache.call(rows[:, n - 5 :].flatten(0, 1).contiguous())().view(count, 5, -1)
     as_drafts = torch.equal(some, whole[:, n - 5 :])
     cache.count, cache.tables = 1, cache.tables[1:2].contiguous()
-    alone = torch.equal(cache.attend(rows[1].contiguous()), whole[1])
+    alone = torch.equal(cache.call(rows[1].contiguous())(), whole[1])
     return {
         "error_of_largest": error,
         "right": error < part.tolerance(8e-3),

@@ -404,7 +404,7 @@ def attention(
         PADDED=kv.k.stride(2),
         DTYPE=TYPES[dtype], LIMITED=limited, PARTIAL=states is not None,
         DIMS=power(dim), PART=part, **cut,
-        num_stages=tile.num_stages, enable_fp_fusion=False,
+        num_stages=tile.num_stages,
     )  # fmt: skip
     if states is not None:
         merge_splits(states, out, query_start_loc, positions_T, sinks_H, *limits)
@@ -446,7 +446,7 @@ def merge_splits(
         *states, out_THV, query_start_loc, positions_T, sinks_H,
         len(query_start_loc) - 1, num_tokens * num_heads, num_heads, window, chunk, first,
         VALUES=values, LIMITED=(window, chunk, first) != (_NO_LIMIT, _NO_LIMIT, 0), PART=part,
-        num_warps=1, enable_fp_fusion=False,
+        num_warps=1,
     )  # fmt: skip
 
 

@@ -213,7 +213,7 @@ def latent_query(
     query_kernel[tokens * num_heads,](
         latent_THR, q_TN, positions_T, rope_PD, out, num_heads,
         K=dim, RANK=rank, HALF=rope // 2, DIMS=attention.power(rank),
-        SIDE=attention.power(rope // 2), enable_fp_fusion=False,
+        SIDE=attention.power(rope // 2),
     )  # fmt: skip
     return out
 
@@ -233,7 +233,7 @@ def latent_write(
         x_TN, positions_T, rope_PD, kv.k, kv.k_scales, slots_T, gain_R, eps, x_TN.stride(0),
         kv.k.stride(0), 0 if kv.k_scales is None else kv.k_scales.stride(0),
         KIND=kv.dtype, RANK=rank, HALF=half, PADDED=kv.k.stride(2), DIMS=attention.power(rank),
-        SIDE=attention.power(half), enable_fp_fusion=False,
+        SIDE=attention.power(half),
     )  # fmt: skip
 
 
@@ -266,7 +266,7 @@ def latent_attention(
         DTYPE=attention.TYPES[attention.product_dtype(q_THD.dtype, kv.dtype)],
         PARTIAL=workspace is not None, ROWS=_ROWS, KEYS=_KEYS,
         DIMS=attention.power(kv.value_dim), SIDE=attention.power(rope),
-        num_warps=_WARPS, num_stages=_STAGES, enable_fp_fusion=False,
+        num_warps=_WARPS, num_stages=_STAGES,
     )  # fmt: skip
     if workspace is not None:
         attention.merge_splits(workspace, out, query_start_loc, positions_T, None, first=first)

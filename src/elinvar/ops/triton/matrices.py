@@ -12,7 +12,7 @@ padded to a multiple of 128 by groups that are 0):
     mxfp4   codes as q4, of e2m1; scales i32 [P / 2, N]: four e8m0, of groups of 32
     nvfp4   codes as q4, of e2m1; scales i32 [P, N]: four e4m3, of groups of 16; factors
     fp8     codes e4m3 [N, K]; scales f32 [N / 128, K / 128] of blocks, rounded up, or factors
-    int8    codes [N, K], factors: multiplied with rows of int8 (w8a8.py)
+    int8    codes [N, K], factors: multiplied with rows of int8 (gather.quantise_rows)
 
 Scales are words of 32 bits, as asynchronous copies to shared memory take no less.
 """

@@ -14,9 +14,14 @@ constexpr int kTileHeads = 16;
 // Each tile of a longer span goes through its splits alone: prompts have tiles enough, and the
 // parts of few tokens stay small beside the keys.
 constexpr int kSplitTokens = 4;
+// Spans of few sequences are cut into smaller tiles until each thread has so many items, though not
+// below these rows: else a thread waits where two share three heads, or the one of some models.
+constexpr int kItemsOfThread = 2, kFewestRows = 4;
 // What a thread takes at once: items of so many blocks that most of them know which one follows,
 // but at most this part of its share, which keeps the threads' ends together.
 constexpr int kChunkBlocks = 64, kChunksOfThread = 4;
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 struct Blocks {
     int first, last;
@@ -43,7 +48,9 @@ AttentionAhead ahead_of(const Attention& a, const AttentionTile& t, int split) {
 
 void Provider::attention(const Attention& a, int num_seqs, const int32_t* query_start) {
     const int group = a.heads / a.kv_heads, share = std::min(group, kTileHeads);
-    const int tile = std::max(1, kTileRows / share);
+    const int largest = std::max(1, kTileRows / share), fewest = ceil_div(kFewestRows, share);
+    const int columns = num_seqs * a.kv_heads * ceil_div(group, share);
+    const int pieces = ceil_div(kItemsOfThread * pool_.size(), std::max(1, columns));
     const auto part_floats = [&](const AttentionTile& t) {
         return attention_part_floats(t.rows(), a.padded_values());
     };
@@ -51,7 +58,9 @@ void Provider::attention(const Attention& a, int num_seqs, const int32_t* query_
     joins_.clear();
     std::size_t parts = 0;
     for (int seq = 0; seq < num_seqs; ++seq) {
-        const bool alone = query_start[seq + 1] - query_start[seq] > kSplitTokens;
+        const int length = query_start[seq + 1] - query_start[seq];
+        const bool alone = length > kSplitTokens;
+        const int tile = std::clamp(ceil_div(length, pieces), std::min(fewest, largest), largest);
         for (int t = query_start[seq]; t < query_start[seq + 1]; t += tile) {
             const int count = std::min(tile, query_start[seq + 1] - t);
             const auto [least, most] =

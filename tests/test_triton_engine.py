@@ -33,13 +33,15 @@ def built(family: str, kind: str) -> tuple[Any, Ops]:
     return tiny_parts(family, kind).build(ops), ops
 
 
-# Experts with sinks and windows; windows, caps and norms of heads; quantised; norms of all heads; latents.
+# Experts with sinks and windows; windows, caps and norms of heads; quantised; norms of all heads; latents;
+# recurrent states.
 CLOSE = [
     ("gpt_oss", "f32", 5e-6, 43),
     ("gemma3", "f32", 5e-6, 43),
     ("llama", "q4", 0.2, 43),
     ("olmo2", "f16", 0.01, 9),
     ("minicpm3", "f32", 5e-6, 9),
+    ("qwen3_next", "f32", 1e-5, 43),
 ]
 
 
@@ -58,7 +60,11 @@ def test_logits_are_close_to_those_of_ref(
 
 @pytest.mark.parametrize(
     ("family", "kind", "ends"),
-    [("llama", "q4", (17, 38, 40)), ("qwen3_moe", "f32", (5, 9, 10))],
+    [
+        ("llama", "q4", (17, 38, 40)),
+        ("qwen3_moe", "f32", (5, 9, 10)),
+        ("qwen3_5", "f32", (5, 9, 10)),
+    ],
 )
 def test_neither_chunks_nor_neighbours_change_a_bit(
     family: str, kind: str, ends: tuple[int, int, int]

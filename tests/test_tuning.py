@@ -264,3 +264,35 @@ def test_bits_that_are_not_equal_are_seen(monkeypatch: pytest.MonkeyPatch) -> No
     assert not tuner.same_bits(w)
     monkeypatch.setattr(attention, "merge_splits", lambda *given: None)
     assert not same_attention(filled, None)
+
+
+def test_all_that_a_model_has_is_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention, products and experts, by a clock that stands still; and the provider finds the table."""
+    from elinvar.cli import tune as command
+    from elinvar.ops.triton import tuner, tuner_heads
+    from elinvar.ops.triton.tuned import read
+
+    shapes = Path(__file__).parents[1] / "benchmarks/gpu_parts/models.json"
+    both = json.loads(shapes.read_text())["qwen3-moe"]
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**both["config"], "num_hidden_layers": 1}))
+
+    def chosen(config: Config | Tile) -> Choice:
+        return Choice(config, {1: 2e-6, 8: 3e-6}, {1: 2e-6, 8: 2e-6})
+
+    monkeypatch.setattr(command, "_gpu", lambda: ("gpu", "Some GPU", "9.9"))
+    monkeypatch.setattr(tuner, "tune_matrix", lambda *given, progress: chosen(WIDE))
+    monkeypatch.setattr(tuner, "tune_experts", lambda *given, progress: (chosen(LOW), chosen(DEEP)))
+    tile = Tile(64, 128, 64, 3)
+    monkeypatch.setattr(tuner_heads, "tune_attention", lambda *given, progress: chosen(tile))
+    out = tmp_path / "table.json"
+    arguments = ["tune", str(config), "--out", str(out), "--kv-dtype", "bf16"]
+    told = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert told.exit_code == 0
+    table = read(out)
+    assert table.attention == {"bfloat16/bf16/128": tile}
+    assert table.configs["experts/128/bf16/1536x2048"] == LOW
+    assert table.configs["experts/128/bf16/2048x768"] == DEEP
+    assert table.configs["bf16/5120x2048"] == table.configs["bf16/151936x2048"] == WIDE
+    assert json.loads(out.read_text())["costs"]["bf16/2048x4096"]["uses"] == 1
+    assert "all products: at most 1.500 times the best (8 rows)" in told.output

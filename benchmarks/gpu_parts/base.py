@@ -20,7 +20,8 @@ from elinvar.ops.triton.device import find_device
 MODULES = {
     "bits": "bits", "cost": "cost",
     "ceilings": "ceilings", "products": "products", "experts": "experts", "rows": "rows",
-    "attention": "attention", "sampling": "sampling", "transformers": "peers",
+    "attention": "attention", "sampling": "sampling", "recurrent": "recurrent",
+    "transformers": "peers",
     "llama": "whole", "qwen3-moe": "whole", "deepseek": "whole", "gpt-oss": "whole",
 }  # fmt: skip
 

@@ -28,12 +28,13 @@ from elinvar.ops.triton import (
     lora,
     moe,
     norms,
+    recurrent,
     rope,
     route,
     rows,
     sampling,
 )
-from elinvar.ops.triton.caches import KVLayer, kv_layers
+from elinvar.ops.triton.caches import KVLayer, StateLayer, kv_layers
 from elinvar.ops.triton.device import INTERPRETER, device_name, find_device, free_memory
 from elinvar.ops.triton.recording import Recording, capture
 from elinvar.ops.triton.sizes import activations, arriving_bytes, matrix_bytes
@@ -46,7 +47,6 @@ _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 _NEEDS = {
     "latent": ("latent_query", "latent_write"),
-    "delta": ("causal_conv", "delta_rule"),
     "index": ("index_select", "sparse_attention"),
 }
 """What a part of a configuration needs that not every family has."""
@@ -67,6 +67,8 @@ class TritonOps:
         self._recording: Recording | None = None
         self._pool = None if INTERPRETER else torch.cuda.graph_pool_handle()
         self._expected = 0
+        self._learning = False
+        """A step runs whose results nobody wants (`record`)."""
 
     # ---- where arrays are -------------------------------------------------------------------
 
@@ -121,7 +123,11 @@ class TritonOps:
                 self._recording = self._constant.used = None
 
         if not INTERPRETER:
-            recorded()  # compiles kernels and binds matrices, which cannot be captured
+            self._learning = True
+            try:
+                recorded()  # compiles kernels and binds matrices, which cannot be captured
+            finally:
+                self._learning = False
             return capture(recording, recorded, self._pool)
 
         def replay() -> T:
@@ -326,6 +332,42 @@ class TritonOps:
             tile=self._tiles.get(heads(dtype, kv.dtype, q_THD.shape[2])),
         )
         return out.flatten(1)
+
+    # ---- recurrent states -------------------------------------------------------------------
+
+    def causal_conv(
+        self,
+        x_TN: T,
+        w_KC: Any,
+        state: StateLayer,
+        query_start_loc: T,
+        seq_lens: T,
+        block_table_RB: T,
+    ) -> T:
+        where = query_start_loc, seq_lens, self._states(state, block_table_RB)
+        return recurrent.causal_conv(x_TN, self._constant(w_KC), state, *where)
+
+    def delta_rule(
+        self,
+        qkv_TC: T,
+        x_TN: T,
+        a_log_H: Any,
+        dt_bias_H: Any,
+        state: StateLayer,
+        query_start_loc: T,
+        seq_lens: T,
+        block_table_RB: T,
+    ) -> T:
+        gates = self._constant(a_log_H), self._constant(dt_bias_H)
+        where = query_start_loc, seq_lens, self._states(state, block_table_RB)
+        return recurrent.delta_rule(qkv_TC, x_TN, *gates, state, *where)
+
+    def _states(self, state: StateLayer, block_table_RB: T) -> T:
+        """In which blocks: of a step that runs only to be learnt the one that nobody reads. The step
+        itself is yet to come, and goes on from states as they are."""
+        if not self._learning:
+            return block_table_RB
+        return torch.full_like(block_table_RB, len(state.states) - 1)
 
     # ---- sampling ---------------------------------------------------------------------------
 

@@ -185,7 +185,7 @@ def test_a_panic_of_a_library_reaches_everybody(monkeypatch: pytest.MonkeyPatch)
         raise PanicError("index out of bounds")
 
     async def test(engine: AsyncEngine) -> None:
-        monkeypatch.setattr(engine.engine.runner, "execute", panic)
+        monkeypatch.setattr(engine.engine.runner, "begin", panic)
         with pytest.raises(EngineError, match="The engine stopped: index out of bounds"):
             await read(engine, PROMPT, params())
         with pytest.raises(EngineError, match="index out of bounds"):

@@ -22,6 +22,7 @@ from elinvar.engine.core import Engine
 from elinvar.engine.output import CompletionBuilder
 from elinvar.models.registry import FAMILIES as REGISTRY
 from elinvar.ops.ref_attention import read_keys
+from elinvar.run.ahead import Begun
 from elinvar.run.watches import most_seen
 from engines import ENGINES, VOCAB, Answer, answers, provider, tiny_engine
 
@@ -69,13 +70,14 @@ def expected(family: str) -> tuple[list[Answer], list[Answer]]:
 def outputs_of(engine: Engine) -> list[StepOutput]:
     """All that the runner says from now on."""
     outputs: list[StepOutput] = []
-    execute = engine.runner.execute
+    begin = engine.runner.begin
 
-    def spy(plan: Any) -> StepOutput:
-        outputs.append(execute(plan))
-        return outputs[-1]
+    def spy(plan: Any) -> Begun:
+        begun = begin(plan)
+        outputs.append(begun.finish())
+        return begun
 
-    engine.runner.execute = spy  # type: ignore[method-assign]
+    engine.runner.begin = spy  # type: ignore[method-assign]
     return outputs
 
 

@@ -92,6 +92,7 @@ def test_targets_are_told_as_reached_or_not(gpu: Any) -> None:
         ("not measured", "-"),
         ("not measured", "-"),
         ("2.2 x", "no"),
+        ("not measured", "-"),
         ("6.0 %", "no"),
         ("2.0 %", "yes"),
     ]

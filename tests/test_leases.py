@@ -566,7 +566,7 @@ def test_a_fork_copies_no_more_than_the_block_it_writes_in() -> None:
     plan = engine.scheduler.plan()
     assert len(plan.copies) == 3 and engine.scheduler.kv.pools[0].num_free == free - 3 - 2
     assert all(start.blocks[0][:2] == plan.started[0].blocks[0][:2] for start in plan.started)
-    engine.runner.execute(plan)
+    engine.runner.begin(plan).finish()
     for name in "bcd":
         engine.abort(name)
 

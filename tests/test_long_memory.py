@@ -221,8 +221,8 @@ def test_what_lies_below_the_cache_is_fetched(family: str) -> None:
     assert below is not None
     below.compute_s = lambda start, end: math.inf  # however slow the machine: fetch
     plans: list[StepPlan] = []
-    execute = engine.runner.execute
-    engine.runner.execute = lambda plan: (plans.append(plan), execute(plan))[1]  # type: ignore[method-assign]
+    begin = engine.runner.begin
+    engine.runner.begin = lambda plan: (plans.append(plan), begin(plan))[1]  # type: ignore[method-assign]
     for _ in range(2):
         assert answers(engine, PROMPTS + PROMPTS, PARAMS + PLAIN) == narrow + plain
     assert sum(len(plan.loads) for plan in plans) > 0

@@ -65,7 +65,7 @@ def test_a_mixed_batch(runner: Runner, model: SpyModel) -> None:
         [start(2, list(range(10)), [[], []]), start(0, prompt, [[4], [-1]], logprobs=2)],
         [item(2, 0, 7, False, [[3], [8]]), item(0, 32, 3, True, [[5], [6]])],
     )
-    output = runner.execute(plan)
+    output = runner.begin(plan).finish()
     assert output.sampled == [[], [3]]
     assert output.logprobs[0] == []
     assert [token for token, _ in output.logprobs[1][0].top] == [3, 0]
@@ -86,9 +86,9 @@ def test_a_mixed_batch(runner: Runner, model: SpyModel) -> None:
 
 
 def test_sampled_tokens_are_the_next_input(runner: Runner, model: SpyModel) -> None:
-    runner.execute(StepPlan([start(1, [5], [[], []])], [item(1, 0, 1, True, [[0], [0]])]))
+    runner.begin(StepPlan([start(1, [5], [[], []])], [item(1, 0, 1, True, [[0], [0]])])).finish()
     for at in range(1, 5):
-        output = runner.execute(StepPlan(items=[item(1, at, 1, True, [[], []])]))
+        output = runner.begin(StepPlan(items=[item(1, at, 1, True, [[], []])])).finish()
         assert output.sampled == [[6 + at]]
         assert model.batches[-1].input_ids.tolist() == [5 + at]
         assert model.batches[-1].positions.tolist() == [at]
@@ -98,18 +98,18 @@ def test_a_row_taken_again_forgets_its_former_request(runner: Runner, model: Spy
     old = StepPlan(
         [start(0, [1] * 70, [[], []], logprobs=3)], [item(0, 0, 70, True, [[1, 2, 3], [1, 2, 3]])]
     )
-    assert runner.execute(old).logprobs[0]
+    assert runner.begin(old).finish().logprobs[0]
     new = StepPlan([start(0, [7, 8], [[], []])], [item(0, 0, 2, True, [[9], [9]])])
-    output = runner.execute(new)
+    output = runner.begin(new).finish()
     assert output.sampled == [[9]] and output.logprobs == [[]]
     assert model.batches[-1].input_ids.tolist() == [7, 8]
     assert model.batches[-1].block_tables[0][:, :1].tolist() == [[9]]
 
 
 def test_no_sampling_and_no_items(runner: Runner, model: SpyModel) -> None:
-    output = runner.execute(
+    output = runner.begin(
         StepPlan([start(0, [1, 2, 3], [[], []])], [item(0, 0, 2, False, [[0], [0]])])
-    )
+    ).finish()
     assert output.sampled == [[]] and output.logprobs == [[]]
-    assert runner.execute(StepPlan(released_rows=[0])).sampled == []
+    assert runner.begin(StepPlan(released_rows=[0])).finish().sampled == []
     assert len(model.batches) == 1

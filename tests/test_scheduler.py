@@ -212,6 +212,8 @@ class Bench:
         self.requests: dict[str, Request] = {}
         self.alive: dict[str, Request] = {}
         self.num_steps = 0
+        self.underway: tuple[StepPlan, StepOutput] | None = None
+        """A plan ahead, which was executed before the one before it was committed."""
 
     def add(
         self, prompt: list[int], params: SamplingParams, handling: Handling = NO_WISHES
@@ -264,10 +266,34 @@ class Bench:
         prompt = request.token_ids[: request.num_prompt_tokens]
         assert answer(prompt, request.params, self.context)[0][: len(known)] == known
 
-    def step(self) -> list[RequestUpdate]:
-        plan = self.plan()
+    def begin(self, ahead: bool = False) -> tuple[StepPlan, StepOutput]:
+        """The step that is underway, or a new one; with `ahead` also the one behind it."""
+        begun, self.underway = self.underway, None
+        if begun is None:
+            plan = self.plan()
+            begun = plan, self.executor.execute(plan)
+        # What is told of drafts must be known first.
+        if ahead and not any(item.num_drafts for item in begun[0].items):
+            self.go_ahead(begun[0])
+        return begun
+
+    def go_ahead(self, plan: StepPlan) -> None:
+        follows = self.scheduler.plan_ahead()
+        if follows is None:
+            return
+        ends = {item.request_id: item.start + item.num_tokens for item in plan.items}
+        assert all(i.start == ends[i.request_id] and i.num_tokens == 1 for i in follows.items)
+        assert not (follows.started or follows.loads or follows.copies or follows.wave)
+        going = {item.request_id for item in follows.items}
+        for request in self.alive.values():
+            done = ends.get(request.id, 0) + 1 == request.max_total_tokens
+            assert (request.id in going) == (request.status is Status.RUNNING and not done)
+        self.underway = follows, self.executor.execute(follows)
+
+    def step(self, ahead: bool = False) -> list[RequestUpdate]:
+        begun = self.begin(ahead)
         self.num_steps += 1
-        return self.commit(plan, self.executor.execute(plan))
+        return self.commit(*begun)
 
     def finish_all(self) -> None:
         # Each step brings the oldest one token further, in the worst case nobody else; under other
@@ -278,6 +304,8 @@ class Bench:
                 break
             self.step()
         assert not self.alive and not self.scheduler.has_work(), "not done in the bounded time"
+        if self.underway is not None:
+            assert self.step() == []
         self.nothing_leaked()
 
     def nothing_leaked(self) -> None:
@@ -551,17 +579,16 @@ class SchedulerMachine(RuleBasedStateMachine):
     def add(self, prompt: list[int], sampling: SamplingParams, handling: Handling) -> None:
         self.bench.add(prompt, sampling, handling)
 
-    @rule()
-    def step(self) -> None:
-        self.bench.step()
+    @rule(ahead=st.booleans())
+    def step(self, ahead: bool) -> None:
+        self.bench.step(ahead)
 
-    @rule(data=st.data())
-    def step_disturbed(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), ahead=st.booleans())
+    def step_disturbed(self, data: st.DataObject, ahead: bool) -> None:
         """Cancels and preemptions between plan and commit."""
-        plan = self.bench.plan()
-        output = self.bench.executor.execute(plan)
+        begun = self.bench.begin(ahead)
         self._disturb(data)
-        self.bench.commit(plan, output)
+        self.bench.commit(*begun)
 
     @precondition(lambda self: self.bench.alive)
     @rule(data=st.data())
@@ -579,11 +606,22 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(executed=st.booleans())
     def fail(self, executed: bool) -> None:
-        """The runner fails: the plan is never committed, perhaps not even seen."""
+        """The runner fails: the plan is never committed, perhaps not even seen; nor is one that was
+        underway."""
+        self.bench.executor.lost_plan |= self.bench.underway is not None
+        self.bench.underway = None
         plan = self.bench.plan()
         self.bench.executor.lost_plan = True
         if executed:
             self.bench.executor.execute(plan)
+
+    @rule()
+    def fail_before_one_ahead(self) -> None:
+        """A step fails when the next is on its way already, which does not."""
+        self.bench.begin(ahead=True)
+        self.bench.executor.lost_plan = True
+        if self.bench.underway is not None:
+            assert self.bench.step() == []
 
     @invariant()
     def consistent(self) -> None:
@@ -633,25 +671,29 @@ def test_nobody_overtakes_the_oldest(
     bench.finish_all()
 
 
-@pytest.mark.parametrize("max_drafts", [0, 5])
+@pytest.mark.parametrize(("max_drafts", "ahead"), [(0, False), (5, False), (0, True)])
 @pytest.mark.parametrize("windows", WINDOWS)
-def test_a_thousand_requests_leak_nothing(windows: tuple[int | None, ...], max_drafts: int) -> None:
+def test_a_thousand_requests_leak_nothing(
+    windows: tuple[int | None, ...], max_drafts: int, ahead: bool
+) -> None:
     rng = random.Random(7)
     blocks = 24 if None in windows else 6
     bench = Bench(windows, blocks, rows=6, budget=12, context=32, max_drafts=max_drafts)
+    num_ahead = 0
     while len(bench.requests) < 1000 or bench.alive:
         if len(bench.requests) < 1000 and len(bench.alive) < 12 and rng.random() < 0.7:
             prompt = [*rng.choice(BEGINNINGS)[: rng.randrange(20)], rng.randrange(VOCAB)]
             bench.add(prompt, params(rng.randint(1, 20), rng.randint(1, 5)))
-        plan = bench.plan()
-        output = bench.executor.execute(plan)
+        begun = bench.begin(ahead)
+        num_ahead += bench.underway is not None
         if bench.alive and rng.random() < 0.1:
             bench.abort(rng.choice(list(bench.alive.values())))
-        bench.commit(plan, output)
+        bench.commit(*begun)
         if bench.alive and rng.random() < 0.1:
             bench.abort(rng.choice(list(bench.alive.values())))
     bench.nothing_leaked()
-    assert bench.scheduler.num_preemptions > 0 or max_drafts
+    assert bool(num_ahead) == (ahead and STATE not in windows)
+    assert bench.scheduler.num_preemptions > 0 or max_drafts or ahead
     assert any(request.num_cached_tokens for request in bench.requests.values())
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from elinvar.base.config import EngineConfig
 from elinvar.base.errors import ElinvarError
-from elinvar.base.plan import StepOutput, StepPlan
+from elinvar.base.plan import StepPlan
+from elinvar.run.ahead import Begun
 from elinvar.server.trace import TraceFile
 from serving import Serving, eventually, serving
 
@@ -106,13 +107,13 @@ def test_a_client_that_left_is_explained(tiny_gguf: Path, monkeypatch: pytest.Mo
     """And those that run, or wait because all rows are taken."""
     config = EngineConfig(kv_memory=64 * 2**20, max_rows=1)
     with serving(tiny_gguf, "tiny", config) as running:
-        execute = running.core.runner.execute
+        begin = running.core.runner.begin
 
-        def slow(plan: StepPlan) -> StepOutput:
+        def slow(plan: StepPlan) -> Begun:
             time.sleep(0.02)
-            return execute(plan)
+            return begin(plan)
 
-        monkeypatch.setattr(running.core.runner, "execute", slow)
+        monkeypatch.setattr(running.core.runner, "begin", slow)
         url, many = f"{running.url}/v1/completions", BODY | {"stream": True, "max_tokens": 1000}
         waiting = threading.Thread(
             target=running.post,

@@ -21,7 +21,8 @@ import openai
 import pytest
 
 from elinvar.base.config import EngineConfig
-from elinvar.base.plan import StepOutput, StepPlan
+from elinvar.base.plan import StepPlan
+from elinvar.run.ahead import Begun
 from elinvar.server import connection, watchdog
 from elinvar.server.process import listen
 from serving import Serving, eventually, serving
@@ -208,9 +209,9 @@ class Brake:
         self.fail_after: int | None = None
         self.held = threading.Event()
         self.held.set()
-        execute = tiny.core.runner.execute
+        begin = tiny.core.runner.begin
 
-        def slow(plan: StepPlan) -> StepOutput:
+        def slow(plan: StepPlan) -> Begun:
             # Not for ever: a test that fails must end all the same.
             self.held.wait(10)
             time.sleep(self.seconds)
@@ -218,9 +219,9 @@ class Brake:
                 self.fail_after -= 1
                 if self.fail_after < 0:
                     raise RuntimeError("out of luck")
-            return execute(plan)
+            return begin(plan)
 
-        monkeypatch.setattr(tiny.core.runner, "execute", slow)
+        monkeypatch.setattr(tiny.core.runner, "begin", slow)
 
 
 @pytest.fixture
@@ -491,13 +492,13 @@ def test_a_step_that_hangs(
     monkeypatch.setattr(watchdog, "_LOOK_S", 0.02)
     go_on = threading.Event()
     with serving(tiny_gguf, "tiny", hung_s=0.1) as running:
-        execute = running.core.runner.execute
+        begin = running.core.runner.begin
 
-        def hang(plan: StepPlan) -> StepOutput:
+        def hang(plan: StepPlan) -> Begun:
             go_on.wait(30)
-            return execute(plan)
+            return begin(plan)
 
-        monkeypatch.setattr(running.core.runner, "execute", hang)
+        monkeypatch.setattr(running.core.runner, "begin", hang)
         asking = threading.Thread(target=running.post, args=("/v1/completions", SHORT))
         asking.start()
         assert eventually(lambda: status(running.url, "/health") == 503)

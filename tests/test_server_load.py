@@ -19,8 +19,9 @@ import httpx
 import pytest
 
 from elinvar.base.config import EngineConfig
-from elinvar.base.plan import StepOutput, StepPlan
+from elinvar.base.plan import StepPlan
 from elinvar.engine.aio import AsyncEngine
+from elinvar.run.ahead import Begun
 from elinvar.server import connection
 from elinvar.server.service import Service
 from processes import assert_fails, run
@@ -91,13 +92,13 @@ def test_many_wait_while_others_are_answered(
 ) -> None:
     """Streams that wait for the engine hold up nothing that needs no engine."""
     with serving(tiny_gguf, "tiny") as tiny:
-        go_on, execute = threading.Event(), tiny.core.runner.execute
+        go_on, begin = threading.Event(), tiny.core.runner.begin
 
-        def hold(plan: StepPlan) -> StepOutput:
+        def hold(plan: StepPlan) -> Begun:
             go_on.wait(60)
-            return execute(plan)
+            return begin(plan)
 
-        monkeypatch.setattr(tiny.core.runner, "execute", hold)
+        monkeypatch.setattr(tiny.core.runner, "begin", hold)
         body = json.dumps(ASK | {"max_tokens": 1, "stream": True}).encode()
         head = b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         held = [socket.create_connection(("127.0.0.1", tiny.port)) for _ in range(300)]

@@ -14,7 +14,8 @@ import pytest
 from elinvar.base.config import EngineConfig
 from elinvar.base.errors import InputError
 from elinvar.base.limits import TenantLimits
-from elinvar.base.plan import StepOutput, StepPlan
+from elinvar.base.plan import StepPlan
+from elinvar.run.ahead import Begun
 from elinvar.server.tenants import Tenants, hash_key, read_tenants
 from serving import Serving, eventually, serving
 
@@ -205,13 +206,13 @@ def test_more_at_once_than_ever_may_be(tiny: Serving) -> None:
 def test_a_full_queue(tiny: Serving, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     """alice may have one request running and one waiting."""
     assert eventually(tiny.idle)
-    execute, asked = tiny.core.runner.execute, threading.Event()
+    begin, asked = tiny.core.runner.begin, threading.Event()
 
-    def slow(plan: StepPlan) -> StepOutput:
+    def slow(plan: StepPlan) -> Begun:
         asked.wait(0.02)
-        return execute(plan)
+        return begin(plan)
 
-    monkeypatch.setattr(tiny.core.runner, "execute", slow)
+    monkeypatch.setattr(tiny.core.runner, "begin", slow)
     body = {"model": "tiny", "prompt": "x", "max_tokens": 1000, "ignore_eos": True}
     headers = {"Authorization": "Bearer sk-alice"}
     done: list[httpx.Response] = []

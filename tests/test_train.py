@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from elinvar.base.errors import EngineError
-from elinvar.base.plan import StepOutput, StepPlan
+from elinvar.base.plan import StepPlan
 from elinvar.base.sampling import SamplingParams
 from elinvar.models import llama
 from elinvar.models.eagle import load_eagle
@@ -19,6 +19,7 @@ from elinvar.models.load import is_mtp
 from elinvar.models.mtp import NEXTN, mtp_rules
 from elinvar.nn.decoder import Decoder
 from elinvar.nn.mtp import MTPDecoder
+from elinvar.run.ahead import Begun
 from elinvar.run.drafters.heads import HeadsDrafter
 from elinvar.run.replay import Recorded, Replay
 from elinvar.weights.checkpoint import open_checkpoint
@@ -86,10 +87,10 @@ def test_answers_go_on_where_they_were_stopped(tmp_path: Path) -> None:
 def test_a_step_that_fails_is_no_answer(tmp_path: Path) -> None:
     engine = tiny_engine(kind="f32", speculation="off")
 
-    def fail(plan: StepPlan) -> StepOutput:
+    def fail(plan: StepPlan) -> Begun:
         raise RuntimeError("of this step")
 
-    engine.runner.execute = fail  # type: ignore[method-assign]
+    engine.runner.begin = fail  # type: ignore[method-assign]
     with pytest.raises(EngineError, match="of this step"):
         record_answers(engine, prompts(3), seeded(SamplingParams(), 3), tmp_path, go_on)
     assert not (tmp_path / "answers.jsonl").read_text()

@@ -127,6 +127,23 @@ def test_kernels_compile_without_spills_and_with_the_instructions_meant() -> Non
         assert not new, f"run 'make kernels' and commit what it keeps: nothing is kept of {new}"
 
 
+def test_attention_has_one_kind_of_matrix_instructions_for_all_heights() -> None:
+    """What shares splits, what walks them all, and taller tiles: as many of each in the code."""
+    for table in json.loads(kernels.COMMITTED.read_text()).values():
+        seen = 0
+        for name, chips in table.items():
+            low = name.replace("/splits", "").replace("x128/128", "x128")
+            if not name.startswith("attention/") or low == name or low not in table:
+                continue
+            for chip, figures in chips.items():
+                counts = [
+                    {k: f[k] for k in kernels.MATRIX if k in f} for f in (figures, table[low][chip])
+                ]
+                assert counts[0] and counts[0] == counts[1], (name, chip)
+                seen += 1
+        assert seen >= 8
+
+
 def test_bad_kernels_are_told_and_compiled_as_they_are_launched() -> None:
     """Made to spill, and with a tile too low for wgmma; and nothing is fused, neither where kernels are
     checked nor where they are launched, whatever the environment says."""

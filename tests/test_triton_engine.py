@@ -4,6 +4,7 @@ bit. Sequences are short: a step takes half a second."""
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,32 @@ def test_an_engine_answers_as_its_requests_alone() -> None:
     assert alone.metrics.cached_tokens >= 32
     expected = answers(tiny_engine("llama", "q8", REF), PROMPTS[:1], PARAMS[:1])
     assert together[0][0] == expected[0][0]
+
+
+def test_a_step_begins_before_the_tokens_of_the_last_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The ids are taken where they lie, by recorded steps whose rows are filled up, too."""
+    calls: list[str] = []
+
+    class Spied(provider.Coming):
+        def __init__(self, found: Any) -> None:
+            calls.append("begin")
+            super().__init__(found)
+
+        def result(self) -> Any:
+            calls.append("read")
+            return super().result()
+
+    monkeypatch.setattr(provider, "Coming", Spied)
+    model, ops = built("llama", "q8")
+    prompts = [PROMPTS[2], [9], IDS[:3]]
+    params = [replace(p, max_tokens=n) for p, n in zip(PARAMS, (5, 4, 5), strict=True)]
+    ahead = answers(tiny_engine("llama", "q8", ops, model), prompts, params)
+    assert calls == ["begin", "read", "begin", *["begin", "read"] * 3, "read"]
+    waiting = tiny_engine("llama", "q8", ops, model)
+    monkeypatch.setattr(waiting.runner, "_may_leave", lambda job: False)
+    assert answers(waiting, prompts, params) == ahead
 
 
 def test_a_request_without_an_adapter_has_the_bits_it_has_alone() -> None:

@@ -183,7 +183,10 @@ def test_int8_by_int8() -> None:
 
 def test_rows_of_a_matrix() -> None:
     w, full = made("q4", 75, 160)
-    y = gather.embed(torch.tensor([3, 74, 75, 1 << 30], dtype=torch.int32), w, 2.0)
+    ids = torch.tensor([~1, 74, 75, 1 << 30], dtype=torch.int32)
+    gather.arrive(ids, torch.tensor([9, 3], dtype=torch.int32))
+    assert ids.tolist() == [3, 74, 75, 1 << 30]
+    y = gather.embed(ids, w, 2.0)
     np.testing.assert_allclose(y.numpy(), 2 * full[[3, 74, 0, 0]], rtol=1e-6, atol=1e-7)
 
 

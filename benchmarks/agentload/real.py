@@ -16,10 +16,11 @@ from agentload.simulate import Result, waits_for
 from elinvar.base.config import EngineConfig
 from elinvar.base.errors import ElinvarError
 from elinvar.base.handling import Handling
-from elinvar.base.plan import StepOutput, StepPlan
+from elinvar.base.plan import StepPlan
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.aio import Ask, AsyncEngine
 from elinvar.engine.core import Engine
+from elinvar.run.ahead import Begun
 
 SPARE_BLOCKS = 2
 """Beyond what the longest conversation needs."""
@@ -97,13 +98,13 @@ def _block_bytes(model: str, threads: int | None) -> _Block:
 
 def _count(engine: Engine) -> list[int]:
     """Tokens that the engine computes from now on, whatever for."""
-    execute, total = engine.runner.execute, [0]
+    begin, total = engine.runner.begin, [0]
 
-    def counted(plan: StepPlan) -> StepOutput:
+    def counted(plan: StepPlan) -> Begun:
         total[0] += plan.num_tokens
-        return execute(plan)
+        return begin(plan)
 
-    engine.runner.execute = counted  # type: ignore[method-assign]
+    engine.runner.begin = counted  # type: ignore[method-assign]
     return total
 
 

@@ -98,6 +98,12 @@ TARGETS = (
         "x",
     ),
     Target(
+        "GPU idle between steps, 8B at batch 1",
+        least("llama/idle/1/ahead/idle_of_step"),
+        0.02,
+        above=False,
+    ),
+    Target(
         "what invariance costs a forward in bf16, the most of all loads",
         lambda report: none_or(most("cost/bf16/forward/*")(report), lambda ratio: ratio - 1),
         0.05,

@@ -18,6 +18,7 @@ from elinvar.engine.forecast import Reads, Run
 from elinvar.nn.attention import kv_specs
 from elinvar.ops.triton.sizes import matrix_bytes
 from gpu_parts.base import Part
+from gpu_parts.idle import idle
 from gpu_parts.models import engine_of, random_model
 
 PROMPT = 512
@@ -37,6 +38,10 @@ def measure(part: Part) -> None:
     options = {"kv_memory": blocks * a_block, "max_rows": batches[-1], "max_context": longest}
     engine = engine_of(model, ops, **options, max_step_tokens=16 if part.small else 8192)
     part.attempt("first_token", lambda: first_token(engine, begun))
+    for batch in batches[:1] if part.small else (1, 32):
+        prompts = [random_prompt(engine, prompt, i) for i in range(batch)]
+        steps = 3 if part.small else STEPS
+        part.attempt(f"idle/{batch}", lambda p=prompts, n=steps: idle(part, engine, p, n))
     for batch in batches:
         part.attempt(f"decode/{batch}", lambda n=batch: decode(part, engine, described, n, prompt))
     part.attempt("prefill", lambda: prefill(engine, 40 if part.small else 8192))

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from elinvar.base.config import EngineConfig
-from elinvar.base.plan import StepOutput, StepPlan
+from elinvar.base.plan import StepPlan
 from elinvar.engine.aio import AsyncEngine
 from elinvar.engine.core import Engine
+from elinvar.run.ahead import Begun
 from elinvar.server.app import Settings, create_models_app
 from elinvar.server.models import Models
 from elinvar.server.process import listen, serve
@@ -69,13 +70,13 @@ def main() -> None:
 def slow_down(core: Engine, seconds: float) -> None:
     """Steps of a tiny model then take as long as a larger one's, and like that one's leave Python to
     the event loop meanwhile."""
-    execute = core.runner.execute
+    begin = core.runner.begin
 
-    def slow(plan: StepPlan) -> StepOutput:
+    def slow(plan: StepPlan) -> Begun:
         time.sleep(seconds)
-        return execute(plan)
+        return begin(plan)
 
-    core.runner.execute = slow  # type: ignore[method-assign]
+    core.runner.begin = slow  # type: ignore[method-assign]
 
 
 _looked_s = 0.0

@@ -101,6 +101,9 @@ class StepPlan:
     copies: list[BlockCopy] = field(default_factory=list)
     released_rows: list[int] = field(default_factory=list)
     """Rows of requests that finished, were cancelled or preempted since the last plan."""
+    is_ahead: bool = False
+    """Made before the tokens of the plan before were known: each of its rows goes on by the token that
+    it samples there."""
 
     @property
     def is_empty(self) -> bool:
@@ -146,6 +149,8 @@ class StepOutput:
     """Keys of the plan's loads that were not there any more, or damaged."""
     moving_s: float = 0.0
     """Seconds that saves and loads took."""
+    step_s: float | None = None
+    """Of a plan that was ahead: seconds since the step before it, where steps took all of them."""
     layer_s: list[float] = field(default_factory=list)
     """Seconds that each layer of the plan's wave took."""
     kept: dict[int, list[int]] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """Engine: token ids in, deltas out, one step at a time.
 
-Owns the main road: scheduler.plan, runner.execute, scheduler.commit, text. It is synchronous and
+Owns the main road: scheduler.plan, runner.begin, scheduler.commit, text. It is synchronous and
 not thread-safe; LLM and AsyncEngine are two ways to drive it.
 """
 
@@ -11,7 +11,9 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from typing import Any, Self, cast
 
@@ -23,7 +25,7 @@ from elinvar.base.errors import EngineError, InputError, ModelError
 from elinvar.base.handling import NO_WISHES, Handling
 from elinvar.base.limits import ANY_TENANT
 from elinvar.base.metrics import EngineMetrics
-from elinvar.base.plan import TokenLogprobs
+from elinvar.base.plan import StepOutput, StepPlan, TokenLogprobs
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.adapters import Adapters
 from elinvar.engine.bad_words import spelled
@@ -44,11 +46,12 @@ from elinvar.models.family import Model
 from elinvar.models.load import load_parts, reloaded
 from elinvar.ops import Ops, load_provider
 from elinvar.ops.adapted import AdaptedOps
+from elinvar.run.ahead import Begun
 from elinvar.run.grammar import Masks
 from elinvar.run.runner import Runner
 from elinvar.sched.door import max_total_tokens, why_no_budget, why_no_window
 from elinvar.sched.policy import make_policy
-from elinvar.sched.request import Request, RequestUpdate
+from elinvar.sched.request import Request, RequestUpdate, Status
 from elinvar.sched.scheduler import Scheduler
 from elinvar.weights.cache import cache_root
 from elinvar.weights.checkpoint import open_checkpoint
@@ -246,6 +249,8 @@ class Engine:
         self.metrics.drafters = self.runner.speculator.stats
         self.watchers: list[Watcher] = [Counts(self.metrics)]
         self._live: dict[str, _Live] = {}
+        self._underway: tuple[StepPlan, Begun] | None = None
+        """A step that was begun before the tokens of the last one were known."""
         self._ready: list[Delta] = []
 
     def encode_chat(
@@ -413,35 +418,66 @@ class Engine:
         return 0.0 if busy else self.scheduler.idle_s
 
     def step(self) -> list[Delta]:
-        """Plan, execute, commit. When the model's forward fails, the requests of this step end
-        with finish_reason `error`; the engine and all other requests go on."""
+        """Plan, execute, commit. Where a device computes and nothing of this step's tokens is needed, the
+        next one is planned and begun before they are waited for. When the model's forward fails, the
+        requests of this step end with finish_reason `error`; the engine and all other requests go on."""
         began = time.monotonic()
-        plan = self.scheduler.plan()
+        underway, self._underway = self._underway, None
+        plan = self.scheduler.plan() if underway is None else underway[0]
         deltas, self._ready = self._ready, []
         if plan.is_empty:
             if not deltas and self._live:
                 time.sleep(min(self.scheduler.idle_s, LONGEST_NAP_S))
+            return deltas
+        self.metrics.timeline.begin(began)
+        try:
+            begun = self.runner.begin(plan) if underway is None else underway[1]
+            if begun.is_open and self.runner.goes_on(plan):
+                self._underway = self._begin_next()
+            output = begun.finish()
+        except Exception as error:
+            deltas += self._give_up(self._failed(plan, error))
         else:
-            self.metrics.timeline.begin(began)
-            try:
-                output = self.runner.execute(plan)
-            except Exception as error:
-                log.exception("A step failed; its %d requests are given up.", len(plan.touched))
-                message = f"{type(error).__name__}: {error}"
-                failed = dict.fromkeys((item.request_id for item in plan.touched), message)
-                deltas += self._give_up(failed)
-            else:
-                updates = self.scheduler.commit(plan, output)
-                now = time.monotonic()
-                deltas += [self._advance(update, now) for update in updates]
-                deltas += self._give_up(output.failed)
-                self.metrics.steps += 1
-                self.metrics.computed_tokens += plan.num_tokens
-                self.metrics.step_tokens.observe(plan.num_tokens)
-                self.metrics.step_seconds.observe(now - began)
-                self.metrics.recent_steps.observe(now - began, now)
-            self.metrics.timeline.end(time.monotonic())
+            deltas += self._commit(plan, output, began)
+        self.metrics.timeline.end(time.monotonic())
         return deltas
+
+    def _begin_next(self) -> tuple[StepPlan, Begun] | None:
+        """What goes wrong at its beginning is told at its end: the step before it goes on."""
+        plan = self.scheduler.plan_ahead()
+        if plan is None:
+            return None
+        try:
+            return plan, self.runner.begin(plan)
+        except Exception as error:
+            return plan, Begun(partial(_raise, error))
+
+    def _commit(self, plan: StepPlan, output: StepOutput, began: float) -> list[Delta]:
+        updates = self.scheduler.commit(plan, output)
+        now = time.monotonic()
+        deltas = [self._advance(update, now) for update in updates]
+        deltas += self._give_up(output.failed)
+        self.metrics.steps += 1
+        self.metrics.computed_tokens += plan.num_tokens
+        self.metrics.step_tokens.observe(plan.num_tokens)
+        self.metrics.step_seconds.observe(now - began)
+        self.metrics.recent_steps.observe(now - began, now)
+        return deltas
+
+    def _failed(self, plan: StepPlan, error: Exception) -> dict[str, str]:
+        """Of a step that failed: its requests, but for those that left it since it began."""
+        touched = (item.request_id for item in plan.touched)
+        live = [self._live[i].request for i in touched if i in self._live]
+        ids = [request.id for request in live if request.status is Status.RUNNING]
+        log.exception("A step failed; its %d requests are given up.", len(ids))
+        return dict.fromkeys(ids, f"{type(error).__name__}: {error}")
+
+    def _settle(self) -> None:
+        """Nothing is under way any more. What was is dropped: nobody is left who would hear of it."""
+        underway, self._underway = self._underway, None
+        if underway is not None:
+            with suppress(Exception):
+                underway[1].finish()
 
     def push_weights(self, arrays: Mapping[str, NDArray[Any]]) -> int:
         """Replace all weights, by the names of the model's checkpoints or by canonical ones; returns
@@ -461,6 +497,7 @@ class Engine:
                 "Adapters are loaded, which were read for the weights of now; unload them, push "
                 "weights, then load them again."
             )
+        self._settle()
         loaded = reloaded(self.runner.model, arrays, self.config.weight_format)
         model = loaded.build(self.ops)
         self._drafting.attach(model, self.ops)
@@ -481,6 +518,7 @@ class Engine:
         again."""
         for request_id in list(self._live):
             self.abort(request_id)
+        self._settle()
         self._ready.clear()
         self.adapters.close()
         self.grammars.close()
@@ -557,6 +595,10 @@ class Engine:
             live = self._forget(request_id, "error")
             deltas.append(_delta(live.request, finish_reason="error", error=message))
         return deltas
+
+
+def _raise(error: Exception) -> StepOutput:
+    raise error
 
 
 def _check_ids(field: str, ids: Iterable[int], vocab_size: int) -> None:

@@ -420,3 +420,23 @@ class Ops(Protocol):
     def score(self, logits_LV: F32, ids_L: I32, num_logprobs: int) -> SampleResult:
         """What `sample` would tell if it had sampled these."""
         ...
+
+
+class Coming(Protocol):
+    """What was sampled, on its way to the host."""
+
+    @property
+    def is_there(self) -> bool:
+        """Reading it waits for nothing."""
+        ...
+
+    def result(self) -> SampleResult: ...
+
+
+class SamplesAhead(Protocol):
+    """What a provider offers besides where ops compute while the host goes on."""
+
+    def sample_ahead(self, logits_LV: F32, args: SampleArgs) -> Coming:
+        """`sample`, without waiting for it. Until the next one, ~k among the token ids of a batch that
+        is uploaded stands for what row k samples here."""
+        ...

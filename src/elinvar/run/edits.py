@@ -45,6 +45,11 @@ class RowEdits:
         ids, values = zip(*params.logit_bias, strict=True) if params.logit_bias else ((), ())
         self._always = _forbid(np.array(ids, np.int32), np.array(values, np.float32), forbidden)
 
+    @property
+    def reads_tokens(self) -> bool:
+        """It must know the tokens before, not only how many they are."""
+        return self.looks_back or bool(self._after)
+
     def biases(self, tokens: I32) -> tuple[I32, F32]:
         """Ids and values for the token that follows `tokens`, the whole sequence so far."""
         forbidden: list[int] = []

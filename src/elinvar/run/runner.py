@@ -1,7 +1,7 @@
 """Runner: executes a StepPlan. One forward over a flat batch, sampling included.
 
 Owns the row state and the KV arrays. It decides nothing: which tokens, which blocks and which
-rows sample is all in the plan. Serving, warm-up and profiling go through `execute`.
+rows sample is all in the plan. Serving, warm-up and profiling go through `begin`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from elinvar.base.config import KVSpec
 from elinvar.base.plan import BlockMove, PlanItem, StepOutput, StepPlan, TokenLogprobs, Wave
 from elinvar.models.family import Model
 from elinvar.ops.adapted import AdaptedOps
-from elinvar.ops.api import F32, Ops
+from elinvar.ops.api import F32, Coming, Ops
+from elinvar.ops.arguments import SampleResult
 from elinvar.ops.caches import Blocks, LayerCache
+from elinvar.run.ahead import Ahead, Begun
 from elinvar.run.drafters.api import Drafter
 from elinvar.run.grammar import Masks, Ready
 from elinvar.run.graphs import Graphs
@@ -83,6 +85,7 @@ class Runner:
         self.ops, self.adapted = ops, adapted
         self.rows = Rows(max_rows, max_context, specs)
         self._thinking = ThinkingRows()
+        self._ahead = Ahead(ops, self.rows)
         layers: dict[int, LayerCache] = {}
         self._blocks: list[Blocks] = []
         """Per group."""
@@ -112,8 +115,9 @@ class Runner:
         drafters, size = self._make_drafters(self), model.config.vocab_size
         self.speculator = Speculator(self.rows, self.masks, drafters, size)
 
-    def execute(self, plan: StepPlan) -> StepOutput:
-        """Compute the planned spans and sample where a span ends at the last known token.
+    def begin(self, plan: StepPlan) -> Begun:
+        """Compute the planned spans and sample where a span ends at the last known token. A provider that
+        computes by itself may be left alone with that, and be waited for by `finish`.
 
         Sampled ids are also written back to their rows, where the next step finds them.
         """
@@ -123,11 +127,40 @@ class Runner:
         if plan.items:
             self.rows.append_blocks(plan.items)
             began = time.perf_counter()
-            items = self.speculator.draft(plan.items)
-            self._compute(self._gather(items), output)
+            items = plan.items if plan.is_ahead else self.speculator.draft(plan.items)
+            job = self._gather(items)
+            if plan.wave is None and self._may_leave(job):
+                logits_LV = self.graphs.forward(job.batch)
+                coming = self._ahead.sample(logits_LV, job.rows, job.positions)
+                return Begun(partial(self._finish, plan, job, coming, output, began), is_open=True)
+            self._compute(job, output)
             self.speculator.book(items, output, time.perf_counter() - began)
         if plan.wave is not None:
             self._go_on(plan.wave, output)
+        return Begun(lambda: output)
+
+    def goes_on(self, plan: StepPlan) -> bool:
+        """Whether a plan ahead is worth more, behind this one that was left open, than waiting for its
+        tokens and drafting what follows them."""
+        self._ahead.enter()
+        return not self.speculator.hopes(plan.items)
+
+    def _may_leave(self, job: _Job) -> bool:
+        """First tokens are waited for: so does who asked."""
+        plain = isinstance(job.batch, DecodeBatch) and not (job.spans or job.shows_all)
+        return plain and self._ahead.takes(job.rows)
+
+    def _finish(
+        self, plan: StepPlan, job: _Job, coming: Coming, output: StepOutput, began: float
+    ) -> StepOutput:
+        result, step_s = self._ahead.fetch(coming)
+        self._book(job, result, {}, output)
+        self.speculator.observe(job.items, job.batch, output.sampled, None)
+        if not plan.is_ahead:
+            self.speculator.book(job.items, output, time.perf_counter() - began)
+        elif step_s is not None:
+            output.step_s = step_s
+            self.speculator.pass_by(len(job.items), step_s)
         return output
 
     def _compute(self, job: _Job, output: StepOutput) -> None:
@@ -197,14 +230,13 @@ class Runner:
         self, job: _Job, masks: Future[Ready] | None, logits_LV: F32, output: StepOutput
     ) -> None:
         """Append to the output what the job's items sample."""
-        rows, items, rows_L, position_L = self.rows, job.items, job.rows, job.positions
+        rows, rows_L, position_L = self.rows, job.rows, job.positions
         first = len(output.sampled)
-        sampled: list[list[int]] = [[] for _ in items]
-        logprobs: list[list[TokenLogprobs]] = [[] for _ in items]
-        output.sampled += sampled
-        output.logprobs += logprobs
-        output.kept |= {first + i: kept for i, kept in rows.choose(items, job.batch).items()}
+        kept = rows.choose(job.items, job.batch)
+        output.kept |= {first + i: blocks for i, blocks in kept.items()}
         if not rows_L:
+            output.sampled += [[] for _ in job.items]
+            output.logprobs += [[] for _ in job.items]
             return
         args = rows.sample_args(rows_L, position_L)
         failed: dict[int, str] = {}
@@ -213,9 +245,19 @@ class Runner:
             failed = ready.failed
             args.add_masks(ready.masks, ready.mask_rows)
         self._thinking.limit(args, rows_L, position_L, rows.token_ids, logits_LV.shape[1])
-        result = self.ops.sample(logits_LV, args)
+        self._book(job, self.ops.sample(logits_LV, args), failed, output)
+
+    def _book(
+        self, job: _Job, result: SampleResult, failed: dict[int, str], output: StepOutput
+    ) -> None:
+        """What came of the job's rows. failed: why some have no token."""
+        rows = self.rows
+        sampled: list[list[int]] = [[] for _ in job.items]
+        logprobs: list[list[TokenLogprobs]] = [[] for _ in job.items]
+        output.sampled += sampled
+        output.logprobs += logprobs
         ids, at = result.ids.tolist(), 0
-        for i, item in enumerate(items):
+        for i, item in enumerate(job.items):
             if not item.sample:
                 continue
             asked, own = rows.num_logprobs[item.row], rows.token_ids[item.row]
@@ -247,6 +289,7 @@ class Runner:
         for started in plan.started:
             self.rows.start(started)
             self._thinking.start(started)
+            self._ahead.start(started)
             self.speculator.start(started)
         if self.masks is not None:
             for row in plan.released_rows:

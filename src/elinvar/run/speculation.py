@@ -30,6 +30,8 @@ LOOK = 64
 """Steps with drafts after which one without is measured again."""
 LENGTHS = 1, 2, 3, 4, 6, 8, 12, 16, 24, 32
 """Of chains that are thought of before they are made."""
+PEEK = 8
+"""Drafts that are thought of while a step is under way."""
 SLOW_DOWN = 0.9
 """Of the best number of drafts so far: when more of them promise less than that, no one is looked for."""
 
@@ -65,6 +67,8 @@ class _Step:
     """By the index of the item."""
     proposed_s: dict[_Source, float] = field(default_factory=dict)
     num_drafts: int = 0
+    hopeful: set[_Source] = field(default_factory=set)
+    """For whom the step before was waited for, where it need not have been."""
     chosen_s: float = 0.0
     """Seconds until it was known what to verify."""
 
@@ -79,6 +83,8 @@ class Speculator:
         self._sources = [_Source(drafter) for drafter in drafters]
         self._costs = Costs()
         self._step: _Step | None = None
+        self._hopeful: set[_Source] = set()
+        """As the next step's."""
 
     @property
     def stats(self) -> list[DraftStats]:
@@ -112,10 +118,10 @@ class Speculator:
 
     def draft(self, items: Sequence[PlanItem]) -> Sequence[PlanItem]:
         """The items with what is to be verified of them, which is written behind their rows' tokens."""
-        self._step = None
+        hopeful, self._hopeful, self._step = self._hopeful, set(), None
         if not self._sources or not all(i.sample and i.num_tokens == 1 for i in items):
             return _plain(items)
-        self._step = step = _Step(time.perf_counter())
+        self._step = step = _Step(time.perf_counter(), hopeful=hopeful)
         curve = self._costs.of(len(items))
         if curve.plain is None or curve.age >= LOOK:
             return _plain(items)
@@ -125,6 +131,24 @@ class Speculator:
         planned = self._choose(step, items, open_, curve)
         step.chosen_s = time.perf_counter() - step.began
         return planned
+
+    def hopes(self, items: Sequence[PlanItem]) -> bool:
+        """Whether drafts, by what is known while these sample, would have promised more than a token
+        each: then the next step should wait for the tokens of this one, and draft."""
+        open_ = [source for source in self._sources if source.account.is_open]
+        curve = self._costs.of(len(items))
+        if curve.plain is None or not open_:
+            return False
+        if not all(source.drafter.is_instant for source in open_):
+            return True
+        step = _Step(time.perf_counter())
+        for source in open_:
+            asks = {i: Ask(item.row, item.start + 1, PEEK) for i, item in enumerate(items)}
+            self._take_better(step, source, asks)
+        seconds = curve.upto(sum(len(chain.chances) for chain in step.chains.values()))
+        counts = _best(step.chains, len(items), seconds)
+        self._hopeful = {step.chains[i].source for i in counts}
+        return bool(counts)
 
     def _choose(
         self, step: _Step, items: Sequence[PlanItem], open_: Sequence[_Source], curve: Curve
@@ -285,11 +309,22 @@ class Speculator:
             source.chances.learn(chain.ask.row, chain.guess.chances, accepted)
             source.stats.book(count, accepted)
             gained[source] += accepted * plain / rows - excess * count / step.num_drafts
+        if not step.num_drafts:  # the device waited for nothing
+            for source in step.hopeful:
+                loss = max(0.0, excess) / len(step.hopeful)
+                gained[source] = gained.get(source, 0.0) - loss
         for source in self._sources:
             source.account.pass_by(seconds, plain)
         for source, gain in gained.items():
             source.account.book(gain)
-            source.stats.seconds += step.proposed_s[source]
+            source.stats.seconds += step.proposed_s.get(source, 0.0)
+
+    def pass_by(self, num_rows: int, seconds: float) -> None:
+        """A step began before anybody could draft for it, and took so long."""
+        curve = self._costs.of(num_rows)
+        curve.book(0, seconds)
+        for source in self._sources:
+            source.account.pass_by(seconds, curve.plain or seconds)
 
 
 def _plain(items: Sequence[PlanItem]) -> Sequence[PlanItem]:

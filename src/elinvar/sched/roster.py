@@ -36,6 +36,10 @@ class Roster:
         self.planned: list[Request] = []
         """Whom the plan that is made, or waits for its commit, touches: in the order of its items, then
         its wave's. By object, not by id: an id may come back as another request before the commit."""
+        self.is_ahead = False
+        """That plan is: what was computed before it is known, since it writes behind that."""
+        self.changes = 0
+        """How often somebody came, or gave something back."""
         self.wave: Underway | None = None
         """Chunks that were begun in an earlier step, or are in the plan."""
         self.preemptions = {"memory": 0, "jam": 0, "yield": 0, "failure": 0, "asked": 0}
@@ -52,6 +56,7 @@ class Roster:
 
     def add(self, request: Request) -> None:
         """It waits from now on."""
+        self.changes += 1
         request.order = self._num_added
         self._num_added += 1
         self.requests[request.id] = request
@@ -109,10 +114,12 @@ class Roster:
 
     def _release(self, request: Request) -> list[Node]:
         """Take its row and its blocks; what can be found of them."""
+        self.changes += 1
         self.running.remove(request)
         request.account.num_running -= 1
         # What a step that was not committed wrote is unknown, and so is what a wave did.
-        unknown = request in self.planned or request.is_loading or request.in_wave
+        planned = not self.is_ahead and request in self.planned
+        unknown = planned or request.is_loading or request.in_wave
         if request.in_wave:
             self.end_wave()
         computed = 0 if unknown else request.num_computed_tokens

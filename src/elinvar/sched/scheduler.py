@@ -20,6 +20,7 @@ from elinvar.base.sampling import WATCHED
 from elinvar.kv.manager import KVManager
 from elinvar.kv.sequence import SequenceKV
 from elinvar.kv.sessions import Sessions
+from elinvar.sched.ahead import Ahead
 from elinvar.sched.chunks import Chunks
 from elinvar.sched.door import max_total_tokens
 from elinvar.sched.ledger import Ledger
@@ -85,8 +86,11 @@ class Scheduler:
         self._roster = Roster(self.kv, self.tenants, self.sessions, max_rows, clock)
         parts = self._roster, self.room, self.loading, self.chunks
         self._planner = Planner(*parts, max_step_tokens, max_drafts)
-        self._plan = StepPlan()
+        self._ahead = Ahead(self._roster)
+        self._plan: StepPlan | None = None
         """Waits for its commit."""
+        self._next: tuple[StepPlan, list[Request]] | None = None
+        """The plan ahead of that, and whom it touches."""
         self._began, self._num_decodes = 0.0, 0
         self._num_pending = 0
         """Of those that wait: for whom more may yet be found or fetched."""
@@ -156,7 +160,8 @@ class Scheduler:
 
         When nobody can go on the plan is empty, and needs neither execute nor commit: see idle_s.
         """
-        self._drop_uncommitted()
+        while self._plan is not None:
+            self._drop(self._plan)
         draft = self._planner.draft()
         self._plan = plan = draft.plan
         self._began, self._num_decodes = draft.began, draft.num_decodes
@@ -164,12 +169,25 @@ class Scheduler:
         # Also where somebody waits for what is fetched: the blocks that it will take can be given up.
         idle = plan.is_empty and not self._roster.running
         plan.saves = self.kv.saves(bool(self._num_pending) or idle)
+        self._ahead.look(self._num_pending)
         if not plan.is_empty:
             plan.released_rows = self._roster.take_released()
         return plan
 
-    def _drop_uncommitted(self) -> None:
-        """The last plan was never committed (the runner failed, or Ctrl-C came in between): what
+    def plan_ahead(self) -> StepPlan | None:
+        """The step after the last plan, which is yet to be committed, where all in it go on by the token
+        that they sample there. None: that is to be committed first. Both are committed in their order;
+        of requests that ended meanwhile the second brings nothing."""
+        assert self._plan is not None and self._next is None
+        self._next = self._ahead.draft(self._plan)
+        if self._next is None:
+            return None
+        plan = self._next[0]
+        plan.saves = self.kv.saves(False)
+        return plan
+
+    def _drop(self, oldest: StepPlan) -> None:
+        """The oldest plan was never committed (the runner failed, or Ctrl-C came in between): what
         was written is unknown, so its requests are computed again."""
         roster = self._roster
         for request in self.loading.dropped():
@@ -177,19 +195,32 @@ class Scheduler:
         for request in roster.planned:
             if request.status is Status.RUNNING:
                 roster.preempt(request, "failure")
-        roster.give_back(self._plan.released_rows)
-        self._plan, roster.planned = StepPlan(), []
+        roster.give_back(oldest.released_rows)
+        self._shift()
+
+    def _shift(self) -> list[Request]:
+        """The oldest plan waits no more; returns whom it touched."""
+        roster = self._roster
+        planned, roster.planned, roster.is_ahead, self._plan = roster.planned, [], False, None
+        if self._next is not None:
+            self._plan, roster.planned = self._next
+            self._next, roster.is_ahead = None, True
+        return planned
 
     # ---- commit -----------------------------------------------------------------------------
 
     def commit(self, plan: StepPlan, output: StepOutput) -> list[RequestUpdate]:
-        """Book the output of the last plan. Requests that left since then are ignored; updates
-        come for those that got tokens. Finished ones hold nothing any more."""
+        """Book the output of the oldest plan; one before it was lost. Requests that left since then are
+        ignored; updates come for those that got tokens. Finished ones hold nothing any more."""
         now = self._clock()
-        self._plan = StepPlan()
-        self._measure(plan, output, now - self._began - output.moving_s)
+        if self._plan is not None and self._plan is not plan:
+            self._drop(self._plan)
+        if not plan.is_ahead:
+            self._measure(plan, output, self._num_decodes, now - self._began - output.moving_s)
+        elif output.step_s is not None:
+            self._measure(plan, output, len(plan.items), output.step_s)
+        planned = self._shift()
         self._loaded(output)
-        planned, self._roster.planned = self._roster.planned, []
         batch, results = len(planned), plan.results
         if plan.wave is not None:
             self._advance(plan.wave, planned[len(plan.items) :], batch)
@@ -271,9 +302,9 @@ class Scheduler:
                 self.kv.end_lookup(request.kv)
                 self.kv.advance(request.kv, request.token_ids, request.num_computed_tokens)
 
-    def _measure(self, plan: StepPlan, output: StepOutput, seconds: float) -> None:
+    def _measure(self, plan: StepPlan, output: StepOutput, rows: int, seconds: float) -> None:
         """Learn from the step that was computed how long such steps take."""
-        rows, wave = self._num_decodes, plan.wave
+        wave = plan.wave
         if output.num_drafted:  # which took time of their own
             return
         if wave is not None:

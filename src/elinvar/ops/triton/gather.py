@@ -1,4 +1,5 @@
-"""Rows of matrices as numbers (embedding), and rows of activations as int8 (W8A8)."""
+"""Rows of matrices as numbers (embedding), which may be sampled a moment ago; rows of activations as
+int8 (W8A8)."""
 
 from __future__ import annotations
 
@@ -58,6 +59,15 @@ def quantise_kernel(x, codes, scales, x_stride, K: tl.constexpr, BLOCK: tl.const
         tl.store(codes + row * K + k, within_int8(values).to(tl.int8), mask=k < K)
 
 
+# Token ids [T], of which ~k stands for that of row k in `last` [L]: they take its place. Must move 4 bytes
+# an id, and 8 more for each that has come.
+@triton.jit(do_not_specialize=["num_ids"])
+def arrive_kernel(ids, last, num_ids, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    found = tl.load(ids + at, mask=at < num_ids, other=0)
+    tl.store(ids + at, tl.load(last + ~found, mask=found < 0), mask=found < 0)
+
+
 def embed(
     ids_T: torch.Tensor, w: Matrix, scale: float, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
@@ -69,6 +79,11 @@ def embed(
             ids_T, *w.tensors, w.factors, y, scale, len(ids_T), n, k, w.kind, w.packed, ptx(y), 16
         )
     return y
+
+
+def arrive(ids_T: torch.Tensor, last_L: torch.Tensor) -> None:
+    """Where ids are ~k they become those of `last`."""
+    arrive_kernel[(triton.cdiv(len(ids_T), 256),)](ids_T, last_L, len(ids_T), 256)
 
 
 def unpack(w: Matrix) -> torch.Tensor:
@@ -105,5 +120,11 @@ COMPILED = [
         quantise_kernel,
         {"x": "*bf16", "codes": "*i8", "scales": "*fp32", "x_stride": "i32:16"},
         {"K": 4096, "BLOCK": 1024},
+    ),
+    KernelCase(
+        "gather/arrive",
+        arrive_kernel,
+        {"ids": "*i32", "last": "*i32", "num_ids": "i32"},
+        {"BLOCK": 256},
     ),
 ]

@@ -3,7 +3,7 @@
 What enters a matrix product is in the dtype of activations (`dtype`: that of the model's matrices, bf16
 where they are quantised); what leaves one, the residual stream and logits are f32. Arrays that a model
 holds are known by identity and uploaded once; a step's numbers come by `upload`. Results of sampling
-are numpy arrays again.
+are numpy arrays again, for which nobody waits before they are read (coming.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from elinvar.base.batch import ForwardBatch
@@ -35,11 +34,12 @@ from elinvar.ops.triton import (
     sampling,
 )
 from elinvar.ops.triton.caches import KVLayer, StateLayer, kv_layers
+from elinvar.ops.triton.coming import Coming
 from elinvar.ops.triton.device import INTERPRETER, device_name, find_device, free_memory
 from elinvar.ops.triton.recording import Recording, capture
 from elinvar.ops.triton.sizes import activations, arriving_bytes, matrix_bytes
 from elinvar.ops.triton.tuned import arithmetic, find_table, heads
-from elinvar.ops.triton.upload import Constants, Upload
+from elinvar.ops.triton.upload import Constants, LastIds, Upload
 from elinvar.ops.triton.weights import Matrices
 
 T = torch.Tensor
@@ -65,6 +65,7 @@ class TritonOps:
         self._tiles = {} if tuned is None else tuned.attention
         self._constant = Constants(self.device)
         self._recording: Recording | None = None
+        self._last = LastIds()
         self._pool = None if INTERPRETER else torch.cuda.graph_pool_handle()
         self._expected = 0
         self._learning = False
@@ -101,7 +102,7 @@ class TritonOps:
     def upload(self, batch: ForwardBatch) -> ForwardBatch:
         if self._recording is not None:
             return self._recording.upload(batch)
-        upload = Upload(batch, self.device)
+        upload = Upload(batch, self.device, self._last)
         upload.fill()
         return upload.batch
 
@@ -113,7 +114,7 @@ class TritonOps:
         return -(-count // step) * step
 
     def record(self, run: Callable[[], T]) -> Callable[[], T]:
-        recording = Recording(self.device)
+        recording = Recording(self.device, self._last)
 
         def recorded() -> T:
             self._recording, self._constant.used = recording, recording.constants
@@ -372,19 +373,13 @@ class TritonOps:
     # ---- sampling ---------------------------------------------------------------------------
 
     def sample(self, logits_LV: T, args: SampleArgs) -> SampleResult:
-        return _results(sampling.sample(logits_LV, args))
+        return self.sample_ahead(logits_LV, args).result()
+
+    def sample_ahead(self, logits_LV: T, args: SampleArgs) -> Coming:
+        found = sampling.sample(logits_LV, args)
+        self._last.ids = found.ids
+        return Coming(found)
 
     def score(self, logits_LV: T, ids_L: Any, num_logprobs: int) -> SampleResult:
         ids = torch.tensor(ids_L, dtype=torch.int32, device=self.device)
-        return _results(sampling.score(logits_LV, ids, num_logprobs))
-
-
-def _results(found: sampling.Sampled) -> SampleResult:
-    """On the host, by one transfer: the only wait for the device in a step."""
-    parts = [part.view(torch.int32) for part in found]
-    flat = torch.cat([part.flatten() for part in parts]).cpu().numpy()
-    ends = np.cumsum([part.numel() for part in parts])[:-1]
-    ids, logprobs, top_ids, top_logprobs = (
-        array.reshape(part.shape) for array, part in zip(np.split(flat, ends), parts, strict=True)
-    )
-    return SampleResult(ids, logprobs.view(np.float32), top_ids, top_logprobs.view(np.float32))
+        return Coming(sampling.score(logits_LV, ids, num_logprobs)).result()

@@ -12,21 +12,21 @@ from typing import Any
 import torch
 
 from elinvar.base.batch import ForwardBatch
-from elinvar.ops.triton.upload import Upload
+from elinvar.ops.triton.upload import LastIds, Upload
 
 
 class Recording:
     """Of one `run`: what it uploads is uploaded to the same places each time."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, last: LastIds) -> None:
+        self._device, self._last = device, last
         self._uploads: dict[int, tuple[ForwardBatch, Upload]] = {}
         self.constants: list[Any] = []
         """Kept alive: the launches point to them."""
 
     def upload(self, batch: ForwardBatch) -> ForwardBatch:
         if id(batch) not in self._uploads:
-            upload = Upload(batch, self._device)
+            upload = Upload(batch, self._device, self._last)
             upload.fill()
             self._uploads[id(batch)] = batch, upload
         return self._uploads[id(batch)][1].batch
@@ -40,15 +40,15 @@ def capture(
     recording: Recording, run: Callable[[], torch.Tensor], pool: Any
 ) -> Callable[[], torch.Tensor]:
     """The replay of `run`, which was run once before: its kernels are compiled, its matrices bound."""
-    graph, done = torch.cuda.CUDAGraph(), torch.cuda.Event()
+    graph, copied = torch.cuda.CUDAGraph(), torch.cuda.Event()
     with torch.cuda.graph(graph, pool=pool):
         out = run()
 
     def replay() -> torch.Tensor:
-        done.synchronize()  # the last replay may still be reading its numbers
+        copied.synchronize()  # the numbers of the last replay, which may itself still run
         recording.fill()
+        copied.record()
         graph.replay()
-        done.record()
         return out
 
     return replay

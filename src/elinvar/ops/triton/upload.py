@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,15 +13,26 @@ from numpy.typing import NDArray
 
 from elinvar.base.batch import ForwardBatch, Sight, Watch
 from elinvar.ops.triton.device import staging
+from elinvar.ops.triton.gather import arrive
 
 _ALIGNED = 4
 """Numbers: every array begins at 16 bytes, or kernels would be compiled for each way it may lie."""
 
 
-class Upload:
-    """A batch and its twin on the device. `fill` takes over what the batch's arrays hold by then."""
+@dataclass(slots=True)
+class LastIds:
+    """What the last step sampled, where it lies."""
 
-    def __init__(self, batch: ForwardBatch, device: torch.device) -> None:
+    ids: torch.Tensor | None = None
+    """[L] i32"""
+
+
+class Upload:
+    """A batch and its twin on the device. `fill` takes over what the batch's arrays hold by then; a token
+    id ~k is that of row k in `last`."""
+
+    def __init__(self, batch: ForwardBatch, device: torch.device, last: LastIds) -> None:
+        self._ids, self._last = batch.input_ids, last
         self._arrays: list[NDArray[Any]] = []
         _mapped(batch, self._note)
         ends = np.cumsum([-(-a.size // _ALIGNED) * _ALIGNED for a in self._arrays]).tolist()
@@ -42,6 +53,8 @@ class Upload:
         for to, array in zip(self._parts, self._arrays, strict=True):
             to[:] = array
         self._device.copy_(self._host, non_blocking=True)
+        if self._last.ids is not None and (self._ids < 0).any():
+            arrive(cast("torch.Tensor", self.batch.input_ids), self._last.ids)
 
 
 def _mapped(batch: ForwardBatch, move: Callable[[Any], Any]) -> ForwardBatch:

@@ -82,13 +82,14 @@ def fuzz(url: str, calls: int) -> Counter[int]:
             modes.append(GenerationMode.NEGATIVE)
         for mode in modes:
             strategy = operation.as_strategy(generation_mode=mode)
-            _ask(strategy, session, max(1, each // 2), statuses)
+            _ask(strategy, session, url, max(1, each // 2), statuses)
     return statuses
 
 
 def _ask(
     strategy: st.SearchStrategy[Any],
     session: requests.Session,
+    url: str,
     count: int,
     statuses: Counter[int],
 ) -> None:
@@ -103,6 +104,8 @@ def _ask(
     def ask(case: Any, rng: random.Random) -> None:
         _aim(case.body, rng)
         answer = case.call(session=session, timeout=60)
+        if case.path == "/sleep":
+            assert session.post(f"{url}/wake_up").ok
         statuses[answer.status_code] += 1
         assert answer.status_code < 500, (case.as_curl_command(), answer.text)
         case.validate_response(answer, checks=[content_type_conformance])

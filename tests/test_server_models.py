@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -182,7 +183,8 @@ def test_patience_is_one_for_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> No
 
     async def check() -> None:
         busy: Any = Entry("a", _never, 100)
-        busy.served, busy.users = object(), 1
+        busy.served = SimpleNamespace(core=SimpleNamespace(is_asleep=False))
+        busy.users = 1
         models = Models([busy, Entry("b", _never, 100)], max_bytes=100)
         asked = [models.use({}, "b") for _ in range(200)]
         async with asyncio.timeout(20):

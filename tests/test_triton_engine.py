@@ -4,26 +4,32 @@ bit. Sequences are short: a step takes half a second."""
 from __future__ import annotations
 
 import sys
+import weakref
 from dataclasses import replace
-from typing import Any
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 from adapters import adapted_engine  # noqa: E402
 from elinvar.base.config import KVSpec  # noqa: E402
-from elinvar.base.errors import ElinvarError, ModelError  # noqa: E402
+from elinvar.base.errors import ElinvarError, EngineError, ModelError  # noqa: E402
 from elinvar.base.sampling import SamplingParams  # noqa: E402
 from elinvar.models.load import Loaded  # noqa: E402
-from elinvar.ops import Ops, load_provider  # noqa: E402
+from elinvar.ops import Ops, Weight, load_provider  # noqa: E402
 from elinvar.ops.layout import pack_float, unpack  # noqa: E402
 from elinvar.ops.triton import device, provider  # noqa: E402
+from elinvar.ops.triton.sizes import matrix_bytes  # noqa: E402
 from elinvar.run.graphs import Graphs  # noqa: E402
-from engines import answers, tiny_engine, tiny_parts  # noqa: E402
+from engines import answers, tiny_engine, tiny_parts, tiny_weights  # noqa: E402
 from helpers import Span, decode_batch, make_batch, make_cache  # noqa: E402
+from test_push import by_published_names, other_weights  # noqa: E402
+from test_update import own_engine  # noqa: E402
 
 REF = load_provider("ref")
 IDS = [(i * i * 7 + 3 * i + 5) % 250 for i in range(48)]
@@ -159,6 +165,124 @@ def test_pushed_weights_answer_like_the_model_they_come_from() -> None:
     pushed = Loaded(parts.family, parts.config, parts.rules, weights).build(fresh)
     expected = answers(tiny_engine("llama", "f32", fresh, pushed), PROMPTS[2:], PARAMS[2:])
     assert answers(engine, PROMPTS[2:], PARAMS[2:]) == expected != before
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+def test_matrices_are_on_the_device_before_the_first_request(family: str) -> None:
+    model, ops = built(family, "q8")
+    engine = tiny_engine(family, "q8", ops, model)
+    told: list[tuple[str, int, int]] = []
+    engine.warm_up(lambda *stage: told.append(stage))
+    matrices = cast("Any", ops)._matrices
+    held = {**matrices._joined, **matrices._experts}
+    weights = [w for w in model.weights.values() if isinstance(w, Weight)]
+    assert {what for what, _, _ in told} == {"uploading"}
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert told[-1][1] == told[-1][2] == sum(matrix_bytes(w.kind, w.shape) for w in weights)
+    answers(engine, PROMPTS[2:], PARAMS[2:])
+    assert {**matrices._joined, **matrices._experts} == held
+
+
+def test_weights_that_do_not_fit_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ops = built("llama", "f32")
+    engine = tiny_engine("llama", "f32", ops, model)
+
+    def full(*args: Any) -> None:
+        raise torch.OutOfMemoryError("It is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("elinvar.ops.triton.weights.from_weight", full)
+        with pytest.raises(EngineError, match="The weights do not fit on the device beside"):
+            engine.warm_up()
+        engine.sleep()
+        with pytest.raises(EngineError, match="There is no memory to wake up now"):
+            engine.wake()
+    engine.wake()
+    assert answers(engine, PROMPTS[2:], PARAMS[2:])
+
+
+def test_kernels_are_kept_in_the_cache_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("TRITON_CACHE_DIR", "TRITON_HOME"):
+        monkeypatch.setenv(name, "")  # so that it is taken away again
+        monkeypatch.delenv(name)
+    device.keep_kernels(tmp_path)
+    assert triton.knobs.cache.dir == str(tmp_path / "kernels")
+    device.keep_kernels(tmp_path / "another")
+    assert triton.knobs.cache.dir == str(tmp_path / "kernels")
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    monkeypatch.setenv("TRITON_HOME", str(tmp_path))
+    device.keep_kernels(tmp_path)
+    assert triton.knobs.cache.dir == str(tmp_path / ".triton" / "cache")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+def test_nothing_is_on_the_device_while_it_sleeps(family: str) -> None:
+    model, ops = built(family, "f32")
+    engine = tiny_engine(family, "f32", ops, model)
+    before = answers(engine, PROMPTS[2:], PARAMS[2:])
+    held: Any = ops
+    kinds = held._matrices._joined, held._matrices._experts, held._constant._tensors
+    tensors = [weakref.ref(t) for t in held._constant._tensors.values()]
+    tensors += [weakref.ref(m.codes) for found in held._matrices._joined.values() for m in found]
+    tensors += [weakref.ref(e.downs.codes) for e in held._matrices._experts.values()]
+    engine.sleep()
+    assert not any(kinds) and not any(tensor() is not None for tensor in tensors)
+    engine.wake()
+    assert answers(engine, PROMPTS[2:], PARAMS[2:]) == before
+
+
+def placed(ops: Any) -> dict[int, Any]:
+    """What is on the device of a model, by address."""
+    matrices = [*chain(*ops._matrices._joined.values())]
+    matrices += [m for e in ops._matrices._experts.values() for m in (e.both, e.downs)]
+    biases = [b for e in ops._matrices._experts.values() for b in (e.both_bias, e.down_bias)]
+    tensors = [t for m in matrices for t in (*m.tensors, m.factors)]
+    found = [*tensors, *biases, *ops._constant._tensors.values()]
+    return {t.data_ptr(): t for t in found if t is not None and t.numel()}
+
+
+@pytest.mark.parametrize(("family", "kind"), [("gpt_oss", "f32"), ("qwen3_next", "f32")])
+def test_recorded_steps_compute_with_weights_that_were_replaced(family: str, kind: str) -> None:
+    """These are written where the recordings read them: nothing on the device moves, and all of it is
+    what a provider has that never saw others."""
+    engine = own_engine(family, kind, load_provider("cuda"))
+    held: Any = engine.ops
+    arrays, old = (by_published_names(family, dict(w)) for w in perturbed(family, kind))
+    before = answers(engine, PROMPTS[2:], PARAMS[2:])
+    graphs, places = dict(engine.runner.graphs._graphs), placed(held).keys()
+    assert graphs
+    engine.update_weights({name: array} for name, array in arrays.items())
+    assert engine.runner.graphs._graphs == graphs and placed(held).keys() == places
+    found = answers(engine, PROMPTS[2:], PARAMS[2:])
+    assert engine.runner.graphs._graphs == graphs and placed(held).keys() == places
+    fresh = own_engine(family, kind, load_provider("cuda"))
+    fresh.push_weights(arrays)
+    assert answers(fresh, PROMPTS[2:], PARAMS[2:]) == found != before
+    theirs = placed(fresh.ops).values()
+    for tensor in placed(held).values():
+        assert any(tensor.shape == t.shape and torch.equal(tensor, t) for t in theirs)
+    engine.update_weights([old])
+    assert answers(engine, PROMPTS[2:], PARAMS[2:]) == before
+
+
+def perturbed(family: str, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Other matrices and other vectors; and those of the tiny engine."""
+    weights = tiny_weights(family, kind)
+    others = other_weights(family, kind)
+    return {n: w if isinstance(w, Weight) else w * 1.25 for n, w in others.items()}, weights
+
+
+def test_weights_of_another_kind_are_uploaded_anew() -> None:
+    engine = own_engine("llama", "q4", load_provider("cuda"))
+    answers(engine, PROMPTS[2:], PARAMS[2:])
+    arrays = by_published_names("llama", dict(tiny_weights("llama", "f32")))
+    engine.update_weights([arrays])
+    assert not engine.runner.graphs._graphs
+    found = answers(engine, PROMPTS[2:], PARAMS[2:])
+    fresh = own_engine("llama", "f32", load_provider("cuda"))
+    assert answers(fresh, PROMPTS[2:], PARAMS[2:]) == found
 
 
 def test_blocks_move_as_bytes() -> None:

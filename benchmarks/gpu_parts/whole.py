@@ -48,6 +48,7 @@ def measure(part: Part) -> None:
     if part.device.type == "cuda":
         part.attempt("plan", lambda: plan(engine, described))
     if part.name == "llama":
+        part.attempt("sleep", lambda: sleep(part, engine))
         part.attempt("contract", lambda: contract(part, engine))
 
 
@@ -151,6 +152,21 @@ def prefill(engine: Engine, length: int) -> dict[str, Any]:
         tokens_of(engine, [random_prompt(engine, length, seed)], 1)
         seconds = time.perf_counter() - begun
     return {"tokens_per_s": length / seconds, "seconds": seconds}
+
+
+def sleep(part: Part, engine: Engine) -> dict[str, Any]:
+    """Seconds to give memory back and to take it again, what is still held between, and that recorded
+    steps give the same bits afterwards."""
+    prompts = [random_prompt(engine, 5, 3)]
+    before, begun = tokens_of(engine, prompts, 3), time.perf_counter()
+    engine.sleep()
+    wait(part)
+    asleep = time.perf_counter()
+    held = torch.cuda.memory_reserved() if part.device.type == "cuda" else 0
+    engine.wake()
+    wait(part)
+    found = {"asleep_s": asleep - begun, "awake_s": time.perf_counter() - asleep}
+    return found | {"held_bytes": held, "same": tokens_of(engine, prompts, 3) == before}
 
 
 def wait(part: Part) -> None:

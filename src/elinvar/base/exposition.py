@@ -25,6 +25,7 @@ _GAUGES: tuple[tuple[str, str, Number], ...] = (
         lambda m: m.load.num_waiting,
     ),
     ("elinvar_adapters", "LoRA adapters that requests may ask for.", lambda m: m.adapters),
+    ("elinvar_asleep", "1: the model sleeps, and takes no requests.", lambda m: m.asleep),
     ("elinvar_kv_usage", "Share of the KV blocks that requests use.", lambda m: m.load.kv_usage),
     (
         "elinvar_sessions",

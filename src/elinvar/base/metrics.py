@@ -136,6 +136,8 @@ class EngineMetrics:
         self.computed_tokens = 0
         self.generated_tokens = 0
         self.adapters = 0
+        self.asleep = 0
+        """1: its weights and its cache take no memory."""
         self.finished = dict.fromkeys(REASONS, 0)
         self.state_ns: dict[str, int] = {}
         """Of all requests that ended, by the ledger's states."""

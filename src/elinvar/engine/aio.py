@@ -13,11 +13,13 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
 
 from elinvar.base.errors import EngineError
 from elinvar.base.grammar import Grammar
@@ -105,6 +107,8 @@ class AsyncEngine:
         self._arrived: list[_Stream] = []
         self._gone: list[_Stream] = []
         self._tasks: list[tuple[Callable[[], None], Future[None]]] = []
+        self._at_rest: list[tuple[Callable[[], None], Future[None]]] = []
+        """Tasks for when no request is there."""
         self._stopping = False
         self._abort_all = False
         self._error: BaseException | None = None
@@ -205,6 +209,28 @@ class AsyncEngine:
         await self._between_steps(lambda: found.append(ask(self.engine.sessions)))
         return found[0]
 
+    async def sleep(self, abort: bool = False) -> None:
+        """As Engine.sleep, when those requests have ended that are there; with `abort` they are ended
+        now. New ones are refused from this call on."""
+        future: Future[None] = Future()
+        with self._wake:
+            self.check_alive()
+            self._at_rest.append((self.engine.sleep, future))
+            self._wake.notify()
+        if abort:
+            await self._between_steps(self._end_all)
+        await asyncio.wrap_future(future)
+
+    async def wake(self) -> None:
+        """As Engine.wake."""
+        await self._between_steps(self.engine.wake)
+
+    async def update_weights(self, parts: Iterable[Mapping[str, NDArray[Any]]]) -> int:
+        """As Engine.update_weights, in the step thread, which iterates over the parts."""
+        found: list[int] = []
+        await self._between_steps(lambda: found.append(self.engine.update_weights(parts)))
+        return found[0]
+
     async def _between_steps(self, task: Callable[[], None]) -> None:
         future: Future[None] = Future()
         with self._wake:
@@ -232,7 +258,7 @@ class AsyncEngine:
     def generate_all(self, asks: Sequence[Ask]) -> AsyncGenerator[tuple[int, Delta], None]:
         """As `generate`, for several requests that arrive together: (index in `asks`, delta), step
         after step."""
-        self.check_alive()
+        self._check_takes()
         for ask in asks:
             self.engine.check(ask.prompt_ids, ask.params)
         return self._generate(asks)
@@ -242,7 +268,7 @@ class AsyncEngine:
         loop = asyncio.get_running_loop()
         open_ = {i: _Stream(ask, i, inbox, loop) for i, ask in enumerate(asks)}
         with self._wake:
-            self.check_alive()
+            self._check_takes()
             self._arrived += open_.values()
             self._wake.notify()
         try:
@@ -260,6 +286,11 @@ class AsyncEngine:
                     self._gone += open_.values()
                     self._wake.notify()
 
+    def _check_takes(self) -> None:
+        self.check_alive()
+        if any(not future.cancelled() for _, future in self._at_rest):
+            raise EngineError("The model is about to sleep: wake it up then, before you ask.")
+
     # What follows runs in the step thread.
 
     def _run(self) -> None:
@@ -276,16 +307,19 @@ class AsyncEngine:
     def _take(self) -> bool:
         """Sleep until there is something to do; let requests in and out. False: stop."""
         with self._wake:
-            while not (self._arrived or self._gone or self._tasks or self.engine.has_work):
+            while not (self._notes or self.engine.has_work):
                 if self._stopping:
                     return False
                 self._wake.wait()
             # Those that are there may all wait for their tenants' rates.
-            if not (self._arrived or self._gone or self._tasks) and (idle := self.engine.idle_s):
+            if not self._notes and (idle := self.engine.idle_s):
                 self._wake.wait(min(idle, LONGEST_SLEEP_S))
             arrived, self._arrived = self._arrived, []
             gone, self._gone = self._gone, []
             tasks, self._tasks = self._tasks, []
+            if self._at_rest and not (arrived or self.engine.running()):
+                tasks += self._at_rest
+                self._at_rest = []
             abort_all = self._abort_all
         for stream in arrived:
             self._add(stream)
@@ -294,9 +328,18 @@ class AsyncEngine:
         for task, future in tasks:
             _settle(task, future)
         if abort_all:
-            for request_id in self._streams:
-                self.engine.abort(request_id)
+            self._end_all()
         return True
+
+    @property
+    def _notes(self) -> bool:
+        """Whether there is something to do besides steps."""
+        rests = self._at_rest and not self.engine.running()
+        return bool(self._arrived or self._gone or self._tasks or rests)
+
+    def _end_all(self) -> None:
+        for request_id in self._streams:
+            self.engine.abort(request_id)
 
     def _add(self, stream: _Stream) -> None:
         try:
@@ -347,7 +390,7 @@ class AsyncEngine:
             self._error = error
             waiting = [*self._streams.values(), *self._arrived]
             self._streams.clear()
-            tasks = self._tasks
+            tasks = self._tasks + self._at_rest
         for _, future in tasks:
             if future.set_running_or_notify_cancel():
                 future.set_exception(_stopped(error))

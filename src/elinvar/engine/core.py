@@ -17,8 +17,6 @@ from functools import partial
 from numbers import Integral
 from typing import Any, Self, cast
 
-from numpy.typing import NDArray
-
 from elinvar.base.config import EngineConfig
 from elinvar.base.digest import blake2b
 from elinvar.base.errors import EngineError, InputError, ModelError
@@ -35,6 +33,7 @@ from elinvar.engine.counts import Counts
 from elinvar.engine.drafts import Drafting, most_drafts
 from elinvar.engine.forecast import device_room
 from elinvar.engine.grammars import Compiled, Grammars
+from elinvar.engine.idle import Idle, fingerprint_of_weights
 from elinvar.engine.memory import available_memory, give_back
 from elinvar.engine.output import Delta, FinishReason
 from elinvar.engine.plan_kv import describe_blocks, plan_kv
@@ -43,7 +42,7 @@ from elinvar.engine.text import AnswerText
 from elinvar.engine.tokenizer import Tokenizer, load_tokenizer
 from elinvar.engine.watch import Record, Watcher, record
 from elinvar.models.family import Model
-from elinvar.models.load import load_parts, reloaded
+from elinvar.models.load import load_parts
 from elinvar.ops import Ops, load_provider
 from elinvar.ops.adapted import AdaptedOps
 from elinvar.run.ahead import Begun
@@ -83,7 +82,7 @@ class _Live:
         self.last_token: float | None = None
 
 
-class Engine:
+class Engine(Idle):
     """A model with its KV cache, its scheduler and its tokenizer.
 
     Raises InputError when config.kv_memory and config.max_context do not fit the model.
@@ -117,7 +116,9 @@ class Engine:
             ops = cast("Ops", adapted)
             if wrap_ops is not None:
                 ops = wrap_ops(ops)
-            drafting = drafting or Drafting(config, _fingerprint(config, checkpoint.fingerprint))
+            drafting = drafting or Drafting(
+                config, fingerprint_of_weights(config, checkpoint.fingerprint)
+            )
             drafting.open()
             parts = load_parts(
                 checkpoint,
@@ -143,7 +144,9 @@ class Engine:
         give_back()
         adapters = Adapters(parts, adapted, config.max_adapters)
         loaded = parts.build(ops), ops, tokenizer, config, fingerprint, adapters
-        return cls(*loaded, named, drafting)
+        engine = cls(*loaded, named, drafting)
+        engine.warm_up(progress)
+        return engine
 
     def __init__(
         self,
@@ -180,10 +183,8 @@ class Engine:
         """Memory of the KV cache."""
         self.config = config
         self._weights = weights_fingerprint + ops.arithmetic
-        self.fingerprint = _fingerprint(config, self._weights)
+        self.fingerprint = fingerprint_of_weights(config, self._weights)
         """Changes when answers may change: weights, provider, formats."""
-        self.weight_version = 0
-        """How many times weights were pushed."""
         self.model_config = model.config
         self.tokenizer = tokenizer
         self.ops = ops
@@ -253,6 +254,18 @@ class Engine:
         """A step that was begun before the tokens of the last one were known."""
         self._ready: list[Delta] = []
 
+    def warm_up(self, progress: LoadProgress | None = None) -> None:
+        """Bring the weights to the device now rather than with the first request, where it is not the
+        CPU. Raises EngineError where they do not fit beside the KV cache."""
+        tell = progress or (lambda what, done, total: None)
+        try:
+            self.runner.warm_up(lambda done, total: tell("uploading", done, total))
+        except MemoryError as error:
+            raise EngineError(
+                f"The weights do not fit on the device beside a KV cache of {self.kv_bytes} bytes; ask "
+                f"for a smaller one with kv_memory ({error})."
+            ) from None
+
     def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
     ) -> list[int]:
@@ -300,8 +313,9 @@ class Engine:
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises InputError when the request could never run here, EngineError when the engine is
-        closed. Any thread may ask."""
+        closed, asleep or holds weights of two models. Any thread may ask."""
         self._check_open()
+        self._check_answers()
         if params.adapter is not None:
             self.adapters.find(params.adapter)
         if params.grammar is not None:
@@ -479,39 +493,6 @@ class Engine:
             with suppress(Exception):
                 underway[1].finish()
 
-    def push_weights(self, arrays: Mapping[str, NDArray[Any]]) -> int:
-        """Replace all weights, by the names of the model's checkpoints or by canonical ones; returns
-        the new weight_version. Cached prefixes belong to the weights before and are not found any
-        more. The new weights are packed beside the old ones, so both are in memory for a moment.
-
-        Raises ModelError listing what does not fit, EngineError while there are requests (a sequence
-        computed by two models is no model's) or adapters. Nothing is changed then.
-        """
-        self._check_open()
-        if self._live:
-            raise EngineError(
-                f"{len(self._live)} requests have not ended; push weights when the engine is idle."
-            )
-        if self.adapters.num_held:
-            raise EngineError(
-                "Adapters are loaded, which were read for the weights of now; unload them, push "
-                "weights, then load them again."
-            )
-        self._settle()
-        loaded = reloaded(self.runner.model, arrays, self.config.weight_format)
-        model = loaded.build(self.ops)
-        self._drafting.attach(model, self.ops)
-        self.runner.use(model)
-        self.metrics.drafters = self.runner.speculator.stats
-        self.adapters.fit(loaded)
-        self.weight_version += 1
-        # Of no other engine's: what was pushed has no fingerprint.
-        self.scheduler.kv.use_namespace(uuid.uuid4().hex)
-        self.sessions.forget_contents()
-        self.fingerprint = _fingerprint(self.config, f"{self._weights}+{self.weight_version}")
-        give_back()
-        return self.weight_version
-
     def close(self) -> None:
         """Give up all requests and let go of the model and the KV arrays. What outlives the engine, and
         is not saved yet, is saved before; tiers that are slow may lack some of it. May be called
@@ -531,10 +512,6 @@ class Engine:
                 self.tiers.flush(LAST_SAVES_S)
             self.tiers.close()
         vars(self).pop("runner", None)
-
-    def _check_open(self) -> None:
-        if not hasattr(self, "runner"):
-            raise EngineError("The engine is closed; load the model again.")
 
     def _advance(self, update: RequestUpdate, now: float) -> Delta:
         """Book what a step brought to one request: text, end, metrics."""
@@ -606,11 +583,6 @@ def _check_ids(field: str, ids: Iterable[int], vocab_size: int) -> None:
         if token >= vocab_size:
             message = f"Token ids of {field} must be from 0 to {vocab_size - 1}, got {token}."
             raise InputError(field, message)
-
-
-def _fingerprint(config: EngineConfig, weights: str) -> str:
-    parts = (weights, config.device, config.weight_format, config.kv_dtype)
-    return "fp_" + blake2b("|".join(parts).encode(), digest_size=6).hexdigest()
 
 
 def _delta(

@@ -158,6 +158,14 @@ class LLM:
         """New requests do not find it any more; streams that are open end with it."""
         self.engine.unload_adapter(name)
 
+    def sleep(self) -> None:
+        """Give back the memory of weights and KV cache until `wake`. Raises as Engine.sleep."""
+        self.engine.sleep()
+
+    def wake(self) -> None:
+        """Answer again. Raises as Engine.wake."""
+        self.engine.wake()
+
     def close(self) -> None:
         """Give the memory back; the LLM is of no use afterwards."""
         self.engine.close()

@@ -65,11 +65,16 @@ class KVManager:
         """From now on nothing is found that was cached in another one; its blocks are given out
         again first. No sequence may be alive: they remember theirs."""
         self._namespace = namespace.encode()
+        self.empty()
+        if self._below is not None:
+            self._below.forget_all()
+
+    def empty(self) -> None:
+        """No block holds anything of worth any more; what is below is found there. No sequence may be
+        alive."""
         for node in list(self.tree.nodes()):
             for pool in self.pools:
                 pool.drop(node)
-        if self._below is not None:
-            self._below.forget_all()
 
     def new_sequence(
         self,

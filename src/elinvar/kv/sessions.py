@@ -172,6 +172,11 @@ class Sessions:
             session.path, session.num_tokens = [], 0
             self._leases.release(session.lease)
 
+    def yield_all(self) -> None:
+        """What they left is not in memory any more; it may be below."""
+        for session in self._all():
+            self._leases.release(session.lease)
+
     @property
     def leased_tokens(self) -> int:
         return len(self._kv.pools[0].leases) * self._kv.block_size

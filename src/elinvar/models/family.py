@@ -21,6 +21,8 @@ class Model(Protocol):
     """What the runner sees of any family."""
 
     config: ModelConfig
+    weights: Mapping[str, Any]
+    """By their canonical names."""
 
     def kv_specs(self, kv_dtype: KVDtype) -> tuple[KVSpec, ...]:
         """The cache it needs, one spec a layer kind, "full" first; the batch's block tables and

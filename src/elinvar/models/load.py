@@ -122,18 +122,23 @@ def reloaded(
     """The same model with other weights, by the names of its checkpoints or by canonical ones; all of
     them, of heads that were loaded, too. Raises ModelError as weights.push does."""
     config, arrays = model.config, {text_name(name): array for name, array in arrays.items()}
-    family = next(family for family in FAMILIES if family.name == config.family)
-    table = family.rules(config)
-    if isinstance(model, MTPDecoder) and model.heads:
-        assert family.mtp is not None
-        table += mtp_rules(config, family.rules, family.mtp)
+    family, table = rules_of(model)
     rules = as_published(table, arrays)
     if config.tied_head:
         arrays = _without_tied_head(arrays, rules, family.rules(replace(config, tied_head=False)))
-    present = model.weight_names if isinstance(model, Decoder) else ()
-    checkpoint, rules = pushed(arrays, rules, config.num_layers, present)
+    checkpoint, rules = pushed(arrays, rules, config.num_layers, model.weights)
     weights = load_weights(checkpoint, rules, config, weight_format)
     return Loaded(family, config, as_published(table, ()), weights)
+
+
+def rules_of(model: Model) -> tuple[Family[Model], list[Rule]]:
+    """Its family, and the rules of all its weights, of heads that were loaded, too."""
+    family = next(family for family in FAMILIES if family.name == model.config.family)
+    table = family.rules(model.config)
+    if isinstance(model, MTPDecoder) and model.heads:
+        assert family.mtp is not None
+        table += mtp_rules(model.config, family.rules, family.mtp)
+    return family, table
 
 
 def _without_tied_head(

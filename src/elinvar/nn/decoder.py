@@ -120,7 +120,8 @@ class Decoder:
     ) -> None:
         """norm: the last one, before the head."""
         self.config, self.ops = config, ops
-        self.weight_names = frozenset(weights)
+        self.weights: Mapping[str, Any] = dict(weights)
+        """By their canonical names."""
         self.ropes = {kind: RopeTable(config.rope[kind]) for kind in config.rope}
         self.temperatures = {kind: TemperatureTable(c) for kind, c in config.temperature.items()}
         self.embed = weights["embed"]

@@ -37,7 +37,8 @@ def load_provider(
     set of the cpu provider ("scalar", "avx2", "avx512", "neon"; None: the widest here). Neither
     changes a result. Raises ElinvarError for an instruction set or a device that this machine lacks.
 
-    cache: the folder in which `elinvar tune` keeps what it measured of GPUs; None: nothing is known."""
+    cache: the folder in which `elinvar tune` keeps what it measured of GPUs, and kernels for them are
+    kept compiled; None: nothing is known."""
     if device == "ref":
         from elinvar.ops.ref import RefOps
 

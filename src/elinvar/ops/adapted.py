@@ -7,7 +7,7 @@ provider's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,6 +48,10 @@ class AdaptedOps:
             self._adapters[number] = pairs
         self._loras.clear()
         self.version += 1
+
+    def release(self, weights: Iterable[Any]) -> None:
+        self._loras.clear()  # those that are joined may lie where the ops run
+        self.inner.release(weights)
 
     @contextmanager
     def applied(self, batch: ForwardBatch) -> Iterator[None]:

@@ -10,7 +10,7 @@ are 16 partial sums, element i going to partial i mod 16, joined by the tree 8, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from elinvar.base.batch import ForwardBatch
@@ -24,6 +24,10 @@ ATTENTION_SPLIT = 1024
 order, into the row's result. Part of attention's definition."""
 
 
+Progress = Callable[[int, int], None]
+"""(bytes done, bytes in all)"""
+
+
 class Ops(Protocol):
     """What a provider offers. Inputs are never changed, but the KV cache by rope_write and latent_write,
     y by lora, shares by block_shares, and states by causal_conv and delta_rule."""
@@ -35,12 +39,35 @@ class Ops(Protocol):
 
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
         """The zeroed caches of the layers of `spec`: KVLayers, or StateLayers where it has a state.
-        Where graph_size rounds there is one block more, which nobody reads."""
+        Where graph_size rounds there is one block more, which nobody reads. Raises MemoryError."""
         ...
 
     def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
         """Before a model of these weights is built: they are brought to where the ops run. Raises
         ModelError where the model needs an op that this provider lacks."""
+        ...
+
+    def warm_up(
+        self, run: Callable[[], object], weights: Iterable[Any], progress: Progress
+    ) -> None:
+        """Before the first step: these weights (all of the model's) are brought to where the ops run, for
+        which `run` may be called, a forward of one token. Raises MemoryError where they do not fit."""
+        ...
+
+    def exchange(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Any],
+        pairs: Sequence[tuple[Any, Any]] | None,
+    ) -> bool:
+        """The matrices among the weights of a model hold other numbers than when they were used last, and
+        of each pair of arrays or Experts the second takes the place of the first; None: nobody knows
+        what takes whose. Whether what was recorded before computes with the new ones."""
+        ...
+
+    def release(self, weights: Iterable[Any]) -> None:
+        """Give back the memory that these weights (all of the model's) take where the ops run: they are
+        brought there again at their next use. What was recorded before must not be run again."""
         ...
 
     def available_memory(self) -> int | None:

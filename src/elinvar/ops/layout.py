@@ -41,7 +41,8 @@ _FLOATS: dict[str, Any] = {"f16": np.float16, "bf16": np.uint16, "f32": np.float
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Weight:
     """A packed matrix. `data` is 1-D uint8, 64-byte aligned panels one after the other; it may
-    be a read-only view of a mapped file. Never changed once made."""
+    be a read-only view of a mapped file. Never changed once made, but where a trainer's weights take the
+    place of a model's, which then computes nothing."""
 
     kind: WeightKind
     shape: tuple[int, int]
@@ -53,6 +54,10 @@ class Weight:
     @property
     def nbytes(self) -> int:
         return self.data.nbytes
+
+    def hold(self, kind: WeightKind, data: NDArray[np.uint8]) -> None:
+        """Be another matrix of the same shape from now on."""
+        self.kind, self.data, self.handle = kind, data, None
 
 
 def num_panels(n: int) -> int:

@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
+import numpy as np
+
 from elinvar.base.batch import I32, DecodeBatch, ForwardBatch
-from elinvar.base.config import KVSpec
+from elinvar.base.config import BLOCK_SIZE, KVSpec
 from elinvar.base.plan import BlockMove, PlanItem, StepOutput, StepPlan, TokenLogprobs, Wave
 from elinvar.models.family import Model
 from elinvar.ops.adapted import AdaptedOps
-from elinvar.ops.api import F32, Coming, Ops
-from elinvar.ops.arguments import SampleResult
+from elinvar.ops.api import F32, Coming, Ops, Progress
+from elinvar.ops.arguments import SampleArgs, SampleResult
 from elinvar.ops.caches import Blocks, LayerCache
 from elinvar.run.ahead import Ahead, Begun
 from elinvar.run.drafters.api import Drafter
@@ -86,33 +88,68 @@ class Runner:
         self.rows = Rows(max_rows, max_context, specs)
         self._thinking = ThinkingRows()
         self._ahead = Ahead(ops, self.rows)
-        layers: dict[int, LayerCache] = {}
-        self._blocks: list[Blocks] = []
-        """Per group."""
-        for spec, count in zip(specs, num_blocks, strict=True):
-            caches = ops.kv_layers(spec, count)
-            self._blocks.append(caches[0].blocks)
-            layers |= zip(spec.layers, caches, strict=True)
-        self._spare = tuple(num_blocks)
-        self.kv: list[LayerCache] = [layers[i] for i in range(len(layers))]
+        self._specs, self._spare = tuple(specs), tuple(num_blocks)
         self._make_drafters = drafters
         self.speculator = Speculator(self.rows, masks, (), 0)
-        self.use(model)
+        self.model = model
+        self.graphs = Graphs(model, ops, (), adapted, self._spare)
+        self.wake()
 
     @property
     def kv_bytes(self) -> int:
         """Of the caches."""
         return sum(blocks.nbytes for blocks in self._blocks)
 
-    def use(self, model: Model) -> None:
-        """Compute with this model, whose cache is the same, from the next step on."""
+    def wake(self) -> None:
+        """Make the caches, which hold nothing yet. Raises MemoryError."""
+        layers: dict[int, LayerCache] = {}
+        blocks: list[Blocks] = []
+        for spec, count in zip(self._specs, self._spare, strict=True):
+            caches = self.ops.kv_layers(spec, count)
+            blocks.append(caches[0].blocks)
+            layers |= zip(spec.layers, caches, strict=True)
+        self._blocks = blocks
+        """Per group."""
+        self.kv: list[LayerCache] = [layers[i] for i in range(len(layers))]
+        self.use(self.model)
+
+    def warm_up(self, progress: Progress | None = None) -> None:
+        """Have what steps need where the ops run, before anybody waits for it. Raises MemoryError."""
+        told = progress or (lambda done, total: None)
+        self.ops.warm_up(self._try, self.model.weights.values(), told)
+
+    def _try(self) -> None:
+        """A step of one token, in the blocks that nobody reads."""
+        slots = [[block * BLOCK_SIZE] for block in self._spare]
+        tables = tuple(np.array([[block]], np.int32) for block in self._spare)
+        batch = DecodeBatch(np.array([[0], [0], [1], *slots], np.int32), tables).flat()
+        logits_LV = self.graphs.head(batch, self.graphs.hidden(batch))
+        zero = np.zeros(1, np.float32)
+        greedy = zero, np.zeros(1, np.int32), zero + 1, zero
+        args = SampleArgs(np.zeros(1, np.uint64), batch.positions + 1, *greedy, None)
+        self.ops.sample(logits_LV, args)
+
+    def sleep(self) -> None:
+        """Let go of the caches and of all that points to them; until `wake` nothing is computed."""
         self.speculator.close()
-        self.model = model
-        self.graphs = Graphs(model, self.ops, self.kv, self.adapted, self._spare)
-        self._waves = Waves(model, self.ops, self.kv, self.adapted)
+        self._blocks, self.kv = [], []
+        self._bind(())
+
+    def use(self, model: Model, recorded: bool = False) -> None:
+        """Compute with this model, whose cache is the same, from the next step on. recorded: what was
+        recorded of the one before computes with this one's weights."""
+        self.speculator.close()
+        self.model = self.graphs.model = model
+        graphs = self.graphs if recorded and self.kv else None
+        self._bind(self._make_drafters(self) if self.kv else (), graphs)
+
+    def _bind(self, drafters: Sequence[Drafter], graphs: Graphs | None = None) -> None:
+        fresh = Graphs(self.model, self.ops, self.kv, self.adapted, self._spare)
+        self.graphs = graphs or fresh
+        self._waves = Waves(self.model, self.ops, self.kv, self.adapted)
         self._wave: _Job | None = None
         """What is underway."""
-        drafters, size = self._make_drafters(self), model.config.vocab_size
+        size = self.model.config.vocab_size
         self.speculator = Speculator(self.rows, self.masks, drafters, size)
 
     def begin(self, plan: StepPlan) -> Begun:

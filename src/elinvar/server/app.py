@@ -42,6 +42,7 @@ from elinvar.server.reply import reply
 from elinvar.server.seen import Teller, Telling, Witness
 from elinvar.server.served import Served
 from elinvar.server.sessions import SessionRoutes
+from elinvar.server.sleep import SleepRoutes
 from elinvar.server.state import State, StateOptions
 from elinvar.server.tenants import NOBODY, Keys, Tenants, is_admin
 from elinvar.server.texts import TextRoutes
@@ -134,6 +135,7 @@ def create_models_app(
         routes += AdapterRoutes(models, limit).routes()
     routes += ExplainRoutes(lambda: [s.service.explanations for s in models.loaded]).routes()
     routes += SessionRoutes(models, limit).routes()
+    routes += SleepRoutes(models).routes()
     live = Live(lambda: models.loaded)
     routes += live.routes()
     if settings.console:
@@ -183,6 +185,8 @@ class _Runs(Protocol):
 
     def check_alive(self) -> None: ...
 
+    def check_awake(self) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Alone:
@@ -196,6 +200,9 @@ class _Alone:
 
     def check_alive(self) -> None:
         self.engine.check_alive()
+
+    def check_awake(self) -> None:
+        """It never sleeps."""
 
 
 def _application(
@@ -233,6 +240,7 @@ def _application(
         """Whether it is to be sent requests."""
         if state["leaving"]:
             raise unavailable("The server is shutting down.")
+        runs.check_awake()
         return await health(request)
 
     async def show_metrics(request: Request) -> Response:

@@ -48,6 +48,11 @@ class Entry:
     users: int = 0
     last_used: float = 0.0
 
+    @property
+    def sleeps(self) -> bool:
+        """It is loaded, and takes no memory."""
+        return self.served is not None and self.served.core.is_asleep
+
     @classmethod
     def loaded(cls, served: Served) -> Entry:
         """One that is there from the start, and stays."""
@@ -227,13 +232,13 @@ class Models:
         """Drop others until this one fits; wait where all of them are in use."""
         if self._max_bytes is None:
             return
-        while sum(one.num_bytes for one in self._there) + entry.num_bytes > self._max_bytes:
-            idle = [one for one in self._there if not one.users]
+        while others := [one for one in self._there if not one.sleeps]:  # alone it may take any
+            if sum(one.num_bytes for one in others) + entry.num_bytes <= self._max_bytes:
+                return
+            idle = [one for one in others if not one.users]
             if idle:
                 await self._drop(min(idle, key=lambda one: one.last_used))
                 continue
-            if not self._there:  # alone it may take what it takes
-                return
             self._freed.clear()
             try:
                 async with asyncio.timeout(max(0.0, end - time.monotonic())):
@@ -251,6 +256,33 @@ class Models:
         assert served is not None
         log.info("Dropping %s, which was used longest ago.", entry.name)
         await served.engine.shutdown(0.0)
+
+    # ---- sleep ------------------------------------------------------------------------------
+
+    def asleep(self, scope: Scope, name: str | None) -> dict[str, bool]:
+        """Of each loaded model whether it sleeps, or of this one. Raises ApiError 404."""
+        return {one.name: one.sleeps for one in self._named(scope, name)}
+
+    async def sleep(self, scope: Scope, name: str | None, abort: bool) -> None:
+        """See AsyncEngine.sleep; of all that are loaded, or of this one. Raises ApiError 404."""
+        engines = [one.served.engine for one in self._named(scope, name) if one.served is not None]
+        await asyncio.gather(*(engine.sleep(abort) for engine in engines))
+
+    async def wake(self, scope: Scope, name: str | None) -> None:
+        """The same the other way; others are dropped where there is no room. Raises ApiError: 404, 429
+        where they are in use, EngineError where there is no memory."""
+        for entry in self._named(scope, name):
+            async with self._changing:
+                if entry.served is not None and entry.sleeps:
+                    await self._make_room(entry, time.monotonic() + _PATIENCE_S)
+                    await entry.served.engine.wake()
+
+    def _named(self, scope: Scope, name: str | None) -> list[Entry]:
+        """Those that are loaded, of this name where it is given."""
+        if name is None:
+            return self._there
+        entry, _ = self._find(scope, name)
+        return [entry] if entry.served is not None else []
 
     # ---- the life of all --------------------------------------------------------------------
 
@@ -270,6 +302,11 @@ class Models:
         """Raises EngineError where one of them stopped."""
         for engine in self._engines:
             engine.check_alive()
+
+    def check_awake(self) -> None:
+        """Raises ApiError 503 where every model that is loaded sleeps."""
+        if self._there and all(one.sleeps for one in self._there):
+            raise unavailable("The model is asleep: POST /wake_up wakes it up.")
 
     @property
     def _engines(self) -> list[AsyncEngine | AsyncTextModel]:

@@ -120,6 +120,11 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/sessions/{id}/fork"): Operation(
         "Makes sessions that go on from one", ForkRequest, body_required=False
     ),
+    ("POST", "/sleep"): Operation(
+        "Gives back the memory of weights and KV cache", query=("level", "mode", "model")
+    ),
+    ("POST", "/wake_up"): Operation("Answers again", query=("model",)),
+    ("GET", "/is_sleeping"): Operation("Whether models sleep", query=("model",)),
     ("GET", "/v1/requests/{id}/explain"): Operation("Where a request's time went"),
     ("POST", "/v1/requests/{id}/cancel"): Operation("Ends a request"),
     ("GET", "/live"): Operation(

@@ -159,7 +159,9 @@ def of_key(key: str) -> Tenants:
 PUBLIC = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/favicon.ico"})
 """Paths that ask for no key."""
 _PUBLIC_FOLDERS = ("/console/",)
-ADMIN = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+ADMIN = frozenset(
+    {"/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/sleep", "/wake_up", "/is_sleeping"}
+)
 """Paths of the server rather than of one's own requests."""
 _ON_ADMIN_PORT = ADMIN | {"/metrics", "/live"}
 _EVERYWHERE = frozenset({"/", "/health", "/ready"})

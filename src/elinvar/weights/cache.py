@@ -3,6 +3,7 @@
     models/<source>/<name>/   a pulled model's files and elinvar.json, the record of them
     packed/                   packed weights (weights.packfile)
     tokenizers/               tokenizers built from GGUF files (engine.tokenizer)
+    kernels/, tuned/          of GPUs: compiled kernels (Triton's), what `elinvar tune` measured
     partial/, locks/          downloads under way, and who may write them
 
 A model's folder appears by one rename when all of its files are there and verified.

@@ -24,6 +24,7 @@ from elinvar.ops.layout import (
     GROUP,
     PANEL,
     QUANTISED,
+    Weight,
     aligned_empty,
     pack_float,
     pack_q4,
@@ -121,6 +122,39 @@ def load_weights(
     return {entry.name: as_value(entry, _gather(entry, chunks(entry))) for entry in entries}
 
 
+def replace_weights(
+    checkpoint: Checkpoint,
+    bindings: Sequence[Binding],
+    held: State,
+    weight_format: Literal["auto", "f32"] = "auto",
+) -> list[str]:
+    """What the bindings find in the checkpoint takes the place of what `held` has by the same names,
+    which are returned: a matrix that of the Weight, which stays the object that it was, and in its
+    memory where the kind is the same and nothing else is mapped there. Besides, memory holds the new
+    matrix where it is not so, and the rows of one chunk. Raises as load_weights; what came before is
+    replaced then."""
+    items = {item.entry.name: item for item in _plan(checkpoint, bindings, weight_format)}
+    packer = _Packer(checkpoint, items, None)
+    for name, item in items.items():
+        entry, old = item.entry, held[name]
+        if entry.kind != "vector":
+            assert isinstance(old, Weight)
+            same = old.kind == entry.kind and _make_writable(old.data)
+            data = _gather(entry, packer.chunks(entry), old.data if same else None)
+            old.hold(entry.kind, data)
+        else:
+            held[name] = as_value(entry, _gather(entry, packer.chunks(entry)))
+    return list(items)
+
+
+def _make_writable(data: NDArray[np.uint8]) -> bool:
+    try:
+        data.flags.writeable = True
+    except ValueError:  # a file, mapped to be read
+        return False
+    return True
+
+
 def packed_entries(
     checkpoint: Checkpoint,
     rules: Sequence[Rule],
@@ -195,8 +229,11 @@ def _finite(stored: HostTensor, values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
-def _gather(entry: Entry, chunks: Iterator[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    data = aligned_empty(entry.nbytes)
+def _gather(
+    entry: Entry, chunks: Iterator[NDArray[np.uint8]], data: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """data: where to, if not to memory of its own."""
+    data = aligned_empty(entry.nbytes) if data is None else data
     at = 0
     for chunk in chunks:
         data[at : at + chunk.nbytes] = chunk

@@ -28,14 +28,32 @@ def pushed(
     """The arrays, and the rules that load them: `rules`, or where all names are canonical, rules that
     take each weight as it is. present: canonical names of what the model has; of these none may
     lack. Raises ModelError listing what is missing, unknown or of another shape or type."""
-    own = [Rule(r.name, r.name, None, r.shape, optional=r.optional, layers=r.layers) for r in rules]
+    own = as_they_are(rules)
     canonical = {binding.name for binding in bind(own, "safetensors", num_layers)}
     table = own if canonical.issuperset(arrays) else list(rules)
     bindings = bind(table, "safetensors", num_layers)
     shapes = {binding.source: binding.stored_shape for binding in bindings}
     needed = dict.fromkeys(b.source for b in bindings if not b.optional or b.name in present)
+    missing = [name for name in needed if name not in arrays]
+    return as_checkpoint(arrays, shapes, missing), table
+
+
+def as_they_are(rules: Sequence[Rule]) -> list[Rule]:
+    """Rules that take each weight by its canonical name, in its canonical form."""
+    return [
+        Rule(r.name, r.name, None, r.shape, optional=r.optional, layers=r.layers) for r in rules
+    ]
+
+
+def as_checkpoint(
+    arrays: Mapping[str, NDArray[Any]],
+    shapes: Mapping[str, tuple[int, ...] | None],
+    missing: Sequence[str] = (),
+    what_was_done: str = "nothing was changed",
+) -> Checkpoint:
+    """shapes: of all that may be there, by name; None: any. Raises ModelError as `pushed`."""
     problems = {
-        "missing are": [name for name in needed if name not in arrays],
+        "missing are": missing,
         "unknown are": [name for name in arrays if name not in shapes],
         "of another shape are": [
             f"{name} {list(array.shape)} for {list(expected)}"
@@ -52,10 +70,10 @@ def pushed(
         raise ModelError(
             "The pushed weights do not fit the model: "
             + "; ".join(f"{what} {_some(names)}" for what, names in problems.items() if names)
-            + "; nothing was changed."
+            + f"; {what_was_done}."
         )
     tensors = {name: _tensor(name, array) for name, array in arrays.items()}
-    return Checkpoint(Path("pushed"), "safetensors", "pushed", {}, tensors, ""), table
+    return Checkpoint(Path("pushed"), "safetensors", "pushed", {}, tensors, "")
 
 
 def _tensor(name: str, array: NDArray[Any]) -> HostTensor:

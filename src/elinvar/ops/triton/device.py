@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -29,6 +31,13 @@ def find_device() -> torch.device:
 def device_name(device: torch.device) -> str:
     """As its driver says it."""
     return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
+def keep_kernels(cache: Path) -> None:
+    """Compiled kernels are kept in the cache folder, where nobody said another place to Triton: whoever
+    keeps that folder, as a container's volume, starts without compiling."""
+    if "TRITON_HOME" not in os.environ:
+        os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "kernels"))
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -296,7 +296,8 @@ def _case(kind: str, partial: bool) -> KernelCase:
 
 
 COMPILED = [
-    *spills_elsewhere(_case("bf16", True), _case("bf16", False)),
+    # ptxas of Triton 3.6 spills 24 bytes of the long walk.
+    *spills_elsewhere(_case("bf16", True), replace(_case("bf16", False), max_spills=32)),
     replace(_case("int8", True), max_spills=1024),
     KernelCase(
         "latent/query",

@@ -8,7 +8,7 @@ are numpy arrays again, for which nobody waits before they are read (coming.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import torch
 from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import Activation, KVSpec, ModelConfig, Scoring
 from elinvar.base.errors import ModelError
+from elinvar.ops.api import Progress
 from elinvar.ops.arguments import Experts, Lora, SampleArgs, SampleResult
 from elinvar.ops.layout import Weight
+from elinvar.ops.pages import give_back
 from elinvar.ops.triton import (
     attention,
     gather,
@@ -35,7 +37,13 @@ from elinvar.ops.triton import (
 )
 from elinvar.ops.triton.caches import KVLayer, StateLayer, kv_layers
 from elinvar.ops.triton.coming import Coming
-from elinvar.ops.triton.device import INTERPRETER, device_name, find_device, free_memory
+from elinvar.ops.triton.device import (
+    INTERPRETER,
+    device_name,
+    find_device,
+    free_memory,
+    keep_kernels,
+)
 from elinvar.ops.triton.recording import Recording, capture
 from elinvar.ops.triton.sizes import activations, arriving_bytes, matrix_bytes
 from elinvar.ops.triton.tuned import arithmetic, find_table, heads
@@ -59,6 +67,8 @@ class TritonOps:
         """dtype: of activations, until `prepare` has seen a model. cache: see load_provider."""
         self.device = find_device()
         self.dtype = dtype
+        if cache is not None:
+            keep_kernels(cache)
         tuned = None if cache is None else find_table(cache, device_name(self.device))
         self.arithmetic = arithmetic(device_name(self.device), tuned)
         self._matrices = Matrices(self.device, dtype, tuned)
@@ -67,24 +77,67 @@ class TritonOps:
         self._recording: Recording | None = None
         self._last = LastIds()
         self._pool = None if INTERPRETER else torch.cuda.graph_pool_handle()
-        self._expected = 0
+        self._expected = self._arriving = 0
         self._learning = False
         """A step runs whose results nobody wants (`record`)."""
 
     # ---- where arrays are -------------------------------------------------------------------
 
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:
-        return list(kv_layers(spec, num_blocks + 1, self.device))
+        try:
+            return list(kv_layers(spec, num_blocks + 1, self.device))
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
 
     def prepare(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
         """Matrices are uploaded at their first use, when it is known which are multiplied by at once."""
         self._check(config)
         matrices = [w for w in weights.values() if isinstance(w, Weight)]
-        self.dtype = _DTYPES[activations((w.kind, w.nbytes) for w in matrices)]
+        self.dtype = _dtype(matrices)
         named = [(name, w.kind, w.shape) for name, w in weights.items() if isinstance(w, Weight)]
         self._expected = sum(matrix_bytes(w.kind, w.shape) for w in matrices)
-        self._expected += arriving_bytes(named)
+        self._arriving = arriving_bytes(named)
         self._matrices.clear(self.dtype)
+
+    def exchange(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Any],
+        pairs: Sequence[tuple[Any, Any]] | None,
+    ) -> bool:
+        dtype = _dtype([w for w in weights.values() if isinstance(w, Weight)])
+        if pairs is None or dtype != self.dtype:
+            self.prepare(config, weights)
+            return False
+        experts = [pair for pair in pairs if isinstance(pair[0], Experts)]
+        arrays = [pair for pair in pairs if not isinstance(pair[0], Experts)]
+        # Both, whatever comes of the first.
+        return all([self._matrices.exchange(experts), self._constant.exchange(arrays)])
+
+    def warm_up(
+        self, run: Callable[[], object], weights: Iterable[Any], progress: Progress
+    ) -> None:
+        """A forward binds what is multiplied by at once, and compiles kernels or finds them compiled."""
+        total = max(self._expected, 1)
+        self._matrices.told = lambda done: progress(min(done, total), total)
+        try:
+            run()
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
+        finally:
+            self._matrices.told = None
+        progress(total, total)
+        give_back(weights)
+        if not INTERPRETER:
+            torch.cuda.empty_cache()  # of what matrices were taken apart in
+
+    def release(self, weights: Iterable[Any]) -> None:
+        self._matrices.clear(self.dtype)
+        self._constant.clear()
+        give_back(weights)
+        if not INTERPRETER:
+            self._pool = torch.cuda.graph_pool_handle()
+            torch.cuda.empty_cache()
 
     def _check(self, config: ModelConfig) -> None:
         for part, ops in _NEEDS.items():
@@ -97,7 +150,7 @@ class TritonOps:
 
     def available_memory(self) -> int | None:
         free = free_memory(self.device)
-        return None if free is None else max(free - self._expected, 0)
+        return None if free is None else max(free - self._expected - self._arriving, 0)
 
     def upload(self, batch: ForwardBatch) -> ForwardBatch:
         if self._recording is not None:
@@ -383,3 +436,8 @@ class TritonOps:
     def score(self, logits_LV: T, ids_L: Any, num_logprobs: int) -> SampleResult:
         ids = torch.tensor(ids_L, dtype=torch.int32, device=self.device)
         return Coming(sampling.score(logits_LV, ids, num_logprobs)).result()
+
+
+def _dtype(matrices: Sequence[Weight]) -> torch.dtype:
+    """Of activations: that of most bytes of the matrices, bf16 where they are quantised."""
+    return _DTYPES[activations((w.kind, w.nbytes) for w in matrices)]

@@ -33,7 +33,8 @@ def matrix_bytes(kind: WeightKind, shape: tuple[int, int]) -> int:
 
 def arriving_bytes(matrices: Iterable[tuple[str, str, tuple[int, ...]]]) -> int:
     """Most that is there for a while as matrices, by name, kind and shape, come to the device: a slice
-    in pieces (panels.py), and what is joined (weights.py) still beside the whole of it."""
+    in pieces (panels.py), what is joined (weights.py) still beside the whole of it, and, of weights that
+    take the place of others, these."""
     joined: Counter[str] = Counter()
     slice_ = 0
     for name, kind, shape in matrices:
@@ -45,7 +46,7 @@ def arriving_bytes(matrices: Iterable[tuple[str, str, tuple[int, ...]]]) -> int:
         key = layer if expert else f"{stem}.{TOGETHER.get(last, last)}"
         joined[key] += matrix_bytes(own, (shape[0], shape[1]))
         slice_ = max(slice_, min(shape[0] * shape[1], ARRIVING))
-    return max(joined.values(), default=0) + _IN_PIECES * slice_
+    return 2 * max(joined.values(), default=0) + _IN_PIECES * slice_
 
 
 def activations(matrices: Iterable[tuple[str, int]]) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -97,14 +97,37 @@ class Constants:
         self.used: list[torch.Tensor] | None = None
         """Where given, what was asked for: a recording keeps it alive."""
 
+    def clear(self) -> None:
+        """They come again when they are asked for."""
+        self._tensors.clear()
+
+    def exchange(self, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> bool:
+        """Of each pair the tensor of the first is the second's from now on, with its numbers. Whether all
+        of them fit."""
+        fit = True
+        for old, new in pairs:
+            tensor = self._tensors.pop(id(old), None)
+            if tensor is None:
+                continue
+            if tensor.shape == new.shape and old.dtype == new.dtype:
+                tensor.copy_(torch.from_numpy(np.array(new)))
+                self._hold(new, tensor)
+            else:
+                fit = False
+        return fit
+
+    def _hold(self, array: NDArray[Any], tensor: torch.Tensor) -> None:
+        self._tensors[id(array)] = tensor
+        weakref.finalize(array, self._tensors.pop, id(array), None)
+
     def __call__(self, array: Any) -> Any:
         """Tensors are what they are, and so is None."""
         if array is None or isinstance(array, torch.Tensor):
             return array
         tensor = self._tensors.get(id(array))
         if tensor is None:
-            tensor = self._tensors[id(array)] = torch.tensor(array, device=self._device)
-            weakref.finalize(array, self._tensors.pop, id(array))
+            tensor = torch.tensor(array, device=self._device)
+            self._hold(array, tensor)
         if self.used is not None:
             self.used.append(tensor)
         return tensor

@@ -29,7 +29,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_small_shapes_under_the_interpreter(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    parts = "bits,products,rows,attention,sampling,recurrent"
+    parts = "bits,products,rows,attention,sampling,recurrent,chosen"
     command = [sys.executable, str(SCRIPT), "--small", "--only", parts, "--out", str(out)]
     environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -44,6 +44,7 @@ def test_small_shapes_under_the_interpreter(tmp_path: Path) -> None:
     assert found["products"]["right"]["q4"]["invariant"]
     assert found["products"]["speed"]["bf16"]["qkv"]["1"]["of_copy"] > 0
     assert found["attention"]["right"]["decode_is_prefill"]
+    assert found["chosen"]["right"]["all_keys_is_dense"] and found["chosen"]["shares"]["right"]
     assert set(found["recurrent"]["right"].values()) == {True}
     assert found["recurrent"]["speed"]["2x3"]["delta_rule"]["us_per_token"] > 0
     assert found["sampling"]["top"]["3"] == {"right": True, "invariant": True}

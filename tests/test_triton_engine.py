@@ -41,13 +41,14 @@ def built(family: str, kind: str) -> tuple[Any, Ops]:
 
 
 # Experts with sinks and windows; windows, caps and norms of heads; quantised; norms of all heads; latents;
-# recurrent states.
+# recurrent states; chosen keys, 9 of them.
 CLOSE = [
     ("gpt_oss", "f32", 5e-6, 43),
     ("gemma3", "f32", 5e-6, 43),
     ("llama", "q4", 0.2, 43),
     ("olmo2", "f16", 0.01, 9),
     ("minicpm3", "f32", 5e-6, 9),
+    ("glm_moe_dsa", "f32", 5e-6, 14),
     ("qwen3_next", "f32", 1e-5, 43),
 ]
 
@@ -70,6 +71,7 @@ def test_logits_are_close_to_those_of_ref(
     [
         ("llama", "q4", (17, 38, 40)),
         ("qwen3_moe", "f32", (5, 9, 10)),
+        ("glm_moe_dsa", "bf16", (5, 10, 11)),
         ("qwen3_5", "f32", (5, 9, 10)),
     ],
 )
@@ -116,6 +118,46 @@ def test_an_engine_answers_as_its_requests_alone() -> None:
     assert alone.metrics.cached_tokens >= 32
     expected = answers(tiny_engine("llama", "q8", REF), PROMPTS[:1], PARAMS[:1])
     assert together[0][0] == expected[0][0]
+
+
+def test_keys_are_chosen_alike_in_every_batch() -> None:
+    """Of 24 that may be, among more; in chunks, beside another, and alone."""
+    model, ops = built("deepseek_v32", "bf16")
+    prompts = [IDS[:27], IDS[9:12]]
+    batch = tiny_engine("deepseek_v32", "bf16", ops, model, max_step_tokens=16)
+    together = answers(batch, prompts, PARAMS[:2])
+    alone = tiny_engine("deepseek_v32", "bf16", ops, model, prefix_cache=False)
+    pairs = zip(prompts, PARAMS, strict=False)
+    assert [answers(alone, [p], [s])[0] for p, s in pairs] == together
+
+
+def test_blocks_of_a_prompt_are_kept_alike_in_every_batch() -> None:
+    """Prompts that end amid a step and with one, together and alone; and as on a CPU."""
+    model, ops = built("llama", "f32")
+    prompts = [[(7 * i * i + n * i + 5) % 250 for i in range(n)] for n in (131, 135)]
+    params = [
+        SamplingParams(max_tokens=2, seed=1, logprobs=1, ignore_eos=True, attention_budget=budget)
+        for budget in (1, 100)
+    ]
+
+    def run(engine: Any, *asked: int) -> tuple[list[Any], list[list[int]]]:
+        kept: list[list[int]] = []
+        choose = engine.runner.rows.choose
+
+        def spy(*args: Any) -> Any:
+            found = choose(*args)
+            kept.extend(found.values())
+            return found
+
+        engine.runner.rows.choose = spy
+        return answers(engine, [prompts[i] for i in asked], [params[i] for i in asked]), kept
+
+    together, kept = run(tiny_engine("llama", "f32", ops, model, max_step_tokens=100), 0, 1)
+    assert sorted(map(len, kept)) == [3, 4]
+    for i in (0, 1):
+        alone = run(tiny_engine("llama", "f32", ops, model, max_step_tokens=256), i)
+        assert alone == ([together[i]], [kept[i]])
+        assert run(tiny_engine("llama", "f32"), i)[1] == [kept[i]]
 
 
 def test_a_step_begins_before_the_tokens_of_the_last_are_read(

@@ -21,7 +21,7 @@ MODULES = {
     "bits": "bits", "cost": "cost",
     "ceilings": "ceilings", "products": "products", "experts": "experts", "rows": "rows",
     "attention": "attention", "sampling": "sampling", "recurrent": "recurrent",
-    "transformers": "peers",
+    "chosen": "chosen", "transformers": "peers",
     "llama": "whole", "qwen3-moe": "whole", "deepseek": "whole", "gpt-oss": "whole",
 }  # fmt: skip
 

@@ -228,8 +228,6 @@ class Engine(Idle):
             self.metrics.tiers = self.tiers.stats
         self._no_window = why_no_window(model.config.layer_kinds)
         self._no_budget = why_no_budget(model.config.layer_kinds, model.config.index is not None)
-        if not hasattr(ops, "block_shares"):
-            self._no_budget = "runs on a GPU, where no kernel notes what a prompt attends to"
         longest = self._context
         if self._no_window:  # or a sequence may outgrow the cache
             longest = min(longest, self.scheduler.kv.max_sequence + 1)

@@ -101,13 +101,16 @@ def workspace_bytes(
     and head. size: bytes of what enters a product; what leaves one is f32.
 
     Attention of a long context leaves a sum of values in f32 for each split of 1,024 keys of a row, as
-    long as all of them take no more than STATE_BYTES."""
+    long as all of them take no more than STATE_BYTES; an index, scores of some rows at a time, and what
+    it chose."""
     c, heads = config, config.num_heads * config.head_dim
     tables = sum(2 * context * rope.dim * 4 for rope in c.rope.values())
     stream = rows * c.dim * (3 * 4 + size)
     qkv = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
     states = rows * -(-context // 1024) * (heads + 2 * c.num_heads) * 4
     attention = rows * (qkv * 4 + 2 * heads * size) + min(states, STATE_BYTES)
+    if c.index is not None and context > c.index.top_k:
+        attention += min(4 * rows * context, 256 << 20) + 8 * rows * c.index.top_k
     mlp = rows * c.ff_dim * (8 + size)  # where gate and up are no one matrix
     if c.moe is not None:
         a_token = c.moe.top_k * (c.dim + c.moe.ff_dim) + c.moe.shared_ff_dim

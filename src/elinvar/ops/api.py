@@ -78,6 +78,10 @@ class Ops(Protocol):
         """The batch with its arrays where the ops run. It may be the same one."""
         ...
 
+    def download(self, batch: ForwardBatch) -> None:
+        """Waits until what ops wrote for the batch, shares, is in the arrays that `upload` was given."""
+        ...
+
     def graph_size(self, count: int) -> int:
         """For how many tokens, or sequences, a step with so many is recorded."""
         ...

@@ -269,6 +269,8 @@ class Runner:
         """Append to the output what the job's items sample."""
         rows, rows_L, position_L = self.rows, job.rows, job.positions
         first = len(output.sampled)
+        if isinstance(job.batch, ForwardBatch) and job.batch.watch is not None:
+            self.ops.download(job.batch)
         kept = rows.choose(job.items, job.batch)
         output.kept |= {first + i: blocks for i, blocks in kept.items()}
         if not rows_L:

@@ -90,8 +90,9 @@ def fold(m, t, a, s, unit, RAW: tl.constexpr):
 
 @triton.jit
 def find_tile(tile, starts, num_sequences, TOKENS: tl.constexpr):
-    """The sequence of a tile of TOKENS tokens, and which of its tokens it begins with. Sequence r
-    begins with tile starts[r] // TOKENS + r: so no table is needed, and some tiles are empty."""
+    """The sequence of a tile of TOKENS tokens, which of its tokens the tile begins with, where they
+    begin in the batch, and how many they are. Sequence r begins with tile starts[r] // TOKENS + r: so no
+    table is needed, and some tiles are empty: they begin behind the last token."""
     low = tl.zeros_like(tile)
     high = low + num_sequences
     while high - low > 1:
@@ -99,7 +100,9 @@ def find_tile(tile, starts, num_sequences, TOKENS: tl.constexpr):
         before = tl.load(starts + middle) // TOKENS + middle <= tile
         low = tl.where(before, middle, low)
         high = tl.where(before, high, middle)
-    return low, (tile - tl.load(starts + low) // TOKENS - low) * TOKENS
+    begin = tl.load(starts + low)
+    token = (tile - begin // TOKENS - low) * TOKENS
+    return low, token, begin, tl.load(starts + low + 1) - begin
 
 
 @triton.jit
@@ -130,15 +133,16 @@ def softcap_log2(x, SOFTCAP: tl.constexpr):
 @triton.jit
 def load_queries(
     rows,
+    first,
     D: tl.constexpr,
     DIMS: tl.constexpr,
     ROWS: tl.constexpr,
     TURNED: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Queries at pointers `rows`; TURNED > 1: times Hadamard's matrix over so many dims 16 apart,
-    as keys of int8 are kept."""
-    dims = tl.arange(0, DIMS)
+    """Dims first .. first + DIMS - 1 of the queries at pointers `rows`; TURNED > 1: times Hadamard's
+    matrix over so many dims 16 apart, as keys of int8 are kept."""
+    dims = first + tl.arange(0, DIMS)
     if TURNED == 1:
         return tl.load(rows[:, None] + dims[None, :], mask=dims[None, :] < D, other=0).to(DTYPE)
     own = dims // 16 % TURNED
@@ -240,9 +244,7 @@ def attention_kernel(
     num_heads = tl.num_programs(0) // PARTS * GROUP
     # The last tile first: of a prompt it has the most keys.
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
-    sequence, token = find_tile(tile, starts, num_sequences, TOKENS)
-    begin = tl.load(starts + sequence)
-    count = tl.load(starts + sequence + 1) - begin
+    sequence, token, begin, count = find_tile(tile, starts, num_sequences, TOKENS)
     if token >= count:
         return
     token_M, head_M, _ = rows_of(begin, count, token, group, ROWS, GROUP)
@@ -252,7 +254,7 @@ def attention_kernel(
     if LIMITED:
         least = first_seen(position, window, chunk, first)
 
-    q_tile = load_queries(q + place_M * D, D, DIMS, ROWS, TURNED, DTYPE)
+    q_tile = load_queries(q + place_M * D, 0, D, DIMS, ROWS, TURNED, DTYPE)
     unit = scale * _LOG2E if SOFTCAP == 0.0 else scale / SOFTCAP
     table += sequence.to(tl.int64) * stride_table
     k += kv_head * stride_head

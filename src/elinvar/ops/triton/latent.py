@@ -107,13 +107,19 @@ def _walk(
     stride_block, stride_scales, unit,
     KIND: tl.constexpr, RANK: tl.constexpr, ROPE: tl.constexpr, PADDED: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, DIMS: tl.constexpr, SIDE: tl.constexpr,
+    OF_SLOTS: tl.constexpr,
 ):  # fmt: skip
     """The state after keys first_key .. stop in tiles."""
     dims, turned = tl.arange(0, DIMS), tl.arange(0, SIDE)
     for start in range(first_key, stop, KEYS):
         keys = start + tl.arange(0, KEYS)
-        block = tl.load(table + keys // _BLOCK, mask=keys <= last, other=0).to(tl.int64)
-        at = k + block * stride_block + keys % _BLOCK * PADDED
+        if OF_SLOTS:
+            slot = tl.load(table + keys, mask=keys <= last, other=0)
+            block, slot = (slot // _BLOCK).to(tl.int64), slot % _BLOCK
+        else:
+            block = tl.load(table + keys // _BLOCK, mask=keys <= last, other=0).to(tl.int64)
+            slot = keys % _BLOCK
+        at = k + block * stride_block + slot * PADDED
         if RANK == DIMS:
             latent = tl.load(at[:, None] + dims[None, :])
         else:
@@ -129,7 +135,7 @@ def _walk(
         s = dot(q, tl.trans(latent), tl.zeros([ROWS, KEYS], tl.float32))
         s = dot(q_rope, tl.trans(rope), s)
         if KIND == "int8":
-            scale = tl.load(k_scales + block * stride_scales + keys % _BLOCK)
+            scale = tl.load(k_scales + block * stride_scales + slot)
             s = s * (scale * unit)[None, :]
         seen = (keys[None, :] <= position[:, None]) & (keys[None, :] >= first)
         s = tl.where(seen, s, float("-inf"))
@@ -149,15 +155,14 @@ def latent_kernel(
     num_sequences, num_tokens, stride_table, stride_block, stride_scales, scale, first,
     KIND: tl.constexpr, GROUP: tl.constexpr, RANK: tl.constexpr, ROPE: tl.constexpr,
     PADDED: tl.constexpr, DTYPE: tl.constexpr, PARTIAL: tl.constexpr, ROWS: tl.constexpr,
-    KEYS: tl.constexpr, DIMS: tl.constexpr, SIDE: tl.constexpr,
+    KEYS: tl.constexpr, DIMS: tl.constexpr, SIDE: tl.constexpr, OF_SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """A program has GROUP of the heads; all see the same keys."""
+    """A program has GROUP of the heads; all see the same keys. OF_SLOTS: the table has slots, one a key,
+    instead of blocks."""
     TOKENS: tl.constexpr = ROWS // GROUP
     num_heads = tl.num_programs(0) * GROUP
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
-    sequence, token = find_tile(tile, starts, num_sequences, TOKENS)
-    begin = tl.load(starts + sequence)
-    count = tl.load(starts + sequence + 1) - begin
+    sequence, token, begin, count = find_tile(tile, starts, num_sequences, TOKENS)
     if token >= count:
         return
     token_M, head_M, own = rows_of(begin, count, token, tl.program_id(0), ROWS, GROUP)
@@ -170,7 +175,6 @@ def latent_kernel(
     q_rope = q_rope.to(DTYPE)
     table += sequence.to(tl.int64) * stride_table
     last = tl.max(position)
-    stored = own[:, None] & (dims[None, :] < RANK)
     m_all = tl.full([ROWS], float("-inf"), tl.float32)
     l_all = tl.zeros([ROWS], tl.float32)
     a_all = tl.zeros([ROWS, DIMS], tl.float32)
@@ -183,16 +187,18 @@ def latent_kernel(
             tl.maximum(split * _SPLIT, first // KEYS * KEYS),
             tl.minimum(split * _SPLIT + _SPLIT, last + 1),
             table, k, k_scales, stride_block, stride_scales, scale * _LOG2E,
-            KIND, RANK, ROPE, PADDED, ROWS, KEYS, DIMS, SIDE,
+            KIND, RANK, ROPE, PADDED, ROWS, KEYS, DIMS, SIDE, OF_SLOTS,
         )  # fmt: skip
         if PARTIAL:
             at = place_M + split * (num_tokens * num_heads)
             tl.store(maxima + at, m, mask=own)
             tl.store(sums + at, t, mask=own)
+            stored = own[:, None] & (dims[None, :] < RANK)
             tl.store(weighted + at[:, None] * RANK + dims[None, :], a, mask=stored)
         else:
             m_all, l_all, a_all = merge(m_all, l_all, a_all, m, t, a)
     if not PARTIAL:
+        stored = own[:, None] & (dims[None, :] < RANK)
         o = finish(m_all, l_all, a_all, tl.full([ROWS], float("-inf"), tl.float32))
         to = out + place_M[:, None] * RANK + dims[None, :]
         tl.store(to, o.to(out.dtype.element_ty), mask=stored)
@@ -245,13 +251,17 @@ def latent_attention(
     positions_T: torch.Tensor,
     scale: float,
     first: int = 0,
+    *,
+    of_slots: bool = False,
 ) -> torch.Tensor:
-    """`attention.attention` where kv holds latents -> [T, H, R]."""
+    """`attention.attention` where kv holds latents -> [T, H, R]. of_slots: block_table_RB says of each key
+    in which slot of the cache it lies."""
     num_tokens, num_heads, dim = q_THD.shape
-    num_sequences, num_blocks = block_table_RB.shape
+    num_sequences, num_keys = block_table_RB.shape
+    num_keys *= 1 if of_slots else BLOCK_SIZE
     group = attention.fitting(num_heads, _ROWS)
     tiles = num_tokens // (_ROWS // group) + num_sequences
-    splits = -(-num_blocks * BLOCK_SIZE // ATTENTION_SPLIT)
+    splits = -(-num_keys // ATTENTION_SPLIT)
     out = q_THD.new_empty(num_tokens, num_heads, kv.value_dim)
     workspace = attention.workspace(out, splits)
     maxima, sums, weighted = workspace or (None, None, None)
@@ -265,7 +275,7 @@ def latent_attention(
         KIND=kv.dtype, GROUP=group, RANK=kv.value_dim, ROPE=rope, PADDED=kv.k.stride(2),
         DTYPE=attention.TYPES[attention.product_dtype(q_THD.dtype, kv.dtype)],
         PARTIAL=workspace is not None, ROWS=_ROWS, KEYS=_KEYS,
-        DIMS=attention.power(kv.value_dim), SIDE=attention.power(rope),
+        DIMS=attention.power(kv.value_dim), SIDE=attention.power(rope), OF_SLOTS=of_slots,
         num_warps=_WARPS, num_stages=_STAGES,
     )  # fmt: skip
     if workspace is not None:
@@ -273,8 +283,8 @@ def latent_attention(
     return out
 
 
-def _case(kind: str, partial: bool) -> KernelCase:
-    """What DeepSeek-V2-Lite launches."""
+def _case(kind: str, partial: bool, of_slots: bool = False) -> KernelCase:
+    """What DeepSeek-V2-Lite launches, and V3.2, which has more programs."""
     cache = {"bf16": "*bf16", "int8": "*i8"}[kind]
     states: dict[str, Any] = {} if partial else dict.fromkeys(("maxima", "sums", "weighted"))
     signature = {
@@ -287,17 +297,21 @@ def _case(kind: str, partial: bool) -> KernelCase:
     sides = {"ROWS": _ROWS, "KEYS": _KEYS, "DIMS": 512, "SIDE": 64}
     constexprs = {
         **{"KIND": kind, "GROUP": 16, "RANK": 512, "ROPE": 64, "PADDED": 576, "DTYPE": tl.bfloat16},
-        **{"PARTIAL": partial, **sides, **states},
+        **{"PARTIAL": partial, "OF_SLOTS": of_slots, **sides, **states},
         **({} if kind == "int8" else {"k_scales": None}),
     }
-    name = f"latent/{kind}/16x512+64{'/splits' * partial}"
+    name = f"latent/{kind}/16x512+64{'/splits' * partial}{'/slots' * of_slots}"
     launch: dict[str, Any] = {"num_warps": _WARPS, "num_stages": _STAGES}
     return KernelCase(name, latent_kernel, signature, constexprs, wants="mma", **launch)
 
 
 COMPILED = [
-    # ptxas of Triton 3.6 spills 24 bytes of the long walk.
-    *spills_elsewhere(_case("bf16", True), replace(_case("bf16", False), max_spills=32)),
+    *spills_elsewhere(
+        _case("bf16", True),
+        _case("bf16", False),
+        _case("bf16", True, of_slots=True),
+    ),
+    replace(_case("bf16", False, of_slots=True), max_spills=64),
     replace(_case("int8", True), max_spills=1024),
     KernelCase(
         "latent/query",

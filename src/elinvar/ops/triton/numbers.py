@@ -97,6 +97,13 @@ def round_even(x):
 
 
 @triton.jit
+def keys_of(x):
+    """i32 that order as f32 x do; 0 and -0 are equal."""
+    bits = (x + 0.0).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
 def from_e4m3(bits):
     """u8 -> f16, exact: the exponent's bias is 8 less there, so the bits stand for 2^-8 of it."""
     wide = bits.to(tl.uint16)

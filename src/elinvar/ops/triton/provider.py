@@ -24,6 +24,7 @@ from elinvar.ops.pages import give_back
 from elinvar.ops.triton import (
     attention,
     gather,
+    index,
     latent,
     linear,
     lora,
@@ -34,6 +35,8 @@ from elinvar.ops.triton import (
     route,
     rows,
     sampling,
+    shares,
+    sparse,
 )
 from elinvar.ops.triton.caches import KVLayer, StateLayer, kv_layers
 from elinvar.ops.triton.coming import Coming
@@ -158,6 +161,10 @@ class TritonOps:
         upload = Upload(batch, self.device, self._last)
         upload.fill()
         return upload.batch
+
+    def download(self, batch: ForwardBatch) -> None:
+        if batch.watch is not None:
+            batch.watch.shares[:] = self._constant(batch.watch.shares).cpu().numpy()
 
     def graph_size(self, count: int) -> int:
         """Powers of two to 8, then multiples of 8, from 64 on of 16."""
@@ -386,6 +393,51 @@ class TritonOps:
             tile=self._tiles.get(heads(dtype, kv.dtype, q_THD.shape[2])),
         )
         return out.flatten(1)
+
+    def block_shares(
+        self,
+        q_THD: T,
+        kv: KVLayer,
+        query_start_loc: T,
+        block_table_RB: T,
+        positions_T: T,
+        scale: float,
+        shares_TB: Any,
+        *,
+        softcap: float | None = None,
+        sinks_H: Any = None,
+    ) -> None:
+        """Shares are an array of the host, whose twin all layers raise until `download`."""
+        where, shares_T = (query_start_loc, block_table_RB, positions_T), self._constant(shares_TB)
+        sinks = self._constant(sinks_H)
+        shares.block_shares(q_THD, kv, *where, scale, shares_T, softcap=softcap, sinks_H=sinks)
+
+    def index_select(
+        self,
+        q_THD: T,
+        weights_TH: T,
+        kv: KVLayer,
+        query_start_loc: T,
+        block_table_RB: T,
+        positions_T: T,
+        k: int,
+        first: int = 0,
+    ) -> T:
+        where = query_start_loc, block_table_RB, positions_T
+        return index.index_select(q_THD, weights_TH, kv, *where, k, first)
+
+    def sparse_attention(
+        self,
+        q_THD: T,
+        kv: KVLayer,
+        query_start_loc: T,
+        block_table_RB: T,
+        positions_T: T,
+        chosen_TK: T,
+        scale: float,
+    ) -> T:
+        tables = query_start_loc, block_table_RB
+        return sparse.sparse_attention(q_THD, kv, *tables, chosen_TK, scale).flatten(1)
 
     # ---- recurrent states -------------------------------------------------------------------
 

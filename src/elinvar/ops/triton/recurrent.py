@@ -49,9 +49,7 @@ def conv_kernel(
 ):  # fmt: skip
     """A program has TOKENS >= K - 1 tokens of a sequence: only that of its first ones reads a tail,
     and so it writes the new one, which may lie in the same block."""
-    sequence, token = find_tile(tl.program_id(1), starts, num_sequences, TOKENS)
-    begin = tl.load(starts + sequence)
-    count = tl.load(starts + sequence + 1) - begin
+    sequence, token, begin, count = find_tile(tl.program_id(1), starts, num_sequences, TOKENS)
     if token >= count:
         return
     past = tl.load(lens + sequence) - count
@@ -171,7 +169,7 @@ def causal_conv(
     conv_kernel[triton.cdiv(channels, cut["BLOCK"]), tiles](
         x_TN, w_KC, state.tails, out, query_start_loc, seq_lens, block_table_RB,
         sequences, block_table_RB.stride(0), x_TN.stride(0), state.tails.stride(0),
-        CHANNELS=channels, TAPS=taps, **cut, enable_fp_fusion=False,
+        CHANNELS=channels, TAPS=taps, **cut,
     )  # fmt: skip
     return out
 
@@ -196,7 +194,7 @@ def delta_rule(
         query_start_loc, seq_lens, block_table_RB,
         block_table_RB.stride(0), x_TN.stride(0), state.states.stride(0),
         HEADS=c.heads, KEY_HEADS=c.key_heads, D=c.key_dim, V=c.value_dim, PADDED=c.padded_dim,
-        **cut, enable_fp_fusion=False,
+        **cut,
     )  # fmt: skip
     return out
 

@@ -19,7 +19,7 @@ from elinvar.ops.arguments import SampleArgs
 from elinvar.ops.triton.cases import KernelCase
 from elinvar.ops.triton.edits import edit, upload
 from elinvar.ops.triton.noise import gumbel, log
-from elinvar.ops.triton.numbers import saturate
+from elinvar.ops.triton.numbers import keys_of, saturate
 
 _BLOCK = 1024
 """Tokens that a program looks at together. Part of the order of the sum in log-probs."""
@@ -51,13 +51,6 @@ def tokens(x, start, vocab, EDITED: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def tempered(logits, highest, temperature):
     return tl.maximum(tl.div_rn(logits - highest, temperature + tl.zeros_like(logits)), -_MOST)
-
-
-@triton.jit
-def keys_of(x):
-    """i32 that order as f32 x do; 0 and -0 are equal."""
-    bits = (x + 0.0).to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit

@@ -59,7 +59,7 @@ class Upload:
 
 def _mapped(batch: ForwardBatch, move: Callable[[Any], Any]) -> ForwardBatch:
     """The batch with each of its arrays moved, always in one order. Shares stay: they are a result,
-    which `block_shares` writes."""
+    which `download` brings."""
 
     def optional(array: Any) -> Any:
         return None if array is None else move(array)

@@ -140,7 +140,7 @@ def test_windows_and_states_bound_what_a_step_reads() -> None:
 def test_what_does_not_fit_is_told(llama_8b: Path) -> None:
     config = EngineConfig(device="cuda", max_rows=8)
     small = replace(CHIPS["l4"], memory=16 * 10**9)
-    with pytest.raises(InputError, match=r"^16\.\d GB and a KV cache .* 16\.0 GB of NVIDIA L4;"):
+    with pytest.raises(InputError, match=r"^19\.\d GB and a KV cache .* 16\.0 GB of NVIDIA L4;"):
         Run(describe(llama_8b), config, small)
     with pytest.raises(InputError, match="max_context must be between 1 and 131072"):
         Run(describe(llama_8b), replace(config, max_context=10**6), CHIPS["h200"])

@@ -167,6 +167,11 @@ def test_rows_that_fill_a_batch_up_change_nothing() -> None:
     assert torch.equal(before, case.run(q, starts, tables, positions)[:10])
 
 
+def test_more_heads_share_keys_than_a_tile_has_rows() -> None:
+    case = Case(spec(16, "f16"), 44, [75, 40], [3, 1], torch.float32)
+    assert np.abs(case.all().numpy() - case.expected()).max() < 1e-6
+
+
 def test_encoders_see_all_keys() -> None:
     case = Case(spec(16, "f32"), 2, [40], [40], torch.float32)
     case.positions[:] = 39

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,36 @@ def test_kernels_compile_without_spills_and_with_the_instructions_meant() -> Non
     if committed is not None:  # of another version of Triton nothing is committed to compare with
         new = result["figures"].keys() - committed.keys()
         assert not new, f"run 'make kernels' and commit what it keeps: nothing is kept of {new}"
+
+
+def test_attention_has_one_kind_of_matrix_instructions_for_all_heights() -> None:
+    """What shares splits, what walks them all, and taller tiles: as many of each in the code."""
+    for table in json.loads(kernels.COMMITTED.read_text()).values():
+        seen = 0
+        for name, chips in table.items():
+            low = name.replace("/splits", "").replace("x128/128", "x128")
+            if not name.startswith("attention/") or low == name or low not in table:
+                continue
+            for chip, figures in chips.items():
+                counts = [
+                    {k: f[k] for k in kernels.MATRIX if k in f} for f in (figures, table[low][chip])
+                ]
+                assert counts[0] and counts[0] == counts[1], (name, chip)
+                seen += 1
+        assert seen >= 8
+
+
+def test_bad_kernels_are_told_and_compiled_as_they_are_launched() -> None:
+    """Made to spill, and with a tile too low for wgmma; and nothing is fused, neither where kernels are
+    checked nor where they are launched, whatever the environment says."""
+    environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(Path(__file__).with_name("triton_bad_kernels.py"))]
+    environment["TRITON_DEFAULT_FP_FUSION"] = "1"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    (spills,) = result["told"]["hoards"]
+    assert re.fullmatch(r"hoards on sm_90 spills \d{4} bytes a thread\.", spills)
+    assert result["told"]["low"] == ["low on sm_90 lost its wgmma instructions."]
+    assert result["told"]["whole"] == []
+    assert not result["checked_fuse"] and not result["launched_fuse"]

@@ -16,8 +16,10 @@ from elinvar.ops.ref_moe import MoeRef
 from elinvar.ops.ref_rows import gated_product
 from elinvar.ops.triton import linear, moe
 from elinvar.ops.triton.configs import Config
+from elinvar.ops.triton.matrices import DeviceKind, stack
 from elinvar.ops.triton.moe import DeviceExperts
 from elinvar.ops.triton.route import route
+from elinvar.ops.triton.samples import random_matrix
 from elinvar.ops.triton.weights import Matrices
 from triton_matrices import packed
 
@@ -125,16 +127,17 @@ def test_experts(kinds: tuple[str, str, str], biased: bool, scale_inputs: bool) 
         assert torch.equal(alone, y[part]), (first, last)
 
 
-def test_a_mixture_of_one_is_a_dense_layer() -> None:
-    device, _ = experts(("q4", "q4", "q4"))
+@pytest.mark.parametrize("kind", ["bf16", "q4", "fp8", "mxfp4", "nvfp4"])
+def test_a_mixture_of_one_is_a_dense_layer(kind: DeviceKind) -> None:
+    both, downs = (
+        [replace(random_matrix(kind, n, k, "cpu", seed), tuned=SMALL) for seed in range(3)]
+        for n, k in ((2 * N, D), (D, N))
+    )
     x = routed(7)[0]
     ids, ones = torch.full((7, 1), 2, dtype=torch.int32), torch.ones(7, 1)
-    both, downs = (
-        replace(m, experts=None, codes=m.codes[2], scales=None if m.scales is None else m.scales[2])
-        for m in (device.both, device.downs)
-    )
-    y = linear.linear(linear.gated_linear(x, both, "silu"), [downs])
-    assert torch.equal(moe.moe(x, ids, ones, device, "silu"), y.float())
+    y = linear.linear(linear.gated_linear(x, both[2], "silu"), [downs[2]])
+    stacked = DeviceExperts(stack(both), stack(downs))
+    assert torch.equal(moe.moe(x, ids, ones, stacked, "silu"), y.float())
 
 
 def test_no_tokens() -> None:

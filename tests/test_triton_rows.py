@@ -22,7 +22,7 @@ from elinvar.ops.layout import (  # noqa: E402
     unpack_codes,
 )
 from elinvar.ops.ref import RefOps  # noqa: E402
-from elinvar.ops.triton import caches, panels  # noqa: E402
+from elinvar.ops.triton import caches, gather, norms, panels  # noqa: E402
 from elinvar.ops.triton.provider import TritonOps  # noqa: E402
 from sweeps import KINDS, weight  # noqa: E402
 
@@ -191,6 +191,23 @@ def test_queries_alone_are_rotated_as_with_keys() -> None:
     q, table, gain = normal(ROWS, 3 * 24), normal(9, 16), normal(24)
     positions = np.array([4, 0, 8, 1, 1], np.int32)
     check("rope_queries", [q, positions], table, 3, gain, 1e-5)
+
+
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("added", [True, False])
+def test_a_norm_in_codes_is_the_norm_and_then_its_codes(dim: int, added: bool) -> None:
+    x, y = torch.from_numpy(normal(ROWS, dim)), torch.from_numpy(normal(ROWS, dim, seed=1))
+    gain = torch.from_numpy(normal(dim))
+    x[2] = 0
+    other = y if added else None
+    total, codes, scales = norms.add_rms_norm_codes(x, other, gain, 1e-5)
+    plain = norms.add_rms_norm(x, y, gain, 1e-5, torch.bfloat16) if added else (x, None)
+    normed = plain[1] if added else norms.rms_norm(x, gain, 1e-5, torch.bfloat16)
+    expected_codes, expected_scales = gather.quantise_rows(normed)
+    assert torch.equal(total, plain[0])
+    assert torch.equal(codes, expected_codes) and torch.equal(scales, expected_scales)
+    alone = norms.add_rms_norm_codes(x[3:4], y[3:4] if added else None, gain, 1e-5)
+    assert torch.equal(alone[1], codes[3:4]) and torch.equal(alone[2], scales[3:4])
 
 
 @pytest.mark.parametrize("kind", KINDS)

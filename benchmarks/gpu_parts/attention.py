@@ -3,6 +3,7 @@ decode and in every batch, fast; torch's SDPA beside it, which reads keys that l
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from elinvar.base.config import KVSpec
 from elinvar.ops import load_provider
+from elinvar.ops.triton.attention import tile_of
+from elinvar.ops.triton.tuner_heads import Filled, Heads
 from gpu_parts.base import Part, error_of
 
 HEADS, KV_HEADS, DIMS = 32, 8, 128
-DECODE = ((1, 4096), (1, 32768), (8, 8192), (32, 8192), (128, 4096), (128, 16384))
+DECODE = ((1, 4096), (1, 32768), (8, 8192), (32, 8192), (128, 4096), (128, 32768))
 """Sequences and their context."""
 
 
@@ -35,24 +38,14 @@ class Cache:
         order = torch.randperm(per * count, generator=torch.Generator().manual_seed(0))
         self.tables = order.view(count, per).to(part.device, torch.int32)
 
-    def attend(self, q: torch.Tensor, last: int | None = None) -> torch.Tensor:
-        """q [count n, H, D]: the n tokens of each sequence that end before position `last`."""
-        n, end, device = len(q) // self.count, last or self.context, self.part.device
-        starts = torch.arange(self.count + 1, device=device, dtype=torch.int32) * n
-        lens = torch.full((self.count,), end, device=device, dtype=torch.int32)
-        at = torch.arange(end - n, end, device=device, dtype=torch.int32).repeat(self.count)
-        return self.bound(q, starts, lens, at)()
-
-    def bound(self, q: Any, starts: Any, lens: Any, at: Any) -> Any:
-        scale = self.dims**-0.5
-        return lambda: self.ops.attention(q, self.kv, starts, lens, self.tables, at, scale, None)
-
     def call(self, q: torch.Tensor) -> Any:
+        """q [count n, H, D]: of the last n tokens of each sequence."""
         n, device = len(q) // self.count, self.part.device
         starts = torch.arange(self.count + 1, device=device, dtype=torch.int32) * n
         lens = torch.full((self.count,), self.context, device=device, dtype=torch.int32)
         at = torch.arange(self.context - n, self.context, device=device, dtype=torch.int32)
-        return self.bound(q, starts, lens, at.repeat(self.count))
+        where, scale = (starts, lens, self.tables, at.repeat(self.count)), self.dims**-0.5
+        return lambda: self.ops.attention(q, self.kv, *where, scale, None)
 
     def dense(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [count, Hkv, context, D]."""
@@ -81,7 +74,7 @@ def right(part: Part) -> dict[str, Any]:
     cache = Cache(part, count, context)
     n = 9 if part.small else 200
     q = part.randn(count * n, cache.heads, cache.dims)
-    whole = cache.attend(q).view(count, n, -1)
+    whole = cache.call(q)().view(count, n, -1)
     k, v = (
         each.double().repeat_interleave(cache.heads // cache.kv_heads, 1) for each in cache.dense()
     )
@@ -92,12 +85,12 @@ def right(part: Part) -> dict[str, Any]:
     exact = torch.softmax(scores.masked_fill(unseen, -torch.inf), 3) @ v
     error = error_of(whole, exact.transpose(1, 2).flatten(2))
     rows = q.view(count, n, cache.heads, cache.dims)
-    one = cache.attend(rows[:, n - 1].contiguous())
+    one = cache.call(rows[:, n - 1].contiguous())()
     as_decoded = torch.equal(one, whole[:, n - 1])
-    some = cache.attend(rows[:, n - 5 :].flatten(0, 1).contiguous()).view(count, 5, -1)
+    some = cache.call(rows[:, n - 5 :].flatten(0, 1).contiguous())().view(count, 5, -1)
     as_drafts = torch.equal(some, whole[:, n - 5 :])
     cache.count, cache.tables = 1, cache.tables[1:2].contiguous()
-    alone = torch.equal(cache.attend(rows[1].contiguous()), whole[1])
+    alone = torch.equal(cache.call(rows[1].contiguous())(), whole[1])
     return {
         "error_of_largest": error,
         "right": error < part.tolerance(8e-3),
@@ -125,6 +118,10 @@ def prefill(part: Part, tokens: int) -> dict[str, Any]:
     q = part.randn(tokens, cache.heads, cache.dims)
     flops = 2 * tokens * tokens * cache.heads * cache.dims  # causal: half of 4 T^2 H D
     found = part.rates(part.seconds([cache.call(q)]), 0, flops)
+    if not part.small:  # as the tuner may have it, where the part `bits` saw equal bits
+        tall = Filled(Heads(HEADS, KV_HEADS, DIMS, "bf16"), 1, tokens, tokens, part.device)
+        call = tall.attend(tokens, replace(tile_of(DIMS, q.dtype, "bf16"), tall=128))
+        found["tall"] = part.rates(part.seconds([call]), 0, flops)
     k, v = (each.contiguous() for each in cache.dense())
     queries = q.transpose(0, 1)[None].contiguous()
     sdpa = part.seconds(

@@ -18,6 +18,7 @@ from elinvar.ops.triton import timing
 from elinvar.ops.triton.device import find_device
 
 MODULES = {
+    "bits": "bits", "cost": "cost",
     "ceilings": "ceilings", "products": "products", "experts": "experts", "rows": "rows",
     "attention": "attention", "sampling": "sampling", "recurrent": "recurrent",
     "texts": "texts", "chosen": "chosen", "transformers": "peers",
@@ -33,6 +34,8 @@ class Part:
         self.device = find_device()
         self.until = time.monotonic() + float(os.environ.get("ELINVAR_PART_SECONDS", "600"))
         self.found: dict[str, Any] = {}
+        self.tables = out.parent
+        """Where the part `cost` leaves what it chose, as `elinvar tune` does in the cache folder."""
         self.ceilings: dict[str, float] = {"copy": 0.0, "matmul": 0.0}
         known = out.with_name("ceilings.json")
         if known.exists() and name != "ceilings":

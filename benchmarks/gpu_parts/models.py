@@ -49,8 +49,11 @@ def settings(name: str, small: bool) -> dict[str, Any]:
     return {**both["config"], **(both["small"] if small else {})}
 
 
-def random_model(name: str, small: bool) -> tuple[Model, Any, Described]:
-    """The model on the provider for GPUs, that provider, and what the model is made of."""
+def random_model(
+    name: str, small: bool, tables: Path | None = None
+) -> tuple[Model, Any, Described]:
+    """The model on the provider for GPUs, that provider, and what the model is made of. tables: a cache
+    folder with what was tuned."""
     config_json = settings(name, small)
     checkpoint = Checkpoint(
         Path("config.json"), "safetensors", config_json["architectures"][0], config_json, {}, ""
@@ -65,7 +68,7 @@ def random_model(name: str, small: bool) -> tuple[Model, Any, Described]:
         else:
             one = float(entry.name.endswith("norm"))
             weights[entry.name] = np.full(entry.shape, one, np.float32)
-    ops: Any = load_provider("cuda")
+    ops: Any = load_provider("cuda", cache=tables)
     make_on_device()
     ops.prepare(config, weights)
     return family.build(config, weights, ops), ops, Described(config, entries, False)

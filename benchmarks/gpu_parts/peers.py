@@ -55,7 +55,7 @@ def transformers_model(part: Part, told: dict[str, Any]) -> Any:
 
 def agreement(part: Part, theirs: Any) -> dict[str, Any]:
     """Log-probs of our greedy answer, as both see them."""
-    model, ops, _ = random_model("llama", part.small)
+    model, ops, _ = random_model("llama", part.small, part.tables)
     a_block = sum(spec.block_bytes for spec in model.kv_specs("bf16"))
     longest = 96 if part.small else 256
     engine = engine_of(model, ops, kv_memory=a_block * 32, max_rows=2, max_context=longest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
 from elinvar.engine.described import Described
-from elinvar.engine.forecast import Reads
+from elinvar.engine.devices import CHIPS
+from elinvar.engine.forecast import Reads, Run
 from elinvar.nn.attention import kv_specs
 from elinvar.ops.triton.sizes import matrix_bytes
 from gpu_parts.base import Part
@@ -25,7 +27,7 @@ STEPS = 48
 
 def measure(part: Part) -> None:
     begun = time.monotonic()
-    model, ops, described = random_model(part.name, part.small)
+    model, ops, described = random_model(part.name, part.small, part.tables)
     batches = (1, 2) if part.small else (1, 8, 32, 128)
     prompt = 9 if part.small else PROMPT
     longest = 64 if part.small else 8192 + 64
@@ -36,8 +38,6 @@ def measure(part: Part) -> None:
     options = {"kv_memory": blocks * a_block, "max_rows": batches[-1], "max_context": longest}
     engine = engine_of(model, ops, **options, max_step_tokens=16 if part.small else 8192)
     part.attempt("first_token", lambda: first_token(engine, begun))
-    if part.name == "llama":
-        part.attempt("contract", lambda: contract(part, engine))
     for batch in batches[:1] if part.small else (1, 32):
         prompts = [random_prompt(engine, prompt, i) for i in range(batch)]
         steps = 3 if part.small else STEPS
@@ -46,9 +46,19 @@ def measure(part: Part) -> None:
         part.attempt(f"decode/{batch}", lambda n=batch: decode(part, engine, described, n, prompt))
     part.attempt("prefill", lambda: prefill(engine, 40 if part.small else 8192))
     if part.device.type == "cuda":
-        part.put("memory_bytes", torch.cuda.max_memory_reserved())
+        part.attempt("plan", lambda: plan(engine, described))
     if part.name == "llama":
         part.attempt("sleep", lambda: sleep(part, engine))
+        part.attempt("contract", lambda: contract(part, engine))
+
+
+def plan(engine: Engine, model: Described) -> dict[str, Any]:
+    """What `elinvar plan` says of this run, and what the driver says is taken; random weights do not
+    arrive, they are made where they are."""
+    free, there = torch.cuda.mem_get_info()
+    foreseen = Run(model, engine.config, replace(CHIPS["h200"], memory=there)).facts()["bytes"]
+    planned = foreseen["total"] - foreseen["arriving"]
+    return {**foreseen, "taken": there - free, "of_taken": planned / (there - free)}
 
 
 def tokens_of(engine: Engine, prompts: Sequence[list[int]], count: int, **more: Any) -> list[Any]:

@@ -162,7 +162,6 @@ def _begin(scratch: str) -> None:
         "TRITON_CACHE_DIR": scratch,
         "TRITON_DUMP_PTXAS_LOG": "1",
         "TRITON_ALWAYS_COMPILE": "1",
-        "TRITON_DEFAULT_FP_FUSION": "1",  # as 3.6 does; 3.9 warns where nothing is said
     }
     _CASES.update({case.name: case for case in collect()})
 

@@ -117,6 +117,7 @@ def readable(facts: dict[str, Any]) -> str:
         rest = taken["graphs"], taken["runtime"]
         sizes = " and ".join(map(format_size, rest))
         lines.append(("graphs, driver", f"{sizes} (estimates)"))
+        lines.append(("while loading", f"{format_size(taken['arriving'])} more at most"))
     lines.append(("in all", format_size(taken["total"])))
     for step in facts["decode"]:
         read = format_size(step["weight_bytes"] + step["kv_bytes"])

@@ -31,7 +31,7 @@ from elinvar.engine.below import identity, open_tiers
 from elinvar.engine.chat import ChatOptions
 from elinvar.engine.counts import Counts
 from elinvar.engine.drafts import Drafting, most_drafts
-from elinvar.engine.forecast import workspace_bytes
+from elinvar.engine.forecast import device_room
 from elinvar.engine.grammars import Compiled, Grammars
 from elinvar.engine.idle import Idle, fingerprint_of_weights
 from elinvar.engine.memory import available_memory, give_back
@@ -167,10 +167,7 @@ class Engine(Idle):
         available = room = available_memory()
         kv_memory = config.kv_memory
         if (free := ops.available_memory()) is not None:  # a device's, which is for nothing else
-            rows = max(config.max_rows, config.max_step_tokens)
-            longest = config.max_context or model.config.max_context
-            work = workspace_bytes(model.config, rows, config.max_rows, longest, 2)
-            room = self._drafting.leaves(max(free - work, 0))
+            room = self._drafting.leaves(max(device_room(model.config, config, free), 0))
             kv_memory = kv_memory or room
         kv = plan_kv(
             specs,

@@ -17,13 +17,17 @@ from elinvar.engine.described import Described
 from elinvar.engine.devices import Chip
 from elinvar.engine.plan_kv import KVPlan, blocks_needed, plan_kv
 from elinvar.nn.attention import kv_specs
-from elinvar.ops.triton.sizes import matrix_bytes
+from elinvar.ops.triton.sizes import arriving_bytes, matrix_bytes
 from elinvar.weights.packfile import Entry
 
 GATHERED = ("embed", "own_embed")
 """Matrices of which a step reads a row a token, where they are not the head, too."""
-RUNTIME_BYTES = 600 << 20
-"""Of a GPU: its driver's context, the kernels' code, what the allocator holds in reserve."""
+CONTEXT_BYTES = 500 << 20
+"""Of a GPU: its driver's context, which is there before anything is asked for."""
+RESERVE_BYTES = 256 << 20
+"""Code of kernels, and what an allocator loses between pieces of several sizes."""
+STATE_BYTES = 256 << 20
+"""As ops.triton.attention bounds them."""
 NODE_BYTES = 16 << 10
 """Of a recorded graph, a kernel."""
 NODES = 14
@@ -92,27 +96,43 @@ class Reads:
 def workspace_bytes(
     config: ModelConfig, rows: int, logit_rows: int, context: int, size: int
 ) -> int:
-    """Most that a forward holds at once beside weights and cache: the residual stream twice in f32,
-    a norm of it, and the widest of attention, MLP and head. size: bytes of an activation.
+    """Most that a forward holds at once beside weights and cache: rotary tables (which grow by doubling),
+    the residual stream, what is added to it, their sum and its norm, and the widest of attention, MLP
+    and head. size: bytes of what enters a product; what leaves one is f32.
 
-    Attention of a long context leaves a sum of values in f32 for each split of 1,024 keys of the
-    rows that decode; an index, scores of some rows at a time, and what it chose."""
+    Attention of a long context leaves a sum of values in f32 for each split of 1,024 keys of a row, as
+    long as all of them take no more than STATE_BYTES; an index, scores of some rows at a time, and what
+    it chose."""
     c, heads = config, config.num_heads * config.head_dim
-    stream = rows * c.dim * (2 * 4 + size)
+    tables = sum(2 * context * rope.dim * 4 for rope in c.rope.values())
+    stream = rows * c.dim * (3 * 4 + size)
     qkv = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-    splits = -(-context // 1024)
-    attention = (
-        rows * (qkv + 2 * heads) * size + logit_rows * splits * (heads + 2 * c.num_heads) * 4
-    )
+    states = rows * -(-context // 1024) * (heads + 2 * c.num_heads) * 4
+    attention = rows * (qkv * 4 + 2 * heads * size) + min(states, STATE_BYTES)
     if c.index is not None and context > c.index.top_k:
         attention += min(4 * rows * context, 256 << 20) + 8 * rows * c.index.top_k
-    mlp = rows * 3 * c.ff_dim * size
+    mlp = rows * c.ff_dim * (8 + size)  # where gate and up are no one matrix
     if c.moe is not None:
-        a_token = c.moe.top_k * (c.dim + 3 * c.moe.ff_dim) + 3 * c.moe.shared_ff_dim
-        mlp = max(mlp, rows * (a_token * size + c.moe.num_experts * 4))
+        a_token = c.moe.top_k * (c.dim + c.moe.ff_dim) + c.moe.shared_ff_dim
+        mlp = max(mlp, rows * (a_token * size + 4 * (c.moe.num_experts + 2 * c.moe.top_k)))
     # Logits, and what sampling makes of them.
     head = 2 * logit_rows * c.vocab_size * 4
-    return stream + max(attention, mlp, head)
+    return tables + stream + max(attention, mlp, head)
+
+
+def graph_bytes(config: ModelConfig, max_rows: int) -> int:
+    """Of the recorded steps of a GPU: by their sizes, which are rounded up."""
+    recorded = math.ceil(math.log2(max_rows)) + 1
+    return recorded * (config.num_layers * NODES + 8) * NODE_BYTES
+
+
+def device_room(model: ModelConfig, config: EngineConfig, free: int) -> int:
+    """What the cache may have of a device's free memory, that of weights subtracted; 0 or less: it does
+    not fit."""
+    rows = max(config.max_rows, config.max_step_tokens)
+    longest = min(config.max_context or model.max_context, model.max_context)
+    work = workspace_bytes(model, rows, config.max_rows, longest, 2)
+    return free - work - graph_bytes(model, config.max_rows) - RESERVE_BYTES
 
 
 def kv_tokens(specs: Sequence[KVSpec], plan: KVPlan) -> int:
@@ -146,13 +166,14 @@ class Run:
         longest = min(config.max_context or c.max_context, c.max_context)
         rows, size = max(config.max_rows, config.max_step_tokens), 4 if on_cpu else 2
         self.workspace = workspace_bytes(c, rows, config.max_rows, longest, size)
-        self.graphs = self.runtime = 0
+        self.graphs = self.runtime = self.arriving = 0
         kv_memory, room = config.kv_memory, chip.memory
         if not on_cpu:
-            recorded = math.ceil(math.log2(config.max_rows)) + 1
-            self.graphs = recorded * (c.num_layers * NODES + 8) * NODE_BYTES
-            self.runtime = RUNTIME_BYTES
-            room = chip.memory - self.weights - self.workspace - self.graphs - self.runtime
+            self.graphs = graph_bytes(c, config.max_rows)
+            self.arriving = arriving_bytes((e.name, e.kind, e.shape) for e in model.entries)
+            self.runtime = CONTEXT_BYTES + RESERVE_BYTES
+            there = CONTEXT_BYTES + self.weights + self.arriving
+            room = device_room(c, config, chip.memory - there)
             if room <= 0 or (kv_memory or 0) > room:
                 raise InputError(
                     "device",
@@ -182,6 +203,7 @@ class Run:
             "workspace": self.workspace,
             "graphs": self.graphs,
             "runtime": self.runtime,
+            "arriving": self.arriving,
         }
         return {
             "family": self.model.config.family,

@@ -3,5 +3,5 @@
 import os
 
 # A compiler that may fuse a product with a sum decides about bits, and may decide otherwise for another
-# number of rows. Kernels say where they want an FMA.
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "0")
+# number of rows. Kernels say where they want an FMA, whatever the shell says.
+os.environ["TRITON_DEFAULT_FP_FUSION"] = "0"

@@ -16,7 +16,7 @@ done by a second kernel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from elinvar.base.config import BLOCK_SIZE, KVDtype
 from elinvar.ops.api import ATTENTION_SPLIT
 from elinvar.ops.triton.caches import KVLayer
 from elinvar.ops.triton.cases import KernelCase, spills_elsewhere
+from elinvar.ops.triton.configs import Tile
 from elinvar.ops.triton.numbers import dot, from_e4m3
 
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -40,35 +41,21 @@ _OFTEN_NEW = ["num_sequences", "num_tokens", "stride_table", "window", "chunk", 
 """Arguments for whose values nothing is compiled anew."""
 _PROGRAMS = 2048
 """Few rows: so many programs are wanted, to keep every multiprocessor of a large chip reading."""
+_AMD_STAGES = 1
+"""More tiles of keys at once do not fit the 64 KiB that a block has there."""
 _WORKSPACE = 256 << 20
 """Bytes for states of splits; rows that would need more have all their splits walked by one program."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """How the work is cut, by head dim and dtypes alone. A row's arithmetic has the keys of a tile in
-    it and not its rows: each warp has 16 rows, each group of four one wgmma of 64."""
-
-    rows: int
-    """Of a program that shares the splits of its rows with others: short, as a decoded token fills
-    few rows, and they wait for memory."""
-    tall: int
-    """Of one that walks all splits: of a prompt, where each key read should serve many rows."""
-    keys: int
-    num_stages: int
-
-    def height(self, partial: bool) -> dict[str, int]:
-        """What a launch says of it."""
-        rows = self.rows if partial else self.tall
-        return {"ROWS": rows, "KEYS": self.keys, "num_warps": max(1, rows // 16)}
-
-
 def tile_of(dims: int, dtype: torch.dtype, kind: KVDtype) -> Tile:
+    """What any chip can run, until the tuner has said better: of one height, as what is equal has to be
+    seen first (Tile.tall)."""
     if dtype == torch.float32:  # no matrix instructions
         return Tile(16, 16, 32, 1)
+    stages = 3 if torch.version.hip is None else _AMD_STAGES
     if dims > 128:
-        return Tile(128, 128, 64, 3)
-    return Tile(64, 128, 32 if kind in ("int8", "fp8") else 64, 3)
+        return Tile(128, 128, 64, stages)
+    return Tile(64, 64, 32 if kind in ("int8", "fp8") else 64, stages)
 
 
 @triton.jit
@@ -119,14 +106,14 @@ def find_tile(tile, starts, num_sequences, TOKENS: tl.constexpr):
 
 
 @triton.jit
-def rows_of(begin, count, token, kv_head, ROWS: tl.constexpr, GROUP: tl.constexpr):
+def rows_of(begin, count, token, group, ROWS: tl.constexpr, GROUP: tl.constexpr):
     """Token and head of each row of the tile that begins with `token` of the sequence, and whether
     they are its own: rows that are left over do what the last token does, and nothing of it is
     stored."""
     row = tl.arange(0, ROWS)
     nth = tl.minimum(token + tl.minimum(row // GROUP, ROWS // GROUP - 1), count - 1)
     own = (row // GROUP < ROWS // GROUP) & (token + row // GROUP < count)
-    return begin + nth, kv_head * GROUP + row % GROUP, own
+    return begin + nth, group * GROUP + row % GROUP, own
 
 
 @triton.jit
@@ -243,13 +230,16 @@ def attention_kernel(
     num_sequences, num_tokens, stride_table, stride_block, stride_head, stride_scales,
     stride_scales_head, scale, window, chunk, first,
     KIND: tl.constexpr, SOFTCAP: tl.constexpr, TURNED: tl.constexpr,
-    GROUP: tl.constexpr, D: tl.constexpr, VALUES: tl.constexpr, PADDED: tl.constexpr,
-    DTYPE: tl.constexpr, LIMITED: tl.constexpr, PARTIAL: tl.constexpr,
+    GROUP: tl.constexpr, SHARE: tl.constexpr, D: tl.constexpr, VALUES: tl.constexpr,
+    PADDED: tl.constexpr, DTYPE: tl.constexpr, LIMITED: tl.constexpr, PARTIAL: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, DIMS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
+    """A program has GROUP of the heads, all those of a KV head, or one SHARE'th where a tile is too low
+    for so many."""
     TOKENS: tl.constexpr = ROWS // GROUP
     PARTS: tl.constexpr = (VALUES + PART - 1) // PART
-    kv_head = tl.program_id(0) // PARTS
+    group = tl.program_id(0) // PARTS
+    kv_head = group // SHARE
     first_value = tl.program_id(0) % PARTS * PART
     num_heads = tl.num_programs(0) // PARTS * GROUP
     # The last tile first: of a prompt it has the most keys.
@@ -257,7 +247,7 @@ def attention_kernel(
     sequence, token, begin, count = find_tile(tile, starts, num_sequences, TOKENS)
     if token >= count:
         return
-    token_M, head_M, _ = rows_of(begin, count, token, kv_head, ROWS, GROUP)
+    token_M, head_M, _ = rows_of(begin, count, token, group, ROWS, GROUP)
     place_M = token_M.to(tl.int64) * num_heads + head_M
     position = tl.load(positions + token_M)
     least = tl.zeros_like(position)
@@ -309,7 +299,7 @@ def attention_kernel(
             KIND, SOFTCAP, D, VALUES, PADDED, ROWS, KEYS, DIMS, PART, True,
         )  # fmt: skip
         if PARTIAL:
-            token_M, head_M, own = rows_of(begin, count, token, kv_head, ROWS, GROUP)
+            token_M, head_M, own = rows_of(begin, count, token, group, ROWS, GROUP)
             at = token_M.to(tl.int64) * num_heads + head_M + split * (num_tokens * num_heads)
             if first_value == 0:
                 tl.store(maxima + at, m, mask=own)
@@ -321,7 +311,7 @@ def attention_kernel(
     if not PARTIAL:
         # Read anew, or registers would hold the places of rows all the time.
         begin = tl.load(starts + sequence, volatile=True)
-        token_M, head_M, own = rows_of(begin, count, token, kv_head, ROWS, GROUP)
+        token_M, head_M, own = rows_of(begin, count, token, group, ROWS, GROUP)
         place_M = token_M.to(tl.int64) * num_heads + head_M
         sink = tl.full([ROWS], float("-inf"), tl.float32)
         if sinks is not None:
@@ -379,38 +369,44 @@ def attention(
     sinks_H: torch.Tensor | None = None,
     chunk: int | None = None,
     first: int = 0,
+    tile: Tile | None = None,
+    most: int | None = None,
 ) -> torch.Tensor:
-    """`Ops.attention` of q [T, H, D] -> [T, H, value dim], in q's dtype. Indices are i32.
+    """`Ops.attention` of q [T, H, D] -> [T, H, value dim], in q's dtype. Indices are i32. tile: what the
+    tuner chose for all calls with such heads; most: bytes that states of splits may take.
 
     Rows after the last that query_start_loc tells of, and sequences without rows, only fill the batch
     up: what is returned for them means nothing. Nothing here depends on what tensors hold.
     """
     num_tokens, num_heads, dim = q_THD.shape
     num_sequences, num_blocks = block_table_RB.shape
-    num_kv, group = kv.k.shape[1], num_heads // kv.k.shape[1]
-    dtype = product_dtype(q_THD.dtype, kv)
-    tile = tile_of(dim, dtype, kv.dtype)
+    num_kv = kv.k.shape[1]
+    dtype = product_dtype(q_THD.dtype, kv.dtype)
+    tile = tile or tile_of(dim, dtype, kv.dtype)
     part = min(_VALUES, power(kv.value_dim))
     parts = -(-kv.value_dim // part)
     splits = -(-num_blocks * BLOCK_SIZE // ATTENTION_SPLIT)
     out = q_THD.new_empty(num_tokens, num_heads, kv.value_dim)
-    states = workspace(out, splits)
+    states = workspace(out, splits, most)
     cut = tile.height(states is not None)
+    group = fitting(num_heads // num_kv, cut["ROWS"])
+    programs = num_heads // group * parts
     tiles = num_tokens // (cut["ROWS"] // group) + num_sequences
     limits = window or _NO_LIMIT, chunk or _NO_LIMIT, first
     limited = limits != (_NO_LIMIT, _NO_LIMIT, 0)
     maxima, sums, weighted = states or (None, None, None)
     scales = kv.k_scales if kv.k_scales is None else kv.k_scales.stride()
-    attention_kernel[num_kv * parts, tiles, shared(states, splits, tiles * num_kv)](
+    attention_kernel[programs, tiles, shared(states, splits, tiles * programs // parts)](
         q_THD, out, query_start_loc, block_table_RB, positions_T, sinks_H,
         kv.k, kv.v, kv.k_scales, kv.v_scales, maxima, sums, weighted,
         num_sequences, num_tokens, block_table_RB.stride(0), kv.k.stride(0), kv.k.stride(1),
         *(scales[:2] if scales else (0, 0)), scale, *limits,
         KIND=kv.dtype, SOFTCAP=softcap or 0.0, TURNED=kv.turned_dims,
-        GROUP=group, D=dim, VALUES=kv.value_dim, PADDED=kv.k.stride(2),
+        GROUP=group, SHARE=num_heads // num_kv // group, D=dim, VALUES=kv.value_dim,
+        PADDED=kv.k.stride(2),
         DTYPE=TYPES[dtype], LIMITED=limited, PARTIAL=states is not None,
         DIMS=power(dim), PART=part, **cut,
-        num_stages=tile.num_stages, enable_fp_fusion=False,
+        num_stages=tile.num_stages,
     )  # fmt: skip
     if states is not None:
         merge_splits(states, out, query_start_loc, positions_T, sinks_H, *limits)
@@ -420,12 +416,12 @@ def attention(
 States = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def workspace(out_THV: torch.Tensor, splits: int) -> States | None:
+def workspace(out_THV: torch.Tensor, splits: int, most: int | None = None) -> States | None:
     """Room for the state of each split of each row: maxima, sums, weighted values. None where one
     program walks all splits of a row, as there is but one or they would take too much."""
     shape = splits, *out_THV.shape
     floats = splits * (out_THV.numel() + 2 * out_THV.shape[0] * out_THV.shape[1])
-    if splits == 1 or floats * 4 > _WORKSPACE:
+    if splits == 1 or floats * 4 > (_WORKSPACE if most is None else most):
         return None
     maxima, sums = out_THV.new_empty(2, *shape[:-1], dtype=torch.float32)
     return maxima, sums, out_THV.new_empty(shape, dtype=torch.float32)
@@ -452,19 +448,24 @@ def merge_splits(
         *states, out_THV, query_start_loc, positions_T, sinks_H,
         len(query_start_loc) - 1, num_tokens * num_heads, num_heads, window, chunk, first,
         VALUES=values, LIMITED=(window, chunk, first) != (_NO_LIMIT, _NO_LIMIT, 0), PART=part,
-        num_warps=1, enable_fp_fusion=False,
+        num_warps=1,
     )  # fmt: skip
+
+
+def fitting(heads: int, rows: int) -> int:
+    """Of so many heads that see the same keys those that a tile takes at once."""
+    return next(n for n in range(min(heads, rows), 0, -1) if heads % n == 0)
 
 
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
-def product_dtype(dtype: torch.dtype, kv: KVLayer) -> torch.dtype:
+def product_dtype(dtype: torch.dtype, kind: KVDtype) -> torch.dtype:
     """In which queries, keys, weights and values are multiplied: that of the cache, as far as it has
     one; a model in f32 has all in f32."""
-    if dtype == torch.float32 or kv.dtype == "f32":
+    if dtype == torch.float32 or kind == "f32":
         return torch.float32
-    return {"f16": torch.float16, "bf16": torch.bfloat16}.get(kv.dtype, dtype)
+    return {"f16": torch.float16, "bf16": torch.bfloat16}.get(kind, dtype)
 
 
 def power(n: int) -> int:
@@ -473,9 +474,11 @@ def power(n: int) -> int:
 
 
 def _case(
-    kind: KVDtype, heads: int, kv_heads: int, dim: int, *, partial: bool = False, **other: Any
-) -> KernelCase:
-    """What `attention` launches for bf16 queries (f16 with a cache in f16)."""
+    kind: KVDtype, heads: int, kv_heads: int, dim: int, *, partial: bool = False, tall: int = 0,
+    **other: Any,
+) -> KernelCase:  # fmt: skip
+    """What `attention` launches for bf16 queries (f16 with a cache in f16). tall: as the tuner may
+    have it."""
     q = "fp16" if kind == "f16" else "bf16"
     cache = {"f16": "*fp16", "bf16": "*bf16", "int8": "*i8", "fp8": "*u8"}[kind]
     scaled, states = kind == "int8", ("maxima", "sums", "weighted")
@@ -489,20 +492,32 @@ def _case(
         **{"window": "i32", "chunk": "i32", "first": "i32"},
     }
     tile, part = tile_of(dim, torch.bfloat16, kind), min(_VALUES, power(dim))
+    tile = replace(tile, tall=tall or tile.tall)
     cut = tile.height(partial)
     num_warps = cut.pop("num_warps")
     constexprs = {
         **{"KIND": kind, "SOFTCAP": 0.0, "TURNED": dim // 16 if scaled else 1, "DTYPE": _NAMES[q]},
-        **{"GROUP": heads // kv_heads, "D": dim, "VALUES": dim, "PADDED": dim, "LIMITED": False},
+        **{
+            "GROUP": heads // kv_heads,
+            "SHARE": 1,
+            "D": dim,
+            "VALUES": dim,
+            "PADDED": dim,
+            "LIMITED": False,
+        },
         **{"PARTIAL": partial, "DIMS": power(dim), "PART": part, "sinks": None, **cut},
         **({} if scaled else {"k_scales": None, "v_scales": None}),
         **({} if partial else dict.fromkeys(states)),
         **other,
     }
     name = f"attention/{kind}/{heads}x{kv_heads}x{dim}" + "/splits" * partial
+    name += f"/{tall}" if tall else ""
     name += "".join(f"/{switch.lower()}" for switch in other)
     launch: dict[str, Any] = {"num_warps": num_warps, "num_stages": tile.num_stages}
-    launch |= {"wants": "wgmma", "on_amd": {"num_stages": 1}}
+    launch |= {"wants": "wgmma", "on_amd": {"num_stages": _AMD_STAGES}}
+    if dim == 128 and cut["ROWS"] == 64 and not partial:
+        # Both states in one warp group: some of the long one waits in memory for the next split.
+        launch["max_spills"] = 128
     return KernelCase(name, attention_kernel, signature, constexprs, **launch)
 
 
@@ -511,10 +526,13 @@ _NAMES = {"fp16": tl.float16, "bf16": tl.bfloat16}
 COMPILED = spills_elsewhere(
     _case("bf16", 32, 8, 128),
     _case("bf16", 32, 8, 128, partial=True),
+    _case("bf16", 32, 8, 128, tall=128),
     _case("bf16", 32, 4, 128, partial=True),
     _case("f16", 32, 8, 128),
     _case("int8", 32, 8, 128),
     _case("int8", 32, 8, 128, partial=True),
+    _case("int8", 32, 8, 128, tall=128),
+    _case("fp8", 32, 8, 128),
     _case("fp8", 32, 8, 128, partial=True),
     _case("bf16", 64, 8, 64, LIMITED=True),
     _case("bf16", 64, 8, 64, partial=True, LIMITED=True),

@@ -55,7 +55,8 @@ class KernelCase:
     constexprs: Mapping[str, Any] = field(default_factory=dict)
     """None for an optional pointer that this case goes without."""
     num_warps: int = 4
-    num_stages: int = 3
+    num_stages: int | None = None
+    """None: what the compiler takes where a launch says nothing, another number by chip."""
     wants: Want = ""
     """"mma": matrix instructions of any kind. "wgmma": those of whole warp groups where a chip has
     them (wgmma on sm_90, tcgen05 on sm_100), any other's elsewhere: tiles of 64 rows and more."""
@@ -84,7 +85,8 @@ class Source:
 
     source: Any
     gpu: Any
-    options: dict[str, int]
+    options: dict[str, Any]
+    """As launches have them: nothing is fused that a kernel does not write as an FMA."""
 
     def key(self, triton_version: str) -> str:
         """Changes with the kernel, what it calls, its arguments, the chip and the compiler."""
@@ -100,7 +102,9 @@ def source_of(case: KernelCase, target: Target) -> Source:
 
     if not isinstance(case.kernel, JITFunction):
         raise TypeError(f"{case.name}: unset TRITON_INTERPRET, under which nothing is compiled.")
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    options: dict[str, Any] = {"num_warps": case.num_warps, "enable_fp_fusion": False}
+    if case.num_stages is not None:
+        options["num_stages"] = case.num_stages
     other = dict(case.on_amd) if target.backend == "hip" else {}
     options |= {name: other.pop(name) for name in tuple(options) if name in other}
     constexprs = {**case.constexprs, **other}
@@ -115,14 +119,6 @@ def source_of(case: KernelCase, target: Target) -> Source:
             attrs[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(case.kernel, types, constexprs, attrs)
     return Source(source, GPUTarget(target.backend, target.arch, target.warp_size), options)
-
-
-def compile_case(case: KernelCase, target: Target) -> Any:
-    """Triton's CompiledKernel of it: `asm` by stage, `metadata` with the shared memory."""
-    from triton.compiler import compile
-
-    made = source_of(case, target)
-    return compile(made.source, target=made.gpu, options=made.options)
 
 
 def collect() -> list[KernelCase]:

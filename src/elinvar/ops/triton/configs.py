@@ -1,4 +1,5 @@
-"""How a product is cut into tiles: one configuration for a matrix, whatever the number of rows."""
+"""How products and attention are cut into tiles: one way for a matrix, or for heads of a kind, whatever
+the number of rows."""
 
 from __future__ import annotations
 
@@ -38,3 +39,23 @@ def default(kind: str) -> Config:
     if kind in ("bf16", "f16", "fp8"):
         return Config(64, 128, 64, 4, 3)
     return Config(64, 64, 128, 4, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Of attention, by head dim and dtypes alone. A row's arithmetic has the keys of a tile in it and
+    not its rows: each warp has 16 rows, each group of four one wgmma of 64."""
+
+    rows: int
+    """Of a program that shares the splits of its rows with others: short, as a decoded token fills
+    few rows, and they wait for memory."""
+    tall: int
+    """Of one that walks all splits: of a prompt, where each key read should serve many rows. More than
+    `rows` only where the tuner has found the bits of both to be equal."""
+    keys: int
+    num_stages: int
+
+    def height(self, partial: bool) -> dict[str, int]:
+        """What a launch says of it."""
+        rows = self.rows if partial else self.tall
+        return {"ROWS": rows, "KEYS": self.keys, "num_warps": max(1, rows // 16)}

@@ -105,7 +105,7 @@ def edit(logits_LV: torch.Tensor, args: SampleArgs) -> tuple[bool, torch.Tensor]
             logits_LV, out, any_left, vocab, seen, *penalties,
             *biases, masks, mask_rows,
             0 if masks is None else len(masks), -(-vocab // 32),
-            LENIENT=lenient, BLOCK=_BLOCK, enable_fp_fusion=False,
+            LENIENT=lenient, BLOCK=_BLOCK,
         )  # fmt: skip
     return True, out
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from elinvar.ops.triton.cases import KernelCase
 from elinvar.ops.triton.linear import ptx
 from elinvar.ops.triton.matrices import PACKED, Matrix, operands
-from elinvar.ops.triton.numbers import narrow
+from elinvar.ops.triton.numbers import narrow, row_scale, within_int8
 from elinvar.ops.triton.tiles import pair, wide
 
 
@@ -51,17 +51,12 @@ def quantise_kernel(x, codes, scales, x_stride, K: tl.constexpr, BLOCK: tl.const
         k = first + tl.arange(0, BLOCK)
         values = tl.load(x + row * x_stride + k, mask=k < K, other=0).to(tl.float32)
         largest = tl.maximum(largest, tl.abs(values))
-    most = tl.minimum(tl.max(largest), 3.4e38)
-    scale = tl.where(most < 1e-30, 0.0, most / 127)
-    inverse = tl.where(most < 1e-30, 0.0, 127 / tl.maximum(most, 1e-30))
+    scale, inverse = row_scale(tl.max(largest))
     tl.store(scales + row, scale)
     for first in range(0, K, BLOCK):
         k = first + tl.arange(0, BLOCK)
         values = tl.load(x + row * x_stride + k, mask=k < K, other=0).to(tl.float32) * inverse
-        # The nearest integer, of two as near the even one, lies in the mantissa of this sum.
-        codes_K = (values + 12582912.0) - 12582912.0
-        codes_K = tl.minimum(tl.maximum(codes_K, -127.0), 127.0)
-        tl.store(codes + row * K + k, codes_K.to(tl.int8), mask=k < K)
+        tl.store(codes + row * K + k, within_int8(values).to(tl.int8), mask=k < K)
 
 
 # Token ids [T], of which ~k stands for that of row k in `last` [L]: they take its place. Must move 4 bytes

@@ -196,7 +196,7 @@ def _score(
     first: int,
 ) -> torch.Tensor:
     (num_tokens, num_heads, dim), (num_sequences, num_blocks) = q_THD.shape, block_table_RB.shape
-    dtype, width = product_dtype(q_THD.dtype, kv), num_blocks * BLOCK_SIZE
+    dtype, width = product_dtype(q_THD.dtype, kv.dtype), num_blocks * BLOCK_SIZE
     cut = _cut(num_heads, dtype, kv.dtype)
     tiles = num_tokens // cut["TOKENS"] + num_sequences
     share = min(-(-width // cut["KEYS"]), -(-_PROGRAMS // tiles))
@@ -206,7 +206,7 @@ def _score(
         num_sequences, block_table_RB.stride(0), kv.k.stride(0),
         0 if kv.k_scales is None else kv.k_scales.stride(0), width, k, first,
         KIND=kv.dtype, HEADS=num_heads, D=dim, PADDED=kv.k.stride(2), DTYPE=TYPES[dtype],
-        DIMS=power(dim), **cut, num_stages=3, enable_fp_fusion=False,
+        DIMS=power(dim), **cut, num_stages=3,
     )  # fmt: skip
     return scores
 

@@ -219,7 +219,7 @@ def latent_query(
     query_kernel[tokens * num_heads,](
         latent_THR, q_TN, positions_T, rope_PD, out, num_heads,
         K=dim, RANK=rank, HALF=rope // 2, DIMS=attention.power(rank),
-        SIDE=attention.power(rope // 2), enable_fp_fusion=False,
+        SIDE=attention.power(rope // 2),
     )  # fmt: skip
     return out
 
@@ -239,7 +239,7 @@ def latent_write(
         x_TN, positions_T, rope_PD, kv.k, kv.k_scales, slots_T, gain_R, eps, x_TN.stride(0),
         kv.k.stride(0), 0 if kv.k_scales is None else kv.k_scales.stride(0),
         KIND=kv.dtype, RANK=rank, HALF=half, PADDED=kv.k.stride(2), DIMS=attention.power(rank),
-        SIDE=attention.power(half), enable_fp_fusion=False,
+        SIDE=attention.power(half),
     )  # fmt: skip
 
 
@@ -259,7 +259,7 @@ def latent_attention(
     num_tokens, num_heads, dim = q_THD.shape
     num_sequences, num_keys = block_table_RB.shape
     num_keys *= 1 if of_slots else BLOCK_SIZE
-    group = next(n for n in range(min(num_heads, _ROWS), 0, -1) if num_heads % n == 0)
+    group = attention.fitting(num_heads, _ROWS)
     tiles = num_tokens // (_ROWS // group) + num_sequences
     splits = -(-num_keys // ATTENTION_SPLIT)
     out = q_THD.new_empty(num_tokens, num_heads, kv.value_dim)
@@ -273,10 +273,10 @@ def latent_attention(
         maxima, sums, weighted, num_sequences, num_tokens, block_table_RB.stride(0),
         kv.k.stride(0), 0 if kv.k_scales is None else kv.k_scales.stride(0), scale, first,
         KIND=kv.dtype, GROUP=group, RANK=kv.value_dim, ROPE=rope, PADDED=kv.k.stride(2),
-        DTYPE=attention.TYPES[attention.product_dtype(q_THD.dtype, kv)],
+        DTYPE=attention.TYPES[attention.product_dtype(q_THD.dtype, kv.dtype)],
         PARTIAL=workspace is not None, ROWS=_ROWS, KEYS=_KEYS,
         DIMS=attention.power(kv.value_dim), SIDE=attention.power(rope), OF_SLOTS=of_slots,
-        num_warps=_WARPS, num_stages=_STAGES, enable_fp_fusion=False,
+        num_warps=_WARPS, num_stages=_STAGES,
     )  # fmt: skip
     if workspace is not None:
         attention.merge_splits(workspace, out, query_start_loc, positions_T, None, first=first)

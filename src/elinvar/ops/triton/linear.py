@@ -161,7 +161,7 @@ def head_linear(x_TK: torch.Tensor, w: Matrix, num_heads: int) -> torch.Tensor:
 def quantised_linear(
     codes_TK: torch.Tensor, scales_T: torch.Tensor, w: Matrix, dtype: torch.dtype
 ) -> torch.Tensor:
-    """W8A8: rows of int8 (rows.quantise_rows), each with a scale, by an int8 matrix. Sums are exact."""
+    """W8A8: rows of int8 (gather.quantise_rows), each with a scale, by an int8 matrix. Sums are exact."""
     y = codes_TK.new_empty((len(codes_TK), w.shape[0]), dtype=dtype)
     _launch(codes_TK, w, y, x_scales=scales_T)
     return y

@@ -12,7 +12,7 @@ padded to a multiple of 128 by groups that are 0):
     mxfp4   codes as q4, of e2m1; scales i32 [P / 2, N]: four e8m0, of groups of 32
     nvfp4   codes as q4, of e2m1; scales i32 [P, N]: four e4m3, of groups of 16; factors
     fp8     codes e4m3 [N, K]; scales f32 [N / 128, K / 128] of blocks, rounded up, or factors
-    int8    codes [N, K], factors: multiplied with rows of int8 (w8a8.py)
+    int8    codes [N, K], factors: multiplied with rows of int8 (gather.quantise_rows)
 
 Scales are words of 32 bits, as asynchronous copies to shared memory take no less.
 """
@@ -93,6 +93,13 @@ def operands(kind: str) -> dict[str, str | None]:
 def from_weight(w: Weight, dtype: torch.dtype, device: torch.device | str) -> Matrix:
     """What the cpu provider packed, for activations of `dtype`. A float matrix is rounded to dtype,
     but for f32, which stays (routers)."""
+    parts = [_from_slice(each, dtype, device) for each in panels.slices(w)]
+    whole = parts[0] if len(parts) == 1 else join(parts)
+    assert whole is not None, "slices are of one kind"
+    return whole
+
+
+def _from_slice(w: Weight, dtype: torch.dtype, device: torch.device | str) -> Matrix:
     if w.kind in QUANTISED:
         return grouped(w.kind, *panels.codes(w, device))
     values = panels.floats(w, device)
@@ -118,9 +125,9 @@ def grouped(
     words = _words(torch.stack([scales, _halves(mins_NG, k)], -1))
     fifth = None
     if kind == "q5":
-        groups = _padded(codes_NK).view(n, -1, 32).to(torch.int64) >> 4
-        bits = (groups << torch.arange(32, device=groups.device)).sum(-1)
-        fifth = _int32(bits).T.contiguous()
+        bits = (_padded(codes_NK).view(n, -1, 8) >> 4).to(torch.uint8)
+        bits <<= torch.arange(8, dtype=torch.uint8, device=bits.device)
+        fifth = bits.sum(-1, dtype=torch.uint8).view(torch.int32).T.contiguous()
     return Matrix(kind, (n, k), _nibbles(pieces & 15), words, fifth)
 
 

@@ -25,7 +25,7 @@ from elinvar.ops.triton.activations import rounded_product
 from elinvar.ops.triton.cases import KernelCase
 from elinvar.ops.triton.configs import Config, default
 from elinvar.ops.triton.linear import case_of, gate_halves, ptx, row_tile
-from elinvar.ops.triton.matrices import Matrix
+from elinvar.ops.triton.matrices import PACKED, Matrix
 from elinvar.ops.triton.numbers import narrow
 from elinvar.ops.triton.tiles import place, product
 
@@ -239,7 +239,8 @@ def _case(name: str, kind: str, config: Config, activation: str | None) -> Kerne
     }
     shape = {
         **{"TOP": 8, "N": n, "K": k, "OUT": 768 if activation else n, "ACTIVATION": activation},
-        **{"CODES": n * k // 2, "SCALES": n * k // 32, "EXTRA": 0},
+        **{"CODES": n * k // 2 if kind in PACKED else n * k, "EXTRA": 0},
+        "SCALES": n * k // 128**2 if kind == "fp8-blocks" else n * k // 32,
     }
     return case_of(f"experts/{name}", expert_kernel, pointers, shape, kind, config, "wgmma")
 
@@ -263,6 +264,7 @@ COMPILED = [
     _case("bf16/gated", "bf16", default("bf16"), "silu"),
     _case("bf16/down", "bf16", default("bf16"), None),
     _case("q4/gated", "q4", replace(default("q4"), block_n=128, few=16), "silu"),
+    _case("fp8-blocks/gated", "fp8-blocks", default("fp8"), "silu"),
     _case("mxfp4/down", "mxfp4", default("mxfp4"), None),
     KernelCase(
         "experts/combine",

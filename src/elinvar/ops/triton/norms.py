@@ -14,7 +14,7 @@ import triton.language as tl
 
 from elinvar.ops.triton.cases import KernelCase
 from elinvar.ops.triton.device import INTERPRETER
-from elinvar.ops.triton.numbers import narrow
+from elinvar.ops.triton.numbers import narrow, row_codes
 
 ROWS = 64 if INTERPRETER else 1
 _ANY_ROWS = ["num_rows"]
@@ -28,9 +28,9 @@ def _rows(num_rows, ROWS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_ANY_ROWS)
-def _norm_kernel(x, y, gain, bias, total, out, num_rows, eps, D: tl.constexpr, CENTRED: tl.constexpr,
-                 ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """total: where x + y goes, where there is a y."""
+def _norm_kernel(x, y, gain, bias, total, out, scales, num_rows, eps, D: tl.constexpr,
+                 CENTRED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """total: where x + y goes, where there is a y; scales: of out, where that is int8."""
     row = _rows(num_rows, ROWS) * D
     at = tl.arange(0, BLOCK)[None, :]
     inside = at < D
@@ -44,7 +44,12 @@ def _norm_kernel(x, y, gain, bias, total, out, num_rows, eps, D: tl.constexpr, C
     value = value * inverse * tl.load(gain + at, inside, 0.0)
     if bias is not None:
         value += tl.load(bias + at, inside, 0.0)
-    tl.store(out + row + at, narrow(value, out.dtype.element_ty), inside)
+    if scales is not None:
+        value, scale = row_codes(narrow(value, tl.bfloat16).to(tl.float32))
+        tl.store(scales + row // D, scale)
+        tl.store(out + row + at, value, inside)
+    else:
+        tl.store(out + row + at, narrow(value, out.dtype.element_ty), inside)
 
 
 def rms_norm(
@@ -59,6 +64,16 @@ def add_rms_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """12 + a bytes."""
     return _norm(x_TD, y_TD, gain_D, None, eps, dtype, centred=False)
+
+
+def add_rms_norm_codes(
+    x_TD: torch.Tensor, y_TD: torch.Tensor | None, gain_D: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The sum, and its norm as `gather.quantise_rows` has that of add_rms_norm in bf16: int8 codes and
+    scales [T], for products of W8A8. 13 bytes (5 without y)."""
+    scales = torch.empty(len(x_TD), dtype=torch.float32, device=x_TD.device)
+    total, codes = _norm(x_TD, y_TD, gain_D, None, eps, torch.int8, centred=False, scales=scales)
+    return total, codes, scales
 
 
 def layer_norm(
@@ -92,6 +107,7 @@ def _norm(
     eps: float,
     dtype: torch.dtype,
     centred: bool,
+    scales: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     x, y = x.contiguous(), None if y is None else y.contiguous()
     out = torch.empty_like(x, dtype=dtype)
@@ -99,8 +115,9 @@ def _norm(
     rows, dim = x.shape
     block = triton.next_power_of_2(dim)
     _norm_kernel[triton.cdiv(rows, ROWS),](
-        x, y, gain, bias, total, out, rows, eps, dim, centred, ROWS, block, num_warps=_warps(block)
-    )
+        x, y, gain, bias, total, out, scales, rows, eps, dim, centred, ROWS, block,
+        num_warps=_warps(block),
+    )  # fmt: skip
     return total, out
 
 
@@ -214,26 +231,40 @@ COMPILED = [
             "num_rows": "i32",
             "eps": "fp32",
         },
-        {"y": None, "bias": None, "D": 4096, "CENTRED": False, "ROWS": 1, "BLOCK": 4096},
+        {
+            "y": None,
+            "bias": None,
+            "scales": None,
+            "D": 4096,
+            "CENTRED": False,
+            "ROWS": 1,
+            "BLOCK": 4096,
+        },
     ),
     KernelCase(
         "norm/add-rms-4096",
         _norm_kernel,
         {**_ADDED, "num_rows": "i32", "eps": "fp32"},
-        {"bias": None, "D": 4096, "CENTRED": False, "ROWS": 1, "BLOCK": 4096},
+        {"bias": None, "scales": None, "D": 4096, "CENTRED": False, "ROWS": 1, "BLOCK": 4096},
     ),
     KernelCase(
         "norm/add-rms-16384",
         _norm_kernel,
         {**_ADDED, "num_rows": "i32", "eps": "fp32"},
-        {"bias": None, "D": 16384, "CENTRED": False, "ROWS": 1, "BLOCK": 16384},
+        {"bias": None, "scales": None, "D": 16384, "CENTRED": False, "ROWS": 1, "BLOCK": 16384},
         num_warps=16,
+    ),
+    KernelCase(
+        "norm/add-rms-codes-4096",
+        _norm_kernel,
+        {**_ADDED, "out": "*i8", "scales": "*fp32", "num_rows": "i32", "eps": "fp32"},
+        {"bias": None, "D": 4096, "CENTRED": False, "ROWS": 1, "BLOCK": 4096},
     ),
     KernelCase(
         "norm/add-layer-2560",
         _norm_kernel,
         {**_ADDED, "bias": "*fp32", "num_rows": "i32", "eps": "fp32"},
-        {"D": 2560, "CENTRED": True, "ROWS": 1, "BLOCK": 4096},
+        {"scales": None, "D": 2560, "CENTRED": True, "ROWS": 1, "BLOCK": 4096},
     ),
     KernelCase(
         "gated_norm/128",

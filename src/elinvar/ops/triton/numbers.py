@@ -62,6 +62,28 @@ def to_int8(x, largest):
 
 
 @triton.jit
+def row_codes(x):
+    """Codes (i8) of rows f32 [R, N], and scales [R, 1], the largest |x| / 127: of W8A8's activations."""
+    scale, inverse = row_scale(tl.max(tl.abs(x), 1)[:, None])
+    return within_int8(x * inverse).to(tl.int8), scale
+
+
+@triton.jit
+def row_scale(largest):
+    """The scale of a row with this largest |x|, and what its numbers are multiplied by for codes."""
+    most = tl.minimum(largest, 3.4e38)
+    none = most < 1e-30
+    scale = tl.where(none, 0.0, most / 127)
+    return scale, tl.where(none, 0.0, 127 / tl.maximum(most, 1e-30))
+
+
+@triton.jit
+def within_int8(x):
+    """To the nearest whole number, of two the even one, at most 127."""
+    return tl.minimum(tl.maximum(round_even(x), -127.0), 127.0)
+
+
+@triton.jit
 def saturate_int8(x, count):
     """What `to_int8` may be given, where a scale is divided by `count` later."""
     return saturate(x, _MAX_INT8 / count)

@@ -3,11 +3,23 @@ many GB is there as fast as they travel. The same values as `unpack` and `unpack
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from elinvar.ops.layout import CODE_BYTES, GROUP, GROUP_BYTES, PANEL, Weight, num_panels
+from elinvar.ops.triton.sizes import ARRIVING
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+def slices(w: Weight) -> Iterator[Weight]:
+    """Its rows in as many matrices as it takes to have few at once in pieces on the device."""
+    (n, k), panels = w.shape, num_panels(w.shape[0])
+    some = max(1, ARRIVING // (k * PANEL))
+    for first in range(0, panels, some):
+        own = w.data.reshape(panels, -1)[first : first + some]
+        yield Weight(w.kind, (min(n - first * PANEL, some * PANEL), k), own.reshape(-1))
 
 
 def floats(w: Weight, device: torch.device | str) -> torch.Tensor:

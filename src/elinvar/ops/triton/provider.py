@@ -51,8 +51,8 @@ from elinvar.ops.triton.device import (
     keep_kernels,
 )
 from elinvar.ops.triton.recording import Recording, capture
-from elinvar.ops.triton.sizes import matrix_bytes
-from elinvar.ops.triton.tuned import arithmetic, find_table
+from elinvar.ops.triton.sizes import activations, arriving_bytes, matrix_bytes
+from elinvar.ops.triton.tuned import arithmetic, find_table, heads
 from elinvar.ops.triton.upload import Constants, LastIds, Upload
 from elinvar.ops.triton.weights import Matrices
 
@@ -82,11 +82,13 @@ class TritonOps:
         tuned = None if cache is None else find_table(cache, device_name(self.device))
         self.arithmetic = arithmetic(device_name(self.device), tuned)
         self._matrices = Matrices(self.device, dtype, tuned)
+        self._tiles = {} if tuned is None else tuned.attention
         self._constant = Constants(self.device)
         self._recording: Recording | None = None
         self._last = LastIds()
         self._pool = None if INTERPRETER else torch.cuda.graph_pool_handle()
         self._expected: WeakSet[Weight] = WeakSet()
+        self._arriving = 0
         self._learning = False
         """A step runs whose results nobody wants (`record`)."""
 
@@ -105,8 +107,12 @@ class TritonOps:
         self._check(config)
         matrices = [w for w in weights.values() if isinstance(w, Weight)]
         self._expected.update(matrices)
+        named = [(name, w.kind, w.shape) for name, w in weights.items() if isinstance(w, Weight)]
+        arriving = arriving_bytes(named)
         if beside:
+            self._arriving = max(self._arriving, arriving)
             return
+        self._arriving = arriving
         self.dtype = _dtype(matrices)
         self._matrices.clear(self.dtype)
 
@@ -161,7 +167,7 @@ class TritonOps:
 
     def available_memory(self) -> int | None:
         free = free_memory(self.device)
-        return None if free is None else max(free - self._expected_bytes, 0)
+        return None if free is None else max(free - self._expected_bytes - self._arriving, 0)
 
     @property
     def _expected_bytes(self) -> int:
@@ -411,6 +417,7 @@ class TritonOps:
         where = query_start_loc, block_table_RB, positions_T
         if kv.keys_alone:
             return latent.latent_attention(q_THD, kv, *where, scale, first).flatten(1)
+        dtype = attention.product_dtype(q_THD.dtype, kv.dtype)
         out = attention.attention(
             q_THD,
             kv,
@@ -421,6 +428,7 @@ class TritonOps:
             sinks_H=self._constant(sinks_H),
             chunk=chunk,
             first=first,
+            tile=self._tiles.get(heads(dtype, kv.dtype, q_THD.shape[2])),
         )
         return out.flatten(1)
 
@@ -522,7 +530,4 @@ class TritonOps:
 
 def _dtype(matrices: Sequence[Weight]) -> torch.dtype:
     """Of activations: that of most bytes of the matrices, bf16 where they are quantised."""
-    sizes: dict[KVDtype, int] = dict.fromkeys(_DTYPES, 0)
-    for w in matrices:
-        sizes[w.kind if w.kind in sizes else "bf16"] += w.nbytes
-    return _DTYPES[max(sizes, key=lambda kind: sizes[kind])]
+    return _DTYPES[activations((w.kind, w.nbytes) for w in matrices)]

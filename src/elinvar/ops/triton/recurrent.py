@@ -169,7 +169,7 @@ def causal_conv(
     conv_kernel[triton.cdiv(channels, cut["BLOCK"]), tiles](
         x_TN, w_KC, state.tails, out, query_start_loc, seq_lens, block_table_RB,
         sequences, block_table_RB.stride(0), x_TN.stride(0), state.tails.stride(0),
-        CHANNELS=channels, TAPS=taps, **cut, enable_fp_fusion=False,
+        CHANNELS=channels, TAPS=taps, **cut,
     )  # fmt: skip
     return out
 
@@ -194,7 +194,7 @@ def delta_rule(
         query_start_loc, seq_lens, block_table_RB,
         block_table_RB.stride(0), x_TN.stride(0), state.states.stride(0),
         HEADS=c.heads, KEY_HEADS=c.key_heads, D=c.key_dim, V=c.value_dim, PADDED=c.padded_dim,
-        **cut, enable_fp_fusion=False,
+        **cut,
     )  # fmt: skip
     return out
 

@@ -292,11 +292,9 @@ def sample(logits_LV: torch.Tensor, args: SampleArgs) -> Sampled:
     numbers = upload(_numbers(args), logits_LV.device)
     edited, x = edit(logits_LV, args)
     if args.typical_p is not None:
-        typical_kernel[rows,](x, numbers, vocab, BLOCK=_BLOCK, num_warps=8, enable_fp_fusion=False)
+        typical_kernel[rows,](x, numbers, vocab, BLOCK=_BLOCK, num_warps=8)
     ids = torch.empty(rows, dtype=torch.int32, device=x.device)
-    choose_kernel[rows,](
-        x, numbers, ids, vocab, EDITED=edited, BLOCK=_BLOCK, num_warps=8, enable_fp_fusion=False
-    )
+    choose_kernel[rows,](x, numbers, ids, vocab, EDITED=edited, BLOCK=_BLOCK, num_warps=8)
     if args.num_logprobs is None:
         none = torch.empty(rows, 0, dtype=torch.float32, device=x.device)
         return Sampled(ids, none.flatten(), none.to(torch.int32), none)
@@ -314,7 +312,7 @@ def score(logits_LV: torch.Tensor, ids_L: torch.Tensor, num_logprobs: int) -> Sa
     found = torch.empty(rows, side, dtype=torch.int32, device=logits_LV.device)
     score_kernel[rows,](
         logits_LV, ids_L, logprobs, top_ids, top_logprobs, found, vocab,
-        COUNT=count, SIDE=side, BLOCK=_BLOCK, num_warps=8, enable_fp_fusion=False,
+        COUNT=count, SIDE=side, BLOCK=_BLOCK, num_warps=8,
     )  # fmt: skip
     return Sampled(ids_L, logprobs, top_ids, top_logprobs)
 

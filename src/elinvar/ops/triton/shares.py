@@ -136,7 +136,7 @@ def block_shares(
 ) -> None:
     """`Ops.block_shares`."""
     (num_tokens, num_heads, dim), num_kv = q_THD.shape, kv.k.shape[1]
-    num_blocks, dtype = shares_TB.shape[1], product_dtype(q_THD.dtype, kv)
+    num_blocks, dtype = shares_TB.shape[1], product_dtype(q_THD.dtype, kv.dtype)
     cut = _cut(dim, dtype)
     shared = num_heads // num_kv
     group = next(n for n in range(min(shared, cut["ROWS"]), 0, -1) if shared % n == 0)
@@ -150,11 +150,10 @@ def block_shares(
         *scales, scale,
         KIND=kv.dtype, SOFTCAP=softcap or 0.0, TURNED=kv.turned_dims, GROUP=group,
         GROUPS=shared // group, D=dim, PADDED=kv.k.stride(2), DTYPE=TYPES[dtype], **cut,
-        enable_fp_fusion=False,
     )  # fmt: skip
     share_kernel[num_tokens, num_heads](
         maxima, sums, positions_T, sinks_H, shares_TB.view(torch.int32), num_blocks,
-        BLOCKS=_BLOCKS, enable_fp_fusion=False,
+        BLOCKS=_BLOCKS,
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """The configurations that `elinvar tune` has measured on a device: a file of JSON.
 
 {"device": "NVIDIA H200", "triton": "3.6.0", "configs": {"bf16/4096x14336": {"block_m": 128, ...},
-"experts/128/q4/768x2048": {...}}}; a shape is N x K. Another table means other bits, so it belongs
-to what an engine says of itself.
+"experts/128/q4/768x2048": {...}}, "attention": {"bfloat16/int8/128": {"rows": 64, ...}}}; a shape is
+N x K, a kind of heads the dtype of products, that of the cache, dims. Another table means other bits,
+so it belongs to what an engine says of itself.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
 import triton
 
 from elinvar.base.errors import ElinvarError
-from elinvar.ops.triton.configs import Config
+from elinvar.ops.triton.configs import Config, Tile
 from elinvar.ops.triton.matrices import Matrix
 
 
@@ -28,6 +31,7 @@ class Table:
     triton: str
     """The version that compiled what was measured: another makes other kernels."""
     configs: Mapping[str, Config] = field(default_factory=dict)
+    attention: Mapping[str, Tile] = field(default_factory=dict)
 
     def fit(self, w: Matrix) -> Matrix:
         """w with what was measured for its shape, or as it is."""
@@ -50,12 +54,18 @@ def name(w: Matrix) -> str:
     return f"{experts}{w.kind}/{n}x{k}"
 
 
+def heads(dtype: torch.dtype, kind: str, dims: int) -> str:
+    """Under which attention is in the table."""
+    return f"{str(dtype).removeprefix('torch.')}/{kind}/{dims}"
+
+
 def read(path: Path) -> Table:
     """Raises ElinvarError, in one sentence, for a file that is no such table."""
     try:
         document = json.loads(path.read_text())
-        configs = {key: _config(key, value) for key, value in document["configs"].items()}
-        return Table(str(document["device"]), str(document["triton"]), configs)
+        configs = _all(Config, document["configs"])
+        tiles = _all(Tile, document.get("attention", {}))
+        return Table(str(document["device"]), str(document["triton"]), configs, tiles)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ElinvarError(
             f"{path} is no table of tuned kernels ({error}): run `elinvar tune`."
@@ -70,18 +80,26 @@ def find_table(cache: Path, device: str) -> Table | None:
 
 
 def arithmetic(device: str, table: Table | None) -> str:
-    """Changes when bits may: with the chip, the compiler, and how products are cut."""
-    configs = {} if table is None else {key: asdict(c) for key, c in table.configs.items()}
-    cut = sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()[:12]
-    return f"|{device}|triton {triton.__version__}|{cut}"
+    """Changes when bits may: with the chip, the compiler, and how work is cut."""
+    cuts: dict[str, Config | Tile] = {}
+    if table is not None:
+        cuts = {**table.configs, **table.attention}
+    told = json.dumps({key: asdict(cut) for key, cut in cuts.items()}, sort_keys=True)
+    return f"|{device}|triton {triton.__version__}|{sha256(told.encode()).hexdigest()[:12]}"
 
 
-def _config(key: str, value: Mapping[str, int | None]) -> Config:
-    config = Config(**value)  # type: ignore[arg-type]
-    for f in fields(Config):
-        number = getattr(config, f.name)
+Cut = TypeVar("Cut", Config, Tile)
+
+
+def _all(kind: type[Cut], found: Mapping[str, Mapping[str, Any]]) -> dict[str, Cut]:
+    return {key: _checked(key, kind(**value)) for key, value in found.items()}
+
+
+def _checked(key: str, cut: Cut) -> Cut:
+    for f in fields(cut):
+        number = getattr(cut, f.name)
         if f.name == "few" and number is None:
             continue
         if type(number) is not int or number < 1:
             raise ValueError(f"{f.name} of {key} is {number!r}, not a number from 1 on")
-    return config
+    return cut

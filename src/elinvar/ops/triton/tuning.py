@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from elinvar.ops.triton.configs import Config
+from elinvar.ops.triton.configs import Config, Tile
 
 Timer = Callable[[Config, int], float]
 """Seconds of a product with so many rows; infinity where the configuration cannot be launched."""
-SameBits = Callable[[Config, Config], bool]
-"""Whether two configurations give the same bits, for every number of rows that is looked at."""
+Holds = Callable[[Config], bool]
+"""Whether with it a row has the same bits in products of every number of rows that is looked at."""
 
 ROWS = (1, 8, 32, 128, 512, 4096)
 FINALISTS = 12
@@ -27,7 +28,7 @@ FINALISTS = 12
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    config: Config
+    config: Config | Tile
     seconds: Mapping[int, float]
     """By number of rows."""
     free: Mapping[int, float]
@@ -83,11 +84,18 @@ def candidates(kind: str, n: int, k: int) -> list[Config]:
     return found
 
 
-def tune(configs: Sequence[Config], rows: Sequence[int], time: Timer, same: SameBits) -> Choice:
-    """The best configuration for all `rows`, ascending. A timer is called once for each pair.
+def tune(
+    configs: Sequence[Config],
+    rows: Sequence[int],
+    time: Timer,
+    holds: Holds,
+    filled: Callable[[int], int] = int,
+) -> Choice:
+    """The best configuration for all `rows`, ascending, that keeps the contract. A timer is called once
+    for each pair. filled: how many rows a tile finds of so many, by which `Config.few` is chosen.
 
     First all are timed with the fewest and with the most rows; the finalists, the best of both and
-    of each, with all. Raises ValueError where none can be launched.
+    of each, with all. Raises ValueError where none can be launched, or none keeps the contract.
     """
     measured: dict[Config, dict[int, float]] = {}
 
@@ -108,11 +116,11 @@ def tune(configs: Sequence[Config], rows: Sequence[int], time: Timer, same: Same
     if not whole:
         raise ValueError("no configuration can be launched")
     free = {count: min(t[count] for t in measured.values() if count in t) for count in rows}
-    for choice in sorted(_choices(whole, free), key=lambda c: (c.worst, c.mean)):
-        few_config = choice.config
-        if few_config.few is None or same(replace(few_config, few=None), few_config):
+    for choice in sorted(_choices(whole, free, filled), key=lambda c: (c.worst, c.mean)):
+        assert isinstance(choice.config, Config)
+        if holds(choice.config):
             return choice
-    raise AssertionError("choices of one height need no proof")
+    raise ValueError("no configuration gives a row the same bits in every batch")
 
 
 def _finalists(
@@ -134,12 +142,58 @@ def _finalists(
 
 
 def _choices(
-    whole: Mapping[Config, Mapping[int, float]], free: Mapping[int, float]
+    whole: Mapping[Config, Mapping[int, float]],
+    free: Mapping[int, float],
+    filled: Callable[[int], int],
 ) -> Iterator[Choice]:
     """Each configuration alone, and with a lower tile for few rows."""
     for config, times in whole.items():
         yield Choice(config, dict(times), free)
         for low, low_times in whole.items():
             if low.block_m < config.block_m and replace(low, block_m=config.block_m) == config:
-                joined = {n: low_times[n] if n <= low.block_m else s for n, s in times.items()}
+                joined = {
+                    n: low_times[n] if filled(n) <= low.block_m else s for n, s in times.items()
+                }
                 yield Choice(replace(config, few=low.block_m), joined, free)
+
+
+def tune_tile(
+    tiles: Sequence[Tile],
+    loads: Mapping[int, bool],
+    time: Callable[[Tile, int], float],
+    holds: Callable[[Tile], bool],
+) -> Choice:
+    """The same of attention. loads: tokens a step, and whether programs share the splits of their rows
+    there; time: seconds of such a step."""
+    measured: dict[tuple[int, int, int, int], float] = {}
+
+    def look(tile: Tile, load: int) -> float:
+        height = tile.height(loads[load])["ROWS"]
+        key = height, tile.keys, tile.num_stages, load
+        if key not in measured:
+            measured[key] = time(tile, load)
+        return measured[key]
+
+    times = {tile: {load: look(tile, load) for load in loads} for tile in tiles}
+    whole = {tile: t for tile, t in times.items() if math.isfinite(sum(t.values()))}
+    if not whole:
+        raise ValueError("no tile can be launched")
+    free = {load: min(t[load] for t in times.values()) for load in loads}
+    found = [Choice(tile, t, free) for tile, t in whole.items()]
+    for choice in sorted(found, key=lambda c: (c.worst, c.mean)):
+        assert isinstance(choice.config, Tile)
+        if holds(choice.config):
+            return choice
+    raise ValueError("no tile gives a row the same bits in every batch")
+
+
+def together(costs: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """How many times as long all uses of what was tuned take as with the best free configuration of each,
+    by number of rows: what invariance costs a forward, of what was chosen here."""
+    chosen: Counter[str] = Counter()
+    best: Counter[str] = Counter()
+    for cost in costs:
+        for rows, microseconds in cost["microseconds"].items():
+            chosen[rows] += cost["uses"] * microseconds
+            best[rows] += cost["uses"] * microseconds / cost["losses"][rows]
+    return {rows: chosen[rows] / best[rows] for rows in chosen}

@@ -86,18 +86,20 @@ class Matrices:
         return found
 
     def _stacked(self, experts: Experts) -> DeviceExperts:
-        gates, ups, downs = (
-            self._alike(part) for part in (experts.gates, experts.ups, experts.downs)
-        )
-        if gates[0].kind != ups[0].kind:
-            gates, ups = self._alike(experts.gates, True), self._alike(experts.ups, True)
-        both = [join(pair) for pair in zip(gates, ups, strict=True)]
         return DeviceExperts(
-            self._fit(stack([pair for pair in both if pair is not None])),
-            self._fit(stack(downs)),
+            self._fit(self._both(experts)),
+            self._fit(stack(self._alike(experts.downs))),
             self._biases(experts.gate_bias, experts.up_bias),
             self._biases(experts.down_bias),
         )
+
+    def _both(self, experts: Experts) -> Matrix:
+        """Gates above ups; what they come from is let go before downs come."""
+        gates, ups = self._alike(experts.gates), self._alike(experts.ups)
+        if gates[0].kind != ups[0].kind:
+            gates, ups = self._alike(experts.gates, True), self._alike(experts.ups, True)
+        both = [join(pair) for pair in zip(gates, ups, strict=True)]
+        return stack([pair for pair in both if pair is not None])
 
     def _alike(self, weights: Sequence[Weight], dense: bool = False) -> list[Matrix]:
         """Matrices of one kind: where they come in several, numbers of the dtype."""

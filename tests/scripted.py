@@ -7,6 +7,7 @@ from typing import Any
 
 from elinvar.base.plan import StepOutput, StepPlan
 from elinvar.engine.core import Engine
+from elinvar.run.ahead import Begun
 
 Script = Callable[[str], str]
 """From a prompt to its answer."""
@@ -24,14 +25,17 @@ class ScriptedRunner:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def execute(self, plan: StepPlan) -> StepOutput:
+    def begin(self, plan: StepPlan) -> Begun:
         tokenizer = self._core.tokenizer
         for row in plan.started:
             if row.request_id not in self._answers:
                 answer = self.script(tokenizer.decode(row.token_ids))
                 ids = [*tokenizer.encode(answer, add_special=False), min(tokenizer.eos_ids)]
                 self._answers[row.request_id] = len(row.token_ids), ids
-        output: StepOutput = self._inner.execute(plan)
+        begun: Begun = self._inner.begin(plan)
+        return Begun(lambda: self._told(plan, begun.finish()))
+
+    def _told(self, plan: StepPlan, output: StepOutput) -> StepOutput:
         for item, sampled in zip(plan.items, output.sampled, strict=True):
             begin, ids = self._answers[item.request_id]
             at = item.start + item.num_tokens - begin

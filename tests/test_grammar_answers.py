@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +34,8 @@ from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
 from elinvar.engine.grammars import GrammarMatcher
 from elinvar.engine.output import CompletionBuilder
+from elinvar.run import speculation
+from elinvar.run.chances import Account
 from engines import EOS, Answer, answers, provider, tiny_engine
 from test_invariance import FAMILIES, prompt
 
@@ -63,6 +67,28 @@ KINDS: dict[str, tuple[Grammar, str | None]] = {
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     return tiny_engine()
+
+
+@pytest.mark.parametrize("drafters", ["suffix", "auto"])
+def test_any_number_of_drafts_may_be_verified(
+    drafters: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ends of answers among them: later ones are drafted from earlier ones."""
+    rng = random.Random(1)
+
+    def some(chains: dict[int, Any], rows: int, seconds: list[float]) -> dict[int, int]:
+        counts = {i: rng.randrange(len(chain.chances) + 1) for i, chain in chains.items()}
+        return {i: count for i, count in counts.items() if count}
+
+    monkeypatch.setattr(speculation, "_best", some)
+    monkeypatch.setattr(Account, "is_open", True)
+    asked = [prompt(i, 20 + i) for i in range(6)]
+    plain, drafting = tiny_engine(speculation="off"), tiny_engine(speculation=drafters)
+    for temperature, (grammar, _) in itertools.product((0.0, 0.7), KINDS.values()):
+        many = [params(grammar, temperature=temperature, seed=seed) for seed in range(6)]
+        expected = answers(plain, asked, many)
+        for _ in range(3):
+            assert answers(drafting, asked, many) == expected
 
 
 def params(grammar: Grammar | None, **changes: Any) -> SamplingParams:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import re
 from typing import Any
 
@@ -411,3 +412,28 @@ def test_a_shared_lexer_that_is_full_is_made_anew(monkeypatch: pytest.MonkeyPatc
                 break
             matcher.accept([int(rng.choice(tokens))])
     assert errors == 0 and renewed > 0
+
+
+@pytest.mark.parametrize("source", [r"[0-9]{1,3}", r"(ab){1,3}\|\d\d", r"a?b"])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(seed=st.integers(0, 2**32))
+def test_what_was_taken_back_was_never_there(grammars: Grammars, source: str, seed: int) -> None:
+    """Ends, too, where they may come and where nothing else can."""
+    rng, matcher, known = random.Random(seed), grammars.matcher(Regex(source)), list[int]()
+    for _ in range(20):
+        ahead = list[int]()
+        while len(ahead) < 4 and (known + ahead)[-1:] != [END]:
+            ahead.append(rng.choice(sorted(allowed(matcher))))
+            matcher.accept(ahead[-1:])
+            allowed(matcher)
+        kept = rng.randrange(len(ahead) + 1)
+        if END in ahead[:kept]:
+            break
+        if kept < len(ahead):
+            matcher.rewind(len(ahead) - kept)
+        known += ahead[:kept]
+        fresh = grammars.matcher(Regex(source))
+        fresh.accept(known)
+        assert allowed(matcher) == allowed(fresh)

@@ -73,6 +73,8 @@ class GrammarMatcher:
         """at: where it begins, instead of the grammar's start."""
         self._compiled = compiled
         self._tokens: list[int] = at._tokens.copy() if at is not None else []
+        self._num_past: int = at._num_past if at is not None else 0
+        """Of these, at their end: which the library does not count, as it had nothing more to expect."""
         self._matcher: Any = at._matcher.deep_copy() if at is not None else compiled.begin()
 
     def copy(self) -> GrammarMatcher:
@@ -81,15 +83,23 @@ class GrammarMatcher:
     def accept(self, tokens: Sequence[int]) -> None:
         self._tokens += tokens
         for token in tokens:
-            self._matcher.consume_token(token)
+            if self._matcher.is_stopped():
+                self._num_past += 1
+            else:
+                self._matcher.consume_token(token)
 
     def rewind(self, count: int) -> None:
         del self._tokens[-count:]
+        past = min(count, self._num_past)
+        self._num_past -= past
         # Lark rules that count tokens of theirs cannot be taken back: they begin again.
-        if not self._matcher.rollback(count):
-            tokens, self._tokens = self._tokens, []
-            self._matcher = self._compiled.begin()
-            self.accept(tokens)
+        if not self._matcher.rollback(count - past):
+            self._begin_again(self._compiled.begin())
+
+    def _begin_again(self, matcher: Any) -> None:
+        tokens, self._tokens = self._tokens, []
+        self._matcher, self._num_past = matcher, 0
+        self.accept(tokens)
 
     def num_valid(self, tokens: Sequence[int]) -> int:
         return int(self._matcher.validate_tokens(list(tokens)))
@@ -102,9 +112,7 @@ class GrammarMatcher:
     def mask(self, into: NDArray[np.uint32]) -> None:
         self._fill(into)
         if self._matcher.is_error():
-            tokens, self._tokens = self._tokens, []
-            self._matcher = self._compiled.renew()
-            self.accept(tokens)
+            self._begin_again(self._compiled.renew())
             self._fill(into)
             if self._matcher.is_error():
                 reason = _reason(self._matcher.get_error())

@@ -43,6 +43,21 @@ def test_what_seemed_slow_once_is_tried_again() -> None:
     assert curve.upto(8)[8] < 5
 
 
+def test_what_is_too_unlikely_to_pay_is_not_thought_of() -> None:
+    """A draft that costs a tenth of a step of 8 rows pays from a chance of 0.8 on, one of a step of a
+    row from 0.1."""
+    curve = Curve()
+    curve.book(0, 1.0)
+    for _ in range(50):
+        curve.book(2, 1.2)
+    assert 0.024 < curve.least(1) < 0.026
+    assert 0.19 < curve.least(8) < 0.21
+    for _ in range(50):
+        curve.book(1, 3.0)
+    assert curve.least(8) == 0.3
+    assert Chances().of(0, [0.9, 0.5, 0.5, 0.9], least=0.3) == [0.9, 0.45]
+
+
 def test_shapes_are_recorded_at_their_first_use() -> None:
     curve = Curve()
     for seconds in (9.0, 2.0, 2.2)[:FIRST]:

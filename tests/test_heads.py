@@ -48,7 +48,7 @@ def model(num_heads: int, is_right: bool = False, ops: Ops | None = None) -> MTP
         else:
             weights[binding.name] = random_weight(rng, "f32", *shape)
     ops = ops or provider()
-    ops.prepare(config, weights)
+    ops.prepare(weights)
     built = llama.build(config, weights, ops)
     assert isinstance(built, MTPDecoder)
     return built

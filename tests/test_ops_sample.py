@@ -100,6 +100,22 @@ def test_sample_of_what_is_not_finite(vocab: int, fill: float, every: int) -> No
             assert (ids % 3 != 0).all()
 
 
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 8.0])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 12.0])
+def test_tokens_are_passed_over_only_where_their_noise_cannot_win(
+    temperature: float, spread: float
+) -> None:
+    """Unfiltered rows skip what is too far behind; those of a top_k of all but a token that cannot win
+    look at each."""
+    rows, vocab = 300, 1100
+    logits = normal(np.random.default_rng(7), rows, vocab) * spread
+    logits[:, 500] = -1e4
+    few = sample_args(rows, temperature=temperature)
+    each = replace(few, top_k=np.full(rows, vocab - 1, np.int32))
+    for ops in CPUS.values():
+        assert (ops.sample(logits, few).ids == ops.sample(logits, each).ids).all()
+
+
 def test_sampling_follows_the_distribution() -> None:
     """20,000 draws of one distribution: counts within five standard deviations."""
     p = np.array([0.5, 0.25, 0.15, 0.07, 0.03])

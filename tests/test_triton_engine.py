@@ -18,7 +18,7 @@ triton = pytest.importorskip("triton")
 
 from adapters import adapted_engine  # noqa: E402
 from elinvar.base.config import KVSpec  # noqa: E402
-from elinvar.base.errors import ElinvarError, EngineError, ModelError  # noqa: E402
+from elinvar.base.errors import ElinvarError, EngineError  # noqa: E402
 from elinvar.base.sampling import SamplingParams  # noqa: E402
 from elinvar.engine.llm import LLM  # noqa: E402
 from elinvar.models.load import Loaded  # noqa: E402
@@ -369,11 +369,3 @@ def test_where_there_is_no_gpu_one_sentence_says_so(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "elinvar.ops.triton.provider", None)
     with pytest.raises(ElinvarError, match=r"pip install 'elinvar\[gpu\]'"):
         load_provider("cuda")
-
-
-def test_a_model_that_needs_an_op_without_a_kernel_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(provider._NEEDS, "moe", ("a_new_op",))
-    with pytest.raises(ModelError, match="family mixtral need a_new_op, for which there are no"):
-        built("mixtral", "f32")

@@ -83,7 +83,7 @@ def test_encoders_of_half_precision(family: str, kind: str) -> None:
     def vectors(device: Any, texts: list[Text]) -> np.ndarray:
         ops = load_provider(device)
         config, own = CONFIG[family], weights(family, kind)
-        ops.prepare(config, own)
+        ops.prepare(own)
         assert ops.widest_kv == (kind if device == "cuda" else "f32")
         model = FAMILY[family].build(config, own, ops)
         pooling = Pooling(("mean", "max"), ops)

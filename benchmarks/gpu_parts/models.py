@@ -70,7 +70,7 @@ def random_model(
             weights[entry.name] = np.full(entry.shape, one, np.float32)
     ops: Any = load_provider("cuda", cache=tables)
     make_on_device()
-    ops.prepare(config, weights)
+    ops.prepare(weights)
     return family.build(config, weights, ops), ops, Described(config, entries, False)
 
 

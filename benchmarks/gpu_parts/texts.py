@@ -52,7 +52,7 @@ class Vectors:
                 weights[one.name] = np.full(one.shape, value, np.float32)
         self.ops: Any = load_provider("cuda")
         make_on_device()
-        self.ops.prepare(config, weights)
+        self.ops.prepare(weights)
         model = family.build(config, weights, self.ops)
         assert isinstance(model, Encoder)
         self.runner, self.pooling = TextRunner(model, self.ops), Pooling(("mean",), self.ops)

@@ -44,7 +44,7 @@ class Loaded:
     weights: State
 
     def build(self, ops: Ops) -> Model:
-        ops.prepare(self.config, self.weights)
+        ops.prepare(self.weights)
         return self.family.build(self.config, self.weights, ops)
 
 
@@ -174,7 +174,7 @@ def load_encoder(
         config = replace(config, tied_head=True)
         rules = [rule for rule in rules if rule.name != "head"]
     weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
-    ops.prepare(config, weights)
+    ops.prepare(weights)
     model = family.build(config, weights, ops)
     if not isinstance(model, Encoder | Decoder) or not forgets(model):
         raise ModelError(

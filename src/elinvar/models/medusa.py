@@ -45,7 +45,7 @@ def load_medusa(
     prefix = next((p for p in _PREFIXES if p + first in checkpoint.tensors), "")
     rules = medusa_rules(num_heads, num_blocks, config.dim, config.vocab_size, prefix)
     w: dict[str, Any] = {**load_weights(checkpoint, rules, config, weight_format, cache_dir)}
-    ops.prepare(target.config, w, beside=True)
+    ops.prepare(w, beside=True)
     heads = [
         MedusaHead(
             [(w[f"{n}.{i}"], w.get(f"{n}.{i}_bias")) for i in range(num_blocks)], w[f"{n}.head"]

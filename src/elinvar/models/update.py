@@ -96,7 +96,7 @@ class Update:
         model = self._family.build(config, self.weights, ops)
         if isinstance(old, Decoder) and isinstance(model, Decoder):  # they know no weights
             model.ropes, model.temperatures = old.ropes, old.temperatures
-        good = ops.exchange(config, self.weights, counterparts(old, model))
+        good = ops.exchange(self.weights, counterparts(old, model))
         return (
             Loaded(self._family, config, as_published(self._table, ()), self.weights),
             model,

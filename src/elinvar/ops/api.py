@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from elinvar.base.batch import ForwardBatch
-from elinvar.base.config import Activation, KVDtype, KVSpec, ModelConfig, Scoring
+from elinvar.base.config import Activation, KVDtype, KVSpec, Scoring
 from elinvar.ops.arguments import F32, I32, Experts, Lora, SampleArgs, SampleResult
 from elinvar.ops.caches import KVLayer, StateLayer
 from elinvar.ops.layout import Weight
@@ -52,12 +52,9 @@ class Ops(Protocol):
         Where graph_size rounds there is one block more, which nobody reads. Raises MemoryError."""
         ...
 
-    def prepare(
-        self, config: ModelConfig, weights: Mapping[str, Any], beside: bool = False
-    ) -> None:
-        """Before a model of these weights is built: they are brought to where the ops run. Raises
-        ModelError where the model needs an op that this provider lacks. beside: what is built goes
-        with a model that is there, and changes nothing of it."""
+    def prepare(self, weights: Mapping[str, Any], beside: bool = False) -> None:
+        """Before a model of these weights is built: they are brought to where the ops run. beside:
+        what is built goes with a model that is there, and changes nothing of it."""
         ...
 
     def warm_up(
@@ -67,12 +64,7 @@ class Ops(Protocol):
         which `run` may be called, a forward of one token. Raises MemoryError where they do not fit."""
         ...
 
-    def exchange(
-        self,
-        config: ModelConfig,
-        weights: Mapping[str, Any],
-        pairs: Sequence[tuple[Any, Any]] | None,
-    ) -> bool:
+    def exchange(self, weights: Mapping[str, Any], pairs: Sequence[tuple[Any, Any]] | None) -> bool:
         """The matrices among the weights of a model hold other numbers than when they were used last, and
         of each pair of arrays or Experts the second takes the place of the first; None: nobody knows
         what takes whose. Whether what was recorded before computes with the new ones."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elinvar.base.batch import ForwardBatch
-from elinvar.base.config import KVDtype, KVSpec, ModelConfig
+from elinvar.base.config import KVDtype, KVSpec
 from elinvar.ops.api import Progress
 from elinvar.ops.arguments import F32, I32
 from elinvar.ops.caches import new_kv_layers
@@ -28,9 +28,7 @@ class HostOps:
         except OSError as error:  # what mmap says of it
             raise MemoryError(str(error)) from error
 
-    def prepare(
-        self, config: ModelConfig, weights: Mapping[str, Any], beside: bool = False
-    ) -> None:
+    def prepare(self, weights: Mapping[str, Any], beside: bool = False) -> None:
         """Matrices are bound at their first use."""
 
     def warm_up(
@@ -38,12 +36,7 @@ class HostOps:
     ) -> None:
         """They are here."""
 
-    def exchange(
-        self,
-        config: ModelConfig,
-        weights: Mapping[str, Any],
-        pairs: Sequence[tuple[Any, Any]] | None,
-    ) -> bool:
+    def exchange(self, weights: Mapping[str, Any], pairs: Sequence[tuple[Any, Any]] | None) -> bool:
         """Recordings know addresses, and a forward is soon recorded again."""
         return False
 

@@ -44,15 +44,19 @@ class Chances:
         self._places = [_Counts() for _ in range(POSITIONS)]
         self._rows: dict[int, list[_Counts]] = {}
 
-    def of(self, row: int, said: Sequence[float]) -> list[float]:
-        """Of each draft of a chain: that it and those before it are accepted."""
+    def of(self, row: int, said: Sequence[float], least: float = 0.0) -> list[float]:
+        """Of each draft of a chain: that it and those before it are accepted; as long as that is at
+        least so likely."""
         own = self._rows.get(row)
-        chance, chances = 1.0, []
+        chance, chances = 1.0, list[float]()
         for place, value in enumerate(said):
+            value = _chance(value)
             expected = self._said[round(value * BUCKETS)].beside(value)
             if own is not None:
                 expected = own[min(place, POSITIONS - 1)].beside(expected)
             chance *= expected
+            if chance < least:
+                break
             chances.append(chance)
         return chances
 
@@ -80,12 +84,17 @@ class Chances:
             counts.trials *= FADE_ROW
         for place, value in enumerate(said[: accepted + 1]):
             hit, at = place < accepted, min(place, POSITIONS - 1)
-            self._said[round(value * BUCKETS)].add(hit, FADE)
+            self._said[round(_chance(value) * BUCKETS)].add(hit, FADE)
             self._places[at].add(hit, FADE)
             own[at].add(hit, 1.0)
 
     def forget(self, row: int) -> None:
         self._rows.pop(row, None)
+
+
+def _chance(said: float) -> float:
+    """Also of what is no number."""
+    return min(max(0.0, said), 1.0)
 
 
 SLOPE = 0.1
@@ -140,6 +149,11 @@ class Curve:
         if drafts and plain is not None:
             slope = min(max(0.0, seconds / plain - 1) / drafts, 1.0)
             self._slope += (slope - self._slope) / 8
+
+    def least(self, rows: int) -> float:
+        """Drafts that are less likely than this to be accepted are not worth their place in any step: a
+        quarter of the chance at which one of usual price pays, as some come cheaper."""
+        return min(rows * self._slope / 4, 0.3)
 
     def upto(self, most: int) -> list[float]:
         """Of 0 .. most drafts; `plain` must be known."""

@@ -145,8 +145,7 @@ class Runner:
         self._bind(self._make_drafters(self) if self.kv else (), graphs)
 
     def _bind(self, drafters: Sequence[Drafter], graphs: Graphs | None = None) -> None:
-        fresh = Graphs(self.model, self.ops, self.kv, self.adapted, self.spare)
-        self.graphs = graphs or fresh
+        self.graphs = graphs or Graphs(self.model, self.ops, self.kv, self.adapted, self.spare)
         self._waves = Waves(self.model, self.ops, self.kv, self.adapted)
         self._wave: _Job | None = None
         """What is underway."""

@@ -142,9 +142,9 @@ class Speculator:
         if not all(source.drafter.is_instant for source in open_):
             return True
         step = _Step(time.perf_counter())
+        asks = {i: Ask(item.row, item.start + 1, PEEK) for i, item in enumerate(items)}
         for source in open_:
-            asks = {i: Ask(item.row, item.start + 1, PEEK) for i, item in enumerate(items)}
-            self._take_better(step, source, asks)
+            self._take_better(step, source, asks, curve.least(len(items)))
         seconds = curve.upto(sum(len(chain.chances) for chain in step.chains.values()))
         counts = _best(step.chains, len(items), seconds)
         self._hopeful = {step.chains[i].source for i in counts}
@@ -153,17 +153,23 @@ class Speculator:
     def _choose(
         self, step: _Step, items: Sequence[PlanItem], open_: Sequence[_Source], curve: Curve
     ) -> Sequence[PlanItem]:
-        asks = {i: self._ask(item) for i, item in enumerate(items) if item.num_drafts}
+        asks = {
+            i: Ask(item.row, item.start + 1, item.num_drafts)
+            for i, item in enumerate(items)
+            if item.num_drafts
+        }
+        least = curve.least(len(items))
         for source in open_:
             if source.drafter.is_instant:
-                self._take_better(step, source, asks)
+                self._take_better(step, source, asks, least)
         slow = [source for source in open_ if not source.drafter.is_instant]
         if not step.chains and not slow:
             return _plain(items)
-        reach = asks.values() if slow else [chain.ask for chain in step.chains.values()]
-        seconds = curve.upto(sum(ask.most for ask in reach))
         if slow:
-            self._ask_slow(step, slow, asks, seconds, len(items))
+            seconds = curve.upto(sum(ask.most for ask in asks.values()))
+            self._ask_slow(step, slow, asks, seconds, len(items), least)
+        else:
+            seconds = curve.upto(sum(len(chain.chances) for chain in step.chains.values()))
         counts = _best(step.chains, len(items), seconds)
         if not counts:
             return _plain(items)
@@ -172,39 +178,38 @@ class Speculator:
             for i, item in enumerate(_plain(items))
         ]
 
-    def _ask(self, item: PlanItem) -> Ask:
-        return Ask(item.row, item.start + 1, item.num_drafts)
-
-    def _take_better(self, step: _Step, source: _Source, asks: dict[int, Ask]) -> None:
-        """What it guesses, where it promises more than what others did."""
-        asked = list(asks.values())
-        for (i, ask), guess in zip(asks.items(), self._propose(step, source, asked), strict=False):
-            if guess.tokens:
-                chain = _Chain(source, ask, guess, source.chances.of(ask.row, guess.chances))
-                if i not in step.chains or sum(step.chains[i].chances) < sum(chain.chances):
-                    step.chains[i] = chain
-
-    def _propose(self, step: _Step, source: _Source, asks: list[Ask]) -> list[Guess]:
-        """Guesses of tokens that there are and that grammars allow; none where it fails."""
+    def _take_better(
+        self, step: _Step, source: _Source, asks: dict[int, Ask], least: float
+    ) -> None:
+        """What it guesses, as far as it may come with such a chance and where it promises more than what
+        others did; nothing where it fails."""
         began = time.perf_counter()
         try:
-            guesses = source.drafter.propose(asks)
+            guesses = source.drafter.propose(list(asks.values()))
             if len(guesses) != len(asks):
                 raise ValueError(f"{len(guesses)} guesses for {len(asks)} rows")
-            found = [self._cleaned(ask, guess) for ask, guess in zip(asks, guesses, strict=True)]
+            better: dict[int, _Chain] = {}
+            for (i, ask), guess in zip(asks.items(), guesses, strict=True):
+                if guess.tokens:
+                    chain = self._chain(source, ask, guess, least)
+                    if sum(chain.chances) > (
+                        sum(step.chains[i].chances) if i in step.chains else 0
+                    ):
+                        better[i] = chain
+            step.chains |= better
         except Exception:
             self._switch_off(source)
-            found = []
         step.proposed_s[source] = time.perf_counter() - began
-        return found
 
     def _switch_off(self, source: _Source) -> None:
         log.exception("The drafter %s failed and is not asked any more.", source.drafter.name)
         if source in self._sources:
             self._sources.remove(source)
 
-    def _cleaned(self, ask: Ask, guess: Guess) -> Guess:
-        tokens = guess.tokens[: ask.most]
+    def _chain(self, source: _Source, ask: Ask, guess: Guess, least: float) -> _Chain:
+        """Tokens that there are and that grammars allow."""
+        chances = source.chances.of(ask.row, guess.chances[: ask.most], least)
+        tokens = guess.tokens[: len(chances)]
         for count, token in enumerate(tokens):
             if not 0 <= token < self._vocab_size:
                 tokens = tokens[:count]
@@ -212,9 +217,8 @@ class Speculator:
         if tokens and self._masks is not None:
             known = self._rows.token_ids
             tokens = tokens[: self._masks.num_valid(ask.row, ask.num_tokens, tokens, known)]
-        # Also what is no number becomes one.
-        chances = [min(max(0.0, chance), 1.0) for chance in guess.chances[: len(tokens)]]
-        return Guess(tokens[: len(chances)], chances)
+        count = len(tokens)
+        return _Chain(source, ask, Guess(tokens, guess.chances[:count]), chances[:count])
 
     def _ask_slow(
         self,
@@ -223,6 +227,7 @@ class Speculator:
         asks: dict[int, Ask],
         seconds: list[float],
         num_rows: int,
+        least: float,
     ) -> None:
         """The one that promises most, if it does, for the rows that nobody had a better guess for."""
         began = time.perf_counter()
@@ -256,7 +261,7 @@ class Speculator:
         if chosen is not None:
             source, asked = chosen
             thought = step.proposed_s[source]
-            self._take_better(step, source, asked)
+            self._take_better(step, source, asked, least)
             took, most = step.proposed_s[source], max(ask.most for ask in asked.values())
             step.proposed_s[source] += thought
             source.draft_s += (took / most - source.draft_s) / (8 if source.draft_s else 1)

@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from elinvar.base.batch import ForwardBatch
-from elinvar.base.config import Activation, KVDtype, KVSpec, ModelConfig, Scoring
-from elinvar.base.errors import ModelError
+from elinvar.base.config import Activation, KVDtype, KVSpec, Scoring
 from elinvar.ops.api import Progress
 from elinvar.ops.arguments import Experts, Lora, SampleArgs, SampleResult
 from elinvar.ops.layout import Weight
@@ -61,12 +60,6 @@ _DTYPES: dict[KVDtype, torch.dtype] = {
     **{"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 }
 
-_NEEDS = {
-    "latent": ("latent_query", "latent_write"),
-    "index": ("index_select", "sparse_attention"),
-}
-"""What a part of a configuration needs that not every family has."""
-
 
 class TritonOps:
     name = "triton"
@@ -100,11 +93,8 @@ class TritonOps:
         except torch.OutOfMemoryError as error:
             raise MemoryError(str(error)) from error
 
-    def prepare(
-        self, config: ModelConfig, weights: Mapping[str, Any], beside: bool = False
-    ) -> None:
+    def prepare(self, weights: Mapping[str, Any], beside: bool = False) -> None:
         """Matrices are uploaded at their first use, when it is known which are multiplied by at once."""
-        self._check(config)
         matrices = [w for w in weights.values() if isinstance(w, Weight)]
         self._expected.update(matrices)
         named = [(name, w.kind, w.shape) for name, w in weights.items() if isinstance(w, Weight)]
@@ -116,15 +106,10 @@ class TritonOps:
         self.dtype = _dtype(matrices)
         self._matrices.clear(self.dtype)
 
-    def exchange(
-        self,
-        config: ModelConfig,
-        weights: Mapping[str, Any],
-        pairs: Sequence[tuple[Any, Any]] | None,
-    ) -> bool:
+    def exchange(self, weights: Mapping[str, Any], pairs: Sequence[tuple[Any, Any]] | None) -> bool:
         dtype = _dtype([w for w in weights.values() if isinstance(w, Weight)])
         if pairs is None or dtype != self.dtype:
-            self.prepare(config, weights)
+            self.prepare(weights)
             return False
         experts = [pair for pair in pairs if isinstance(pair[0], Experts)]
         arrays = [pair for pair in pairs if not isinstance(pair[0], Experts)]
@@ -155,15 +140,6 @@ class TritonOps:
         if not INTERPRETER:
             self._pool = torch.cuda.graph_pool_handle()
             torch.cuda.empty_cache()
-
-    def _check(self, config: ModelConfig) -> None:
-        for part, ops in _NEEDS.items():
-            missing = [op for op in ops if not hasattr(self, op)]
-            if getattr(config, part) is not None and missing:
-                raise ModelError(
-                    f"Models of the family {config.family} need {' and '.join(missing)}, for which "
-                    "there are no kernels for GPUs yet; run it on the CPU."
-                )
 
     def available_memory(self) -> int | None:
         free = free_memory(self.device)

@@ -21,6 +21,7 @@ from elinvar.ops.triton.attention import (
     TYPES,
     decode_elements,
     find_tile,
+    fitting,
     load_queries,
     power,
     product_dtype,
@@ -139,7 +140,7 @@ def block_shares(
     num_blocks, dtype = shares_TB.shape[1], product_dtype(q_THD.dtype, kv.dtype)
     cut = _cut(dim, dtype)
     shared = num_heads // num_kv
-    group = next(n for n in range(min(shared, cut["ROWS"]), 0, -1) if shared % n == 0)
+    group = fitting(shared, cut["ROWS"])
     tiles = num_tokens // (cut["ROWS"] // group) + len(block_table_RB)
     maxima, sums = q_THD.new_empty(2, num_tokens, num_heads, num_blocks, dtype=torch.float32)
     scales = (0, 0) if kv.k_scales is None else kv.k_scales.stride()[:2]

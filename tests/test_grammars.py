@@ -437,3 +437,24 @@ def test_what_was_taken_back_was_never_there(grammars: Grammars, source: str, se
         fresh = grammars.matcher(Regex(source))
         fresh.accept(known)
         assert allowed(matcher) == allowed(fresh)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(SCHEMAS, st.integers(0, 2**32))
+def test_a_matcher_takes_what_may_follow(grammars: Grammars, schema: Any, seed: int) -> None:
+    """As many as it says are valid, and is then where it would be had it been given them."""
+    rng, taking = np.random.default_rng(seed), grammars.matcher(JsonSchema(json.dumps(schema)))
+    asked = taking.copy()
+    for _ in range(30):
+        here = sorted(allowed(asked))
+        if not here:
+            break
+        token = int(rng.choice(here)) if rng.random() < 0.8 else int(rng.integers(NUM_TOKENS))
+        count = asked.num_valid([token])
+        assert taking.take([token]) == count
+        asked.accept([token][:count])
+        assert allowed(taking) == allowed(asked)

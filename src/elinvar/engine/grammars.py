@@ -104,6 +104,15 @@ class GrammarMatcher:
     def num_valid(self, tokens: Sequence[int]) -> int:
         return int(self._matcher.validate_tokens(list(tokens)))
 
+    def take(self, tokens: Sequence[int]) -> int:
+        if self._matcher.is_stopped():
+            count = self.num_valid(tokens)
+            self.accept(tokens[:count])
+            return count
+        count = int(self._matcher.try_consume_tokens(list(tokens)))
+        self._tokens += tokens[:count]
+        return count
+
     def forced(self) -> list[int]:
         text = self._matcher.compute_ff_bytes()
         tokens = self._compiled.cut(text)[:-1] if text else []  # the last one may go on

@@ -38,6 +38,10 @@ class Matcher(Protocol):
         """How many of these may follow, one after the other."""
         ...
 
+    def take(self, tokens: Sequence[int]) -> int:
+        """Go on by as many of these as may follow; how many."""
+        ...
+
     def copy(self) -> Matcher:
         """Another one at the same place, which goes its own way."""
         ...

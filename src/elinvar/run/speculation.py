@@ -142,9 +142,10 @@ class Speculator:
         if not all(source.drafter.is_instant for source in open_):
             return True
         step = _Step(time.perf_counter())
-        asks = {i: Ask(item.row, item.start + 1, PEEK) for i, item in enumerate(items)}
+        least = curve.least(len(items))
+        asks = {i: Ask(item.row, item.start + 1, PEEK, least) for i, item in enumerate(items)}
         for source in open_:
-            self._take_better(step, source, asks, curve.least(len(items)))
+            self._take_better(step, source, asks)
         seconds = curve.upto(sum(len(chain.chances) for chain in step.chains.values()))
         counts = _best(step.chains, len(items), seconds)
         self._hopeful = {step.chains[i].source for i in counts}
@@ -153,21 +154,21 @@ class Speculator:
     def _choose(
         self, step: _Step, items: Sequence[PlanItem], open_: Sequence[_Source], curve: Curve
     ) -> Sequence[PlanItem]:
+        least = curve.least(len(items))
         asks = {
-            i: Ask(item.row, item.start + 1, item.num_drafts)
+            i: Ask(item.row, item.start + 1, item.num_drafts, least)
             for i, item in enumerate(items)
             if item.num_drafts
         }
-        least = curve.least(len(items))
         for source in open_:
             if source.drafter.is_instant:
-                self._take_better(step, source, asks, least)
+                self._take_better(step, source, asks)
         slow = [source for source in open_ if not source.drafter.is_instant]
         if not step.chains and not slow:
             return _plain(items)
         if slow:
             seconds = curve.upto(sum(ask.most for ask in asks.values()))
-            self._ask_slow(step, slow, asks, seconds, len(items), least)
+            self._ask_slow(step, slow, asks, seconds, len(items))
         else:
             seconds = curve.upto(sum(len(chain.chances) for chain in step.chains.values()))
         counts = _best(step.chains, len(items), seconds)
@@ -178,11 +179,8 @@ class Speculator:
             for i, item in enumerate(_plain(items))
         ]
 
-    def _take_better(
-        self, step: _Step, source: _Source, asks: dict[int, Ask], least: float
-    ) -> None:
-        """What it guesses, as far as it may come with such a chance and where it promises more than what
-        others did; nothing where it fails."""
+    def _take_better(self, step: _Step, source: _Source, asks: dict[int, Ask]) -> None:
+        """What it guesses, where it promises more than what others did; nothing where it fails."""
         began = time.perf_counter()
         try:
             guesses = source.drafter.propose(list(asks.values()))
@@ -191,7 +189,7 @@ class Speculator:
             better: dict[int, _Chain] = {}
             for (i, ask), guess in zip(asks.items(), guesses, strict=True):
                 if guess.tokens:
-                    chain = self._chain(source, ask, guess, least)
+                    chain = self._chain(source, ask, guess)
                     if sum(chain.chances) > (
                         sum(step.chains[i].chances) if i in step.chains else 0
                     ):
@@ -206,9 +204,9 @@ class Speculator:
         if source in self._sources:
             self._sources.remove(source)
 
-    def _chain(self, source: _Source, ask: Ask, guess: Guess, least: float) -> _Chain:
+    def _chain(self, source: _Source, ask: Ask, guess: Guess) -> _Chain:
         """Tokens that there are and that grammars allow."""
-        chances = source.chances.of(ask.row, guess.chances[: ask.most], least)
+        chances = source.chances.of(ask.row, guess.chances[: ask.most], ask.least)
         tokens = guess.tokens[: len(chances)]
         for count, token in enumerate(tokens):
             if not 0 <= token < self._vocab_size:
@@ -227,7 +225,6 @@ class Speculator:
         asks: dict[int, Ask],
         seconds: list[float],
         num_rows: int,
-        least: float,
     ) -> None:
         """The one that promises most, if it does, for the rows that nobody had a better guess for."""
         began = time.perf_counter()
@@ -261,7 +258,7 @@ class Speculator:
         if chosen is not None:
             source, asked = chosen
             thought = step.proposed_s[source]
-            self._take_better(step, source, asked, least)
+            self._take_better(step, source, asked)
             took, most = step.proposed_s[source], max(ask.most for ask in asked.values())
             step.proposed_s[source] += thought
             source.draft_s += (took / most - source.draft_s) / (8 if source.draft_s else 1)

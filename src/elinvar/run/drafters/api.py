@@ -27,6 +27,8 @@ class Ask:
     the row's blocks reach as far as `most` drafts."""
     most: int
     """Drafts that are wanted, at most."""
+    least: float = 0.0
+    """Drafts are not verified where they and those before them are less likely to be accepted."""
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ a chain may hold the name of a field, its value and the name of the next.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from elinvar.run.drafters.api import Ask, Guess, Seen
 from elinvar.run.drafters.suffix import SuffixDrafter
@@ -36,31 +37,41 @@ class ForcedDrafter:
         known = self._masks.matcher_at(ask.row, ask.num_tokens, self._token_ids)
         if known is None:
             return Guess()
+        tokens, said = (
+            known.forced(),
+            Guess(),
+        )  # by the other drafter, of what comes behind the chain
+        if not (tokens or (said := self._follow(ask, (), ask.most)).tokens):
+            return said
         matcher, chain, likely, is_forced = known.copy(), Guess(), 1.0, False
-        said = Guess()  # by the other drafter, of what comes behind the chain
-        while (room := ask.most - len(chain.tokens)) and likely >= LEAST:
-            if tokens := matcher.forced()[:room]:
-                more, is_forced, said = Guess(tokens, [CUT] * len(tokens)), True, Guess()
+        least = max(LEAST, ask.least)
+        while (room := ask.most - len(chain.tokens)) and likely >= least:
+            if tokens:
+                more, is_forced, said = (
+                    Guess(tokens[:room], [CUT] * min(room, len(tokens))),
+                    True,
+                    Guess(),
+                )
             else:
                 if not said.tokens:
                     said = self._follow(ask, chain.tokens, room)
                 # A token, since behind each there may be a forced text.
                 more = Guess(said.tokens[:1], said.chances[:1])
                 said = Guess(said.tokens[1:], said.chances[1:])
-                if not matcher.num_valid(more.tokens):
-                    break
-            matcher.accept(more.tokens)
-            chain.tokens += more.tokens
-            chain.chances += more.chances
-            for chance in more.chances:
-                likely *= chance
+            count = matcher.take(more.tokens)
+            chain.tokens += more.tokens[:count]
+            chain.chances += more.chances[:count]
+            if not more.tokens or count < len(more.tokens):
+                break
+            likely *= prod(more.chances)
+            tokens = matcher.forced()
         # Without anything forced the other drafter says as much.
         return chain if is_forced else Guess()
 
     def _follow(self, ask: Ask, ahead: Sequence[int], most: int) -> Guess:
         if self._suffix is None:
             return Guess()
-        return self._suffix.follow(ask.row, ask.num_tokens, ahead, most)
+        return self._suffix.follow(ask, ahead, most)
 
     def observe(self, seen: Seen) -> None:
         pass

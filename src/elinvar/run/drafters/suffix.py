@@ -20,7 +20,8 @@ MOST_SHARED = 128 << 10
 MOST_RUNNING = 2 << 20
 """Tokens in all corpora, in one of them, and in rows: some 25, 6 and 100 MB."""
 LEAST = 0.02
-"""Where a whole chain is less likely than this, it ends."""
+"""Where a whole chain is less likely than this, it ends; or than half of what is asked for, as what came
+may speak better of it."""
 
 
 @dataclass(slots=True)
@@ -48,17 +49,17 @@ class SuffixDrafter:
         self._answers: dict[int, _Answer] = {}
 
     def propose(self, asks: Sequence[Ask]) -> list[Guess]:
-        return [self.follow(ask.row, ask.num_tokens, (), ask.most) for ask in asks]
+        return [self.follow(ask, (), ask.most) for ask in asks]
 
-    def follow(self, row: int, num_tokens: int, ahead: Sequence[int], most: int) -> Guess:
+    def follow(self, ask: Ask, ahead: Sequence[int], most: int) -> Guess:
         """What may follow the row's known tokens and, if they come, those ahead."""
-        self._extend(row, num_tokens - 1, num_tokens)
-        tokens, length, support = self._index.propose(row, num_tokens, most, ahead)
-        likely, chances = 1.0, list[float]()
+        self._extend(ask.row, ask.num_tokens - 1, ask.num_tokens)
+        tokens, length, support = self._index.propose(ask.row, ask.num_tokens, most, ahead)
+        likely, chances, least = 1.0, list[float](), max(LEAST, ask.least / 2)
         for accepted, share in enumerate(support):
             chance = _chance(length + accepted, share)
             likely *= chance
-            if likely < LEAST:
+            if likely < least:
                 break
             chances.append(chance)
         return Guess(tokens[: len(chances)], chances)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.core import Engine
@@ -50,6 +51,7 @@ def measure(part: Part) -> None:
     if part.name == "llama":
         part.attempt("sleep", lambda: sleep(part, engine))
         part.attempt("contract", lambda: contract(part, engine))
+        part.attempt("update", lambda: update(part))
 
 
 def plan(engine: Engine, model: Described) -> dict[str, Any]:
@@ -167,6 +169,28 @@ def sleep(part: Part, engine: Engine) -> dict[str, Any]:
     wait(part)
     found = {"asleep_s": asleep - begun, "awake_s": time.perf_counter() - asleep}
     return found | {"held_bytes": held, "same": tokens_of(engine, prompts, 3) == before}
+
+
+def update(part: Part) -> dict[str, Any]:
+    """Steps that were recorded before other weights took the places of a small model's, and those of a
+    model that was brought here anew, give the same bits."""
+    model, ops, _ = random_model("llama", True, part.tables)
+    engine = engine_of(model, ops, kv_memory=2**22, max_rows=2, max_context=64)
+    old, new = (
+        {name: _numbers(w.shape, seed) for name, w in model.weights.items()} for seed in (1, 2)
+    )
+    prompts = [random_prompt(engine, 5, seed) for seed in (1, 2)]
+    engine.push_weights(old)
+    before = tokens_of(engine, prompts, 4)
+    engine.update_weights([new])
+    updated = tokens_of(engine, prompts, 4)
+    engine.push_weights(new)
+    found = {"other_tokens": updated != before}
+    return found | {"updated_is_new": updated == tokens_of(engine, prompts, 4)}
+
+
+def _numbers(shape: tuple[int, ...], seed: int) -> NDArray[np.float16]:
+    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float16) / 8
 
 
 def wait(part: Part) -> None:

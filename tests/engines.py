@@ -20,7 +20,17 @@ from elinvar.models.load import Loaded
 from elinvar.models.registry import FAMILIES
 from elinvar.ops import Ops, Weight, load_provider
 from elinvar.ops.adapted import AdaptedOps
-from elinvar.ops.layout import GROUP, pack_float, pack_q4, pack_q5, pack_q8
+from elinvar.ops.layout import (
+    GROUP,
+    StoredParts,
+    pack_float,
+    pack_q4,
+    pack_q5,
+    pack_q8,
+    pack_stored,
+    stored_parts,
+)
+from elinvar.ops.stored import STORED
 from elinvar.weights.rules import bind
 from families import ENGINES
 from families.base import VOCAB
@@ -55,7 +65,9 @@ class ByteTokenizer:
         return codecs.decode(self.text_bytes(ids), "utf-8", "replace")
 
 
-def random_weight(rng: np.random.Generator, kind: str, n: int, k: int) -> Weight:
+def random_weight(rng: np.random.Generator, kind: Any, n: int, k: int) -> Weight:
+    if kind in STORED:
+        return pack_stored(kind, random_parts(rng, kind, n, k))
     w = rng.standard_normal((n, k)).astype(np.float32) / np.sqrt(k, dtype=np.float32)
     if kind == "f16":
         return pack_float("f16", w.astype(np.float16))
@@ -73,6 +85,27 @@ def random_weight(rng: np.random.Generator, kind: str, n: int, k: int) -> Weight
     scales = ((groups.max(-1) - mins) / largest).astype(np.float16)
     codes = np.rint((groups - mins[..., None]) / scales[..., None].astype(np.float32))
     return pack(codes.clip(0, largest).reshape(n, k).astype(np.uint8), scales, mins)
+
+
+def random_parts(rng: np.random.Generator, kind: Any, n: int, k: int) -> StoredParts:
+    """Numbers about 1 / sqrt(k) in a format of files."""
+    form, size = STORED[kind], k**-0.5
+    codes = rng.integers(0, 256, (n, k // form.in_byte), np.uint8)
+    if kind.startswith("fp8"):
+        codes = codes & 0x8F | 0x30  # 0.5 to 1, of both signs
+    parts: StoredParts = {"codes": codes}
+    if form.factors:
+        of = {"int8": 1 / 64, "nvfp4": 1 / 64}.get(kind, 1)
+        parts["factors"] = (rng.uniform(0.5, 1, (n, 1)) * size * of).astype(np.float32)
+    if form.group:
+        rows, columns, _ = stored_parts(kind, k)["scales"]
+        shape = (-(-n // 16) if rows == 1 else n), columns
+        if kind == "fp8-blocks":
+            parts["scales"] = (rng.uniform(0.5, 1, shape) * size).astype(np.float32)
+        else:  # exponents; and 16 to 30
+            low, high = (123, 126) if kind == "mxfp4" else (0x58, 0x60)
+            parts["scales"] = rng.integers(low, high, shape, np.uint8)
+    return parts
 
 
 @cache

@@ -88,7 +88,7 @@ def test_a_run_takes_what_was_planned(family: str, kind: str) -> None:
     assert meter.peak == pytest.approx(planned, rel=0.03)
 
 
-@pytest.mark.parametrize("kind", ["q4", "q5", "q8", "bf16"])
+@pytest.mark.parametrize("kind", ["q4", "q5", "q8", "bf16", "fp8-blocks", "nvfp4"])
 def test_what_weights_take_while_they_arrive(kind: str) -> None:
     """All are there in the end, and beside them there was no more than was said."""
     weights = {

@@ -21,6 +21,7 @@ from elinvar.engine.llm import LLM
 from elinvar.engine.memory import available_memory
 from elinvar.models.load import load_parts
 from elinvar.nn.attention import kv_specs
+from elinvar.ops.triton.sizes import TAKEN
 from elinvar.weights.cache import cache_root
 from elinvar.weights.checkpoint import open_checkpoint
 from elinvar.weights.packfile import Entry
@@ -92,6 +93,22 @@ def test_a_configuration_that_names_a_quantisation(llama_8b: Path) -> None:
     (llama_8b / "config.json").write_text(json.dumps({**LLAMA_8B, "quantization_config": settings}))
     kinds = {entry.name: entry.kind for entry in describe(llama_8b).entries}
     assert (kinds["layers.0.q"], kinds["embed"], kinds["norm"]) == ("q4", "bf16", "vector")
+
+
+@pytest.mark.parametrize(
+    ("settings", "here", "there"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "q8", "fp8-blocks"),
+        ({"quant_method": "fp8", "weight_block_size": [64, 64]}, "q8", "q8"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "q8", "nvfp4"),
+        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "q8", "fp8"),
+    ],
+)
+def test_formats_that_a_gpu_takes(settings: Any, here: str, there: str, llama_8b: Path) -> None:
+    (llama_8b / "config.json").write_text(json.dumps({**LLAMA_8B, "quantization_config": settings}))
+    for stored, kind in ((frozenset(), here), (TAKEN, there)):
+        entries = describe(llama_8b, stored=stored).entries
+        assert {e.kind for e in entries if e.name.startswith("layers.0.")} == {kind, "vector"}
 
 
 def test_llama_8b_on_an_h200(llama_8b: Path) -> None:

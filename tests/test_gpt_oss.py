@@ -31,10 +31,10 @@ EXPERTS, DIM, FF = 6, 64, 96
 SHAPES = {"gate_up_proj": (EXPERTS, 2 * FF, DIM), "down_proj": (EXPERTS, DIM, FF)}
 
 
-def save_mxfp4(folder: Path) -> None:
-    """A folder with experts of random codes."""
+def save_mxfp4(folder: Path, **more: Any) -> None:
+    """A folder with experts of random codes. more: settings."""
     torch.manual_seed(3)
-    settings = SIZES | {"intermediate_size": FF} | CASES["gpt-oss"].settings
+    settings = SIZES | {"intermediate_size": FF} | CASES["gpt-oss"].settings | more
     model = transformers.GptOssForCausalLM(transformers.GptOssConfig(**settings))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.25)

@@ -11,12 +11,12 @@ import torch
 
 from elinvar.base.config import Scoring
 from elinvar.ops.arguments import Experts
-from elinvar.ops.layout import unpack
+from elinvar.ops.layout import WeightKind, unpack
 from elinvar.ops.ref_moe import MoeRef
 from elinvar.ops.ref_rows import gated_product
 from elinvar.ops.triton import linear, moe
 from elinvar.ops.triton.configs import Config
-from elinvar.ops.triton.matrices import DeviceKind, stack
+from elinvar.ops.triton.matrices import stack
 from elinvar.ops.triton.moe import DeviceExperts
 from elinvar.ops.triton.route import route
 from elinvar.ops.triton.samples import random_matrix
@@ -127,8 +127,8 @@ def test_experts(kinds: tuple[str, str, str], biased: bool, scale_inputs: bool) 
         assert torch.equal(alone, y[part]), (first, last)
 
 
-@pytest.mark.parametrize("kind", ["bf16", "q4", "fp8", "mxfp4", "nvfp4"])
-def test_a_mixture_of_one_is_a_dense_layer(kind: DeviceKind) -> None:
+@pytest.mark.parametrize("kind", ["bf16", "q4", "fp8", "fp8-blocks", "int8", "mxfp4", "nvfp4"])
+def test_a_mixture_of_one_is_a_dense_layer(kind: WeightKind) -> None:
     both, downs = (
         [replace(random_matrix(kind, n, k, "cpu", seed), tuned=SMALL) for seed in range(3)]
         for n, k in ((2 * N, D), (D, N))

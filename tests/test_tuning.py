@@ -19,6 +19,8 @@ from elinvar.cli import app
 from elinvar.cli.tune import tuned_path, write
 from elinvar.engine.described import Described, experts, products
 from elinvar.ops import Weight, load_provider
+from elinvar.ops.layout import QUANTISED
+from elinvar.ops.stored import STORED
 from elinvar.ops.triton.configs import Config, Tile
 from elinvar.ops.triton.sizes import ExpertShape, matrix_bytes
 from elinvar.ops.triton.tuned import name
@@ -224,7 +226,7 @@ def test_without_a_gpu_one_sentence_says_so(tiny_gguf: Path) -> None:
         CliRunner().invoke(app, ["tune", str(tiny_gguf)], catch_exceptions=False)
 
 
-@pytest.mark.parametrize("kind", ["f32", "bf16", "q4", "q5", "q8"])
+@pytest.mark.parametrize("kind", ["f32", "bf16", *QUANTISED, *STORED])
 @pytest.mark.parametrize("shape", [(64, 128), (80, 96), (48, 2880)])
 def test_sizes_are_those_of_matrices_on_a_device(kind: Any, shape: tuple[int, int]) -> None:
     from elinvar.ops.triton.samples import random_matrix

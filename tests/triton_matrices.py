@@ -28,11 +28,12 @@ def made(
         codes = torch.from_numpy(rng.normal(0, 30, (n, k))).to(torch.float8_e4m3fn)
         if kind == "fp8":
             scales = torch.from_numpy(rng.uniform(0.001, 0.002, n))
-            spread = scales[:, None]
+            spread, w = scales[:, None], matrices.fp8(codes, scales)
         else:
-            scales = torch.from_numpy(rng.uniform(0.001, 0.002, (-(-n // 128), -(-k // 128))))
-            spread = scales.repeat_interleave(128, 0).repeat_interleave(128, 1)[:n, :k]
-        return matrices.fp8(codes, scales), (codes.double() * spread.float().double()).numpy()
+            scales = torch.from_numpy(rng.uniform(0.001, 0.002, (-(-n // 16), -(-k // 128))))
+            spread = scales.repeat_interleave(16, 0).repeat_interleave(128, 1)[:n, :k]
+            w = matrices.fp8_blocks(codes, scales)
+        return w, (codes.double() * spread.float().double()).numpy()
     codes = torch.from_numpy(rng.integers(0, 16, (n, k)))
     full = E2M1[codes.numpy()]
     if kind == "mxfp4":

@@ -22,15 +22,15 @@ from elinvar.ops.triton.tuner_heads import Filled, Heads, same_attention, tiles
 from gpu_parts.base import Part
 
 KINDS = (
-    "bf16", "q4", "q8", "fp8-blocks", "mxfp4", "int8", "f16", "f32", "q5", "nvfp4", "fp8-channels",
+    "bf16", "q4", "q8", "fp8-blocks", "mxfp4", "int8", "f16", "f32", "q5", "nvfp4", "fp8",
     "fp8-tensor",
 )  # fmt: skip
-DECODED = ("q4", "q5", "q8", "fp8", "mxfp4", "nvfp4")
+DECODED = ("q4", "q5", "q8", "fp8", "fp8-blocks", "mxfp4", "nvfp4")
 """By instructions of the chip where it has them."""
 
 
 def measure(part: Part) -> None:
-    kinds = ("q4", "fp8-channels") if part.small else KINDS
+    kinds = ("q4", "fp8-tensor") if part.small else KINDS
     if part.small:
         tuner.LOOKED_AT, tuner.MANY = (1, 17), 65
     for kind in kinds:
@@ -44,14 +44,10 @@ def measure(part: Part) -> None:
 
 
 def made(part: Part, name: str, n: int, k: int) -> Matrix:
-    kind, _, scales = name.partition("-")
-    w = random_matrix(kind, n, k, part.device)  # type: ignore[arg-type]
-    if scales in ("channels", "tensor"):
-        factors = torch.full((n,), k**-0.5 / 32, device=part.device)
-        if scales == "channels":
-            factors *= 1 + torch.arange(n, device=part.device) / n
-        return replace(w, scales=None, factors=factors)
-    return w
+    if name != "fp8-tensor":
+        return random_matrix(name, n, k, part.device)  # type: ignore[arg-type]
+    w = random_matrix("fp8", n, k, part.device)
+    return replace(w, factors=torch.full((n,), k**-0.5 / 32, device=part.device))
 
 
 def product(part: Part, name: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from elinvar.ops import Weight, load_provider
 from elinvar.ops.layout import packed_bytes
 from elinvar.ops.triton import weights as on_device
 from elinvar.ops.triton.samples import random_matrix
+from elinvar.ops.triton.sizes import TAKEN
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.described import described_entries
 from elinvar.weights.rules import as_published
@@ -60,7 +61,7 @@ def random_model(
     )
     family, config = find_family(checkpoint), read_config(checkpoint)
     rules = as_published(family.rules(config), ())
-    entries = described_entries(checkpoint, rules, config.num_layers)
+    entries = described_entries(checkpoint, rules, config.num_layers, TAKEN)
     weights: dict[str, Any] = {}
     for entry in entries:
         if entry.kind != "vector":

@@ -17,7 +17,7 @@ from gpu_parts.base import Part, error_of
 SHAPES = {
     "qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336),
 }  # fmt: skip
-KINDS = ("bf16", "q4", "q8", "fp8", "mxfp4", "q5", "nvfp4", "int8")
+KINDS = ("bf16", "q4", "q8", "fp8-blocks", "mxfp4", "q5", "nvfp4", "int8")
 ROWS = (1, 16, 128, 4096)
 LARGEST_ERROR = 2e-3
 """Of outputs in f32, where inputs and weights are bf16: sums come in another order, no more."""

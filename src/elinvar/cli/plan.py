@@ -62,6 +62,7 @@ def forecast(
     from elinvar.engine.described import describe
     from elinvar.engine.devices import find_chip
     from elinvar.engine.forecast import Run
+    from elinvar.ops.triton.sizes import TAKEN
     from elinvar.weights import sources
 
     path = sources.locate(model)
@@ -78,7 +79,8 @@ def forecast(
         max_step_tokens=step_tokens,
     )
     chip = this_machine() if device == "cpu" else find_chip(device)
-    run = Run(describe(path, weight_format), config, chip)
+    stored = TAKEN if config.device == "cuda" else frozenset()
+    run = Run(describe(path, weight_format, stored), config, chip)
     seen = min(context or 2048, run.kv.max_context)
     decode = [{"batch": n, **run.decode(n, seen)} for n in BATCHES if n <= rows]
     prefill = run.prefill(min(8192, run.kv.max_context))

@@ -51,6 +51,7 @@ def tune(model: str, out: Path | None, rows: str, kv_dtype: Any, as_json: bool) 
     It takes minutes a matrix, and another choice means other bits. What is in the file stays."""
     from elinvar.cli.bench.arguments import numbers
     from elinvar.engine.described import describe
+    from elinvar.ops.triton.sizes import TAKEN
     from elinvar.weights import sources
 
     counts = sorted(numbers(rows, "--rows"))
@@ -60,7 +61,7 @@ def tune(model: str, out: Path | None, rows: str, kv_dtype: Any, as_json: bool) 
     device, name, version = _gpu()
     target = out or tuned_path(name)
     costs: dict[str, Any] = {}
-    for job in jobs(describe(path), kv_dtype, counts, device):
+    for job in jobs(describe(path, stored=TAKEN), kv_dtype, counts, device):
         with bar(job.names[0], job.candidates) as update:
             found = job.run(progress=update)
         choices = dict(zip(job.names, found if isinstance(found, tuple) else (found,), strict=True))

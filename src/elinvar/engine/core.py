@@ -128,6 +128,7 @@ class Engine(Idle):
                 lambda done, total: tell("packing", done, total),
                 drafting.wants_mtp,
                 drafting.mtp_from,
+                ops.stored,
             )
             tokenizer = load_tokenizer(checkpoint, cache_root())
             drafting.load(path, tokenizer, ops, tell)

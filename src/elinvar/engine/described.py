@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from elinvar.base.config import ModelConfig
 from elinvar.models.registry import find_family, read_config
+from elinvar.ops.layout import Kinds
 from elinvar.ops.triton.sizes import TOGETHER, ExpertShape, Floats, activations, kind_there
 from elinvar.weights.checkpoint import Checkpoint, open_checkpoint
 from elinvar.weights.described import config_alone, described_checkpoint, described_entries
@@ -33,24 +34,28 @@ class Described:
         return _floats(self.entries)
 
 
-def describe(path: Path, weight_format: Literal["auto", "f32"] = "auto") -> Described:
-    """Raises ModelError for what is no model, or one that cannot be run."""
+def describe(
+    path: Path, weight_format: Literal["auto", "f32"] = "auto", stored: Kinds = frozenset()
+) -> Described:
+    """stored: kinds that are kept where it will run (Ops.stored). Raises ModelError for what is no
+    model, or one that cannot be run."""
     alone = config_alone(path)
     checkpoint = described_checkpoint(alone) if alone else open_checkpoint(path)
     try:
-        return _describe(checkpoint, weight_format, exact=alone is None)
+        return _describe(checkpoint, weight_format, stored, exact=alone is None)
     finally:
         checkpoint.close()
 
 
 def _describe(
-    checkpoint: Checkpoint, weight_format: Literal["auto", "f32"], exact: bool
+    checkpoint: Checkpoint, weight_format: Literal["auto", "f32"], stored: Kinds, exact: bool
 ) -> Described:
     family, config = find_family(checkpoint), read_config(checkpoint)
     rules = as_published(family.rules(config), checkpoint.tensors)
     if exact:
-        return Described(config, packed_entries(checkpoint, rules, config, weight_format), True)
-    entries = described_entries(checkpoint, rules, config.num_layers)
+        entries = packed_entries(checkpoint, rules, config, weight_format, stored)
+        return Described(config, entries, True)
+    entries = described_entries(checkpoint, rules, config.num_layers, stored)
     if weight_format == "f32":
         entries = [Entry(e.name, e.kind if e.kind == "vector" else "f32", e.shape) for e in entries]
     return Described(config, entries, False)

@@ -96,7 +96,8 @@ def load_draft_model(
     checkpoint = open_checkpoint(path)
     try:
         told, packing = logging.getLogger("elinvar.weights").info, partial(tell, "packing")
-        parts = load_parts(checkpoint, config.weight_format, cache_root(), told, packing)
+        also = config.weight_format, cache_root(), told, packing
+        parts = load_parts(checkpoint, *also, stored=ops.stored)
         return Loaded(parts.build(ops), load_tokenizer(checkpoint, cache_root()), ops)
     finally:
         checkpoint.close()

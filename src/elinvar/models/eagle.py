@@ -68,15 +68,16 @@ def load_eagle(
     config = config_from_hf(checkpoint.metadata)
     _check(checkpoint, config, target)
     w: dict[str, Any] = {}
+    also = weight_format, cache_dir
     if not third:
-        w |= load_weights(checkpoint, eagle_rules(config), config, weight_format, cache_dir)
+        w |= load_weights(checkpoint, eagle_rules(config), config, *also, stored=ops.stored)
         ops.prepare(w, beside=True)
         return EagleHead(target, _layer(config, w, ops), w["join"], w.get("join_bias"))
     taps = _taps(keys, target.config.num_layers)
     tokens_C = _tokens(checkpoint, target.config.vocab_size)
     count = target.config.vocab_size if tokens_C is None else len(tokens_C)
     rules = eagle3_rules(config, len(taps), count)
-    w |= load_weights(checkpoint, rules, config, weight_format, cache_dir)
+    w |= load_weights(checkpoint, rules, config, *also, stored=ops.stored)
     ops.prepare(w, beside=True)
 
     def norm(name: str) -> RMSNorm:

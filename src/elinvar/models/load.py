@@ -20,6 +20,7 @@ from elinvar.nn.decoder import Decoder
 from elinvar.nn.encoder import Encoder
 from elinvar.nn.mtp import MTPDecoder
 from elinvar.ops.api import Ops
+from elinvar.ops.layout import Kinds
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.load import Log, Progress, load_weights
 from elinvar.weights.nested import text_name
@@ -56,6 +57,7 @@ def load_parts(
     progress: Progress | None = None,
     drafts: bool = False,
     heads_from: Checkpoint | None = None,
+    stored: Kinds = frozenset(),
 ) -> Loaded:
     """Reads the configuration and loads the weights (see load_weights).
 
@@ -64,7 +66,8 @@ def load_parts(
     they are, if not in the checkpoint (`is_mtp`)."""
     family, config = find_family(checkpoint), read_config(checkpoint)
     rules = as_published(family.rules(config), checkpoint.tensors)
-    weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
+    also = weight_format, cache_dir, log, progress
+    weights = load_weights(checkpoint, rules, config, *also, stored=stored)
     whole = as_published(family.rules(config), ())
     if drafts:
         source = heads_from or checkpoint
@@ -77,8 +80,8 @@ def load_parts(
                 "without drafts, or a checkpoint that has them."
             )
         heads = mtp_rules(config, family.rules, family.mtp)
-        rules, also = as_published(heads, source.tensors), (weight_format, cache_dir, log)
-        weights |= load_weights(source, rules, config, *also, progress, part="mtp")
+        rules = as_published(heads, source.tensors)
+        weights |= load_weights(source, rules, config, *also, "mtp", stored)
         whole += [*as_published(heads, ()), *mtp_copies(config, family.mtp)]
     return Loaded(family, config, whole, weights)
 
@@ -112,7 +115,7 @@ def load_model(
     heads_from: Checkpoint | None = None,
 ) -> Model:
     """The model itself, of `load_parts`; with drafts an nn.mtp.MTPDecoder."""
-    also = weight_format, cache_dir, log, progress, drafts, heads_from
+    also = weight_format, cache_dir, log, progress, drafts, heads_from, ops.stored
     return load_parts(checkpoint, *also).build(ops)
 
 
@@ -173,7 +176,8 @@ def load_encoder(
     ):
         config = replace(config, tied_head=True)
         rules = [rule for rule in rules if rule.name != "head"]
-    weights = load_weights(checkpoint, rules, config, weight_format, cache_dir, log, progress)
+    also = weight_format, cache_dir, log, progress
+    weights = load_weights(checkpoint, rules, config, *also, stored=ops.stored)
     ops.prepare(weights)
     model = family.build(config, weights, ops)
     if not isinstance(model, Encoder | Decoder) or not forgets(model):

@@ -44,7 +44,8 @@ def load_medusa(
     first = f"0.{num_blocks}.weight"
     prefix = next((p for p in _PREFIXES if p + first in checkpoint.tensors), "")
     rules = medusa_rules(num_heads, num_blocks, config.dim, config.vocab_size, prefix)
-    w: dict[str, Any] = {**load_weights(checkpoint, rules, config, weight_format, cache_dir)}
+    also = weight_format, cache_dir
+    w: dict[str, Any] = {**load_weights(checkpoint, rules, config, *also, stored=ops.stored)}
     ops.prepare(w, beside=True)
     heads = [
         MedusaHead(

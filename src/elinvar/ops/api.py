@@ -19,7 +19,7 @@ from elinvar.base.batch import ForwardBatch
 from elinvar.base.config import Activation, KVDtype, KVSpec, Scoring
 from elinvar.ops.arguments import F32, I32, Experts, Lora, SampleArgs, SampleResult
 from elinvar.ops.caches import KVLayer, StateLayer
-from elinvar.ops.layout import Weight
+from elinvar.ops.layout import Kinds, Weight
 
 ATTENTION_SPLIT = 1024
 """Keys (absolute positions) whose softmax is accumulated before it is merged, in ascending
@@ -41,6 +41,9 @@ class Ops(Protocol):
 
     full_batch: int
     """Tokens of a forward that keep the ops busy: with more at once none takes less time."""
+
+    stored: Kinds
+    """Formats of files (ops.stored) that all products take as they are."""
 
     @property
     def widest_kv(self) -> KVDtype:

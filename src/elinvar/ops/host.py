@@ -13,6 +13,7 @@ from elinvar.base.config import KVDtype, KVSpec
 from elinvar.ops.api import Progress
 from elinvar.ops.arguments import F32, I32
 from elinvar.ops.caches import new_kv_layers
+from elinvar.ops.layout import Kinds
 from elinvar.ops.pages import give_back
 
 
@@ -20,6 +21,7 @@ class HostOps:
     arithmetic = ""
     full_batch = 2048
     """Enough to read weights seldom, few enough for activations to stay in the caches."""
+    stored: Kinds = frozenset()
     widest_kv: KVDtype = "f32"
 
     def kv_layers(self, spec: KVSpec, num_blocks: int) -> list[Any]:

@@ -16,6 +16,13 @@ One panel, padded to 64 bytes (G = K / 32 groups):
     q8   [G] of: codes int8 [8][16][4], where byte (c, n, j) is k = 4c + j; scales f16 [16];
          w = scale * code, code -127..127
     f16, bf16, f32   [K][16] values
+
+and of formats of files (stored.py), a part behind the other:
+
+    fp8, int8    codes [16][K]; factors f32 [16]
+    fp8-blocks   codes [16][K]; scales f32 [K / 128], rounded up: a block's rows are those of panels
+    mxfp4        codes [16][K / 2], two in a byte; scales e8m0 [16][K / 32]
+    nvfp4        codes [16][K / 2]; factors f32 [16]; scales e4m3 [16][K / 16]
 """
 
 from __future__ import annotations
@@ -27,11 +34,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from elinvar.ops.stored import STORED, StoredKind
+
 GROUP = 32
 PANEL = 16
 ALIGN = 64
 
-WeightKind = Literal["q4", "q5", "q8", "f16", "bf16", "f32"]
+WeightKind = Literal["q4", "q5", "q8", "f16", "bf16", "f32"] | StoredKind
+Kinds = frozenset[WeightKind]
 QUANTISED: tuple[WeightKind, ...] = ("q4", "q5", "q8")
 CODE_BYTES = {kind: PANEL * GROUP * int(kind[1:]) // 8 for kind in QUANTISED}
 GROUP_BYTES = {kind: CODE_BYTES[kind] + PANEL * (2 if kind == "q8" else 4) for kind in QUANTISED}
@@ -66,7 +76,10 @@ def num_panels(n: int) -> int:
 
 def panel_bytes(kind: WeightKind, k: int) -> int:
     """Bytes of one panel of 16 columns, padding included."""
-    if kind in GROUP_BYTES:
+    if kind in STORED:
+        parts = stored_parts(kind, k).values()
+        size = sum(rows * columns * dtype.itemsize for rows, columns, dtype in parts)
+    elif kind in GROUP_BYTES:
         size = k // GROUP * GROUP_BYTES[kind]
     else:
         size = k * PANEL * np.dtype(_FLOATS[kind]).itemsize
@@ -119,8 +132,72 @@ def pack_float(kind: WeightKind, w: NDArray[Any]) -> Weight:
     return _assemble(kind, (n, k), values.transpose(0, 2, 1))
 
 
+StoredParts = dict[str, NDArray[Any]]
+"""Of a matrix of a kind in STORED, by the names of `stored_parts`; a part whose rows are a panel's has
+them all [N, ...], else one for each panel."""
+
+
+def stored_parts(kind: WeightKind, k: int) -> dict[str, tuple[int, int, np.dtype[Any]]]:
+    """What lies in a panel of a kind in STORED, in this order: rows, columns and type of each."""
+    form = STORED[kind]
+    parts: dict[str, tuple[int, int, Any]] = {"codes": (PANEL, k // form.in_byte, np.uint8)}
+    if form.factors:
+        parts["factors"] = PANEL, 1, np.float32
+    if form.group:
+        rows, dtype = (1, np.float32) if form.by_panel else (PANEL, np.uint8)
+        parts["scales"] = rows, -(-k // form.group), dtype
+    return {
+        name: (rows, columns, np.dtype(dtype)) for name, (rows, columns, dtype) in parts.items()
+    }
+
+
+def pack_stored(kind: WeightKind, parts: StoredParts) -> Weight:
+    n, k = len(parts["codes"]), parts["codes"].shape[1] * STORED[kind].in_byte
+    filled = [
+        _panels(np.asarray(parts[name], dtype), rows).reshape(num_panels(n), 1, -1)
+        for name, (rows, _, dtype) in stored_parts(kind, k).items()
+    ]
+    return _assemble(kind, (n, k), *filled)
+
+
+def unpack_stored(w: Weight) -> StoredParts:
+    (n, k), panels = w.shape, num_panels(w.shape[0])
+    raw, at, parts = w.data.reshape(panels, -1), 0, StoredParts()
+    for name, (rows, columns, dtype) in stored_parts(w.kind, k).items():
+        size = rows * columns * dtype.itemsize
+        values = np.ascontiguousarray(raw[:, at : at + size]).view(dtype).reshape(-1, columns)
+        parts[name] = values[:n] if rows == PANEL else values
+        at += size
+    return parts
+
+
+def stored_columns(kind: WeightKind, parts: StoredParts, start: int, stop: int) -> StoredParts:
+    """The inputs start .. stop, both borders of groups."""
+    form = STORED[kind]
+    each = {"codes": form.in_byte, "scales": form.group}
+    return {
+        name: part[:, start // each[name] : -(-stop // each[name])] if name in each else part
+        for name, part in parts.items()
+    }
+
+
+def _numbers(w: Weight) -> NDArray[np.float32]:
+    (n, k), form, parts = w.shape, STORED[w.kind], unpack_stored(w)
+    codes = parts["codes"]
+    if form.in_byte == 2:
+        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(n, k)
+    full = form.numbers[codes]
+    if form.group:
+        scales = parts["scales"]
+        scales = np.repeat(scales, PANEL, 0)[:n] if form.scales is None else form.scales[scales]
+        full *= np.repeat(scales, form.group, axis=1)[:, :k]
+    return full * parts["factors"] if form.factors else full
+
+
 def unpack(w: Weight) -> NDArray[np.float32]:
     """The matrix [N, K] that a Weight stands for, in float32."""
+    if w.kind in STORED:
+        return _numbers(w)
     n, k = w.shape
     p, g = num_panels(n), k // GROUP
     raw = w.data.reshape(p, panel_bytes(w.kind, k))
@@ -171,6 +248,14 @@ def unpack_codes(
 def join(parts: Sequence[Weight], axis: int) -> Weight:
     """Matrices of one kind, one below the other (0) or side by side (1)."""
     kind = parts[0].kind
+    if kind in STORED:
+        taken = [unpack_stored(part) for part in parts]
+        whole = {name: [part[name] for part in taken] for name in taken[0]}
+        if axis == 1:
+            whole["factors"] = whole.get("factors", [])[:1]
+        return pack_stored(
+            kind, {n: np.concatenate(some, axis) for n, some in whole.items() if some}
+        )
     if kind in QUANTISED:
         codes, scales, mins = zip(*map(unpack_codes, parts), strict=True)
         values = np.concatenate(codes, axis)
@@ -193,9 +278,9 @@ def _nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return nibbles.transpose(0, 2, 3, 1, 4)
 
 
-def _panels(a: NDArray[Any]) -> NDArray[Any]:
-    """Rows padded with zeros to a multiple of PANEL."""
-    pad = -a.shape[0] % PANEL
+def _panels(a: NDArray[Any], rows: int = PANEL) -> NDArray[Any]:
+    """Rows padded with zeros to a multiple of those of a panel."""
+    pad = -a.shape[0] % rows
     return np.concatenate([a, np.zeros((pad, a.shape[1]), a.dtype)]) if pad else a
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from elinvar.base.errors import ModelError
-from elinvar.ops.layout import WeightKind
+from elinvar.ops.layout import Kinds, WeightKind
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.packfile import Entry
 from elinvar.weights.rules import Rule, bind
@@ -40,12 +40,17 @@ def described_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, "safetensors", named[0], config, {}, "")
 
 
-def described_entries(checkpoint: Checkpoint, rules: Sequence[Rule], layers: int) -> list[Entry]:
+def described_entries(
+    checkpoint: Checkpoint, rules: Sequence[Rule], layers: int, stored: Kinds = frozenset()
+) -> list[Entry]:
     """The weights that such a checkpoint's model should have, in the precision that its configuration
-    names. Left out is what only some checkpoints have, a bias mostly."""
+    names, or in kinds of `stored`. Left out is what only some checkpoints have, a bias mostly."""
     floats = checkpoint.metadata.get("dtype", checkpoint.metadata.get("torch_dtype"))
     plain = _FLOATS.get(str(floats), "bf16")
-    inner, only_experts = _quantised_kind(checkpoint.metadata.get("quantization_config"), plain)
+    settings = checkpoint.metadata.get("quantization_config")
+    inner, only_experts = _quantised_kind(settings, plain)
+    if (own := _stored_kind(settings)) is not None and own in stored:
+        inner = own
     entries = []
     for binding in bind(rules, "safetensors", layers):
         if binding.shape is None or binding.optional:
@@ -67,3 +72,17 @@ def _quantised_kind(settings: object, plain: WeightKind) -> tuple[WeightKind, bo
     if method == "mxfp4":
         return "q5", True
     return ("q4" if settings.get("bits") == 4 or settings.get("load_in_4bit") else "q8"), False
+
+
+def _stored_kind(settings: object) -> WeightKind | None:
+    """Of ops.stored, where quantised matrices are of such a kind in the files."""
+    keys = "format", "quant_algo", "quant_method"
+    if not isinstance(settings, Mapping) or not any(key in settings for key in keys):
+        return None
+    name = next(str(settings[key]).lower() for key in keys if key in settings)
+    if name.startswith(("mxfp4", "nvfp4")):
+        return "mxfp4" if name.startswith("mxfp4") else "nvfp4"
+    if name not in ("fp8", "fbgemm_fp8", "float-quantized"):
+        return None
+    block = settings.get("weight_block_size")
+    return "fp8" if block is None else "fp8-blocks" if block == [128, 128] else None

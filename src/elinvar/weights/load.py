@@ -24,13 +24,18 @@ from elinvar.ops.layout import (
     GROUP,
     PANEL,
     QUANTISED,
+    Kinds,
     Weight,
+    WeightKind,
     aligned_empty,
     pack_float,
     pack_q4,
     pack_q5,
     pack_q8,
+    pack_stored,
+    stored_columns,
 )
+from elinvar.ops.stored import STORED
 from elinvar.weights.checkpoint import Checkpoint
 from elinvar.weights.fixes import TransposeHeads
 from elinvar.weights.packfile import (
@@ -42,7 +47,7 @@ from elinvar.weights.packfile import (
     read_pack,
     write_pack,
 )
-from elinvar.weights.quants import dequantize, kind_of, to_codes
+from elinvar.weights.quants import dequantize, kind_of, stored_kind, stored_parts, to_codes
 from elinvar.weights.rules import Binding, Cut, Rule, State, bind
 from elinvar.weights.tensor import BLOCKS, HostTensor
 
@@ -77,21 +82,24 @@ def load_weights(
     log: Log | None = None,
     progress: Progress | None = None,
     part: str = "",
+    stored: Kinds = frozenset(),
 ) -> State:
     """All the weights of a model: matrices as Weight, vectors as float32 arrays, read-only.
 
     `auto` keeps the stored precision (see quants.to_codes), `f32` dequantises everything. With
     a cache_dir the packed weights are kept under cache_dir/packed and mapped the next time. part:
     names what `rules` load of a checkpoint, where that is not the model: its packed file is another.
-    Raises ModelError for missing or misshapen tensors, stored types that cannot be loaded,
-    corrupt scales, and a full disk.
+    stored: kinds that matrices keep where files hold them so (Ops.stored). Raises ModelError for
+    missing or misshapen tensors, stored types that cannot be loaded, corrupt scales, and a full disk.
     """
     log = log or (lambda _: None)
     bindings = bind(rules, checkpoint.format, config.num_layers)
-    key = pack_key(checkpoint.fingerprint, weight_format, bindings)
-    if any(binding.cut for binding in bindings):
-        part += f"-{key.hex()[:8]}"
-    what = f"{weight_format}-{part.strip('-')}" if part else weight_format
+    stored &= {kind for t in checkpoint.tensors.values() if (kind := stored_kind(t)) is not None}
+    if weight_format == "f32":
+        stored = frozenset()
+    key = pack_key(checkpoint.fingerprint, weight_format, bindings, *sorted(stored))
+    cut = key.hex()[:8] if any(binding.cut for binding in bindings) else ""
+    what = "-".join(filter(None, (weight_format, part, cut, *sorted(stored))))
     path = _pack_path(checkpoint, what, cache_dir) if cache_dir else None
     if path is not None:
         try:
@@ -103,7 +111,7 @@ def load_weights(
                 log(note)
             log(f"Mapped the packed weights {path}.")
             return pack.state
-    items = {item.entry.name: item for item in _plan(checkpoint, bindings, weight_format)}
+    items = {item.entry.name: item for item in _plan(checkpoint, bindings, weight_format, stored)}
     entries = [item.entry for item in items.values()]
     counts = Counter(item.note for item in items.values() if item.entry.kind != "vector")
     notes = [
@@ -160,10 +168,11 @@ def packed_entries(
     rules: Sequence[Rule],
     config: ModelConfig,
     weight_format: Literal["auto", "f32"] = "auto",
+    stored: Kinds = frozenset(),
 ) -> list[Entry]:
     """What `load_weights` would give, without reading any of it. Raises as it does."""
     bindings = bind(rules, checkpoint.format, config.num_layers)
-    return [item.entry for item in _plan(checkpoint, bindings, weight_format)]
+    return [item.entry for item in _plan(checkpoint, bindings, weight_format, stored)]
 
 
 class _Packer:
@@ -206,6 +215,12 @@ def _pack_rows(item: _Item, stored: HostTensor, start: int, stop: int) -> NDArra
     columns = slice(cut.start, cut.stop) if cut and cut.axis == 1 else slice(None)
     if item.as_f32:
         return pack_float("f32", _finite(stored, dequantize(tensor))[:, columns]).data
+    kind: Any = item.entry.kind
+    if kind in STORED:
+        parts = stored_parts(tensor)
+        if cut is not None and cut.axis == 1:
+            parts = stored_columns(kind, parts, cut.start, cut.stop)
+        return pack_stored(kind, parts).data
     codes = to_codes(tensor)
     values = codes.values[:, columns]
     if codes.scales is None:
@@ -243,7 +258,10 @@ def _gather(
 
 
 def _plan(
-    checkpoint: Checkpoint, bindings: Sequence[Binding], weight_format: str
+    checkpoint: Checkpoint,
+    bindings: Sequence[Binding],
+    weight_format: str,
+    stored: Kinds = frozenset(),
 ) -> Iterator[_Item]:
     """Checks the tensors against the rules and says what each becomes."""
     tensors = checkpoint.tensors
@@ -264,8 +282,8 @@ def _plan(
         expected = binding.stored_shape
         shape = binding.shape or tensor.shape
         # A matrix of one row may be stored as a vector.
-        stored = (1, *tensor.shape) if expected == (1, *tensor.shape) else tensor.shape
-        if len(shape) not in (1, 2) or (expected and expected != stored):
+        found = (1, *tensor.shape) if expected == (1, *tensor.shape) else tensor.shape
+        if len(shape) not in (1, 2) or (expected and expected != found):
             wanted = list(expected) if expected else "a vector or a matrix"
             raise ModelError(
                 f"Tensor {tensor.name} of {checkpoint.path} has shape {list(tensor.shape)}, and "
@@ -274,6 +292,8 @@ def _plan(
         kind, note = kind_of(tensor)
         if isinstance(binding.fix, TransposeHeads) and kind in QUANTISED:
             kind, note = "f32", f"{tensor.dtype} -> f32 (transposed)"
+        elif (own := stored_kind(tensor)) and own in stored and _stays(binding, tensor, shape, own):
+            kind, note = own, f"{tensor.dtype} -> {own} (as it is)"
         if weight_format == "f32":
             kind, note = "f32", f"{tensor.dtype} -> f32"
         if binding.cut is not None:
@@ -284,6 +304,19 @@ def _plan(
             yield _Item(Entry(binding.name, "vector", shape), binding, "")
         else:
             yield _Item(Entry(binding.name, kind, shape), binding, note, weight_format == "f32")
+
+
+def _stays(binding: Binding, tensor: HostTensor, shape: tuple[int, ...], kind: WeightKind) -> bool:
+    """Whether what the rule takes of a matrix of this kind in STORED is one: no border cuts a group,
+    and of blocks each panel has rows of one."""
+    cut, form = binding.cut, STORED[kind]
+    group = max(GROUP, form.group)
+    if cut is not None and cut.axis == 1 and (cut.start % group or cut.stop % group):
+        return False
+    if tensor.matrix is None or not form.by_panel:
+        return True
+    rows = cut.of(shape)[0] if cut is not None else shape[0]
+    return tensor.matrix.fits_panels(binding.rows(tensor, 0, rows).row_numbers)
 
 
 def _check_groups(name: str, num_inputs: int, cut: Cut) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elinvar.base.errors import ModelError
-from elinvar.ops.layout import GROUP, QUANTISED, WeightKind
+from elinvar.ops.layout import GROUP, QUANTISED, StoredParts, WeightKind
+from elinvar.ops.stored import TABLES
 from elinvar.weights import iquants
 from elinvar.weights.blocks import F16, F32, IQ4_VALUES, U8, crumbs, f32, half, nibbles
 from elinvar.weights.tensor import BLOCKS, HostTensor
@@ -120,6 +121,25 @@ def to_codes(tensor: HostTensor, start: int = 0, stop: int | None = None) -> Cod
     return Codes(kind, codes8.reshape(n, -1), scales.reshape(n, -1))
 
 
+def stored_kind(tensor: HostTensor) -> WeightKind | None:
+    """Of ops.stored, which holds the tensor as it is; None: none does."""
+    if tensor.matrix is not None:
+        return tensor.matrix.stored_kind()
+    return "mxfp4" if tensor.dtype == "MXFP4" else None
+
+
+def stored_parts(tensor: HostTensor) -> StoredParts:
+    """All of its rows in the kind of `stored_kind`, as ops.layout packs them. Raises as `to_codes`."""
+    if tensor.matrix is not None:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return tensor.matrix.stored_parts(tensor.row_numbers)
+    blocks = _blocks(tensor, tensor.data)
+    scales = blocks[:, 0].reshape(len(tensor.data), -1)
+    _check_finite(tensor, TABLES["F8_E8M0"][scales])
+    codes = nibbles(blocks[:, 1:]).reshape(len(tensor.data), -1)
+    return {"codes": codes[:, ::2] | codes[:, 1::2] << np.uint8(4), "scales": scales}
+
+
 def requantize(groups: F32) -> tuple[NDArray[np.int8], F16]:
     """Groups [*, 32] -> int8 codes -127..127 [*, 32] and their f16 scales [*].
 
@@ -142,7 +162,7 @@ def _check_supported(tensor: HostTensor) -> None:
         )
 
 
-def _check_finite(tensor: HostTensor, *values: F16) -> None:
+def _check_finite(tensor: HostTensor, *values: NDArray[Any]) -> None:
     if not all(np.isfinite(v).all() for v in values):
         raise ModelError(
             f"Tensor {tensor.name} holds scales that are not finite: the file is corrupt, "

@@ -36,7 +36,7 @@ def default(kind: str) -> Config:
         return Config(32, 64, 32, 4, 3)
     if kind == "int8":
         return Config(64, 128, 128, 4, 3)
-    if kind in ("bf16", "f16", "fp8"):
+    if kind in ("bf16", "f16", "fp8", "fp8-blocks"):
         return Config(64, 128, 64, 4, 3)
     return Config(64, 64, 128, 4, 3)
 

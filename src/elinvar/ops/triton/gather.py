@@ -8,8 +8,7 @@ import triton
 import triton.language as tl
 
 from elinvar.ops.triton.cases import KernelCase
-from elinvar.ops.triton.linear import ptx
-from elinvar.ops.triton.matrices import PACKED, Matrix, operands
+from elinvar.ops.triton.matrices import PACKED, Matrix, operands, ptx
 from elinvar.ops.triton.numbers import narrow, row_scale, within_int8
 from elinvar.ops.triton.tiles import pair, wide
 

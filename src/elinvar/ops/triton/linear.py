@@ -2,7 +2,8 @@
 
 y [M, N] = x [M, K] w^T, times factors, plus bias; f32 sums over ascending k (tiles.py), one rounding
 to the dtype of y. Of a gated matrix, gate above up [2 N, K], y = act(gate x) * (up x), where both are
-rounded to the dtype of y first: to the bit what `gated` makes of the product.
+rounded to the dtype of y first: to the bit what `gated` makes of the product. Rows of x are rounded to int8 before
+an int8 matrix, where they have not come so.
 
 Bits do not depend on M: tiles differ in who computes what alone. K is one ascending chain, or
 `Config.parts` chains that are added in ascending order: by one program where there are many rows,
@@ -29,7 +30,8 @@ from elinvar.base.config import Activation
 from elinvar.ops.triton.activations import rounded_product
 from elinvar.ops.triton.cases import KernelCase, Want
 from elinvar.ops.triton.configs import Config, default
-from elinvar.ops.triton.matrices import PACKED, Matrix, operands
+from elinvar.ops.triton.gather import quantise_rows
+from elinvar.ops.triton.matrices import PACKED, Matrix, operands, ptx
 from elinvar.ops.triton.numbers import narrow
 from elinvar.ops.triton.tiles import one_part, place, product
 
@@ -161,7 +163,7 @@ def head_linear(x_TK: torch.Tensor, w: Matrix, num_heads: int) -> torch.Tensor:
 def quantised_linear(
     codes_TK: torch.Tensor, scales_T: torch.Tensor, w: Matrix, dtype: torch.dtype
 ) -> torch.Tensor:
-    """W8A8: rows of int8 (gather.quantise_rows), each with a scale, by an int8 matrix. Sums are exact."""
+    """W8A8 of rows that came as int8, each with a scale. Sums are exact."""
     y = codes_TK.new_empty((len(codes_TK), w.shape[0]), dtype=dtype)
     _launch(codes_TK, w, y, x_scales=scales_T)
     return y
@@ -180,6 +182,8 @@ def _launch(
     rows, (n, k) = len(x), w.shape
     if not rows:
         return
+    if w.kind == "int8" and x_scales is None:
+        x, x_scales = quantise_rows(x)
     out = n // heads if activation is None else n // 2
     config = w.config
     block_m = row_tile(config, rows)
@@ -200,11 +204,6 @@ def _launch(
         )  # fmt: skip
 
 
-def ptx(x: torch.Tensor) -> bool:
-    """Whether kernels on x may hold NVIDIA's instructions; bits are the same without."""
-    return x.is_cuda and torch.version.hip is None
-
-
 def row_tile(config: Config, rows: int) -> int:
     """Height of the tiles of a product with so many rows."""
     return config.few if config.few is not None and rows <= config.few else config.block_m
@@ -218,7 +217,7 @@ def case_of(
     named = {**operands(kind), **pointers}
     constexprs = {
         **{name: None for name, type_ in named.items() if type_ is None},
-        **{"KIND": kind.split("-")[0], "PACKED": kind in PACKED, "PARTS": config.parts},
+        **{"KIND": kind, "PACKED": kind in PACKED, "PARTS": config.parts},
         **{"BLOCK_M": config.few or config.block_m, "BLOCK_N": config.block_n},
         **{"BLOCK_K": config.block_k, "PTX": True, **shape},
     }
@@ -250,7 +249,7 @@ _KINDS = ("f32", "bf16", "fp8", "fp8-blocks", "int8", "q4", "q5", "q8", "mxfp4",
 _DENSE, _FOUR = default("bf16"), default("q4")
 
 COMPILED = [
-    *(_case(kind, kind, default(kind.split("-")[0])) for kind in _KINDS),
+    *(_case(kind, kind, default(kind)) for kind in _KINDS),
     _case("bf16/few", "bf16", replace(_DENSE, few=16)),
     _case("bf16/many", "bf16", Config(128, 128, 64, 8, 4)),
     _case("bf16/parts", "bf16", Config(64, 128, 64, 4, 3, parts=4)),

@@ -11,7 +11,7 @@ padded to a multiple of 128 by groups that are 0):
     q8      codes int8 [P, N, 64]; scales i32 [P, N]: f16 scales of both groups
     mxfp4   codes as q4, of e2m1; scales i32 [P / 2, N]: four e8m0, of groups of 32
     nvfp4   codes as q4, of e2m1; scales i32 [P, N]: four e4m3, of groups of 16; factors
-    fp8     codes e4m3 [N, K]; scales f32 [N / 128, K / 128] of blocks, rounded up, or factors
+    fp8     codes e4m3 [N, K]; factors; "fp8-blocks" has scales f32 [N / 16, K / 128], rounded up
     int8    codes [N, K], factors: multiplied with rows of int8 (gather.quantise_rows)
 
 Scales are words of 32 bits, as asynchronous copies to shared memory take no less.
@@ -21,21 +21,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from elinvar.ops.layout import QUANTISED, Weight
+from elinvar.ops.layout import PANEL, QUANTISED, Weight, WeightKind
+from elinvar.ops.stored import STORED
 from elinvar.ops.triton import panels
 from elinvar.ops.triton.configs import Config, default
 
-DeviceKind = Literal[
-    "f32", "bf16", "f16", "fp8", "int8", "q4", "q5", "q8", "mxfp4", "nvfp4"
-]  # fmt: skip
 PACKED = ("q4", "q5", "q8", "mxfp4", "nvfp4")
 PIECE = 64
 _PAD = 128
-_FLOATS: dict[torch.dtype, DeviceKind] = {
+_FLOATS: dict[torch.dtype, WeightKind] = {
     torch.float32: "f32",
     torch.bfloat16: "bf16",
     torch.float16: "f16",
@@ -46,7 +44,7 @@ _ROWS_LAST = {"codes": -2, "scales": -1, "extra": -1, "factors": -1}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matrix:
-    kind: DeviceKind
+    kind: WeightKind
     shape: tuple[int, int]
     """(N, K): outputs, inputs."""
     codes: torch.Tensor
@@ -77,9 +75,13 @@ class Matrix:
         return sum(t.numel() * t.element_size() for t in held if t is not None)
 
 
+def ptx(x: torch.Tensor) -> bool:
+    """Whether kernels on x may hold NVIDIA's instructions; bits are the same without."""
+    return x.is_cuda and torch.version.hip is None
+
+
 def operands(kind: str) -> dict[str, str | None]:
-    """Types of what kernels take of a matrix, as a KernelCase names them; "fp8-blocks" is fp8 with
-    scales of blocks. None: it has none."""
+    """Types of what kernels take of a matrix, as a KernelCase names them. None: it has none."""
     codes = {"f32": "*fp32", "bf16": "*bf16", "f16": "*fp16", "int8": "*i8", "q8": "*i8"}
     scales = "*i32" if kind in PACKED else "*fp32" if kind == "fp8-blocks" else None
     return {
@@ -91,7 +93,7 @@ def operands(kind: str) -> dict[str, str | None]:
 
 
 def from_weight(w: Weight, dtype: torch.dtype, device: torch.device | str) -> Matrix:
-    """What the cpu provider packed, for activations of `dtype`. A float matrix is rounded to dtype,
+    """What was packed, for activations of `dtype`. A float matrix is rounded to dtype,
     but for f32, which stays (routers)."""
     parts = [_from_slice(each, dtype, device) for each in panels.slices(w)]
     whole = parts[0] if len(parts) == 1 else join(parts)
@@ -100,6 +102,8 @@ def from_weight(w: Weight, dtype: torch.dtype, device: torch.device | str) -> Ma
 
 
 def _from_slice(w: Weight, dtype: torch.dtype, device: torch.device | str) -> Matrix:
+    if w.kind in STORED:
+        return _stored(w.kind, **panels.stored(w, device))
     if w.kind in QUANTISED:
         return grouped(w.kind, *panels.codes(w, device))
     values = panels.floats(w, device)
@@ -131,19 +135,41 @@ def grouped(
     return Matrix(kind, (n, k), _nibbles(pieces & 15), words, fifth)
 
 
+def _stored(
+    kind: WeightKind,
+    codes: torch.Tensor,
+    factors: torch.Tensor | None = None,
+    scales: torch.Tensor | None = None,
+) -> Matrix:
+    """Of the parts that layout.stored_parts names."""
+    if kind == "fp8-blocks":
+        assert scales is not None
+        return fp8_blocks(codes, scales)
+    if kind in ("fp8", "int8"):
+        assert factors is not None
+        return fp8(codes, factors) if kind == "fp8" else int8(codes.view(torch.int8), factors)
+    assert scales is not None
+    codes = torch.stack([codes & 15, codes >> 4], -1).flatten(1)
+    return mxfp4(codes, scales) if factors is None else nvfp4(codes, scales, factors)
+
+
 def fp8(codes_NK: torch.Tensor, scales: torch.Tensor) -> Matrix:
-    """Bytes of e4m3, and scales: of the whole [], of channels [N] or [N, 1], or of blocks of 128 by
-    128 [N / 128, K / 128], rounded up. Who has one row and one block of columns has a block."""
-    n, k = codes_NK.shape
-    codes, scales = codes_NK.view(torch.uint8).contiguous(), scales.float()
-    if scales.shape == (-(-n // 128), -(-k // 128)):
-        return Matrix("fp8", (n, k), codes, scales.contiguous())
-    return Matrix("fp8", (n, k), codes, factors=scales.reshape(-1).expand(n).contiguous())
+    """Bytes of e4m3, and scales: of the whole [], or of channels [N] or [N, 1]."""
+    codes = codes_NK.view(torch.uint8).contiguous()
+    return Matrix("fp8", _shape(codes), codes, factors=_factors(scales, len(codes)))
 
 
-def int8(codes_NK: torch.Tensor, scales_N: torch.Tensor) -> Matrix:
-    n, k = codes_NK.shape
-    return Matrix("int8", (n, k), codes_NK.contiguous(), factors=scales_N.float().contiguous())
+def fp8_blocks(codes_NK: torch.Tensor, scales: torch.Tensor) -> Matrix:
+    """Bytes of e4m3, and scales of 16 by 128 [N / 16, K / 128], rounded up: with those of 128 by 128
+    that files have, matrices would be joined at borders of blocks alone."""
+    codes = codes_NK.view(torch.uint8).contiguous()
+    return Matrix("fp8-blocks", _shape(codes), codes, scales.float().contiguous())
+
+
+def int8(codes_NK: torch.Tensor, scales: torch.Tensor) -> Matrix:
+    """Codes, and scales as `fp8` has them."""
+    codes = codes_NK.contiguous()
+    return Matrix("int8", _shape(codes), codes, factors=_factors(scales, len(codes)))
 
 
 def mxfp4(codes_NK: torch.Tensor, scales_NG: torch.Tensor) -> Matrix:
@@ -154,21 +180,26 @@ def mxfp4(codes_NK: torch.Tensor, scales_NG: torch.Tensor) -> Matrix:
 
 
 def nvfp4(codes_NK: torch.Tensor, scales_NG: torch.Tensor, scale: torch.Tensor) -> Matrix:
-    """Codes of e2m1, bytes of e4m3 a group of 16, and one f32 scale [] for all."""
+    """Codes of e2m1, bytes of e4m3 a group of 16, and scales of the whole or of rows as `fp8`."""
     n, k = codes_NK.shape
     words = _int32(_bytes(scales_NG.view(torch.uint8), k, 16)).T.contiguous()
-    factors = scale.float().reshape(1).expand(n).contiguous()
-    return Matrix("nvfp4", (n, k), _nibbles(_pieces(codes_NK)), words, factors=factors)
+    return Matrix("nvfp4", (n, k), _nibbles(_pieces(codes_NK)), words, factors=_factors(scale, n))
+
+
+def _factors(scales: torch.Tensor, n: int) -> torch.Tensor:
+    return scales.float().reshape(-1).expand(n).contiguous()
+
+
+def _shape(codes_NK: torch.Tensor) -> tuple[int, int]:
+    return codes_NK.shape[0], codes_NK.shape[1]
 
 
 def join(parts: Sequence[Matrix]) -> Matrix | None:
-    """Matrices of one kind, one below the other, or None where they cannot be: of several kinds, or
-    of blocks that a border would cut."""
+    """Matrices of one kind, one below the other, or None where they are of several."""
     first = parts[0]
-    kinds = {(m.kind, m.scales is None, m.factors is None) for m in parts}
-    blocks = first.kind == "fp8" and first.scales is not None
-    if len(kinds) > 1 or (blocks and any(m.shape[0] % 128 for m in parts[:-1])):
+    if len({m.kind for m in parts}) > 1:
         return None
+    assert first.kind != "fp8-blocks" or not any(m.shape[0] % PANEL for m in parts[:-1])
     joined: dict[str, Any] = {}
     for name, packed_dim in _ROWS_LAST.items():
         tensors = [getattr(m, name) for m in parts]

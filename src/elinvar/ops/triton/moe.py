@@ -24,8 +24,9 @@ from elinvar.base.config import Activation
 from elinvar.ops.triton.activations import rounded_product
 from elinvar.ops.triton.cases import KernelCase
 from elinvar.ops.triton.configs import Config, default
-from elinvar.ops.triton.linear import case_of, gate_halves, ptx, row_tile
-from elinvar.ops.triton.matrices import PACKED, Matrix
+from elinvar.ops.triton.gather import quantise_rows
+from elinvar.ops.triton.linear import case_of, gate_halves, row_tile
+from elinvar.ops.triton.matrices import PACKED, Matrix, ptx
 from elinvar.ops.triton.numbers import narrow
 from elinvar.ops.triton.tiles import place, product
 
@@ -87,8 +88,8 @@ def arrange_kernel(ids, counts, order, tiles, num_pairs, max_tiles, E: tl.conste
 
 
 @triton.jit(do_not_specialize=["max_tiles"])
-def expert_kernel(x, codes, scales, extra, factors, bias, weights, order, tiles, y, max_tiles, x_stride,
-                  TOP: tl.constexpr, N: tl.constexpr, K: tl.constexpr, OUT: tl.constexpr,
+def expert_kernel(x, codes, scales, extra, factors, bias, x_scales, weights, order, tiles, y, max_tiles,
+                  x_stride, TOP: tl.constexpr, N: tl.constexpr, K: tl.constexpr, OUT: tl.constexpr,
                   KIND: tl.constexpr, PACKED: tl.constexpr, ACTIVATION: tl.constexpr,
                   CODES: tl.constexpr, SCALES: tl.constexpr, EXTRA: tl.constexpr,
                   PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -122,6 +123,8 @@ def expert_kernel(x, codes, scales, extra, factors, bias, weights, order, tiles,
                   N, K, KIND, PACKED, BLOCK_K, PARTS, PTX)  # fmt: skip
     if factors is not None:
         acc *= tl.load(factors + matrix * N + columns_N)[:, None]
+    if x_scales is not None:
+        acc *= tl.load(x_scales + rows_M)[None, :]
     if weights is not None:
         acc *= tl.load(weights + pairs)[None, :]
     if bias is not None:
@@ -218,12 +221,15 @@ def _experts(
     activation: Activation | None,
 ) -> None:
     (n, k), config = w.shape, w.config
+    x_scales = None
+    if w.kind == "int8":
+        x, x_scales = quantise_rows(x)
     out = n if activation is None else n // 2
     width = config.block_n if activation is None else config.block_n // 2
     strides = [0 if part is None else part[0].numel() for part in w.tensors]
     max_tiles = tiles.shape[1]
     expert_kernel[(max_tiles * triton.cdiv(out, width),)](
-        x, *w.tensors, w.factors, bias, weights, order, tiles, y, max_tiles, x.stride(0),
+        x, *w.tensors, w.factors, bias, x_scales, weights, order, tiles, y, max_tiles, x.stride(0),
         top, n, k, out, w.kind, w.packed, activation, *strides, config.parts,
         height, config.block_n, config.block_k, ptx(x),
         num_warps=config.num_warps, num_stages=config.num_stages,
@@ -234,13 +240,15 @@ def _case(name: str, kind: str, config: Config, activation: str | None) -> Kerne
     """Of Qwen3-30B-A3B: 128 experts [768, 2048]; the strides of `extra` matter to none of these."""
     n, k = (1536, 2048) if activation else (2048, 768)
     pointers = {
-        **{"x": "*bf16", "bias": None, "weights": None, "order": "*i32", "tiles": "*i32"},
+        **{"x": "*i8" if kind == "int8" else "*bf16", "bias": None, "weights": None},
+        **{"x_scales": "*fp32" if kind == "int8" else None},
+        **{"order": "*i32", "tiles": "*i32"},
         **{"y": "*bf16", "max_tiles": "i32", "x_stride": "i32:16"},
     }
     shape = {
         **{"TOP": 8, "N": n, "K": k, "OUT": 768 if activation else n, "ACTIVATION": activation},
         **{"CODES": n * k // 2 if kind in PACKED else n * k, "EXTRA": 0},
-        "SCALES": n * k // 128**2 if kind == "fp8-blocks" else n * k // 32,
+        "SCALES": n * k // (16 * 128) if kind == "fp8-blocks" else n * k // 32,
     }
     return case_of(f"experts/{name}", expert_kernel, pointers, shape, kind, config, "wgmma")
 
@@ -264,7 +272,8 @@ COMPILED = [
     _case("bf16/gated", "bf16", default("bf16"), "silu"),
     _case("bf16/down", "bf16", default("bf16"), None),
     _case("q4/gated", "q4", replace(default("q4"), block_n=128, few=16), "silu"),
-    _case("fp8-blocks/gated", "fp8-blocks", default("fp8"), "silu"),
+    _case("fp8-blocks/gated", "fp8-blocks", default("fp8-blocks"), "silu"),
+    _case("int8/gated", "int8", default("int8"), "silu"),
     _case("mxfp4/down", "mxfp4", default("mxfp4"), None),
     KernelCase(
         "experts/combine",

@@ -1,5 +1,6 @@
 """The panels of ops/layout.py taken apart on the device: bytes go there as they are, and a model of
-many GB is there as fast as they travel. The same values as `unpack` and `unpack_codes` give."""
+many GB is there as fast as they travel. The same values as `unpack`, `unpack_codes` and `unpack_stored`
+give."""
 
 from __future__ import annotations
 
@@ -7,7 +8,16 @@ from collections.abc import Iterator
 
 import torch
 
-from elinvar.ops.layout import CODE_BYTES, GROUP, GROUP_BYTES, PANEL, Weight, num_panels
+from elinvar.ops.layout import (
+    CODE_BYTES,
+    GROUP,
+    GROUP_BYTES,
+    PANEL,
+    Weight,
+    num_panels,
+    panel_bytes,
+    stored_parts,
+)
 from elinvar.ops.triton.sizes import ARRIVING
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -44,6 +54,19 @@ def codes(
 
     mins = None if w.kind == "q8" else column(scales_at + 2 * PANEL)
     return parts.reshape(-1, k)[:n], column(scales_at), mins
+
+
+def stored(w: Weight, device: torch.device | str) -> dict[str, torch.Tensor]:
+    """Of a kind in STORED: parts by name, bytes or f32, with a row for each of w, or for each panel."""
+    n, k = w.shape
+    raw, at, found = _bytes(w, device, panel_bytes(w.kind, k)), 0, {}
+    for name, (rows, columns, dtype) in stored_parts(w.kind, k).items():
+        size = rows * columns * dtype.itemsize
+        values = raw[:, at : at + size].contiguous()
+        values = values.view(torch.float32) if dtype.itemsize == 4 else values
+        found[name] = values.view(-1, columns)[: n if rows == PANEL else None]
+        at += size
+    return found
 
 
 def _q8(records: torch.Tensor) -> torch.Tensor:

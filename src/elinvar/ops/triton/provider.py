@@ -50,7 +50,7 @@ from elinvar.ops.triton.device import (
     keep_kernels,
 )
 from elinvar.ops.triton.recording import Recording, capture
-from elinvar.ops.triton.sizes import activations, arriving_bytes, matrix_bytes
+from elinvar.ops.triton.sizes import TAKEN, activations, arriving_bytes, matrix_bytes
 from elinvar.ops.triton.tuned import arithmetic, find_table, heads
 from elinvar.ops.triton.upload import Constants, LastIds, Upload
 from elinvar.ops.triton.weights import Matrices
@@ -63,6 +63,7 @@ _DTYPES: dict[KVDtype, torch.dtype] = {
 
 class TritonOps:
     name = "triton"
+    stored = TAKEN
     full_batch = 8192
     """So many of a small encoder take longer than their launches."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from elinvar.ops.layout import WeightKind
 from elinvar.ops.triton import matrices
-from elinvar.ops.triton.matrices import DeviceKind, Matrix
+from elinvar.ops.triton.matrices import Matrix
 
 _FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 _LARGEST = {"q4": 15, "q5": 31}
@@ -13,14 +14,14 @@ _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def random_matrix(
-    kind: DeviceKind, n: int, k: int, device: torch.device | str, seed: int = 0
+    kind: WeightKind, n: int, k: int, device: torch.device | str, seed: int = 0
 ) -> Matrix:
     """[N, K] of numbers about 1 / sqrt(K)."""
     return random_pair(kind, n, k, device, seed)[0]
 
 
 def random_pair(
-    kind: DeviceKind, n: int, k: int, device: torch.device | str, seed: int = 0
+    kind: WeightKind, n: int, k: int, device: torch.device | str, seed: int = 0
 ) -> tuple[Matrix, torch.Tensor]:
     """It, and what it stands for [N, K] f32."""
     g, size = torch.Generator(device).manual_seed(seed), k**-0.5
@@ -45,11 +46,14 @@ def random_pair(
         c, s = codes(0, largest), scales(n, k // 32, of=size * 4 / largest)
         mins = (s * (-largest / 2)).to(torch.float16).float()
         return matrices.grouped(kind, c, s, mins), c.float() * _spread(s, k) + _spread(mins, k)
-    if kind == "fp8":
+    if kind in ("fp8", "fp8-blocks"):
         c = (torch.randn((n, k), generator=g, device=device) * 30).to(torch.float8_e4m3fn)
-        s = scales(-(-n // 128), -(-k // 128), of=size / 30)
-        blocks = s.repeat_interleave(128, 0).repeat_interleave(128, 1)[:n, :k]
-        return matrices.fp8(c, s), c.float() * blocks
+        if kind == "fp8":
+            s = scales(n, 1, of=size / 30)
+            return matrices.fp8(c, s), c.float() * s
+        s = scales(-(-n // 16), -(-k // 128), of=size / 30)
+        blocks = s.repeat_interleave(16, 0).repeat_interleave(128, 1)[:n, :k]
+        return matrices.fp8_blocks(c, s), c.float() * blocks
     c = codes(0, 15, torch.uint8)
     values = torch.tensor([*_E2M1, *(-v for v in _E2M1)], device=device)[c.int()]
     if kind == "mxfp4":

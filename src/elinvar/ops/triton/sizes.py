@@ -7,10 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from elinvar.ops.layout import GROUP, QUANTISED, WeightKind
+from elinvar.ops.layout import GROUP, PANEL, QUANTISED, Kinds, WeightKind
+from elinvar.ops.stored import STORED
 
 Floats = Literal["f32", "bf16", "f16"]
 
+TAKEN: Kinds = frozenset(STORED)  # type: ignore[arg-type]
+"""Kinds that come as files have them (Ops.stored)."""
 _PAD = 128
 """To which inputs of packed kinds are filled up."""
 TOGETHER = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
@@ -26,8 +29,15 @@ _GROUP_BYTES = {"q4": GROUP // 2 + 4, "q5": GROUP // 2 + 4 + 4, "q8": GROUP + 2}
 def matrix_bytes(kind: WeightKind, shape: tuple[int, int]) -> int:
     """Of what from_weight makes of a matrix of this kind, for activations of two bytes."""
     n, k = shape
+    padded = -(-k // _PAD) * _PAD
+    if kind in STORED:
+        form = STORED[kind]
+        codes = k if form.in_byte == 1 else padded // 2
+        scales = padded // form.group if form.scales is not None else 0
+        blocks = 4 * -(-n // PANEL) * -(-k // form.group) if form.by_panel else 0
+        return n * (codes + scales + 4 * form.factors) + blocks
     if kind in QUANTISED:
-        return n * (-(-k // _PAD) * _PAD // GROUP) * _GROUP_BYTES[kind]
+        return n * (padded // GROUP) * _GROUP_BYTES[kind]
     return n * k * (4 if kind == "f32" else 2)
 
 

@@ -98,14 +98,12 @@ def wide(codes, scales, columns_N, first, K: tl.constexpr, KIND: tl.constexpr,
     ks = first + tl.arange(0, COUNT)
     at = codes + columns_N[:, None].to(tl.int64) * K + ks[None, :]
     w = tl.load(at) if EVEN else tl.load(at, mask=ks[None, :] < K, other=0)
-    if KIND == "fp8":
+    if KIND == "fp8" or KIND == "fp8-blocks":
         w = e4m3_tile(w, PTX)
-        if scales is not None:
-            blocks: tl.constexpr = (K + 127) // 128
-            w = (
-                w.to(tl.float32)
-                * tl.load(scales + columns_N // 128 * blocks + first // 128)[:, None]
-            )
+    if KIND == "fp8-blocks":
+        blocks: tl.constexpr = (K + 127) // 128
+        scale = tl.load(scales + columns_N // 16 * blocks + first // 128)
+        w = w.to(tl.float32) * scale[:, None]
     return w
 
 

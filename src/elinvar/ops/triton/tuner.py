@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from elinvar.ops.layout import WeightKind
 from elinvar.ops.triton.configs import Config
-from elinvar.ops.triton.linear import gated_linear, linear, quantised_linear
-from elinvar.ops.triton.matrices import DeviceKind, Matrix, stack
+from elinvar.ops.triton.linear import gated_linear, linear
+from elinvar.ops.triton.matrices import Matrix, stack
 from elinvar.ops.triton.moe import DeviceExperts, moe
 from elinvar.ops.triton.samples import random_matrix
 from elinvar.ops.triton.sizes import ExpertShape
@@ -29,7 +30,7 @@ def quiet(done: float, right: str) -> None:
 
 
 def tune_matrix(
-    kind: DeviceKind,
+    kind: WeightKind,
     shape: tuple[int, int],
     gated: bool,
     device: torch.device,
@@ -64,10 +65,6 @@ def same_bits(w: Matrix, gated: bool = False) -> bool:
 def product(w: Matrix, rows: int, gated: bool) -> Callable[[], torch.Tensor]:
     """A call of it, in f32 where it is not gated."""
     x = inputs(w, rows)
-    if w.kind == "int8":
-        scales = torch.full((rows,), 0.01, device=x.device)
-        codes = (x.float() * 32).clamp(-127, 127).to(torch.int8)
-        return lambda: quantised_linear(codes, scales, w, torch.float32)
     return lambda: gated_linear(x, w, "silu") if gated else linear(x, [w], dtype=torch.float32)
 
 

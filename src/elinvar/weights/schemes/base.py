@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elinvar.base.errors import ModelError
-from elinvar.ops.layout import GROUP, WeightKind
+from elinvar.ops.layout import GROUP, StoredParts, WeightKind
+from elinvar.ops.stored import TABLES
 from elinvar.weights.quants import Codes, requantize
 from elinvar.weights.tensor import HostTensor
 
@@ -58,6 +59,18 @@ class Matrix(ABC):
     @abstractmethod
     def dequantize(self, rows: Rows) -> F32:
         """Those rows as the format defines them: [n, K]."""
+
+    def stored_kind(self) -> WeightKind | None:
+        """Of ops.stored, which holds it as it is; None: none does."""
+        return None
+
+    def stored_parts(self, rows: Rows) -> StoredParts:
+        """Those rows in that kind, as ops.layout packs them."""
+        raise NotImplementedError
+
+    def fits_panels(self, rows: Rows) -> bool:
+        """Whether that kind, where a scale is of a panel, can hold these rows."""
+        raise NotImplementedError
 
     def requantized(self, rows: Rows) -> Codes:
         groups = self.dequantize(rows).reshape(-1, GROUP)
@@ -184,28 +197,3 @@ _BITS = {
     **{"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<u4", "I8": "i1"},
     **{"U8": "u1", "F8_E4M3": "u1", "F8_E5M2": "u1", "F8_E8M0": "u1"},
 }
-
-
-def _e4m3() -> F32:
-    code = np.arange(128)
-    exponent, mantissa = code >> 3, code & 7
-    normal = np.ldexp(1 + mantissa / 8, exponent - 7)
-    values = np.where(exponent == 0, mantissa * 2.0**-9, normal)
-    values[127] = np.nan  # this variant has no infinities
-    return np.concatenate([values, -values]).astype(np.float32)
-
-
-def _e8m0() -> F32:
-    values = np.ldexp(1.0, np.arange(256) - 127)
-    values[255] = np.nan
-    return values.astype(np.float32)
-
-
-_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
-TABLES: dict[str, F32] = {
-    "F8_E4M3": _e4m3(),
-    "F8_E5M2": (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.float32),
-    "F8_E8M0": _e8m0(),
-    "F4_E2M1": np.concatenate([_E2M1, -_E2M1]),
-}
-"""The values of the small float formats by their bits."""

@@ -55,7 +55,7 @@ def find(parts: Parts, settings: Mapping[str, Any]) -> Iterator[Matrix]:
     parts.only(settings.get("sparsity_config") or {}, "format", "dense", "sparse-24-bitmask")
     if settings.get("transform_config"):
         parts.only(settings, "transform_config")  # rotates activations
-    block = _block(parts, settings)
+    form = _Form(_block(parts, settings), _by_int8(settings))
     for stem in parts.stems(".weight_packed", "I32"):
         yield _packed(parts, stem)
     for stem in parts.stems(".weight_packed", "U8"):
@@ -64,19 +64,46 @@ def find(parts: Parts, settings: Mapping[str, Any]) -> Iterator[Matrix]:
         else:
             yield _mxfp4(parts, stem)
     for stem in parts.stems(".bitmask", "U8"):
-        yield _sparse(parts, stem, block)
+        yield _sparse(parts, stem, form)
     for stem in parts.stems(".weight", "I8", *FP8):
         weight = parts.take(stem + ".weight", ("I8", *FP8))
-        yield _plain(parts, stem, weight.shape, weight, rows_in(weight), block)
+        yield _plain(parts, stem, weight.shape, weight, rows_in(weight), form)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What settings say of matrices of eight bits."""
+
+    block: tuple[int, int]
+    by_int8: bool
+
+
+def _groups(settings: Mapping[str, Any], part: str) -> Iterator[Mapping[str, Any]]:
+    """What the groups of matrices say of their weights, or of activations; {} where they say nothing."""
+    groups = settings.get("config_groups")
+    for group in groups.values() if isinstance(groups, dict) else ():
+        found = group.get(part) if isinstance(group, dict) else None
+        yield found if isinstance(found, dict) else {}
 
 
 def _block(parts: Parts, settings: Mapping[str, Any]) -> tuple[int, int]:
-    groups = settings.get("config_groups")
-    for group in groups.values() if isinstance(groups, dict) else ():
-        weights = group.get("weights") if isinstance(group, dict) else None
-        if isinstance(weights, dict) and weights.get("block_structure"):
+    for weights in _groups(settings, "weights"):
+        if weights.get("block_structure"):
             return block_of(parts, weights, "block_structure")
     return 128, 128
+
+
+def _by_int8(settings: Mapping[str, Any]) -> bool:
+    """Whether activations are int8, symmetric, wherever weights are."""
+    pairs = zip(
+        *(_groups(settings, part) for part in ("weights", "input_activations")), strict=True
+    )
+    inputs = [of_inputs for weights, of_inputs in pairs if _is_int8(weights)]
+    return bool(inputs) and all(_is_int8(x) and x.get("symmetric", True) for x in inputs)
+
+
+def _is_int8(numbers: Mapping[str, Any]) -> bool:
+    return numbers.get("num_bits") == 8 and numbers.get("type", "int") == "int"
 
 
 def _packed(parts: Parts, stem: str) -> Matrix:
@@ -118,11 +145,11 @@ def _plain(
     shape: tuple[int, ...],
     weight: HostTensor,
     rows_of_bits: Callable[[Rows], NDArray[Any]],
-    block: tuple[int, int],
+    form: _Form,
 ) -> Matrix:
     """Eight bits an element: FP8, or int8."""
     if weight.dtype != "I8":
-        return fp8(parts, stem, shape, weight, rows_of_bits, block)
+        return fp8(parts, stem, shape, weight, rows_of_bits, form.block)
     n, k = shape if len(shape) == 2 else (0, 0)
     scale = parts.take(stem + ".weight_scale", FLOATS)
     num_groups = _num_groups(parts, scale, n, k)
@@ -139,6 +166,7 @@ def _plain(
         all_zeros=_zeros(parts, zero, 8, (n, num_groups)),
         groups=even_groups(k, max(k // num_groups, 1)),
         symmetric=lambda: zero is None,
+        by_int8=form.by_int8 and num_groups == 1,
     )
 
 
@@ -198,7 +226,7 @@ class Sparse(Matrix):
         return as_f32(self.stored.dtype, self.rows(rows))
 
 
-def _sparse(parts: Parts, stem: str, block: tuple[int, int]) -> Matrix:
+def _sparse(parts: Parts, stem: str, form: _Form) -> Matrix:
     listed = elements(parts.take(stem + ".shape", ("I64", "I32"))).reshape(-1)
     n, k = (int(listed[0]), int(listed[1])) if listed.size == 2 else (0, 0)
     mask = parts.take(stem + ".bitmask", ("U8",), (n, -(-k // 8)))
@@ -217,7 +245,7 @@ def _sparse(parts: Parts, stem: str, block: tuple[int, int]) -> Matrix:
         return full
 
     if stored.dtype not in _KINDS:
-        return _plain(parts, stem, (n, k), stored, dense, block)
+        return _plain(parts, stem, (n, k), stored, dense, form)
     nbytes = stored.nbytes + mask.nbytes
     label = f"2:4 sparse {stored.dtype}"
     return Sparse(stem + ".weight", label, (n, k), nbytes, stored, dense)

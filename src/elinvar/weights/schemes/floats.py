@@ -1,7 +1,8 @@
 """Matrices of small floats: FP8 with scales of blocks, and the two kinds of FP4 with group scales.
 
 FP8 and NVFP4 are requantised to int8 over groups of 32. MXFP4 is exact in five bits: twice its
-values are whole numbers from -12 to 12, and its scales are powers of two, one for 32 columns.
+values are whole numbers from -12 to 12, and its scales are powers of two, one for 32 columns. Where
+products take them (ops.stored) all stay as they are, but for FP8 of e5m2 or of other blocks.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from elinvar.base.errors import ModelError
-from elinvar.ops.layout import GROUP, WeightKind
+from elinvar.ops.layout import GROUP, PANEL, StoredParts, WeightKind
+from elinvar.ops.stored import STORED, TABLES
 from elinvar.weights.quants import Codes
 from elinvar.weights.schemes.base import (
     F32,
     FLOATS,
-    TABLES,
     U8,
     Matrix,
     Parts,
@@ -47,11 +48,39 @@ class Fp8(Requantised):
     block: tuple[int, int]
 
     def dequantize(self, rows: Rows) -> F32:
-        k = self.shape[1]
-        grid = elements(self.scale).reshape(-1, -(-k // self.block[1]))[rows // self.block[0]]
-        scales = finite(self.scale, as_f32(self.scale.dtype, grid))
         values = TABLES[self.dtype][self.bits(rows)]
-        return values * scales[:, np.arange(k) // self.block[1]]
+        return values * self._scales(rows)[:, np.arange(self.shape[1]) // self.block[1]]
+
+    def _scales(self, rows: Rows) -> F32:
+        """A row's scales of its blocks."""
+        columns = -(-self.shape[1] // self.block[1])
+        grid = elements(self.scale).reshape(-1, columns)[rows // self.block[0]]
+        return finite(self.scale, as_f32(self.scale.dtype, grid))
+
+    def stored_kind(self) -> WeightKind | None:
+        if self.dtype != "F8_E4M3":
+            return None
+        if self.block[1] >= self.shape[1]:
+            return "fp8"
+        return "fp8-blocks" if self.block[1] == STORED["fp8-blocks"].group else None
+
+    def stored_parts(self, rows: Rows) -> StoredParts:
+        codes = self.bits(rows)
+        if (codes & 127 == 127).any():
+            raise ModelError(
+                f"Tensor {self.name} holds numbers that are not finite: the file is corrupt, "
+                "download it again."
+            )
+        if self.stored_kind() == "fp8":
+            return {"codes": codes, "factors": self._scales(rows)}
+        return {"codes": codes, "scales": self._scales(rows[::PANEL])}
+
+    def fits_panels(self, rows: Rows) -> bool:
+        """All are full, and of rows of one block."""
+        if len(rows) % PANEL:
+            return False
+        block = (rows // self.block[0]).reshape(-1, PANEL)
+        return bool((block == block[:, :1]).all())
 
 
 @dataclass(slots=True, eq=False)
@@ -64,11 +93,24 @@ class NvFp4(Requantised):
     divides: bool
 
     def dequantize(self, rows: Rows) -> F32:
-        total = finite(self.total, as_f32("F32", elements(self.total))).reshape(())
+        total = self._total()
         scales = finite(self.scale, TABLES["F8_E4M3"][elements(self.scale)[rows]])
         factors = scales / total if self.divides else scales * total
         values = TABLES["F4_E2M1"][nibbles(elements(self.packed)[rows])]
         return values * np.repeat(finite(self.total, factors), _NVFP4_GROUP, axis=1)
+
+    def _total(self) -> F32:
+        return finite(self.total, as_f32("F32", elements(self.total))).reshape(())
+
+    def stored_kind(self) -> WeightKind:
+        return "nvfp4"
+
+    def stored_parts(self, rows: Rows) -> StoredParts:
+        scales, total = elements(self.scale)[rows], self._total()
+        finite(self.scale, TABLES["F8_E4M3"][scales])
+        factor = finite(self.total, np.float32(1) / total if self.divides else total)
+        factors = np.broadcast_to(factor, (len(rows), 1))
+        return {"codes": elements(self.packed)[rows], "factors": factors, "scales": scales}
 
 
 @dataclass(slots=True, eq=False)
@@ -92,12 +134,22 @@ class MxFp4(Matrix):
         values = TABLES["F4_E2M1"][nibbles(self._bytes(rows))]
         return values * np.repeat(self._scales(rows), GROUP, axis=1)
 
+    def stored_kind(self) -> WeightKind:
+        return "mxfp4"
+
+    def stored_parts(self, rows: Rows) -> StoredParts:
+        self._scales(rows)
+        return {"codes": self._bytes(rows), "scales": self._exponents(rows)}
+
     def _bytes(self, rows: Rows) -> U8:
         return elements(self.packed).reshape(-1, self.shape[-1] // 2)[rows]
 
+    def _exponents(self, rows: Rows) -> U8:
+        found: U8 = elements(self.scale).reshape(-1, self.shape[-1] // GROUP)[rows]
+        return found
+
     def _scales(self, rows: Rows) -> F32:
-        bits = elements(self.scale).reshape(-1, self.shape[-1] // GROUP)[rows]
-        return finite(self.scale, TABLES["F8_E8M0"][bits])
+        return finite(self.scale, TABLES["F8_E8M0"][self._exponents(rows)])
 
 
 def find_fp8(parts: Parts, settings: Mapping[str, Any]) -> Iterator[Matrix]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elinvar.base.errors import ModelError
-from elinvar.ops.layout import GROUP, WeightKind
+from elinvar.ops.layout import GROUP, StoredParts, WeightKind
 from elinvar.weights.quants import Codes, requantize
 from elinvar.weights.schemes.base import F32, U8, Matrix, Rows, as_f32, elements, finite
 from elinvar.weights.tensor import HostTensor
@@ -25,6 +25,7 @@ class Integers(Matrix):
     Codes of 4 bits keep their width: scale and min = -zero * scale are rounded to f16. Codes of 8
     bits become code - zero with the scale rounded to f16; a group where that leaves -127..127 is
     requantised. Where neighbouring columns belong to other groups (GPTQ's act-order) all of it is.
+    What is meant for activations of int8, a symmetric scale a row, products may take as it is.
     """
 
     bits: int
@@ -39,6 +40,14 @@ class Integers(Matrix):
     """[K]"""
     symmetric: Callable[[], bool]
     """Whether every zero is half the range: then mins are exact."""
+    by_int8: bool = False
+    """Whether the file has it multiplied by activations of int8, and a scale for no less than a row."""
+
+    def stored_kind(self) -> WeightKind | None:
+        return "int8" if self.by_int8 and self.symmetric() else None
+
+    def stored_parts(self, rows: Rows) -> StoredParts:
+        return {"codes": self.all_codes(rows) ^ np.uint8(128), "factors": self._scales(rows)}
 
     def plan(self) -> tuple[WeightKind, str]:
         if self._group_of_32() is None:

@@ -31,6 +31,7 @@ def main() -> None:
         action="append",
         help="as --speculation takes them, or of tests/adversaries; may be repeated",
     )
+    add("--draft-model", help="a smaller model, or a folder with heads")
     add("--work", action="append", choices=list(WORK), help="these kinds alone; may be repeated")
     add("--batch", action="append", type=int, help="rows; may be repeated (default: 1 and 8)")
     add("--rounds", type=int, default=5)
@@ -48,7 +49,9 @@ def main() -> None:
             )
         else:
             drafters, batches = args.drafters or ["suffix", "auto"], args.batch or [1, 8]
-            lines = live.measure(model, drafters, kinds, batches, args.rounds, args.threads)
+            lines = live.measure(
+                model, drafters, kinds, batches, args.rounds, args.threads, args.draft_model
+            )
             show, head = live.show, live.HEAD
         if not args.json:
             print(f"\n{model}\n\n{head}")

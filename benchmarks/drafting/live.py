@@ -23,7 +23,13 @@ from elinvar.engine.drafts import Given
 Line = dict[str, Any]
 
 
-def load(model: str, speculation: str, threads: int | None, max_rows: int = 8) -> Engine:
+def load(
+    model: str,
+    speculation: str,
+    threads: int | None,
+    max_rows: int = 8,
+    draft_model: str | None = None,
+) -> Engine:
     """speculation: as --speculation takes it, or the name of a drafter that does harm."""
     harmful = {make.__name__: make for make in ADVERSARIES}.get(speculation)
     config = EngineConfig(
@@ -33,6 +39,7 @@ def load(model: str, speculation: str, threads: int | None, max_rows: int = 8) -
         max_context=4096,
         prefix_cache=False,
         speculation=speculation if harmful is None else "auto",
+        draft_model=None if speculation == "off" else draft_model,
     )
     given = None if harmful is None else Given(lambda runner: harmful(runner.rows))
     return Engine.load(model, config, drafting=given)
@@ -69,10 +76,13 @@ def measure(
     batches: Sequence[int],
     rounds: int,
     threads: int | None,
+    draft_model: str | None = None,
 ) -> Iterator[Line]:
     """A line for each kind of work, number of rows and set of drafters. Ratios are of neighbours in
     time; the first round is not counted. Raises AssertionError where an answer differs."""
-    engines = {name: load(model, name, threads) for name in ("off", *drafters)}
+    engines = {
+        name: load(model, name, threads, draft_model=draft_model) for name in ("off", *drafters)
+    }
     for kind in kinds:
         tasks = list(WORK[kind]())
         for batch in batches:

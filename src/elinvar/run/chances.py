@@ -151,9 +151,9 @@ class Curve:
             self._slope += (slope - self._slope) / 8
 
     def least(self, rows: int) -> float:
-        """Drafts that are less likely than this to be accepted are not worth their place in any step: half
-        the chance at which one of usual price pays, as some come cheaper."""
-        return min(rows * self._slope, 1.0) / 2
+        """Drafts that are less likely than this to be accepted are not worth their place in any step: a
+        quarter of the chance at which one of usual price pays, as some come cheaper."""
+        return min(rows * self._slope, 2.0) / 4
 
     def upto(self, most: int) -> list[float]:
         """Of 0 .. most drafts; `plain` must be known."""

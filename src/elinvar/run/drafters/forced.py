@@ -37,34 +37,26 @@ class ForcedDrafter:
         known = self._masks.matcher_at(ask.row, ask.num_tokens, self._token_ids)
         if known is None:
             return Guess()
-        tokens, said = (
-            known.forced(),
-            Guess(),
-        )  # by the other drafter, of what comes behind the chain
-        if not (tokens or (said := self._follow(ask, (), ask.most)).tokens):
-            return said
+        tokens, said = known.forced(), Guess()  # said: by the other drafter
+        if not tokens:
+            said = self._follow(ask, (), ask.most)
+            if not said.tokens:
+                return said
         matcher, chain, likely, is_forced = known.copy(), Guess(), 1.0, False
         least = max(LEAST, ask.least)
         while (room := ask.most - len(chain.tokens)) and likely >= least:
             if tokens:
-                more, is_forced, said = (
-                    Guess(tokens[:room], [CUT] * min(room, len(tokens))),
-                    True,
-                    Guess(),
-                )
+                more, is_forced = Guess(tokens[:room], [CUT] * min(room, len(tokens))), True
             else:
-                if not said.tokens:
-                    said = self._follow(ask, chain.tokens, room)
-                # A token, since behind each there may be a forced text.
-                more = Guess(said.tokens[:1], said.chances[:1])
-                said = Guess(said.tokens[1:], said.chances[1:])
+                more = said if said.tokens else self._follow(ask, chain.tokens, room)
+            # Of what was said as much as may be: what is forced within it is spelled alike.
             count = matcher.take(more.tokens)
+            if not count:
+                break
             chain.tokens += more.tokens[:count]
             chain.chances += more.chances[:count]
-            if not more.tokens or count < len(more.tokens):
-                break
-            likely *= prod(more.chances)
-            tokens = matcher.forced()
+            likely *= prod(more.chances[:count])
+            tokens, said = matcher.forced(), Guess()
         # Without anything forced the other drafter says as much.
         return chain if is_forced else Guess()
 

@@ -309,11 +309,10 @@ def _plan(
 def _stays(binding: Binding, tensor: HostTensor, shape: tuple[int, ...], kind: WeightKind) -> bool:
     """Whether what the rule takes of a matrix of this kind in STORED is one: no border cuts a group,
     and of blocks each panel has rows of one."""
-    cut, form = binding.cut, STORED[kind]
-    group = max(GROUP, form.group)
+    cut, group = binding.cut, max(GROUP, STORED[kind].group)
     if cut is not None and cut.axis == 1 and (cut.start % group or cut.stop % group):
         return False
-    if tensor.matrix is None or not form.by_panel:
+    if tensor.matrix is None:
         return True
     rows = cut.of(shape)[0] if cut is not None else shape[0]
     return tensor.matrix.fits_panels(binding.rows(tensor, 0, rows).row_numbers)

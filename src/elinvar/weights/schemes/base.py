@@ -65,12 +65,12 @@ class Matrix(ABC):
         return None
 
     def stored_parts(self, rows: Rows) -> StoredParts:
-        """Those rows in that kind, as ops.layout packs them."""
-        raise NotImplementedError
+        """Those rows in that kind, as ops.layout packs them; not asked where it is None."""
+        raise NotImplementedError(f"{self.label} has no stored kind")
 
     def fits_panels(self, rows: Rows) -> bool:
-        """Whether that kind, where a scale is of a panel, can hold these rows."""
-        raise NotImplementedError
+        """Whether that kind can hold these rows, of which each 16 make a panel."""
+        return True
 
     def requantized(self, rows: Rows) -> Codes:
         groups = self.dequantize(rows).reshape(-1, GROUP)

@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/speculation.py smollm2-135m --work json --drafters suffix
     .venv/bin/python benchmarks/speculation.py smollm2-135m --offline
 
-Engines with and without it answer in turn and their tokens are compared; ratios are medians over the
-rounds, with their range. --offline records the answers once and asks what chains and trees of drafts would
+Engines with and without it take turns of a few steps and their tokens are compared; ratios are medians over
+the rounds, with their range. --offline records the answers once and asks what chains and trees of drafts would
 have come to, with steps of so many rows as this machine computes them. Wants an idle machine.
 """
 
@@ -29,7 +29,8 @@ def main() -> None:
     add(
         "--drafters",
         action="append",
-        help="as --speculation takes them, or of tests/adversaries; may be repeated",
+        help='as --speculation takes them, "right" for one that knows what comes, or of tests/adversaries;'
+        " may be repeated",
     )
     add("--draft-model", help="a smaller model, or a folder with heads")
     add("--work", action="append", choices=list(WORK), help="these kinds alone; may be repeated")

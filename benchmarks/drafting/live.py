@@ -1,4 +1,4 @@
-"""Engines with and without speculation answer the same tasks in turn."""
+"""Engines with and without speculation answer the same tasks, a few steps each in turn."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from operator import add
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import numpy as np
 
 from drafting.work import WORK, Task
 
 # Those of the tests.
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 from adversaries import ADVERSARIES
+from drafting.right import Right
+from elinvar.base.batch import I32
 from elinvar.base.config import EngineConfig
-from elinvar.base.handling import OFFLINE
+from elinvar.base.handling import OFFLINE, Handling
 from elinvar.engine.core import Engine
-from elinvar.engine.drafts import Given
+from elinvar.engine.drafts import Drafting, Given
 
 Line = dict[str, Any]
+RIGHT = "right"
+HARMFUL = {make.__name__: make for make in ADVERSARIES}
 
 
 def load(
@@ -29,44 +36,78 @@ def load(
     threads: int | None,
     max_rows: int = 8,
     draft_model: str | None = None,
+    coming: Sequence[I32] = (),
 ) -> Engine:
-    """speculation: as --speculation takes it, or the name of a drafter that does harm."""
-    harmful = {make.__name__: make for make in ADVERSARIES}.get(speculation)
+    """speculation: as --speculation takes it, "right" for one that knows what is coming, or the name of a
+    drafter that does harm."""
+    given: Drafting | None = None
+    if speculation == RIGHT:
+        given = Given(lambda runner: Right(runner.rows, coming))
+    elif speculation in HARMFUL:
+        given = Given(lambda runner: HARMFUL[speculation](runner.rows))
     config = EngineConfig(
         kv_memory=2**29,
         max_rows=max_rows,
         num_threads=threads,
         max_context=4096,
         prefix_cache=False,
-        speculation=speculation if harmful is None else "auto",
+        speculation="auto" if given else speculation,
         draft_model=None if speculation == "off" else draft_model,
     )
-    given = None if harmful is None else Given(lambda runner: harmful(runner.rows))
     return Engine.load(model, config, drafting=given)
 
 
-def decode(
-    engine: Engine, tasks: Sequence[Task], batch: int, tenant: str
-) -> tuple[float, list[list[int]]]:
-    """Tokens a second and the answers, `batch` at a time. Prompts and first tokens are left out: the
-    clock runs from when all have begun, which nobody who reads along delays. tenant: a new one has no answers of others to draft from."""
-    answers: list[list[int]] = []
-    seconds, tokens = 0.0, 0
-    for at in range(0, len(tasks), batch):
-        own: dict[str, list[int]] = {}
-        for task in tasks[at : at + batch]:
-            ids = engine.tokenizer.encode(task.prompt)
-            own[engine.add(ids, task.params, handling=replace(OFFLINE, tenant=tenant))] = []
-        while engine.has_work:
-            is_decoding, began = all(own.values()), time.perf_counter()
-            deltas = engine.step()
-            if is_decoding:
-                seconds += time.perf_counter() - began
-                tokens += sum(len(delta.token_ids) for delta in deltas)
-            for delta in deltas:
-                own[delta.request_id] += delta.token_ids
-        answers += own.values()
-    return tokens / seconds, answers
+class Run:
+    """Tasks that an engine answers, `batch` at a time; tenant: a new one has no answers of others to draft
+    from. Prompts and first tokens are not timed: the clock runs while all have begun, which nobody who
+    reads along delays."""
+
+    def __init__(self, engine: Engine, tasks: Sequence[Task], batch: int, tenant: str) -> None:
+        self.answers: list[list[int]] = []
+        self.sequences: list[list[int]] = []
+        """With their prompts."""
+        self.tokens, self.seconds = 0, 0.0
+        """Of what is timed."""
+        self._steps = self._answer(engine, tasks, batch, replace(OFFLINE, tenant=tenant))
+
+    def go_on(self, tokens: int) -> bool:
+        """Until it has so many; False: no more come."""
+        while self.tokens < tokens:
+            if not next(self._steps, False):
+                return False
+        return True
+
+    def _answer(
+        self, engine: Engine, tasks: Sequence[Task], batch: int, handling: Handling
+    ) -> Iterator[bool]:
+        for at in range(0, len(tasks), batch):
+            prompts = [engine.tokenizer.encode(task.prompt) for task in tasks[at : at + batch]]
+            own: dict[str, list[int]] = {}
+            for ids, task in zip(prompts, tasks[at:], strict=False):
+                own[engine.add(ids, task.params, handling=handling)] = []
+            while engine.has_work:
+                is_decoding, began = all(own.values()), time.perf_counter()
+                deltas = engine.step()
+                if is_decoding:
+                    self.seconds += time.perf_counter() - began
+                    self.tokens += sum(len(delta.token_ids) for delta in deltas)
+                for delta in deltas:
+                    own[delta.request_id] += delta.token_ids
+                yield True
+            self.answers += own.values()
+            self.sequences += map(add, prompts, own.values())
+
+
+SLICE = 16
+"""Steps without drafts for which an engine computes before the other does."""
+
+
+def in_turn(runs: Sequence[Run], batch: int) -> None:
+    """All to their ends, a slice each: a machine that is slower for a second is so for all of them."""
+    going, tokens = list(runs), 0
+    while going:
+        tokens += SLICE * batch
+        going = [run for run in going if run.go_on(tokens)]
 
 
 def measure(
@@ -78,10 +119,12 @@ def measure(
     threads: int | None,
     draft_model: str | None = None,
 ) -> Iterator[Line]:
-    """A line for each kind of work, number of rows and set of drafters. Ratios are of neighbours in
-    time; the first round is not counted. Raises AssertionError where an answer differs."""
+    """A line for each kind of work, number of rows and set of drafters. Ratios are of engines that took
+    turns; the first round is not counted. Raises AssertionError where an answer differs."""
+    coming: list[I32] = []
     engines = {
-        name: load(model, name, threads, draft_model=draft_model) for name in ("off", *drafters)
+        name: load(model, name, threads, draft_model=draft_model, coming=coming)
+        for name in ("off", *drafters)
     }
     for kind in kinds:
         tasks = list(WORK[kind]())
@@ -89,13 +132,14 @@ def measure(
             rates: dict[str, list[float]] = {name: [] for name in engines}
             drafted = {name: _counts(engine) for name, engine in engines.items()}
             for number in range(rounds + 1):
-                expected: list[list[int]] = []
-                for name, engine in engines.items():
-                    rate, answers = decode(engine, tasks, batch, f"{kind} {batch} {number}")
-                    expected = expected or answers
-                    assert answers == expected, f"{name} changed an answer of {kind}"
+                tenant = f"{kind} {batch} {number}"
+                runs = {n: Run(engine, tasks, batch, tenant) for n, engine in engines.items()}
+                in_turn(list(runs.values()), batch)
+                coming[:] = [np.array(ids, np.int32) for ids in runs["off"].sequences]
+                for name, run in runs.items():
+                    assert run.answers == runs["off"].answers, f"{name} changed an answer of {kind}"
                     if number:
-                        rates[name].append(rate)
+                        rates[name].append(run.tokens / run.seconds)
             for name in drafters:
                 tried, kept = (
                     now - then

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from drafting import asked, costs, trees
-from drafting.live import decode, load
+from drafting.live import Run, in_turn, load
 from drafting.trees import Grown, Text
 from drafting.work import WORK
 
@@ -32,7 +32,9 @@ def measure(model: str, kinds: Sequence[str], threads: int | None) -> Iterator[L
     yield {"model": model, "costs": curves, "tokens": costs.TOKENS}
     for kind in kinds:
         tasks = list(WORK[kind]())
-        _, answers = decode(engine, tasks, 8, kind)
+        run = Run(engine, tasks, 8, kind)
+        in_turn([run], 8)
+        answers = run.answers
         prompts = [engine.tokenizer.encode(task.prompt) for task in tasks]
         sequences = [(p + a, len(p)) for p, a in zip(prompts, answers, strict=True)]
         for name in DRAFTERS:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from elinvar.run.drafters.api import Ask, Guess, Seen
+from elinvar.run.drafters.heads import num_computed
 from elinvar.run.rows import Rows
 
 
@@ -44,6 +45,28 @@ class Slow(AlwaysWrong):
     """And it takes its time: it is asked only where it promises something."""
 
     is_instant = False
+
+
+class Reader(Slow):
+    """And reads states, of each token of the rows that it follows once and in order."""
+
+    reads_hidden = True
+
+    def __init__(self, rows: Rows) -> None:
+        super().__init__(rows)
+        self.num_seen = 0
+        self._until: dict[int, int] = {}
+
+    def observe(self, seen: Seen) -> None:
+        assert seen.hidden is not None
+        for item, sampled, first in zip(seen.items, seen.sampled, seen.firsts, strict=True):
+            assert first + item.num_tokens <= len(seen.hidden)
+            assert self._until.get(item.row, item.start) == item.start
+            self._until[item.row] = item.start + num_computed(item, sampled)
+            self.num_seen += item.num_tokens
+
+    def forget(self, row: int) -> None:
+        self._until.pop(row, None)
 
 
 class Raises(Adversary):
@@ -125,7 +148,7 @@ class Scribbler(AlwaysWrong):
 
 
 ADVERSARIES: tuple[Callable[[Rows], Adversary], ...] = (
-    *(AlwaysWrong, Slow, Raises, RaisesElsewhere, NoTokens, TooLong, Uneven, WrongCount),
+    *(AlwaysWrong, Slow, Reader, Raises, RaisesElsewhere, NoTokens, TooLong, Uneven, WrongCount),
     *(NoNumbers, NoGuesses, Scribbler),
 )
 """For the engine's own thread."""

@@ -57,9 +57,9 @@ class Drill:
     def release(self, row: int) -> list[int]:
         """Its tokens; the row is nobody's from now on."""
         ids: list[int] = self.rows.token_ids[row, : self.live.pop(row).num_tokens].tolist()
-        self.rows.release([row])
         if self.drafter is not None:
             self.drafter.forget(row)
+        self.rows.release([row])
         return ids
 
     def step(self, most: int = 0, chunks: Mapping[int, int] | None = None) -> None:
@@ -83,7 +83,8 @@ class Drill:
             sampled.append(self._verify(item, hidden_TD[first : first + item.num_tokens]))
             first += item.num_tokens
         if self.drafter is not None:
-            self.drafter.observe(Seen(items, batch, sampled, hidden_TD))
+            firsts = flat.query_start_loc[:-1].tolist()
+            self.drafter.observe(Seen(items, sampled, hidden_TD, firsts))
 
     def _drafts(self, most: int) -> dict[int, Guess]:
         asks = [

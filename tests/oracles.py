@@ -16,6 +16,7 @@ def verify_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chances.Curve, "upto", lambda self, most: [1.0] * (most + 1))
     monkeypatch.setattr(chances.Curve, "least", lambda self, rows: 0.0)
     monkeypatch.setattr(chances.Account, "is_open", True)
+    monkeypatch.setattr(chances.Account, "can_begin", True)
 
 
 class Oracle:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elinvar.run.chances import CREDIT, FIRST, OLD, Account, Chances, Curve, grid
+from elinvar.run.chances import CREDIT, FIRST, OLD, SAVED, Account, Chances, Curve, grid
 
 booked = st.lists(st.tuples(st.integers(0, 40), st.floats(0.001, 1.0)), max_size=30)
 
@@ -37,6 +37,9 @@ def test_what_seemed_slow_once_is_tried_again() -> None:
     curve = Curve()
     curve.book(0, 1.0)
     curve.book(8, 30.0)
+    assert curve.upto(8)[8] < 10, "it was the first time"
+    for _ in range(FIRST):
+        curve.book(8, 30.0)
     assert curve.upto(8)[8] == 30.0
     for _ in range(OLD + 1):
         curve.book(1, 1.1)
@@ -100,3 +103,31 @@ def test_who_only_loses_costs_a_set_share() -> None:
         account.pass_by(1.0, 1.0)
         account.book(0.5)
     assert account.is_open
+
+
+def test_what_was_gained_may_be_lost_but_not_all_of_it() -> None:
+    account = Account()
+    for _ in range(1_000):
+        account.pass_by(1.0, 1.0)
+        account.book(1.0)
+    steps = 0
+    while account.is_open:
+        account.book(-1.0)
+        account.pass_by(1.0, 1.0)
+        steps += 1
+    assert CREDIT < steps <= SAVED * CREDIT + 2
+
+
+def test_nothing_that_costs_begins_on_the_last_of_a_credit() -> None:
+    account = Account()
+    assert account.can_begin
+    account.book(-0.1)
+    assert account.is_open and not account.can_begin
+    account.pass_by(1.0, 1.0)
+    assert account.can_begin
+    account.book(-0.6 * CREDIT)
+    assert account.is_open and not account.can_begin
+    # Steps with prompts let it come together, too.
+    for _ in range(1_000):
+        account.pass_by(1.0)
+    assert account.can_begin

@@ -14,9 +14,10 @@ from safetensors.numpy import save_file
 from drill import Drill
 from elinvar.base.errors import ModelError
 from elinvar.base.sampling import SamplingParams
+from elinvar.models.drafts import load_heads
 from elinvar.models.eagle import is_eagle, load_eagle
 from elinvar.nn.decoder import Decoder
-from elinvar.nn.eagle import EagleHead
+from elinvar.nn.eagle import Eagle3Head, EagleHead
 from elinvar.ops.layout import unpack
 from elinvar.run.drafters.heads import HeadsDrafter
 from elinvar.weights.checkpoint import open_checkpoint
@@ -178,6 +179,18 @@ def test_it_drafts_and_changes_nothing(third: bool, tmp_path: Path) -> None:
     drafted, some = answers(3)
     assert drafted == plain
     assert none == 0 and some == 3 * 23 * 3
+
+
+def test_as_they_are_used_matrices_have_8_bits(tmp_path: Path) -> None:
+    write(tmp_path, third=True)
+    head = load_heads(open_checkpoint(tmp_path), tiny_target(), provider())
+    assert isinstance(head, Eagle3Head)
+    exact = load(tmp_path, tiny_target())
+    assert [w.kind for w in (*head.join, *head.head)] == ["q8", "q8"]
+    h_LD = np.random.default_rng(3).normal(size=(5, D)).astype(np.float32)
+    found, expected = head.draft_logits(h_LD), exact.draft_logits(h_LD)
+    finite = np.isfinite(expected)
+    np.testing.assert_allclose(found[finite], expected[finite], atol=0.05 * expected[finite].std())
 
 
 def test_heads_that_do_not_fit(tmp_path: Path) -> None:

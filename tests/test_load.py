@@ -77,6 +77,24 @@ def test_f32_dequantises_everything(model: Path, tmp_path: Path) -> None:
     assert "Q6_K -> f32: 1 matrix" in log
 
 
+def test_q8_quantises_floats_alone(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_stored, _ = loaded(model)
+    state, log = loaded(model, weight_format="q8", cache_dir=tmp_path / "cache")
+    source, floats = open_checkpoint(model).tensors, ("F32", "F16", "BF16")
+    for dtype in floats:
+        assert state[dtype].kind == "q8"
+        exact = dequantize(source[f"{dtype}.weight"])
+        most = np.abs(exact).reshape(ROWS, -1, 32).max(axis=2).repeat(32, axis=1)
+        assert (np.abs(unpack(state[dtype]) - exact) <= 0.51 * most / 127).all()
+    others = [name for name in state if name not in floats]
+    assert same({n: state[n] for n in others}, {n: as_stored[n] for n in others})
+    assert "BF16 -> q8 g32 (quantised): 1 matrix" in log
+    monkeypatch.setattr(load, "_CHUNK_ELEMENTS", 1)
+    assert same(loaded(model, weight_format="q8")[0], state)
+
+
 def test_first_load_packs_and_second_maps(model: Path, tmp_path: Path) -> None:
     in_memory, _ = loaded(model)
     calls: list[tuple[int, int]] = []

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from elinvar.base.batch import ForwardBatch
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.exits import Exit, best_exit, known_exit, measure_exits, remember_exit
 from elinvar.nn.decoder import Decoder
 from elinvar.run.drafters.api import Ask, Guess, Seen
 from elinvar.run.drafters.early_exit import EarlyExitDrafter
 from elinvar.run.replay import Recorded, Replay
+from elinvar.run.rows import Rows
 from engines import answers as engine_answers
 from engines import provider, tiny_engine, tiny_model
 
@@ -48,8 +48,8 @@ class Knowing:
 
     name, is_instant, reads_hidden = "knowing", True, False
 
-    def __init__(self, right: int) -> None:
-        self._right = right
+    def __init__(self, rows: Rows, right: int) -> None:
+        self._rows, self._right = rows, right
 
     def propose(self, asks: Sequence[Ask]) -> list[Guess]:
         guesses = []
@@ -62,8 +62,8 @@ class Knowing:
 
     def observe(self, seen: Seen) -> None:
         if seen.items[0].start == 0:
-            assert isinstance(seen.batch, ForwardBatch)
-            self.seen = seen.batch.input_ids.tolist()
+            [item] = seen.items
+            self.seen = self._rows.token_ids[item.row, item.start :][: item.num_tokens].tolist()
 
     def forget(self, row: int) -> None:
         pass
@@ -71,7 +71,7 @@ class Knowing:
 
 def test_what_is_right_is_counted() -> None:
     replay = Replay(target(), provider(), 64)
-    worth = replay.measure(lambda rows, kv: Knowing(2), recorded(), 3, 100)
+    worth = replay.measure(lambda rows, kv: Knowing(rows, 2), recorded(), 3, 100)
     assert worth.num_tokens == num_tokens()
     assert worth.chances[:2] == [1.0, 1.0] and worth.chances[2] == 0.0
     assert 2.5 < worth.tokens_a_step <= 3

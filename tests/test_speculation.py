@@ -107,6 +107,8 @@ def check(drafter: str, kind: str, engine: Engine, want: list[Answer]) -> None:
         assert stats[drafter].num_accepted <= stats[drafter].num_drafted // 8
     if drafter == "mtp, right" and kind in ("greedy", "warm", "penalties"):
         assert stats["mtp"].num_accepted > 0.7 * stats["mtp"].num_drafted
+    if drafter == "Reader":
+        assert drafter in stats, "it was shown what it follows, and nothing else"
     if drafter in ("Raises", "WrongCount", "NoGuesses") and len(want) == 16:
         assert drafter not in stats, "it failed and is asked no more"
 

@@ -166,11 +166,10 @@ def test_answers_are_for_their_namespace_alone() -> None:
     drafter = drafter_of(
         [prompt + answer, [9, 10, 11], [9, 10, 11], [9, 1, 2]], [b"a", b"a", b"b", b"a"]
     )
-    batch = None
-    drafter.observe(Seen([PlanItem("r", 0, 0, 3, True, [])], batch, [answer[:1]], None))  # type: ignore[arg-type]
+    drafter.observe(Seen([PlanItem("r", 0, 0, 3, True, [])], [answer[:1]], None, [0]))
     assert drafter.propose([Ask(0, 4, 8)])[0].tokens == []
     item = PlanItem("r", 0, 3, 4, True, [], num_drafts=3)
-    drafter.observe(Seen([item], batch, [answer[1:]], None))  # type: ignore[arg-type]
+    drafter.observe(Seen([item], [answer[1:]], None, [0]))
     drafter.forget(0)
     asks = [Ask(row, 3, 8) for row in (1, 2, 3)]
     # Of the prompt nothing is shared, and of the answer nothing with others.

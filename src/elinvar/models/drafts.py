@@ -27,9 +27,12 @@ def load_heads(
     weight_format: Any = "auto",
     cache_dir: Path | None = None,
 ) -> EagleHead | MedusaHeads:
-    """Heads for `target`, before its cache is made: EAGLE heads have a part of it. Raises ModelError where they do not fit the target."""
+    """Heads for `target`, before its cache is made: EAGLE heads have a part of it. `auto` takes matrices of
+    floats in 8 bits: a guess need not be exact, and half of the bytes is half of its time. Raises
+    ModelError where they do not fit the target."""
     if not isinstance(target, Decoder) or not target.layers:
         raise ModelError(f"{checkpoint.path} holds heads, and this model's family cannot have any.")
     load: Any = load_eagle if is_eagle(checkpoint) else load_medusa
-    heads: EagleHead | MedusaHeads = load(checkpoint, target, ops, weight_format, cache_dir)
+    form = "q8" if weight_format == "auto" else weight_format
+    heads: EagleHead | MedusaHeads = load(checkpoint, target, ops, form, cache_dir)
     return heads

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 BUCKETS = 10
@@ -100,28 +99,46 @@ def _chance(said: float) -> float:
 SLOPE = 0.1
 """Where nothing is measured, a further draft costs so much of a step without."""
 MAX_CURVES = 64
+RARE = 16
+"""Steps with drafts in a row, after which one without is measured rarely."""
 FIRST = 3
 """Measurements of which the least counts: shapes are recorded at their first use."""
 OLD = 256
-"""Steps after which a measurement is forgotten. A number of drafts that seemed too slow is not chosen,
+"""Steps after which a measurement of drafts is forgotten. A number of drafts that seemed too slow is not chosen,
 hence not measured, until then."""
 
 
-@dataclass(slots=True)
-class _Point:
-    seconds: float
-    at: int
-    """The step that measured it last."""
-    count: int = 1
+class Mean:
+    """Of what was measured lately."""
+
+    __slots__ = ("at", "count", "value")
+
+    def __init__(self, value: float, at: int) -> None:
+        self.value, self.count = value, 1
+        self.at = at
+        """The step that measured it last."""
+
+    @property
+    def is_settled(self) -> bool:
+        return self.count >= FIRST
+
+    def add(self, value: float, at: int, weight: float) -> None:
+        self.count, self.at = self.count + 1, at
+        if self.count <= FIRST:
+            self.value = min(self.value, value)
+        else:  # a hiccup is not the machine
+            self.value += (min(value, 1.5 * self.value) - self.value) * weight
 
 
 class Curve:
-    """Seconds of steps in which so many rows decode, by the number of drafts that are verified."""
+    """Seconds of steps in which so many rows decode, by the number of drafts that are verified. Kept as
+    shares of those without: what else slows a machine down slows down both."""
 
-    __slots__ = ("_now", "_points", "_slope", "age")
+    __slots__ = ("_now", "_plain", "_shares", "_slope", "age")
 
     def __init__(self) -> None:
-        self._points: dict[int, _Point] = {}
+        self._plain: Mean | None = None
+        self._shares: dict[int, Mean] = {}
         self._slope = SLOPE
         self._now = 0
         self.age = 0
@@ -130,25 +147,28 @@ class Curve:
     @property
     def plain(self) -> float | None:
         """Without drafts."""
-        point = self._points.get(0)
-        return None if point is None else point.seconds
+        return None if self._plain is None else self._plain.value
 
     def book(self, drafts: int, seconds: float) -> None:
+        """Nothing is learned of drafts before a step without was seen."""
         self._now += 1
-        self.age = self.age + 1 if drafts else 0
-        at, plain = grid(drafts), self.plain
-        point = self._points.get(at)
-        if point is None:
-            self._points[at] = _Point(seconds, self._now)
+        if not drafts:
+            if self._plain is None:
+                self._plain = Mean(seconds, self._now)
+            else:  # what is asked for rarely is believed at once
+                self._plain.add(seconds, self._now, 0.5 if self.age >= RARE else 0.125)
+            self.age = 0
+            return
+        self.age += 1
+        if self._plain is None:
+            return
+        at, share = grid(drafts), seconds / self._plain.value
+        if at in self._shares:
+            self._shares[at].add(share, self._now, 0.125)
         else:
-            point.count, point.at = point.count + 1, self._now
-            if point.count <= FIRST:
-                point.seconds = min(point.seconds, seconds)
-            else:  # a hiccup is not the machine
-                point.seconds += (min(seconds, 1.5 * point.seconds) - point.seconds) / 8
-        if drafts and plain is not None:
-            slope = min(max(0.0, seconds / plain - 1) / drafts, 1.0)
-            self._slope += (slope - self._slope) / 8
+            self._shares[at] = Mean(share, self._now)
+        slope = min(max(0.0, share - 1) / drafts, 1.0)
+        self._slope += (slope - self._slope) / 8
 
     def least(self, rows: int) -> float:
         """Drafts that are less likely than this to be accepted are not worth their place in any step: a
@@ -157,18 +177,24 @@ class Curve:
 
     def upto(self, most: int) -> list[float]:
         """Of 0 .. most drafts; `plain` must be known."""
-        for drafts in [d for d, p in self._points.items() if d and self._now - p.at > OLD]:
-            del self._points[drafts]
-        known = sorted(self._points)
+        assert self._plain is not None
+        for drafts in [d for d, mean in self._shares.items() if self._now - mean.at > OLD]:
+            del self._shares[drafts]
+        shares = {0: 1.0} | {
+            drafts: mean.value
+            for drafts, mean in self._shares.items()
+            # Not yet of a first time that was slower than steps like it.
+            if mean.is_settled or mean.value < 1 + self._slope * drafts
+        }
+        known = sorted(shares)
         found: list[float] = []
         for low, high in pairwise([*known, max(most, known[-1]) + 1]):
-            begin = self._points[low].seconds
-            if high in self._points:
-                rise = (self._points[high].seconds - begin) / (high - low)
-            else:
-                rise = self._slope * self._points[0].seconds
+            begin, rise = shares[low], self._slope
+            if high in shares:
+                rise = (shares[high] - begin) / (high - low)
             found += [begin + rise * i for i in range(high - low)]
-        return list(accumulate(found[: most + 1], max))
+        plain = self._plain.value
+        return [plain * share for share in accumulate(found[: most + 1], max)]
 
 
 def grid(drafts: int) -> int:
@@ -197,27 +223,45 @@ ALLOWANCE = 0.005
 """Of the time that passes, what a drafter may lose."""
 CREDIT = 4.0
 """Steps whose time it may lose besides, once; and again when it has gained it."""
+SAVED = 4.0
+"""Times its credit that it may lose of what it gained: one wrong chain of each row is soon as much as that."""
+CREDIT_TO_FOLLOW = 16.0
+"""The same of one that reads states: prompts come before drafts."""
 
 
 class Account:
     """What a drafter has cost and gained, in seconds. One that is empty is not asked until the time it
     may lose has come together again: so whatever it does, it costs a set share at most."""
 
-    __slots__ = ("_balance",)
+    __slots__ = ("_balance", "_credit", "_most")
 
-    def __init__(self) -> None:
-        self._balance: float | None = None
+    def __init__(self, credit: float = CREDIT) -> None:
+        """credit: in steps."""
+        self._credit, self._balance = credit, 0.0
+        self._most: float | None = None
+        """Seconds of the credit: unknown until a step went by."""
 
     @property
     def is_open(self) -> bool:
-        return self._balance is None or self._balance > 0
+        return self._most is None or self._balance > 0
 
-    def pass_by(self, seconds: float, plain: float) -> None:
-        """A step went by; plain: seconds of one without drafts."""
-        if self._balance is None:
-            self._balance = CREDIT * plain
-        self._balance = min(self._balance + ALLOWANCE * seconds, CREDIT * plain)
+    @property
+    def can_begin(self) -> bool:
+        """Something that costs now and may gain later: there is enough to see it through."""
+        return self._balance >= (0.0 if self._most is None else self._most / 2)
+
+    def pass_by(self, seconds: float, plain: float | None = None) -> None:
+        """A step went by; plain: seconds of one without drafts, None: it was another kind of step."""
+        if plain is not None:
+            if self._most is None:
+                self._balance += self._credit * plain
+            self._most = self._credit * plain
+        allowed = self._balance + ALLOWANCE * seconds
+        if self._most is not None:
+            allowed = min(allowed, self._most)
+            self._balance = min(self._balance, SAVED * self._most)
+        self._balance = max(self._balance, allowed)
 
     def book(self, gained: float) -> None:
         """Below 0: lost."""
-        self._balance = (self._balance or 0.0) + gained
+        self._balance += gained

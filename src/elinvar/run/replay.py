@@ -161,7 +161,7 @@ class Replay:
         self._ops.fetch(self._model.logits(hidden_TD[-num_drafts - 1 :]))
         if drafter is not None:
             seen = hidden_TD if drafter.reads_hidden else None
-            drafter.observe(Seen([item], batch, [sampled], seen))
+            drafter.observe(Seen([item], [sampled], seen, [0]))
 
     def _item(self, start: int, num_tokens: int, num_drafts: int, sample: bool = True) -> PlanItem:
         return PlanItem("", 0, start, num_tokens, sample, [[] for _ in self._specs], num_drafts)

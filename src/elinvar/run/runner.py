@@ -59,6 +59,13 @@ class _Job:
     forward has ended."""
 
     @property
+    def shown(self) -> float:
+        """The share of its tokens that go through the last layer for a drafter alone."""
+        if not self.shows_all or isinstance(self.batch, DecodeBatch):
+            return 0.0
+        return 1 - len(self.batch.logit_rows) / self.batch.num_tokens
+
+    @property
     def forward(self) -> ForwardBatch:
         """The batch with all rows of which something is asked."""
         batch = self.batch if isinstance(self.batch, ForwardBatch) else self.batch.flat()
@@ -201,7 +208,7 @@ class Runner:
         return output
 
     def _compute(self, job: _Job, output: StepOutput) -> None:
-        masks = self._begin_masks(job)
+        began, masks = time.perf_counter(), self._begin_masks(job)
         hidden_TD = None
         if job.shows_all:
             hidden_TD = self.graphs.all_hidden(job.batch)
@@ -211,7 +218,9 @@ class Runner:
         else:
             logits_LV = self.graphs.forward(job.batch)
         self._sample(job, masks, logits_LV, output)
-        self.speculator.observe(job.items, job.batch, output.sampled, hidden_TD)
+        layer_s = (time.perf_counter() - began) / self.model.config.num_layers
+        shown_s = job.shown * layer_s
+        self.speculator.observe(job.items, job.batch, output.sampled, hidden_TD, shown_s)
 
     def _logits(self, job: _Job, h_LD: F32, output: StepOutput) -> F32:
         if job.spans:
@@ -237,15 +246,16 @@ class Runner:
         first = len(output.sampled)
         h_LD = job.forward.where_logits(hidden) if job.shows_all else hidden
         self._sample(job, masks, self._logits(job, h_LD, output), output)
-        seen = job.items, job.batch, output.sampled[first:]
-        self.speculator.observe(*seen, hidden if job.shows_all else None)
+        seen, shown_s = output.sampled[first:], job.shown * output.layer_s[-1]
+        states_TD = hidden if job.shows_all else None
+        self.speculator.observe(job.items, job.batch, seen, states_TD, shown_s)
         output.layer_s[-1] += time.perf_counter() - ready
         self._wave = None
 
     def _gather(self, items: Sequence[PlanItem]) -> _Job:
         rows = self.rows
         spans = prompt_spans(items, rows.scored) if rows.scored else []
-        return _Job(items, *rows.gather(items), spans, self.speculator.reads_hidden)
+        return _Job(items, *rows.gather(items), spans, self.speculator.reads_hidden(items))
 
     def _begin_masks(self, job: _Job) -> Future[Ready] | None:
         """They are computed beside the forward pass."""

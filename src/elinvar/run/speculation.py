@@ -17,10 +17,11 @@ from elinvar.base.batch import DecodeBatch, ForwardBatch
 from elinvar.base.drafts import DraftStats
 from elinvar.base.plan import PlanItem, RowStart, StepOutput
 from elinvar.ops.api import F32
-from elinvar.run.chances import Account, Chances, Costs, Curve
+from elinvar.run.chances import Costs, Curve
 from elinvar.run.drafters.api import Ask, Drafter, Guess, Seen
 from elinvar.run.grammar import Masks
 from elinvar.run.rows import Rows
+from elinvar.run.sources import Source
 
 log = logging.getLogger(__name__)
 
@@ -36,22 +37,11 @@ SLOW_DOWN = 0.9
 """Of the best number of drafts so far: when more of them promise less than that, no one is looked for."""
 
 
-class _Source:
-    """A drafter, and what is known of it."""
-
-    def __init__(self, drafter: Drafter) -> None:
-        self.drafter = drafter
-        self.chances, self.account = Chances(), Account()
-        self.stats = DraftStats(drafter.name)
-        self.draft_s = 0.0
-        """Of one that is not instant: seconds that a longer chain takes for each draft, of late."""
-
-
 @dataclass(slots=True)
 class _Chain:
     """What may be verified of a row."""
 
-    source: _Source
+    source: Source
     ask: Ask
     guess: Guess
     chances: list[float]
@@ -65,9 +55,9 @@ class _Step:
     began: float
     chains: dict[int, _Chain] = field(default_factory=dict)
     """By the index of the item."""
-    proposed_s: dict[_Source, float] = field(default_factory=dict)
+    proposed_s: dict[Source, float] = field(default_factory=dict)
     num_drafts: int = 0
-    hopeful: set[_Source] = field(default_factory=set)
+    hopeful: set[Source] = field(default_factory=set)
     """For whom the step before was waited for, where it need not have been."""
     chosen_s: float = 0.0
     """Seconds until it was known what to verify."""
@@ -80,30 +70,33 @@ class Speculator:
         self, rows: Rows, masks: Masks | None, drafters: Sequence[Drafter], vocab_size: int
     ) -> None:
         self._rows, self._masks, self._vocab_size = rows, masks, vocab_size
-        self._sources = [_Source(drafter) for drafter in drafters]
+        self._sources = [Source(drafter) for drafter in drafters]
         self._costs = Costs()
         self._step: _Step | None = None
-        self._hopeful: set[_Source] = set()
+        self._hopeful: set[Source] = set()
         """As the next step's."""
+        self._observed_s = 0.0
+        """Seconds of this step in which drafters looked at what came."""
 
     @property
     def stats(self) -> list[DraftStats]:
         return [source.stats for source in self._sources]
 
-    @property
-    def reads_hidden(self) -> bool:
-        return any(source.drafter.reads_hidden for source in self._sources)
+    def reads_hidden(self, items: Sequence[PlanItem]) -> bool:
+        """Whether a drafter wants the states of some of their tokens."""
+        return any(source.reads(item.row) for source in self._sources for item in items)
 
     def start(self, started: RowStart) -> None:
         """The row is this request's from now on."""
         self.forget([started.row])
+        for source in self._sources:
+            source.start(started.row)
 
     def forget(self, rows: Sequence[int]) -> None:
         for source in self._sources.copy():
             for row in rows:
-                source.chances.forget(row)
                 try:
-                    source.drafter.forget(row)
+                    source.forget(row)
                 except Exception:
                     self._switch_off(source)
                     break
@@ -119,13 +112,14 @@ class Speculator:
     def draft(self, items: Sequence[PlanItem]) -> Sequence[PlanItem]:
         """The items with what is to be verified of them, which is written behind their rows' tokens."""
         hopeful, self._hopeful, self._step = self._hopeful, set(), None
+        self._observed_s = 0.0
         if not self._sources or not all(i.sample and i.num_tokens == 1 for i in items):
             return _plain(items)
         self._step = step = _Step(time.perf_counter(), hopeful=hopeful)
         curve = self._costs.of(len(items))
         if curve.plain is None or curve.age >= LOOK:
             return _plain(items)
-        open_ = [source for source in self._sources if source.account.is_open]
+        open_ = self._open(items)
         if not open_:
             return _plain(items)
         planned = self._choose(step, items, open_, curve)
@@ -135,7 +129,7 @@ class Speculator:
     def hopes(self, items: Sequence[PlanItem]) -> bool:
         """Whether drafts, by what is known while these sample, would have promised more than a token
         each: then the next step should wait for the tokens of this one, and draft."""
-        open_ = [source for source in self._sources if source.account.is_open]
+        open_ = self._open(items)
         curve = self._costs.of(len(items))
         if curve.plain is None or not open_:
             return False
@@ -151,8 +145,16 @@ class Speculator:
         self._hopeful = {step.chains[i].source for i in counts}
         return bool(counts)
 
+    def _open(self, items: Sequence[PlanItem]) -> list[Source]:
+        """Who may be asked for some of these rows."""
+        return [
+            source
+            for source in self._sources
+            if source.account.is_open and any(source.follows(item.row) for item in items)
+        ]
+
     def _choose(
-        self, step: _Step, items: Sequence[PlanItem], open_: Sequence[_Source], curve: Curve
+        self, step: _Step, items: Sequence[PlanItem], open_: Sequence[Source], curve: Curve
     ) -> Sequence[PlanItem]:
         least = curve.least(len(items))
         asks = {
@@ -179,7 +181,7 @@ class Speculator:
             for i, item in enumerate(_plain(items))
         ]
 
-    def _take_better(self, step: _Step, source: _Source, asks: dict[int, Ask]) -> None:
+    def _take_better(self, step: _Step, source: Source, asks: dict[int, Ask]) -> None:
         """What it guesses, where it promises more than what others did; nothing where it fails."""
         began = time.perf_counter()
         try:
@@ -199,12 +201,12 @@ class Speculator:
             self._switch_off(source)
         step.proposed_s[source] = time.perf_counter() - began
 
-    def _switch_off(self, source: _Source) -> None:
+    def _switch_off(self, source: Source) -> None:
         log.exception("The drafter %s failed and is not asked any more.", source.drafter.name)
         if source in self._sources:
             self._sources.remove(source)
 
-    def _chain(self, source: _Source, ask: Ask, guess: Guess) -> _Chain:
+    def _chain(self, source: Source, ask: Ask, guess: Guess) -> _Chain:
         """Tokens that there are and that grammars allow."""
         chances = source.chances.of(ask.row, guess.chances[: ask.most], ask.least)
         tokens = guess.tokens[: len(chances)]
@@ -221,7 +223,7 @@ class Speculator:
     def _ask_slow(
         self,
         step: _Step,
-        sources: Sequence[_Source],
+        sources: Sequence[Source],
         asks: dict[int, Ask],
         seconds: list[float],
         num_rows: int,
@@ -231,24 +233,26 @@ class Speculator:
         best = _rate(step.chains, num_rows, seconds) * MARGIN
         others = {i: sum(chain.chances) for i, chain in step.chains.items()}
         longest = max((ask.most for ask in asks.values()), default=0)
-        chosen: tuple[_Source, dict[int, Ask]] | None = None
+        chosen: tuple[Source, dict[int, Ask]] | None = None
         for source in sources:
             hoped = {
                 i: list(accumulate(source.chances.expected(ask.row, ask.most), initial=0.0))
                 for i, ask in asks.items()
+                if source.follows(ask.row)
             }
+            draft_s = source.draft_s()
             for most in (length for length in LENGTHS if length <= longest):
                 mine, tokens, num_drafts = {}, float(num_rows), 0
                 for i, ask in asks.items():
                     count = min(most, ask.most)
-                    if others.get(i, 0.0) >= hoped[i][count]:
+                    if i not in hoped or others.get(i, 0.0) >= hoped[i][count]:
                         tokens += others.get(i, 0.0)
                         num_drafts += len(step.chains[i].chances) if i in others else 0
                     else:
                         tokens += hoped[i][count]
                         num_drafts += count
                         mine[i] = count
-                took = seconds[min(num_drafts, len(seconds) - 1)] + most * source.draft_s
+                took = seconds[min(num_drafts, len(seconds) - 1)] + most * draft_s
                 if mine and tokens / took > best:
                     asked = {i: replace(asks[i], most=count) for i, count in mine.items()}
                     best, chosen = tokens / took, (source, asked)
@@ -259,9 +263,8 @@ class Speculator:
             source, asked = chosen
             thought = step.proposed_s[source]
             self._take_better(step, source, asked)
-            took, most = step.proposed_s[source], max(ask.most for ask in asked.values())
+            source.drafted(step.proposed_s[source], max(ask.most for ask in asked.values()))
             step.proposed_s[source] += thought
-            source.draft_s += (took / most - source.draft_s) / (8 if source.draft_s else 1)
 
     def _verify(self, item: PlanItem, step: _Step, index: int, count: int) -> PlanItem:
         chain = step.chains[index]
@@ -279,12 +282,17 @@ class Speculator:
         batch: ForwardBatch | DecodeBatch,
         sampled: Sequence[Sequence[int]],
         hidden_TD: F32 | None,
+        shown_s: float = 0.0,
     ) -> None:
-        """A forward was computed, and sampled from."""
-        seen = Seen(items, batch, sampled, hidden_TD)
+        """A forward was computed, and sampled from. shown_s: the seconds of it that states took which
+        only drafters read."""
+        firsts: Sequence[int] = range(len(items))
+        if isinstance(batch, ForwardBatch):
+            firsts = batch.query_start_loc[:-1].tolist()
+        seen = Seen(items, sampled, hidden_TD, firsts)
         for source in self._sources.copy():
             try:
-                source.drafter.observe(seen)
+                self._observed_s += source.observe(seen, shown_s)
             except Exception:
                 self._switch_off(source)
 
@@ -292,8 +300,9 @@ class Speculator:
         """The step that `draft` made took so long in all."""
         step, self._step = self._step, None
         if step is None:
+            self._pass_by(seconds)
             return
-        rows, took = len(items), seconds - step.chosen_s
+        rows, took = len(items), seconds - step.chosen_s - self._observed_s
         curve = self._costs.of(rows)
         curve.book(step.num_drafts, took)
         plain = curve.plain or seconds
@@ -315,18 +324,23 @@ class Speculator:
             for source in step.hopeful:
                 loss = max(0.0, excess) / len(step.hopeful)
                 gained[source] = gained.get(source, 0.0) - loss
-        for source in self._sources:
-            source.account.pass_by(seconds, plain)
         for source, gain in gained.items():
             source.account.book(gain)
             source.stats.seconds += step.proposed_s.get(source, 0.0)
+        self._pass_by(seconds, plain)
 
     def pass_by(self, num_rows: int, seconds: float) -> None:
         """A step began before anybody could draft for it, and took so long."""
         curve = self._costs.of(num_rows)
         curve.book(0, seconds)
-        for source in self._sources:
-            source.account.pass_by(seconds, curve.plain or seconds)
+        self._pass_by(seconds, curve.plain or seconds)
+
+    def _pass_by(self, seconds: float, plain: float | None = None) -> None:
+        for source in self._sources.copy():
+            try:
+                source.pass_by(seconds, plain)
+            except Exception:
+                self._switch_off(source)
 
 
 def _plain(items: Sequence[PlanItem]) -> Sequence[PlanItem]:

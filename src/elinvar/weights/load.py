@@ -47,7 +47,14 @@ from elinvar.weights.packfile import (
     read_pack,
     write_pack,
 )
-from elinvar.weights.quants import dequantize, kind_of, stored_kind, stored_parts, to_codes
+from elinvar.weights.quants import (
+    dequantize,
+    kind_of,
+    requantize,
+    stored_kind,
+    stored_parts,
+    to_codes,
+)
 from elinvar.weights.rules import Binding, Cut, Rule, State, bind
 from elinvar.weights.tensor import BLOCKS, HostTensor
 
@@ -77,7 +84,7 @@ def load_weights(
     checkpoint: Checkpoint,
     rules: Sequence[Rule],
     config: ModelConfig,
-    weight_format: Literal["auto", "f32"] = "auto",
+    weight_format: Literal["auto", "f32", "q8"] = "auto",
     cache_dir: Path | None = None,
     log: Log | None = None,
     progress: Progress | None = None,
@@ -86,8 +93,8 @@ def load_weights(
 ) -> State:
     """All the weights of a model: matrices as Weight, vectors as float32 arrays, read-only.
 
-    `auto` keeps the stored precision (see quants.to_codes), `f32` dequantises everything. With
-    a cache_dir the packed weights are kept under cache_dir/packed and mapped the next time. part:
+    `auto` keeps the stored precision (see quants.to_codes), `f32` dequantises everything, `q8`
+    quantises matrices of floats. With a cache_dir the packed weights are kept under cache_dir/packed and mapped the next time. part:
     names what `rules` load of a checkpoint, where that is not the model: its packed file is another.
     stored: kinds that matrices keep where files hold them so (Ops.stored). Raises ModelError for
     missing or misshapen tensors, stored types that cannot be loaded, corrupt scales, and a full disk.
@@ -223,6 +230,10 @@ def _pack_rows(item: _Item, stored: HostTensor, start: int, stop: int) -> NDArra
         return pack_stored(kind, parts).data
     codes = to_codes(tensor)
     values = codes.values[:, columns]
+    if codes.scales is None and kind == "q8":
+        exact = _finite(stored, dequantize(tensor))[:, columns]
+        values, scales = requantize(exact.reshape(-1, GROUP))
+        return pack_q8(values.reshape(exact.shape), scales.reshape(len(exact), -1)).data
     if codes.scales is None:
         return pack_float(codes.kind, _finite(stored, values)).data
     groups = slice(cut.start // GROUP, cut.stop // GROUP) if cut and cut.axis == 1 else slice(None)
@@ -296,6 +307,8 @@ def _plan(
             kind, note = own, f"{tensor.dtype} -> {own} (as it is)"
         if weight_format == "f32":
             kind, note = "f32", f"{tensor.dtype} -> f32"
+        elif weight_format == "q8" and kind in ("f32", "f16", "bf16") and shape[-1] % GROUP == 0:
+            kind, note = "q8", f"{tensor.dtype} -> q8 g32 (quantised)"
         if binding.cut is not None:
             if binding.cut.axis == 1 and kind in QUANTISED:
                 _check_groups(binding.name, shape[1], binding.cut)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from elinvar.base.batch import DecodeBatch, ForwardBatch
 from elinvar.base.plan import PlanItem
 from elinvar.ops.api import F32
 
@@ -47,12 +46,13 @@ class Seen:
 
     items: Sequence[PlanItem]
     """Their spans with the drafts that were verified, which are the last `num_drafts` tokens."""
-    batch: ForwardBatch | DecodeBatch
     sampled: Sequence[Sequence[int]]
     """Of each item: the accepted drafts and the token after them; empty where it samples nothing."""
     hidden: F32 | None
     """[T, D] of all tokens after the last norm, where the drafter `reads_hidden`; valid until the next
     forward."""
+    firsts: Sequence[int]
+    """Where each item's tokens begin in it."""
 
 
 class Drafter(Protocol):
@@ -61,6 +61,7 @@ class Drafter(Protocol):
     is_instant: bool
     """Guesses cost microseconds: it is asked before the number of drafts is decided, others after."""
     reads_hidden: bool
+    """Then it sees the rows that it follows from their first token on, and is asked for them alone."""
 
     def propose(self, asks: Sequence[Ask]) -> list[Guess]:
         """A guess for each. What it writes to the model's caches lies behind the known tokens."""

@@ -2,12 +2,14 @@
 
 The text must come, its cut into tokens is the model's choice, so these are drafts as others are. Between
 forced texts come white space and values: what was said before tells those (run/drafters/suffix.py), so that
-a chain may hold the name of a field, its value and the name of the next.
+a chain may hold the name of a field, its value and the name of the next. To look ahead takes a tenth of a
+millisecond, so what was seen serves as long as it comes true.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import prod
 
 from elinvar.run.drafters.api import Ask, Guess, Seen
@@ -19,6 +21,38 @@ CUT = 0.95
 """Chance that a forced text is cut as its encoding is."""
 LEAST = 0.2
 """Where a whole chain is less likely than this, it ends."""
+NEAR = 4
+"""Drafts that must be left of what was seen, if it did not end by itself."""
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """What was seen of a row."""
+
+    start: int
+    """Index of the first draft."""
+    chain: Guess = field(default_factory=Guess)
+    is_forced: list[bool] = field(default_factory=list)
+    """Each of it, or said by the other drafter."""
+    is_cut: bool = True
+    """It might go on."""
+
+    def add(self, more: Guess, count: int, is_forced: bool) -> None:
+        """The first ones of it."""
+        self.chain.tokens += more.tokens[:count]
+        self.chain.chances += more.chances[:count]
+        self.is_forced += [is_forced] * count
+
+    def serves(self, known: Sequence[int]) -> bool:
+        """Whether what is known since then came as it was seen, and there is more."""
+        tokens, count = self.chain.tokens, len(known)
+        return tokens[:count] == known and len(tokens) >= count + (NEAR if self.is_cut else 1)
+
+    def behind(self, first: int, most: int) -> Guess:
+        here = slice(first, first + most)
+        if not any(self.is_forced[here]):  # the other drafter says as much
+            return Guess()
+        return Guess(self.chain.tokens[here], self.chain.chances[here])
 
 
 class ForcedDrafter:
@@ -29,36 +63,49 @@ class ForcedDrafter:
     def __init__(self, rows: Rows, masks: Masks, suffix: SuffixDrafter | None = None) -> None:
         """suffix: one that is told what is seen and forgotten."""
         self._token_ids, self._masks, self._suffix = rows.token_ids, masks, suffix
+        self._ahead: dict[int, _Ahead] = {}
+        """By row."""
 
     def propose(self, asks: Sequence[Ask]) -> list[Guess]:
         return [self._propose(ask) for ask in asks]
 
     def _propose(self, ask: Ask) -> Guess:
+        ahead, known = self._ahead.get(ask.row), list[int]()
+        if ahead is not None:
+            known = self._token_ids[ask.row, ahead.start : ask.num_tokens].tolist()
+        if ahead is None or not ahead.serves(known):
+            ahead, known = self._look(ask), []
+            if ahead is None:
+                return Guess()
+            self._ahead[ask.row] = ahead
+        return ahead.behind(len(known), ask.most)
+
+    def _look(self, ask: Ask) -> _Ahead | None:
+        """None: nothing is known of what follows."""
         known = self._masks.matcher_at(ask.row, ask.num_tokens, self._token_ids)
         if known is None:
-            return Guess()
+            return None
         tokens, said = known.forced(), Guess()  # said: by the other drafter
         if not tokens:
             said = self._follow(ask, (), ask.most)
             if not said.tokens:
-                return said
-        matcher, chain, likely, is_forced = known.copy(), Guess(), 1.0, False
-        least = max(LEAST, ask.least)
-        while (room := ask.most - len(chain.tokens)) and likely >= least:
-            if tokens:
-                more, is_forced = Guess(tokens[:room], [CUT] * min(room, len(tokens))), True
+                return None
+        matcher, likely, least = known.copy(), 1.0, max(LEAST, ask.least)
+        ahead = _Ahead(ask.num_tokens)
+        while (room := ask.most - len(ahead.is_forced)) and likely >= least:
+            if is_forced := bool(tokens):
+                more = Guess(tokens[:room], [CUT] * min(room, len(tokens)))
             else:
-                more = said if said.tokens else self._follow(ask, chain.tokens, room)
+                more = said if said.tokens else self._follow(ask, ahead.chain.tokens, room)
             # Of what was said as much as may be: what is forced within it is spelled alike.
             count = matcher.take(more.tokens)
             if not count:
+                ahead.is_cut = False
                 break
-            chain.tokens += more.tokens[:count]
-            chain.chances += more.chances[:count]
+            ahead.add(more, count, is_forced)
             likely *= prod(more.chances[:count])
             tokens, said = matcher.forced(), Guess()
-        # Without anything forced the other drafter says as much.
-        return chain if is_forced else Guess()
+        return ahead
 
     def _follow(self, ask: Ask, ahead: Sequence[int], most: int) -> Guess:
         if self._suffix is None:
@@ -69,4 +116,4 @@ class ForcedDrafter:
         pass
 
     def forget(self, row: int) -> None:
-        pass
+        self._ahead.pop(row, None)

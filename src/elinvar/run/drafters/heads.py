@@ -2,10 +2,10 @@
 
 A head makes of the state before a token and of the token a state of it, from which the token after it
 is drawn; from that state and that draft the next one, and so on. Owns what a row needs for it: the
-state of its last computed token. The heads' cache lies in the row's blocks. After each step it holds what
-the heads make of all tokens that were computed, so that blocks can be found, kept and shared with it.
-After a prefix hit nobody knows the state before the first token that is computed: in its slot the
-heads see zeros instead, and guess again a step later.
+state of its last computed token. The heads' cache lies in the row's blocks, so that what it holds is
+found, kept and shared with them. A forward of a head costs about the same for a token as for a hundred, so
+states wait until somebody asks, or until there are many. After a prefix hit nobody knows the state before
+the first token that is computed: in its slot the heads see zeros instead, and guess again a step later.
 
 Legend: T tokens, D model dim, L rows, V vocabulary; a row's num_tokens is n.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -28,6 +29,8 @@ from elinvar.run.graphs import Graphs
 from elinvar.run.rows import Rows
 
 _NOTHING = -1
+WAITING = 128
+"""States that may wait, of all rows together."""
 
 
 class Heads(Protocol):
@@ -114,12 +117,16 @@ class HeadsDrafter:
         yet."""
         most = ops.graph_size(max_rows)
         self._inputs = ops.place(np.zeros((most, heads.head_dim), np.float32))
+        self._waiting: list[_Span] = []
+        self._states: F32 | None = None
+        """[WAITING, D] the target's, of the spans that wait."""
         self._graphs = [
             Graphs(cast("Model", _Head(heads, head, self._inputs)), ops, kv, spare=spare)
             for head in range(heads.num_heads)
         ]
 
     def propose(self, asks: Sequence[Ask]) -> list[Guess]:
+        self.catch_up()
         guesses = [Guess() for _ in asks]
         live = [
             (ask, guess)
@@ -162,28 +169,59 @@ class HeadsDrafter:
             self._at[ask.row] = ask.num_tokens
 
     def observe(self, seen: Seen) -> None:
-        if seen.hidden is None:
-            for item in seen.items:
-                self.forget(item.row)
+        assert seen.hidden is not None
+        spans = [
+            _Span(item.row, item.start, item.start + num_computed(item, sampled), first)
+            for item, sampled, first in zip(seen.items, seen.sampled, seen.firsts, strict=True)
+        ]
+        num_waiting = sum(span.count for span in self._waiting)
+        count = sum(span.count for span in spans)
+        if num_waiting + count > WAITING:
+            self.catch_up()
+            num_waiting = 0
+        if count > WAITING:
+            self._see(spans, seen.hidden)
             return
-        spans, begins = [], []
-        for item, sampled, first in zip(seen.items, seen.sampled, starts(seen), strict=True):
-            stop = item.start + num_computed(item, sampled)
-            spans.append(_Span(item.row, item.start, stop, first))
-            begins.append(self._resume(item))
-            self._at[item.row] = stop
-        spans, states_TD = self._shifted(0, spans, self._heads.features(seen.hidden))
+        if self._states is None:
+            width = seen.hidden.shape[1]
+            self._states = self._ops.place(np.zeros((WAITING, width), np.float32))
+        places = np.concatenate([span.places for span in spans])
+        self._states[num_waiting : num_waiting + count] = seen.hidden[places]
+        for span in spans:
+            self._waiting.append(replace(span, first=num_waiting))
+            num_waiting += span.count
+
+    def catch_up(self) -> None:
+        """See the states that wait, each row's one after the other."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        assert self._states is not None
+        waiting.sort(key=lambda span: (span.row, span.start))
+        spans, first = list[_Span](), 0
+        for row, group in groupby(waiting, key=lambda span: span.row):
+            own = list(group)
+            spans.append(_Span(row, own[0].start, own[-1].stop, first))
+            first += spans[-1].count
+        self._see(spans, self._states[np.concatenate([span.places for span in waiting])])
+
+    def _see(self, spans: Sequence[_Span], hidden_TX: F32) -> None:
+        """hidden: the target's states, of the spans among others."""
+        begins = [self._resume(span) for span in spans]
+        for span in spans:
+            self._at[span.row] = span.stop
+        spans, states_TD = self._shifted(0, spans, self._heads.features(hidden_TX))
         pairs = zip(spans, begins, strict=True)
         self._write([span.since(begin) for span, begin in pairs], states_TD)
 
-    def _resume(self, item: PlanItem) -> int:
+    def _resume(self, span: _Span) -> int:
         """The first position whose slots are to be written; what they need is in _before."""
-        row, at = item.row, self._at[item.row]
-        if at in (item.start, item.start + 1):
+        row, at = span.row, self._at[span.row]
+        if at in (span.start, span.start + 1):
             return at
         for states in self._before:
             states[row] = 0
-        return item.start
+        return span.start
 
     def _write(self, spans: Sequence[_Span], states_TD: F32) -> None:
         """The slots of `spans`; states: of each token the target's state of the one before it."""
@@ -229,19 +267,13 @@ class HeadsDrafter:
         return replace(batch, adapters=None, watch=None)
 
     def forget(self, row: int) -> None:
+        if any(span.row == row for span in self._waiting):
+            self.catch_up()
         self._at[row] = _NOTHING
 
 
 def _item(row: int, start: int, num_tokens: int) -> PlanItem:
     return PlanItem("", row, start, num_tokens, True, [])
-
-
-def starts(seen: Seen) -> list[int]:
-    """Where the tokens of each item begin."""
-    if isinstance(seen.batch, DecodeBatch):
-        return list(range(len(seen.items)))
-    starts: list[int] = seen.batch.query_start_loc[:-1].tolist()
-    return starts
 
 
 def num_computed(item: PlanItem, sampled: Sequence[int]) -> int:

@@ -15,7 +15,7 @@ from elinvar.nn.medusa import MedusaHeads
 from elinvar.ops.api import Ops
 from elinvar.run.drafters.api import Ask, Guess, Seen
 from elinvar.run.drafters.draws import draw
-from elinvar.run.drafters.heads import num_computed, starts
+from elinvar.run.drafters.heads import num_computed
 from elinvar.run.rows import Rows
 
 
@@ -47,14 +47,14 @@ class MedusaDrafter:
         return guesses
 
     def observe(self, seen: Seen) -> None:
+        assert seen.hidden is not None
         rows, lasts = [item.row for item in seen.items], []
-        for item, sampled, first in zip(seen.items, seen.sampled, starts(seen), strict=True):
+        for item, sampled, first in zip(seen.items, seen.sampled, seen.firsts, strict=True):
             count = num_computed(item, sampled)
-            self._known[item.row] = -1 if seen.hidden is None else item.start + count
+            self._known[item.row] = item.start + count
             lasts.append(first + count - 1)
-        if seen.hidden is not None:
-            states_RD = self._ops.columns(seen.hidden[lasts], 0, self._dim)
-            self._states[rows] = self._ops.stack([states_RD])
+        states_RD = self._ops.columns(seen.hidden[lasts], 0, self._dim)
+        self._states[rows] = self._ops.stack([states_RD])
 
     def forget(self, row: int) -> None:
         self._known[row] = -1

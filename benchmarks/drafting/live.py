@@ -21,7 +21,8 @@ from adversaries import ADVERSARIES
 from drafting.right import Right
 from elinvar.base.batch import I32
 from elinvar.base.config import EngineConfig
-from elinvar.base.handling import OFFLINE, Handling
+from elinvar.base.handling import OFFLINE
+from elinvar.base.plan import RowStart
 from elinvar.engine.core import Engine
 from elinvar.engine.drafts import Drafting, Given
 
@@ -50,7 +51,6 @@ def load(
         max_rows=max_rows,
         num_threads=threads,
         max_context=4096,
-        prefix_cache=False,
         speculation="auto" if given else speculation,
         draft_model=None if speculation == "off" else draft_model,
     )
@@ -58,17 +58,18 @@ def load(
 
 
 class Run:
-    """Tasks that an engine answers, `batch` at a time; tenant: a new one has no answers of others to draft
-    from. Prompts and first tokens are not timed: the clock runs while all have begun, which nobody who
-    reads along delays."""
+    """Tasks that an engine answers, `batch` at a time; group: answers of others are drafted from in the
+    same one alone, prompts are cached for all. They and first tokens are not timed: the clock runs while
+    all have begun, which nobody who reads along delays."""
 
-    def __init__(self, engine: Engine, tasks: Sequence[Task], batch: int, tenant: str) -> None:
+    def __init__(self, engine: Engine, tasks: Sequence[Task], batch: int, group: str) -> None:
         self.answers: list[list[int]] = []
         self.sequences: list[list[int]] = []
         """With their prompts."""
         self.tokens, self.seconds = 0, 0.0
         """Of what is timed."""
-        self._steps = self._answer(engine, tasks, batch, replace(OFFLINE, tenant=tenant))
+        self._group = group.encode()
+        self._steps = self._answer(engine, tasks, batch)
 
     def go_on(self, tokens: int) -> bool:
         """Until it has so many; False: no more come."""
@@ -77,14 +78,19 @@ class Run:
                 return False
         return True
 
-    def _answer(
-        self, engine: Engine, tasks: Sequence[Task], batch: int, handling: Handling
-    ) -> Iterator[bool]:
+    def _answer(self, engine: Engine, tasks: Sequence[Task], batch: int) -> Iterator[bool]:
+        rows = engine.runner.rows
+        start = type(rows).start
+
+        def start_in_group(started: RowStart) -> None:
+            start(rows, replace(started, namespace=self._group))
+
+        rows.start = start_in_group  # type: ignore[method-assign]
         for at in range(0, len(tasks), batch):
             prompts = [engine.tokenizer.encode(task.prompt) for task in tasks[at : at + batch]]
             own: dict[str, list[int]] = {}
             for ids, task in zip(prompts, tasks[at:], strict=False):
-                own[engine.add(ids, task.params, handling=handling)] = []
+                own[engine.add(ids, task.params, handling=OFFLINE)] = []
             while engine.has_work:
                 is_decoding, began = all(own.values()), time.perf_counter()
                 deltas = engine.step()
@@ -132,8 +138,8 @@ def measure(
             rates: dict[str, list[float]] = {name: [] for name in engines}
             drafted = {name: _counts(engine) for name, engine in engines.items()}
             for number in range(rounds + 1):
-                tenant = f"{kind} {batch} {number}"
-                runs = {n: Run(engine, tasks, batch, tenant) for n, engine in engines.items()}
+                group = f"{kind} {batch} {number}"
+                runs = {n: Run(engine, tasks, batch, group) for n, engine in engines.items()}
                 in_turn(list(runs.values()), batch)
                 coming[:] = [np.array(ids, np.int32) for ids in runs["off"].sequences]
                 for name, run in runs.items():

@@ -5,19 +5,24 @@ Learned while serving, with short memories. Nothing here changes an answer.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-BUCKETS = 10
-PRIOR = 4.0
-"""Verified drafts that an expectation is worth."""
+BOUNDS = 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98
+"""Of what drafters say: what lies between two is held against what came of the like. Finer where a little
+decides about a long chain."""
+PRIOR, PRIOR_ROW = 4.0, 8.0
+"""Verified drafts that an expectation is worth; beside those of a row."""
 FADE = 0.98
 """Of what was counted before, at each draft of a drafter."""
 FADE_ROW = 0.9
 """The same at each step of a row: it may come to another kind of text."""
 POSITIONS = 4
 """That a row counts apart: the first ones, and all behind them."""
+FAR = 0.25
+"""Of a draft, what one of the last kind counts: they come and fail together."""
 
 
 class _Counts:
@@ -26,12 +31,12 @@ class _Counts:
     def __init__(self) -> None:
         self.hits = self.trials = 0.0
 
-    def add(self, hit: bool, fade: float) -> None:
-        self.hits = fade * self.hits + hit
-        self.trials = fade * self.trials + 1
+    def add(self, hit: bool, fade: float, weight: float = 1.0) -> None:
+        self.hits = fade * self.hits + weight * hit
+        self.trials = fade * self.trials + weight
 
-    def beside(self, expected: float) -> float:
-        return (PRIOR * expected + self.hits) / (PRIOR + self.trials)
+    def beside(self, expected: float, prior: float = PRIOR) -> float:
+        return (prior * expected + self.hits) / (prior + self.trials)
 
 
 class Chances:
@@ -39,7 +44,7 @@ class Chances:
     what came of those of the same row at the same place of a chain."""
 
     def __init__(self) -> None:
-        self._said = [_Counts() for _ in range(BUCKETS + 1)]
+        self._said = [_Counts() for _ in range(len(BOUNDS) + 1)]
         self._places = [_Counts() for _ in range(POSITIONS)]
         self._rows: dict[int, list[_Counts]] = {}
 
@@ -50,9 +55,9 @@ class Chances:
         chance, chances = 1.0, list[float]()
         for place, value in enumerate(said):
             value = _chance(value)
-            expected = self._said[round(value * BUCKETS)].beside(value)
+            expected = self._said[bisect(BOUNDS, value)].beside(value)
             if own is not None:
-                expected = own[min(place, POSITIONS - 1)].beside(expected)
+                expected = own[min(place, POSITIONS - 1)].beside(expected, PRIOR_ROW)
             chance *= expected
             if chance < least:
                 break
@@ -67,7 +72,7 @@ class Chances:
             at = min(place, POSITIONS - 1)
             expected = self._places[at].beside(at_first)
             if own is not None:
-                expected = own[at].beside(expected)
+                expected = own[at].beside(expected, PRIOR_ROW)
             chance *= expected
             chances.append(chance)
         return chances
@@ -83,9 +88,9 @@ class Chances:
             counts.trials *= FADE_ROW
         for place, value in enumerate(said[: accepted + 1]):
             hit, at = place < accepted, min(place, POSITIONS - 1)
-            self._said[round(_chance(value) * BUCKETS)].add(hit, FADE)
+            self._said[bisect(BOUNDS, _chance(value))].add(hit, FADE)
             self._places[at].add(hit, FADE)
-            own[at].add(hit, 1.0)
+            own[at].add(hit, 1.0, FAR if at == POSITIONS - 1 else 1.0)
 
     def forget(self, row: int) -> None:
         self._rows.pop(row, None)

@@ -1,8 +1,9 @@
-"""Drafters for tests, and a policy that verifies whatever they say."""
+"""Drafters for tests, a policy that verifies whatever they say, and a clock for what they take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 
 import pytest
 
@@ -17,6 +18,16 @@ def verify_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chances.Curve, "least", lambda self, rows: 0.0)
     monkeypatch.setattr(chances.Account, "is_open", True)
     monkeypatch.setattr(chances.Account, "can_begin", True)
+
+
+class Clock:
+    """Each look at it is so many seconds after the one before."""
+
+    def __init__(self, seconds: float) -> None:
+        self._times: Iterator[float] = count(0.0, seconds)
+
+    def perf_counter(self) -> float:
+        return next(self._times)
 
 
 class Oracle:

@@ -531,7 +531,7 @@ def one_turn(engine: Engine, prompt: Sequence[int], session: str | None) -> tupl
     cached = 0
     while engine.has_work:
         for delta in engine.step():
-            tokens += [delta.token_ids, delta.logprobs]
+            tokens += zip(delta.token_ids, delta.logprobs, strict=True)
             cached = delta.num_cached_tokens
     return tokens, cached
 

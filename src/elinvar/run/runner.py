@@ -218,8 +218,10 @@ class Runner:
         else:
             logits_LV = self.graphs.forward(job.batch)
         self._sample(job, masks, logits_LV, output)
-        layer_s = (time.perf_counter() - began) / self.model.config.num_layers
-        shown_s = job.shown * layer_s
+        shown_s = 0.0
+        if job.shown:
+            layer_s = (time.perf_counter() - began) / self.model.config.num_layers
+            shown_s = job.shown * layer_s
         self.speculator.observe(job.items, job.batch, output.sampled, hidden_TD, shown_s)
 
     def _logits(self, job: _Job, h_LD: F32, output: StepOutput) -> F32:

@@ -7,13 +7,14 @@ from itertools import count
 
 import pytest
 
-from elinvar.run import chances
+from elinvar.run import chances, speculation
 from elinvar.run.drafters.api import Ask, Guess, Seen
 from elinvar.run.rows import Rows
 
 
 def verify_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drafts cost nothing, and nobody runs out of credit."""
+    """Drafts cost nothing, any chance is worth one, and nobody runs out of credit."""
+    monkeypatch.setattr(speculation, "MARGIN", 1.0)
     monkeypatch.setattr(chances.Curve, "upto", lambda self, most: [1.0] * (most + 1))
     monkeypatch.setattr(chances.Curve, "least", lambda self, rows: 0.0)
     monkeypatch.setattr(chances.Account, "is_open", True)

@@ -46,6 +46,16 @@ def test_what_seemed_slow_once_is_tried_again() -> None:
     assert curve.upto(8)[8] < 5
 
 
+def test_what_slows_steps_without_drafts_slows_those_with_them() -> None:
+    curve = Curve()
+    for _ in range(FIRST):
+        curve.book(0, 1.0)
+        curve.book(4, 1.5)
+    for _ in range(60):
+        curve.book(0, 2.0)
+    assert 2.95 < curve.upto(4)[4] < 3.05
+
+
 def test_what_is_too_unlikely_to_pay_is_not_thought_of() -> None:
     """A draft that costs a tenth of a step of 8 rows pays from a chance of 0.8 on, one of a step of a
     row from 0.1."""

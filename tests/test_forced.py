@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -91,6 +92,31 @@ def test_a_name_its_value_and_the_next_name(grammars: Grammars) -> None:
     assert len(chain.tokens) > len(b'": "Ada", "stree')
     # Nothing is forced in the first four: the other drafter has them.
     assert guess(drafter, 0, len(prompt) + len(answer), 4).tokens == []
+
+
+def test_what_was_seen_ahead_serves_while_it_comes_true(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = {"enum": ["one long word", "another"]}
+    rows, looked = rows_for(1), 0
+    drafter = forced_of(grammars, rows, schema, b"x ")
+    look = drafter._look
+
+    def counted(ask: Any) -> Any:
+        nonlocal looked
+        looked += 1
+        return look(ask)
+
+    monkeypatch.setattr(drafter, "_look", counted)
+    known = 2 + len(b'"o')
+    rows.token_ids[0, 2:known] = list(b'"o')
+    chain = guess(drafter, 0, known, 8).tokens
+    for done, token in enumerate(chain[:3], 1):
+        rows.token_ids[0, known + done - 1] = token
+        assert guess(drafter, 0, known + done, 8).tokens == chain[done:]
+    assert looked == 1
+    rows.token_ids[0, known + 2] ^= 1  # something else came
+    assert not drafter._ahead[0].serves(rows.token_ids[0, known : known + 3].tolist())
 
 
 def test_a_row_without_a_grammar_has_none(grammars: Grammars) -> None:

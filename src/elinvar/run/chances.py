@@ -228,10 +228,10 @@ ALLOWANCE = 0.005
 """Of the time that passes, what a drafter may lose."""
 CREDIT = 4.0
 """Steps whose time it may lose besides, once; and again when it has gained it."""
-SAVED = 4.0
-"""Times its credit that it may lose of what it gained: one wrong chain of each row is soon as much as that."""
 CREDIT_TO_FOLLOW = 16.0
 """The same of one that reads states: prompts come before drafts."""
+SAVED = 4.0
+"""Times its credit that it may lose of what it gained: a wrong chain of each of some rows takes a credit."""
 
 
 class Account:

@@ -94,8 +94,9 @@ def load_weights(
     """All the weights of a model: matrices as Weight, vectors as float32 arrays, read-only.
 
     `auto` keeps the stored precision (see quants.to_codes), `f32` dequantises everything, `q8`
-    quantises matrices of floats. With a cache_dir the packed weights are kept under cache_dir/packed and mapped the next time. part:
-    names what `rules` load of a checkpoint, where that is not the model: its packed file is another.
+    quantises matrices of floats. With a cache_dir the packed weights are kept under cache_dir/packed
+    and mapped the next time. part: names what `rules` load of a checkpoint, where that is not the
+    model: its packed file is another.
     stored: kinds that matrices keep where files hold them so (Ops.stored). Raises ModelError for
     missing or misshapen tensors, stored types that cannot be loaded, corrupt scales, and a full disk.
     """

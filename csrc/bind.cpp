@@ -210,4 +210,5 @@ NB_MODULE(_cpu, m) {
     bind_attention(session, m);
     bind_recurrent(session, m);
     bind_suffixes(m);
+    bind_chances(m);
 }

@@ -52,6 +52,7 @@ void bind_linear(nb::class_<Session>& session, nb::module_& m);
 void bind_attention(nb::class_<Session>& session, nb::module_& m);
 void bind_recurrent(nb::class_<Session>& session, nb::module_& m);
 void bind_suffixes(nb::module_& m);
+void bind_chances(nb::module_& m);
 
 Kind kind_of(const std::string& name);
 

@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 
-from elinvar.run import chances, speculation
+from elinvar.run import accounts, costs, speculation
 from elinvar.run.drafters.api import Ask, Guess, Seen
 from elinvar.run.rows import Rows
 
@@ -15,10 +15,10 @@ from elinvar.run.rows import Rows
 def verify_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts cost nothing, any chance is worth one, and nobody runs out of credit."""
     monkeypatch.setattr(speculation, "MARGIN", 1.0)
-    monkeypatch.setattr(chances.Curve, "upto", lambda self, most: [1.0] * (most + 1))
-    monkeypatch.setattr(chances.Curve, "least", lambda self, rows: 0.0)
-    monkeypatch.setattr(chances.Account, "is_open", True)
-    monkeypatch.setattr(chances.Account, "can_begin", True)
+    monkeypatch.setattr(costs.Curve, "upto", lambda self, most: [1.0] * (most + 1))
+    monkeypatch.setattr(costs.Curve, "least", lambda self, rows: 0.0)
+    monkeypatch.setattr(accounts.Account, "is_open", True)
+    monkeypatch.setattr(accounts.Account, "can_begin", True)
 
 
 class Clock:

@@ -12,7 +12,8 @@ from drafting import rows_for
 from elinvar.base.plan import PlanItem
 from elinvar.engine.drafts import Given
 from elinvar.run import sources
-from elinvar.run.chances import CREDIT_TO_FOLLOW, FIRST, OLD
+from elinvar.run.accounts import CREDIT_TO_FOLLOW
+from elinvar.run.costs import FIRST, OLD
 from elinvar.run.drafters.api import Drafter, Seen
 from elinvar.run.runner import Runner
 from elinvar.run.sources import Source

@@ -90,8 +90,26 @@ def test_a_name_its_value_and_the_next_name(grammars: Grammars) -> None:
     chain = guess(drafter, 0, len(prompt) + len(answer), 20)
     assert bytes(chain.tokens) == b'": "Ada", "street": '[: len(chain.tokens)]
     assert len(chain.tokens) > len(b'": "Ada", "stree')
-    # Nothing is forced in the first four: the other drafter has them.
-    assert guess(drafter, 0, len(prompt) + len(answer), 4).tokens == []
+    assert guess(drafter, 0, len(prompt) + len(answer), 4).tokens == chain.tokens[:4]
+
+
+def test_a_row_is_drafted_for_once(grammars: Grammars) -> None:
+    """Who looks ahead asks the other drafter, which has no more to say then; alone it speaks for itself."""
+    rows, prompt = rows_for(2), b'"one two" '
+    drafter = forced_of(grammars, rows, {"type": "string"}, prompt)
+    suffix, known = drafter._suffix, len(prompt) + 2
+    assert suffix is not None
+    rows.token_ids[0, len(prompt) : known] = list(b'"o')
+    alone = guess(suffix, 0, known, 6).tokens
+    assert alone == list(b"ne two")
+    assert guess(drafter, 0, known, 6).tokens == alone
+    assert guess(suffix, 0, known, 6).tokens == []
+    rows.token_ids[0, known] = ord("n")
+    assert guess(suffix, 0, known + 1, 5).tokens == alone[1:]
+    # Of a row without a grammar the other has nothing to say.
+    start(rows, 1, prompt + b'"o')
+    assert guess(drafter, 1, known, 6).tokens == []
+    assert guess(suffix, 1, known, 6).tokens == alone
 
 
 def test_what_was_seen_ahead_serves_while_it_comes_true(

@@ -35,7 +35,7 @@ from elinvar.engine.core import Engine
 from elinvar.engine.grammars import GrammarMatcher
 from elinvar.engine.output import CompletionBuilder
 from elinvar.run import speculation
-from elinvar.run.chances import Account
+from elinvar.run.accounts import Account
 from engines import EOS, Answer, answers, provider, tiny_engine
 from test_invariance import FAMILIES, prompt
 

@@ -24,7 +24,7 @@ from elinvar.engine.draft_model import SHARE, Loaded, drafter_of
 from elinvar.engine.drafts import Drafting, Given
 from elinvar.models.drafts import load_heads
 from elinvar.ops import Ops, load_provider
-from elinvar.run import chances
+from elinvar.run import costs
 from elinvar.run.drafters.api import Ask, Drafter, Guess
 from elinvar.run.drafters.early_exit import EarlyExitDrafter
 from elinvar.run.drafters.heads import HeadsDrafter
@@ -118,7 +118,7 @@ def test_answers_are_those_without_drafts(
 ) -> None:
     verify_all(monkeypatch)
     # Beside such steps nobody sees how long drafting takes, which is not the same on both devices.
-    monkeypatch.setattr(chances.Curve, "upto", lambda self, most: [1e6] * (most + 1))
+    monkeypatch.setattr(costs.Curve, "upto", lambda self, most: [1e6] * (most + 1))
 
     def drafted(device: Any) -> tuple[list[Answer], Told, DraftStats]:
         model, make = ALL[name](load_provider(device), tmp_path)

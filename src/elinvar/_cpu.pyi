@@ -190,6 +190,29 @@ class Provider:
         mask_rows: Any = None,
     ) -> Any: ...
 
+class Chances:
+    def __init__(self) -> None: ...
+    def of(
+        self,
+        row: int,
+        space: int,
+        last: int,
+        tokens: Sequence[int],
+        said: Sequence[float],
+        least: float,
+    ) -> list[float]: ...
+    def expected(self, row: int, count: int, at_first: float) -> list[float]: ...
+    def learn(
+        self,
+        row: int,
+        space: int,
+        last: int,
+        tokens: Sequence[int],
+        said: Sequence[float],
+        came: Sequence[int],
+    ) -> None: ...
+    def forget(self, row: int) -> None: ...
+
 class Suffixes:
     def __init__(
         self, token_ids: Any, most_kept: int, most_shared: int, most_running: int

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from elinvar.base.drafts import DraftStats
-from elinvar.run.chances import CREDIT, CREDIT_TO_FOLLOW, OLD, Account, Chances, Mean
+from elinvar.ops.chances import Chances
+from elinvar.run.accounts import CREDIT, CREDIT_TO_FOLLOW, Account
+from elinvar.run.costs import OLD, Mean
 from elinvar.run.drafters.api import Drafter, Seen
 
 

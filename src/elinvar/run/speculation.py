@@ -17,7 +17,8 @@ from elinvar.base.batch import DecodeBatch, ForwardBatch
 from elinvar.base.drafts import DraftStats
 from elinvar.base.plan import PlanItem, RowStart, StepOutput
 from elinvar.ops.api import F32
-from elinvar.run.chances import Costs, Curve
+from elinvar.ops.chances import Behind
+from elinvar.run.costs import Costs, Curve
 from elinvar.run.drafters.api import Ask, Drafter, Guess, Seen
 from elinvar.run.grammar import Masks
 from elinvar.run.rows import Rows
@@ -43,9 +44,16 @@ class _Chain:
 
     source: Source
     ask: Ask
+    behind: Behind
     guess: Guess
+    """Also what is too unlikely to be verified: it is learned from."""
     chances: list[float]
-    """Of each draft: that it and those before it are accepted."""
+    """Of each draft that may be verified: that it and those before it are accepted."""
+
+    @property
+    def promised(self) -> float:
+        """Tokens, if all are verified."""
+        return sum(self.chances)
 
 
 @dataclass(slots=True)
@@ -192,9 +200,7 @@ class Speculator:
             for (i, ask), guess in zip(asks.items(), guesses, strict=True):
                 if guess.tokens:
                     chain = self._chain(source, ask, guess)
-                    if sum(chain.chances) > (
-                        sum(step.chains[i].chances) if i in step.chains else 0
-                    ):
+                    if i not in step.chains or chain.promised > step.chains[i].promised:
                         better[i] = chain
             step.chains |= better
         except Exception:
@@ -208,17 +214,23 @@ class Speculator:
 
     def _chain(self, source: Source, ask: Ask, guess: Guess) -> _Chain:
         """Tokens that there are and that grammars allow."""
-        chances = source.chances.of(ask.row, guess.chances[: ask.most], ask.least)
-        tokens = guess.tokens[: len(chances)]
-        for count, token in enumerate(tokens):
+        known = self._rows.token_ids
+        last = known.item(ask.row, ask.num_tokens - 1)
+        behind = Behind(ask.row, hash(self._rows.namespaces[ask.row]), last)
+        guess = Guess(guess.tokens[: ask.most], guess.chances[: ask.most], guess.is_allowed)
+        chances = source.chances.of(behind, guess.tokens, guess.chances, ask.least)
+        # What is not verified is not looked at, but for the first.
+        count = max(1, len(chances))
+        tokens = guess.tokens[:count]
+        for place, token in enumerate(tokens):
             if not 0 <= token < self._vocab_size:
-                tokens = tokens[:count]
+                tokens = tokens[:place]
                 break
-        if tokens and self._masks is not None:
-            known = self._rows.token_ids
+        if tokens and self._masks is not None and not guess.is_allowed:
             tokens = tokens[: self._masks.num_valid(ask.row, ask.num_tokens, tokens, known)]
-        count = len(tokens)
-        return _Chain(source, ask, Guess(tokens, guess.chances[:count]), chances[:count])
+        if len(tokens) < count:
+            guess = Guess(tokens, guess.chances[: len(tokens)])
+        return _Chain(source, ask, behind, guess, chances[: len(tokens)])
 
     def _ask_slow(
         self,
@@ -231,7 +243,7 @@ class Speculator:
         """The one that promises most, if it does, for the rows that nobody had a better guess for."""
         began = time.perf_counter()
         best = _rate(step.chains, num_rows, seconds) * MARGIN
-        others = {i: sum(chain.chances) for i, chain in step.chains.items()}
+        others = {i: chain.promised for i, chain in step.chains.items()}
         longest = max((ask.most for ask in asks.values()), default=0)
         chosen: tuple[Source, dict[int, Ask]] | None = None
         for source in sources:
@@ -268,9 +280,8 @@ class Speculator:
 
     def _verify(self, item: PlanItem, step: _Step, index: int, count: int) -> PlanItem:
         chain = step.chains[index]
-        del chain.guess.tokens[count:], chain.guess.chances[count:]
         known = chain.ask.num_tokens
-        self._rows.token_ids[item.row, known : known + count] = chain.guess.tokens
+        self._rows.token_ids[item.row, known : known + count] = chain.guess.tokens[:count]
         step.num_drafts += count
         return replace(item, num_tokens=1 + count, num_drafts=count)
 
@@ -312,12 +323,12 @@ class Speculator:
         gained = {source: -spent - share for source, spent in asked.items()}
         excess = min(took, 2 * plain * (1 + step.num_drafts)) - plain
         for i, chain in step.chains.items():
-            count = items[i].num_drafts
+            count, came, source = items[i].num_drafts, output.sampled[i], chain.source
+            source.chances.learn(chain.behind, chain.guess.tokens, chain.guess.chances, came)
             if not count:
                 continue
-            accepted, source = max(0, len(output.sampled[i]) - 1), chain.source
+            accepted = max(0, len(came) - 1)
             output.num_drafted[i] = count
-            source.chances.learn(chain.ask.row, chain.guess.chances, accepted)
             source.stats.book(count, accepted)
             gained[source] += accepted * plain / rows - excess * count / step.num_drafts
         if not step.num_drafts:  # the device waited for nothing

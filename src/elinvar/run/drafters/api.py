@@ -38,6 +38,8 @@ class Guess:
     chances: list[float] = field(default_factory=list)
     """Of each, what the drafter thinks of its being accepted if those before it are: 0 to 1. Need not be
     right, only tell likelier from less likely: it is held against what came."""
+    is_allowed: bool = False
+    """The row's grammar was asked, and allows these tokens."""
 
 
 @dataclass(slots=True)

@@ -2,14 +2,15 @@
 
 The text must come, its cut into tokens is the model's choice, so these are drafts as others are. Between
 forced texts come white space and values: what was said before tells those (run/drafters/suffix.py), so that
-a chain may hold the name of a field, its value and the name of the next. To look ahead takes a tenth of a
-millisecond, so what was seen serves as long as it comes true.
+a chain may hold the name of a field, its value and the name of the next. The other drafter then has no more
+to say of the row. To look ahead takes a tenth of a millisecond, so what was seen serves as long as it comes
+true.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 
 from elinvar.run.drafters.api import Ask, Guess, Seen
@@ -31,17 +32,9 @@ class _Ahead:
 
     start: int
     """Index of the first draft."""
-    chain: Guess = field(default_factory=Guess)
-    is_forced: list[bool] = field(default_factory=list)
-    """Each of it, or said by the other drafter."""
+    chain: Guess
     is_cut: bool = True
     """It might go on."""
-
-    def add(self, more: Guess, count: int, is_forced: bool) -> None:
-        """The first ones of it."""
-        self.chain.tokens += more.tokens[:count]
-        self.chain.chances += more.chances[:count]
-        self.is_forced += [is_forced] * count
 
     def serves(self, known: Sequence[int]) -> bool:
         """Whether what is known since then came as it was seen, and there is more."""
@@ -50,9 +43,7 @@ class _Ahead:
 
     def behind(self, first: int, most: int) -> Guess:
         here = slice(first, first + most)
-        if not any(self.is_forced[here]):  # the other drafter says as much
-            return Guess()
-        return Guess(self.chain.tokens[here], self.chain.chances[here])
+        return Guess(self.chain.tokens[here], self.chain.chances[here], is_allowed=True)
 
 
 class ForcedDrafter:
@@ -78,6 +69,8 @@ class ForcedDrafter:
             if ahead is None:
                 return Guess()
             self._ahead[ask.row] = ahead
+        if self._suffix is not None:
+            self._suffix.spoken_for(ask)
         return ahead.behind(len(known), ask.most)
 
     def _look(self, ask: Ask) -> _Ahead | None:
@@ -91,18 +84,19 @@ class ForcedDrafter:
             if not said.tokens:
                 return None
         matcher, likely, least = known.copy(), 1.0, max(LEAST, ask.least)
-        ahead = _Ahead(ask.num_tokens)
-        while (room := ask.most - len(ahead.is_forced)) and likely >= least:
-            if is_forced := bool(tokens):
+        ahead = _Ahead(ask.num_tokens, chain := Guess())
+        while (room := ask.most - len(chain.tokens)) and likely >= least:
+            if tokens:
                 more = Guess(tokens[:room], [CUT] * min(room, len(tokens)))
             else:
-                more = said if said.tokens else self._follow(ask, ahead.chain.tokens, room)
+                more = said if said.tokens else self._follow(ask, chain.tokens, room)
             # Of what was said as much as may be: what is forced within it is spelled alike.
             count = matcher.take(more.tokens)
             if not count:
                 ahead.is_cut = False
                 break
-            ahead.add(more, count, is_forced)
+            chain.tokens += more.tokens[:count]
+            chain.chances += more.chances[:count]
             likely *= prod(more.chances[:count])
             tokens, said = matcher.forced(), Guess()
         return ahead

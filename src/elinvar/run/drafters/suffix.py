@@ -47,9 +47,20 @@ class SuffixDrafter:
         self._namespaces = rows.namespaces
         self._index = Suffixes(rows.token_ids, most_kept, most_shared, most_running)
         self._answers: dict[int, _Answer] = {}
+        self._spoken: dict[int, int] = {}
+        """By row: the number of tokens for which another has said what it would."""
 
     def propose(self, asks: Sequence[Ask]) -> list[Guess]:
-        return [self.follow(ask, (), ask.most) for ask in asks]
+        return [
+            Guess()
+            if self._spoken.get(ask.row) == ask.num_tokens
+            else self.follow(ask, (), ask.most)
+            for ask in asks
+        ]
+
+    def spoken_for(self, ask: Ask) -> None:
+        """Another drafter's guess holds what it would say."""
+        self._spoken[ask.row] = ask.num_tokens
 
     def follow(self, ask: Ask, ahead: Sequence[int], most: int) -> Guess:
         """What may follow the row's known tokens and, if they come, those ahead."""
@@ -71,6 +82,7 @@ class SuffixDrafter:
                 self._extend(item.row, first, first + len(sampled))
 
     def forget(self, row: int) -> None:
+        self._spoken.pop(row, None)
         if (answer := self._answers.pop(row, None)) is not None:
             self._index.forget(row, answer.start, answer.stop)
 

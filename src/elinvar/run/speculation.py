@@ -55,6 +55,10 @@ class _Chain:
         """Tokens, if all are verified."""
         return sum(self.chances)
 
+    def learn(self, came: Sequence[int]) -> None:
+        tokens, said = self.guess.tokens, self.guess.chances
+        self.source.chances.learn(self.behind, tokens, said, came)
+
 
 @dataclass(slots=True)
 class _Step:
@@ -317,17 +321,19 @@ class Speculator:
         curve = self._costs.of(rows)
         curve.book(step.num_drafts, took)
         plain = curve.plain or seconds
-        asked = step.proposed_s
-        # Who was asked shares what choosing among them took.
-        share = (step.chosen_s - sum(asked.values())) / max(1, len(asked))
+        began = time.perf_counter()
+        for i, chain in step.chains.items():
+            chain.learn(output.sampled[i])
+        asked, spent_s = step.proposed_s, step.chosen_s + time.perf_counter() - began
+        # Who was asked shares what choosing among them and learning took.
+        share = (spent_s - sum(asked.values())) / max(1, len(asked))
         gained = {source: -spent - share for source, spent in asked.items()}
         excess = min(took, 2 * plain * (1 + step.num_drafts)) - plain
         for i, chain in step.chains.items():
-            count, came, source = items[i].num_drafts, output.sampled[i], chain.source
-            source.chances.learn(chain.behind, chain.guess.tokens, chain.guess.chances, came)
+            count, source = items[i].num_drafts, chain.source
             if not count:
                 continue
-            accepted = max(0, len(came) - 1)
+            accepted = max(0, len(output.sampled[i]) - 1)
             output.num_drafted[i] = count
             source.stats.book(count, accepted)
             gained[source] += accepted * plain / rows - excess * count / step.num_drafts

@@ -17,6 +17,7 @@ def verify_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speculation, "MARGIN", 1.0)
     monkeypatch.setattr(costs.Curve, "upto", lambda self, most: [1.0] * (most + 1))
     monkeypatch.setattr(costs.Curve, "least", lambda self, rows: 0.0)
+    monkeypatch.setattr(costs.Curve, "is_due", lambda self, length: self.plain is None)
     monkeypatch.setattr(accounts.Account, "is_open", True)
     monkeypatch.setattr(accounts.Account, "can_begin", True)
 

@@ -378,7 +378,7 @@ def test_who_hopes_in_vain_pays_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     item = PlanItem("", 0, 7, 1, True, [], 3)
     engine.runner.rows.token_ids[0, :64] = (PROMPT + [1] * 64)[:64]
     oracle._sequences = [(PROMPT + [1] * 64)[:64]]
-    speculator.pass_by(1, 0.001)
+    speculator.pass_by([item], 0.001)
     balance = source.account._balance
     assert balance is not None
     assert not speculator.hopes([replace(item, start=7)]) and speculator.hopes(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from elinvar.ops.chances import Behind, Chances
 from elinvar.run.accounts import CREDIT, SAVED, Account
-from elinvar.run.costs import FIRST, OLD, Curve, grid
+from elinvar.run.costs import FIRST, LOOK, OLD, SHORT, Curve, grid
 
 booked = st.lists(st.tuples(st.integers(0, 40), st.floats(0.001, 1.0)), max_size=30)
 
@@ -58,6 +58,30 @@ def test_what_seemed_dear_is_hoped_to_be_cheap_again() -> None:
     for _ in range(2 * OLD):
         curve.book(0, 1.0)
     assert curve.upto(8)[8] < 2
+
+
+def test_drafts_are_held_against_steps_of_their_own_time() -> None:
+    """The first step of a shape records it; longer texts, or a machine that is quicker, take another time."""
+    curve = Curve()
+    for seconds in (9.0, 1.0, 1.1)[:FIRST]:
+        assert curve.is_due(500)
+        curve.book(0, seconds, 500)
+    assert not curve.is_due(500) and not curve.is_due(700)
+    assert curve.is_due(800) and curve.is_due(300)
+    curve.book(0, 2.0, 800)
+    assert not curve.is_due(800) and curve.plain == 2.0
+    curve.book(4, 1.5, 800)
+    assert curve.is_due(800), "no step with drafts is quicker"
+    curve.book(0, 1.0, 800)
+    assert not curve.is_due(800)
+    for _ in range(LOOK):
+        curve.book(4, 1.5, 800)
+    assert curve.is_due(800)
+    # Of short texts the length says little.
+    short = Curve()
+    for _ in range(FIRST):
+        short.book(0, 1.0, 3)
+    assert not short.is_due(SHORT)
 
 
 def test_what_slows_steps_without_drafts_slows_those_with_them() -> None:
@@ -189,6 +213,15 @@ def test_what_was_gained_may_be_lost_but_not_all_of_it() -> None:
         account.pass_by(1.0, 1.0)
         steps += 1
     assert CREDIT < steps <= SAVED * CREDIT + 2
+
+
+def test_what_was_gained_is_not_kept_for_another_kind_of_text() -> None:
+    account = Account()
+    account.pass_by(1.0, 1.0)
+    account.book(1_000.0)
+    for _ in range(200):
+        account.pass_by(1.0, 1.0)
+    assert CREDIT <= account._balance < 1.05 * CREDIT
 
 
 def test_nothing_that_costs_begins_on_the_last_of_a_credit() -> None:

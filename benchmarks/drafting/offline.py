@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pytest
+
 from drafting import asked, costs, trees
 from drafting.live import Run, in_turn, load
 from drafting.trees import Grown, Text
 from drafting.work import WORK
+from elinvar.engine.core import Engine
+from elinvar.run.drafters.suffix import SuffixDrafter
+
+# Those of the tests.
+from oracles import Clock
+from policy import Replay, line
 
 MOST = 16
+SHARES = 0.05, 0.065, 0.08, 0.1
+"""Of a step of 8 rows, what a draft costs."""
 SHAPES: dict[str, Callable[[Text, int], Grown]] = {
     "chain": trees.chain,
     "fork of 2": trees.fork(2),
@@ -25,11 +35,26 @@ Sequences = list[tuple[list[int], int]]
 
 def measure(model: str, kinds: Sequence[str], threads: int | None) -> Iterator[Line]:
     """Of each kind of work, drafter (asked.ask) and shape: tokens a step with 4, 8 and 16 drafts, and the
-    speed over that
-    without drafts where each step takes as many as promise most, at 1 and 8 requests."""
+    speed over that without drafts where each step takes as many as promise most, at 1 and 8 requests.
+    And what the policy that engines have makes of `suffix` at 8 requests, from one kind to the next."""
     engine = load(model, "off", threads, 8 * max(costs.BRANCHES))
     curves = {requests: costs.measure(engine, requests) for requests in (1, 8)}
     yield {"model": model, "costs": curves, "tokens": costs.TOKENS}
+    with pytest.MonkeyPatch.context() as patch:
+        replays = {
+            share: Replay(patch, lambda rows: [SuffixDrafter(rows)], line(share), Clock(0.0))
+            for share in SHARES
+        }
+        yield from _kinds(engine, kinds, curves, replays)
+    engine.close()
+
+
+def _kinds(
+    engine: Engine,
+    kinds: Sequence[str],
+    curves: dict[int, costs.Costs],
+    replays: dict[float, Replay],
+) -> Iterator[Line]:
     for kind in kinds:
         tasks = list(WORK[kind]())
         run = Run(engine, tasks, 8, kind)
@@ -49,7 +74,11 @@ def measure(model: str, kinds: Sequence[str], threads: int | None) -> Iterator[L
                     for requests, curve in curves.items()
                 },
             }
-    engine.close()
+        told = [(p, a) for p, a in zip(prompts, answers, strict=True)]
+        yield {
+            "work": kind,
+            "policy": {share: replay.gain(told[:8]) for share, replay in replays.items()},
+        }
 
 
 def _fixed(sequences: Sequences, shape: Callable[[Text, int], Grown], most: int) -> float:
@@ -106,6 +135,9 @@ def show(line: Line) -> str:
             f"| {line['work']} | {line['drafters']} | {' | '.join(fixed)} | {line['us']:.0f} us a row, "
             f"came / said {line['came']:.2f} | |"
         )
+    if "policy" in line:
+        gains = ", ".join(f"{gain:.2f} at {share}" for share, gain in line["policy"].items())
+        return f"| {line['work']} | policy, of 8 requests, by the cost of a draft | {gains} | | | |"
     fixed, speed = line["fixed"], line["speed"]
     return (
         f"| {line['work']} | {line['shape']} | "

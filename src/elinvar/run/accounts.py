@@ -10,6 +10,8 @@ CREDIT_TO_FOLLOW = 16.0
 """The same of one that reads states: prompts come before drafts."""
 SAVED = 4.0
 """Times its credit that it may lose of what it gained: a wrong chain of each of some rows takes a credit."""
+KEPT = 31 / 32
+"""Of such savings, at each step: what was gained with one kind of text is not for the next."""
 
 
 class Account:
@@ -42,7 +44,8 @@ class Account:
         allowed = self._balance + ALLOWANCE * seconds
         if self._most is not None:
             allowed = min(allowed, self._most)
-            self._balance = min(self._balance, SAVED * self._most)
+            saved = min(self._balance, SAVED * self._most) - self._most
+            self._balance = self._most + saved * KEPT if saved > 0 else self._balance
         self._balance = max(self._balance, allowed)
 
     def book(self, gained: float) -> None:

@@ -14,6 +14,12 @@ RARE = 16
 """Steps with drafts in a row, after which one without is measured rarely."""
 FIRST = 3
 """Measurements of which the least counts: shapes are recorded at their first use."""
+LOOK = 64
+"""Steps with drafts after which one without is measured again."""
+NEAR, SHORT = 1.5, 256
+"""Texts that are so many times as long have steps of their own cost; below SHORT tokens length matters little."""
+QUICKER = 0.95
+"""Of a step without drafts: one with them that takes less says that the other has become quicker."""
 OLD = 256
 """Steps after which a measurement of drafts is forgotten. A number of drafts that seemed too slow is not chosen,
 hence not measured, until then."""
@@ -45,13 +51,13 @@ class Curve:
     """Seconds of steps in which so many rows decode, by the number of drafts that are verified. Kept as
     shares of those without: what else slows a machine down slows down both."""
 
-    __slots__ = ("_now", "_plain", "_shares", "_slope", "age")
+    __slots__ = ("_length", "_now", "_plain", "_shares", "_slope", "age")
 
     def __init__(self) -> None:
         self._plain: Mean | None = None
         self._shares: dict[int, Mean] = {}
         self._slope = SLOPE
-        self._now = 0
+        self._now = self._length = 0
         self.age = 0
         """Steps with drafts since the last one without."""
 
@@ -60,12 +66,26 @@ class Curve:
         """Without drafts."""
         return None if self._plain is None else self._plain.value
 
-    def book(self, drafts: int, seconds: float) -> None:
+    def is_due(self, length: int) -> bool:
+        """Whether a step without drafts is to be measured, with texts of so many tokens: else drafts would
+        be held against one of another time, or of its first use."""
+        if self._plain is None or not self._plain.is_settled or self.age >= LOOK:
+            return True
+        return not self._is_near(length)
+
+    def _is_near(self, length: int) -> bool:
+        short, long = sorted((max(length, SHORT), self._length))
+        return long <= NEAR * short
+
+    def book(self, drafts: int, seconds: float, length: int = 0) -> None:
         """Nothing is learned of drafts before a step without was seen."""
         self._now += 1
         if not drafts:
-            if self._plain is None:
+            if self._plain is None or not self._is_near(length):
+                known, self._length = self._plain, max(length, SHORT)
                 self._plain = Mean(seconds, self._now)
+                if known is not None:  # its shape has been recorded
+                    self._plain.count = known.count
             else:  # what is asked for rarely is believed at once
                 self._plain.add(seconds, self._now, 0.5 if self.age >= RARE else 0.125)
             self.age = 0
@@ -75,6 +95,8 @@ class Curve:
         if self._plain is None:
             return
         at, share = grid(drafts), seconds / self._plain.value
+        if share < QUICKER:
+            self.age = LOOK
         if at in self._shares:
             self._shares[at].add(share, self._now, 0.125)
         else:

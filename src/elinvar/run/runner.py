@@ -204,7 +204,7 @@ class Runner:
             self.speculator.book(job.items, output, time.perf_counter() - began)
         elif step_s is not None:
             output.step_s = step_s
-            self.speculator.pass_by(len(job.items), step_s)
+            self.speculator.pass_by(job.items, step_s)
         return output
 
     def _compute(self, job: _Job, output: StepOutput) -> None:

@@ -28,10 +28,12 @@ log = logging.getLogger(__name__)
 
 MARGIN = 1.02
 """What drafts must promise to be worth their noise."""
-LOOK = 64
-"""Steps with drafts after which one without is measured again."""
 LENGTHS = 1, 2, 3, 4, 6, 8, 12, 16, 24, 32
 """Of chains that are thought of before they are made."""
+LEAST_S = 1e-9
+"""That a step takes, whatever clocks say."""
+HICCUP = 1.5
+"""Times what a step was thought to take, beyond which the machine is to blame and no drafter."""
 PEEK = 8
 """Drafts that are thought of while a step is under way."""
 SLOW_DOWN = 0.9
@@ -129,7 +131,7 @@ class Speculator:
             return _plain(items)
         self._step = step = _Step(time.perf_counter(), hopeful=hopeful)
         curve = self._costs.of(len(items))
-        if curve.plain is None or curve.age >= LOOK:
+        if curve.is_due(_length(items)):
             return _plain(items)
         open_ = self._open(items)
         if not open_:
@@ -317,9 +319,9 @@ class Speculator:
         if step is None:
             self._pass_by(seconds)
             return
-        rows, took = len(items), seconds - step.chosen_s - self._observed_s
+        rows, took = len(items), max(seconds - step.chosen_s - self._observed_s, LEAST_S)
         curve = self._costs.of(rows)
-        curve.book(step.num_drafts, took)
+        curve.book(step.num_drafts, took, _length(items))
         plain = curve.plain or seconds
         began = time.perf_counter()
         for i, chain in step.chains.items():
@@ -328,7 +330,9 @@ class Speculator:
         # Who was asked shares what choosing among them and learning took.
         share = (spent_s - sum(asked.values())) / max(1, len(asked))
         gained = {source: -spent - share for source, spent in asked.items()}
-        excess = min(took, 2 * plain * (1 + step.num_drafts)) - plain
+        excess = -plain
+        if curve.plain is not None:
+            excess += min(took, HICCUP * curve.upto(step.num_drafts)[-1])
         for i, chain in step.chains.items():
             count, source = items[i].num_drafts, chain.source
             if not count:
@@ -346,10 +350,10 @@ class Speculator:
             source.stats.seconds += step.proposed_s.get(source, 0.0)
         self._pass_by(seconds, plain)
 
-    def pass_by(self, num_rows: int, seconds: float) -> None:
+    def pass_by(self, items: Sequence[PlanItem], seconds: float) -> None:
         """A step began before anybody could draft for it, and took so long."""
-        curve = self._costs.of(num_rows)
-        curve.book(0, seconds)
+        curve = self._costs.of(len(items))
+        curve.book(0, seconds, _length(items))
         self._pass_by(seconds, curve.plain or seconds)
 
     def _pass_by(self, seconds: float, plain: float | None = None) -> None:
@@ -358,6 +362,11 @@ class Speculator:
                 source.pass_by(seconds, plain)
             except Exception:
                 self._switch_off(source)
+
+
+def _length(items: Sequence[PlanItem]) -> int:
+    """Of their texts, on average."""
+    return sum(item.start for item in items) // len(items)
 
 
 def _plain(items: Sequence[PlanItem]) -> Sequence[PlanItem]:

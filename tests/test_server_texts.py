@@ -309,10 +309,12 @@ def test_a_task_without_texts_is_refused() -> None:
 
 
 def test_a_client_that_leaves_ends_its_work(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text_model, left, computed = TextModel.load(bert), threading.Event(), list[int]()
+    text_model, computed = TextModel.load(bert), list[int]()
+    begun, left = threading.Event(), threading.Event()
     vectors = text_model.vectors
 
     def once_it_left(texts: Any) -> Any:
+        begun.set()
         left.wait(20)
         computed.append(len(texts))
         return vectors(texts)
@@ -325,6 +327,8 @@ def test_a_client_that_leaves_ends_its_work(bert: Path, monkeypatch: pytest.Monk
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(head.encode() + body)
             assert eventually(lambda: model.num_live == 500)
+            # Not before a part of it is being computed: else nothing of it ever is.
+            assert begun.wait(20)
         assert eventually(lambda: model.num_live == 0)
         left.set()
         assert post(f"http://127.0.0.1:{port}", "/v1/embeddings", input="x").status_code == 200

@@ -20,6 +20,7 @@ from elinvar.engine.core import Engine
 from elinvar.engine.drafts import Given
 from elinvar.engine.output import Delta
 from elinvar.run.ahead import Begun
+from elinvar.run.costs import FIRST
 from elinvar.run.drafters.api import Ask, Guess
 from elinvar.run.runner import Runner
 from engines import ENGINES, Answer, answers, tiny_engine
@@ -378,7 +379,11 @@ def test_who_hopes_in_vain_pays_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     item = PlanItem("", 0, 7, 1, True, [], 3)
     engine.runner.rows.token_ids[0, :64] = (PROMPT + [1] * 64)[:64]
     oracle._sequences = [(PROMPT + [1] * 64)[:64]]
-    speculator.pass_by([item], 0.001)
+    assert not speculator.hopes([replace(item, start=8)]), (
+        "nothing is drafted before steps are known"
+    )
+    for _ in range(FIRST):
+        speculator.pass_by([item], 0.001)
     balance = source.account._balance
     assert balance is not None
     assert not speculator.hopes([replace(item, start=7)]) and speculator.hopes(

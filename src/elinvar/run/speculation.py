@@ -145,7 +145,7 @@ class Speculator:
         each: then the next step should wait for the tokens of this one, and draft."""
         open_ = self._open(items)
         curve = self._costs.of(len(items))
-        if curve.plain is None or not open_:
+        if not open_ or curve.is_due(_length(items)):
             return False
         if not all(source.drafter.is_instant for source in open_):
             return True

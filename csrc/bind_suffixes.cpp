@@ -1,4 +1,10 @@
 // The index of texts behind drafts from what was said before.
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/tuple.h>
+
+#include <tuple>
+#include <utility>
+
 #include "bind.h"
 #include "suffixes.h"
 
@@ -13,10 +19,16 @@ struct BoundSuffixes : Suffixes {
           owner(token_ids) {}
 };
 
-nb::tuple propose(BoundSuffixes& index, int row, int num_tokens, int most,
-                  const std::vector<int32_t>& ahead) {
-    const Drafts drafts = index.propose(row, num_tokens, ahead, most);
-    return nb::make_tuple(drafts.tokens, drafts.length, drafts.support);
+using Guess = std::pair<std::vector<int32_t>, std::vector<double>>;
+
+std::vector<Guess> propose(BoundSuffixes& index, const std::vector<std::tuple<int, int, int>>& asks,
+                           double least, const std::vector<int32_t>& ahead) {
+    std::vector<Guess> guesses;
+    for (const auto& [row, num_tokens, most] : asks) {
+        Drafts drafts = index.propose(row, num_tokens, ahead, most, least);
+        guesses.emplace_back(std::move(drafts.tokens), std::move(drafts.chances));
+    }
+    return guesses;
 }
 
 void begin(BoundSuffixes& index, int row, const nb::bytes& space) {

@@ -91,4 +91,33 @@ void Chances::learn(const Behind& behind, std::span<const int64_t> tokens,
     }
 }
 
+std::vector<int> best_counts(const std::vector<std::vector<double>>& chances,
+                             std::span<const double> seconds, int rows, Bounds bounds) {
+    struct Draft {
+        double chance;
+        std::size_t place, chain;
+    };
+    std::vector<Draft> drafts;
+    for (std::size_t chain = 0; chain < chances.size(); ++chain)
+        for (std::size_t place = 0; place < chances[chain].size(); ++place)
+            drafts.push_back({chances[chain][place], place, chain});
+    std::sort(drafts.begin(), drafts.end(), [](const Draft& a, const Draft& b) {
+        if (a.chance != b.chance) return a.chance > b.chance;
+        return std::pair(a.place, a.chain) < std::pair(b.place, b.chain);
+    });
+    double tokens = rows, best = bounds.margin * rows / seconds[0];
+    std::size_t count = 0;
+    for (std::size_t number = 1; number <= drafts.size() && number < seconds.size(); ++number) {
+        tokens += drafts[number - 1].chance;
+        const double rate = tokens / seconds[number];
+        if (rate > best)
+            best = rate, count = number;
+        else if (rate < bounds.slow_down * best)
+            break;
+    }
+    std::vector<int> counts(chances.size());
+    for (std::size_t i = 0; i < count; ++i) ++counts[drafts[i].chain];
+    return counts;
+}
+
 }  // namespace elinvar

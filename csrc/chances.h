@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace elinvar {
@@ -64,5 +65,16 @@ class Chances {
     Row places_{};
     std::unordered_map<int, Row> rows_;
 };
+
+// What drafts must promise to be worth their noise, times what steps without them do; and of the
+// best number so far, when more of them promise less than that, no one is looked for.
+struct Bounds {
+    double margin, slow_down;
+};
+// How many drafts of each chain to verify: the likeliest ones, as many as bring the most tokens a
+// second. chances: of each chain, as Chances::of has them, so a draft comes after those before it;
+// seconds: of a step of so many rows with 0, 1, 2, ... drafts.
+std::vector<int> best_counts(const std::vector<std::vector<double>>& chances,
+                             std::span<const double> seconds, int rows, Bounds bounds);
 
 }  // namespace elinvar

@@ -10,6 +10,13 @@ namespace {
 
 constexpr std::size_t kFewest = 64;  // slots of a table
 
+// That a token comes on which this share of the matches agrees, of so many tokens with those
+// guessed. As it was in recorded answers (benchmarks/speculation.py --offline): of those that all
+// matches of 1, 2, 4, 10, 30 tokens agreed in, 0.4, 0.5, 0.8, 0.9, 0.98 came.
+double chance(std::size_t length, double share) {
+    return share * (1 - 1 / (static_cast<double>(length) + 0.6));
+}
+
 }  // namespace
 
 void Text::append(std::span<const int32_t> tokens) {
@@ -98,7 +105,8 @@ void Suffixes::begin(int row, const std::string& space) {
     rows_[row].space = space;
 }
 
-Drafts Suffixes::propose(int row, int num_tokens, std::span<const int32_t> ahead, int most) {
+Drafts Suffixes::propose(int row, int num_tokens, std::span<const int32_t> ahead, int most,
+                         double least) {
     const auto found = rows_.find(row);
     if (found == rows_.end()) return {};
     const std::span known(token_ids_ + row * width_, static_cast<std::size_t>(num_tokens));
@@ -118,16 +126,18 @@ Drafts Suffixes::propose(int row, int num_tokens, std::span<const int32_t> ahead
         corpus->second.young.find(tail_, found_);
         corpus->second.old.find(tail_, found_);
     }
-    return follow(own, ahead, most);
+    return follow(own, ahead, most, least);
 }
 
 // What followed the longest matches: at each token the most frequent one, of equally frequent ones
 // that of the latest place. A place in the text itself whose end is reached goes on with what comes
 // ahead and what was guessed: it is a cycle.
-Drafts Suffixes::follow(const Text& own, std::span<const int32_t> ahead, int most) {
+Drafts Suffixes::follow(const Text& own, std::span<const int32_t> ahead, int most, double least) {
     Drafts drafts;
-    for (const Match& match : found_) drafts.length = std::max(drafts.length, match.length);
-    std::erase_if(found_, [&](const Match& match) { return match.length < drafts.length; });
+    int32_t length = 0;
+    double likely = 1;
+    for (const Match& match : found_) length = std::max(length, match.length);
+    std::erase_if(found_, [&](const Match& match) { return match.length < length; });
     const auto next = [&](const Match& match) {
         std::size_t at = match.at + drafts.tokens.size();
         if (match.text != &own || at < static_cast<std::size_t>(own.size()))
@@ -146,7 +156,13 @@ Drafts Suffixes::follow(const Text& own, std::span<const int32_t> ahead, int mos
             if (often > most_often) best = token, most_often = often;
         }
         if (best == Text::kGap) break;
-        drafts.support.push_back(static_cast<float>(most_often) / found_.size());
+        const double share = static_cast<double>(most_often) / found_.size();
+        drafts.chances.push_back(chance(length + drafts.tokens.size(), share));
+        likely *= drafts.chances.back();
+        if (likely < least) {
+            drafts.chances.pop_back();
+            break;
+        }
         std::erase_if(found_, [&](const Match& match) { return next(match) != best; });
         drafts.tokens.push_back(best);
     }

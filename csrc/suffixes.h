@@ -58,8 +58,7 @@ class Text {
 // What is guessed to follow.
 struct Drafts {
     std::vector<int32_t> tokens;
-    int32_t length = 0;          // of the match
-    std::vector<float> support;  // of each: the share of the places that go on so
+    std::vector<double> chances;  // of each, if those before it come
 };
 
 class Suffixes {
@@ -71,8 +70,9 @@ class Suffixes {
 
     // The row belongs to a text of this namespace from now on.
     void begin(int row, const std::string& space);
-    // What follows the row's first num_tokens tokens and then `ahead`.
-    Drafts propose(int row, int num_tokens, std::span<const int32_t> ahead, int most);
+    // What follows the row's first num_tokens tokens and then `ahead`, as long as the whole is at
+    // least so likely.
+    Drafts propose(int row, int num_tokens, std::span<const int32_t> ahead, int most, double least);
     // The text is over; its tokens from .. to - 1 are for others of its namespace.
     void forget(int row, int from, int to);
     int32_t num_kept() const { return num_kept_; }
@@ -90,7 +90,7 @@ class Suffixes {
         Text text;
     };
     void keep(const std::string& space, std::span<const int32_t> tokens);
-    Drafts follow(const Text& own, std::span<const int32_t> ahead, int most);
+    Drafts follow(const Text& own, std::span<const int32_t> ahead, int most, double least);
 
     const int32_t* token_ids_;
     std::size_t width_;

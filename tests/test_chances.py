@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elinvar.ops.chances import Behind, Chances
+from elinvar.ops.chances import Behind, Chances, best_counts
 from elinvar.run.accounts import CREDIT, SAVED, Account
 from elinvar.run.costs import FIRST, LOOK, OLD, SHORT, Curve, grid
 
@@ -106,7 +106,7 @@ def test_what_is_too_unlikely_to_pay_is_not_thought_of() -> None:
     for _ in range(50):
         curve.book(1, 3.0)
     assert curve.least(8) == 0.5
-    assert Chances().of(behind(0), [1, 2, 3, 4], [0.9, 0.5, 0.5, 0.9], least=0.3) == [0.9, 0.45]
+    assert of(Chances(), behind(0), [1, 2, 3, 4], [0.9, 0.5, 0.5, 0.9], least=0.3) == [0.9, 0.45]
 
 
 def test_shapes_are_recorded_at_their_first_use() -> None:
@@ -126,19 +126,32 @@ def behind(row: int, token: int = 0, space: int = 0) -> Behind:
     return Behind(row, space, token)
 
 
+def of(
+    chances: Chances, place: Behind, tokens: list[int], said: list[float], least: float = 0.0
+) -> list[float]:
+    [found] = chances.of([place], [tokens], [said], least)
+    return found
+
+
+def learn(
+    chances: Chances, place: Behind, tokens: list[int], said: list[float], came: list[int]
+) -> None:
+    chances.learn([place], [tokens], [said], [came])
+
+
 def test_what_is_said_is_held_against_what_came() -> None:
     chances = Chances()
     for at in range(100, 200, 2):  # tokens that nobody has seen
-        chances.learn(behind(0), [at, at], [0.9, 0.9], [at + 1])
-        chances.learn(behind(1), [at], [0.2], [at, 7])
-    assert chances.of(behind(2), [1], [0.9])[0] < 0.2
-    assert chances.of(behind(2), [1], [0.2])[0] > 0.8
+        learn(chances, behind(0), [at, at], [0.9, 0.9], [at + 1])
+        learn(chances, behind(1), [at], [0.2], [at, 7])
+    assert of(chances, behind(2), [1], [0.9])[0] < 0.2
+    assert of(chances, behind(2), [1], [0.2])[0] > 0.8
     # A row of its own kind is told apart soon.
     for at in range(300, 320, 2):
-        chances.learn(behind(3), [at, at], [0.9, 0.9], [at, at, 7])
-    assert chances.of(behind(3), [1], [0.9])[0] > 0.5
+        learn(chances, behind(3), [at, at], [0.9, 0.9], [at, at, 7])
+    assert of(chances, behind(3), [1], [0.9])[0] > 0.5
     chances.forget(3)
-    assert chances.of(behind(3), [1], [0.9])[0] < 0.5
+    assert of(chances, behind(3), [1], [0.9])[0] < 0.5
     assert chances.expected(3, 3) == sorted(chances.expected(3, 3), reverse=True)
 
 
@@ -147,25 +160,25 @@ def test_what_came_of_a_token_is_known_where_it_was_drafted() -> None:
     say nothing of it."""
     chances = Chances()
     for _ in range(40):
-        chances.learn(behind(0, token=1), [5], [0.7], [6])
-        chances.learn(behind(1, token=2), [5], [0.7], [5])
+        learn(chances, behind(0, token=1), [5], [0.7], [6])
+        learn(chances, behind(1, token=2), [5], [0.7], [5])
     never, always, new, other = (
-        chances.of(behind(9, token, space), [5], [0.7])[0]
+        of(chances, behind(9, token, space), [5], [0.7])[0]
         for token, space in ((1, 0), (2, 0), (3, 0), (1, 12345))
     )
     assert never < 0.1 and always > 0.9
     assert 0.4 < new < 0.8 and other > 0.4
-    assert chances.of(behind(9, 2), [5, 8, 5], [0.7, 0.7, 0.7], least=0.3)[0] == always
+    assert of(chances, behind(9, 2), [5, 8, 5], [0.7, 0.7, 0.7], least=0.3)[0] == always
 
 
 def test_behind_the_first_wrong_one_nothing_is_learned() -> None:
     chances = Chances()
-    before = chances.of(behind(9, 3), [4], [0.55])
+    before = of(chances, behind(9, 3), [4], [0.55])
     for _ in range(20):
-        chances.learn(behind(0, 1), [2, 3, 4], [0.9, 0.9, 0.55], [2, 9])
-    assert chances.of(behind(9, 3), [4], [0.55]) == before
-    assert chances.of(behind(9, 1), [2], [0.9])[0] > 0.8
-    assert chances.of(behind(9, 2), [3], [0.9])[0] < 0.2
+        learn(chances, behind(0, 1), [2, 3, 4], [0.9, 0.9, 0.55], [2, 9])
+    assert of(chances, behind(9, 3), [4], [0.55]) == before
+    assert of(chances, behind(9, 1), [2], [0.9])[0] > 0.8
+    assert of(chances, behind(9, 2), [3], [0.9])[0] < 0.2
 
 
 @given(
@@ -179,11 +192,44 @@ def test_whatever_is_said_chances_are_some(
 ) -> None:
     chances = Chances()
     for _ in range(3):
-        chances.learn(behind(0), tokens, said, came)
-    found = chances.of(behind(0), tokens, said, least)
+        learn(chances, behind(0), tokens, said, came)
+    found = of(chances, behind(0), tokens, said, least)
     assert len(found) <= min(len(tokens), len(said))
     assert all(least <= chance <= 1 for chance in found)
     assert found == sorted(found, reverse=True)
+
+
+def test_chains_are_asked_about_together() -> None:
+    together, apart = Chances(), Chances()
+    places = [behind(0, 1), behind(1, 2), behind(0, 3)]
+    tokens, said = [[4, 5], [6], []], [[0.9, 0.8], [0.4], []]
+    came = [[4, 9], [6, 7], [8]]
+    for _ in range(3):
+        together.learn(places, tokens, said, came)
+        for each in zip(places, tokens, said, came, strict=True):
+            learn(apart, *each)
+    assert together.of(places, tokens, said) == [
+        of(apart, *each) for each in zip(places, tokens, said, strict=True)
+    ]
+
+
+@given(
+    st.lists(st.lists(st.floats(0, 1), max_size=5), max_size=6),
+    st.lists(st.floats(0, 0.4), min_size=31, max_size=31),
+)
+def test_the_likeliest_drafts_that_bring_the_most(
+    chances: list[list[float]], rises: list[float]
+) -> None:
+    """No other number of them promises more tokens a second; in a chain none comes before those it follows."""
+    chains = [sorted(chain, reverse=True) for chain in chances]
+    seconds = [1.0, *(1.0 + sum(rises[:n]) for n in range(1, 31))]
+    counts = best_counts(chains, seconds, 6, 1.0, 0.0)
+    taken = [c for chain, n in zip(chains, counts, strict=True) for c in chain[:n]]
+    ordered = sorted((c for chain in chains for c in chain), reverse=True)
+    assert sorted(taken, reverse=True) == ordered[: len(taken)]
+    rates = [(6 + sum(ordered[:n])) / seconds[n] for n in range(len(ordered) + 1)]
+    assert rates[len(taken)] > 0.999999 * max(rates)
+    assert best_counts(chains, [1.0, *[9.0] * 30], 6, 1.02, 0.9) == [0] * len(chains)
 
 
 def test_who_only_loses_costs_a_set_share() -> None:

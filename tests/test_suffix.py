@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import pytest
@@ -45,14 +46,19 @@ def common(left: list[int], right: list[int]) -> int:
 
 
 def guess(
-    own: list[int], others: Sequence[list[int]], known: list[int], ahead: list[int], most: int
-) -> tuple[list[int], int, list[float]]:
+    own: list[int],
+    others: Sequence[list[int]],
+    known: list[int],
+    ahead: list[int],
+    most: int,
+    least: float,
+) -> tuple[list[int], list[float]]:
     tail = known[-LONGEST:] + ahead
     found = [(text, *match) for text in (own, *others) for match in matches(text, tail)]
     longest = max((length for *_, length in found), default=0)
     live = [(text, at) for text, at, length in found if length == longest]
     tokens: list[int] = []
-    shares: list[float] = []
+    chances: list[float] = []
     while len(tokens) < most:
         nexts = []
         for text, at in live:
@@ -62,10 +68,13 @@ def guess(
         if not counts:
             break
         best, often = counts.most_common(1)[0]
-        shares.append(often / len(live))
+        chance = often / len(live) * (1 - 1 / (longest + len(tokens) + 0.6))
+        if prod([*chances, chance]) < least:
+            break
+        chances.append(chance)
         live = [place for place, token in zip(live, nexts, strict=True) if token == best]
         tokens.append(best)
-    return tokens, longest, shares
+    return tokens, chances
 
 
 tokens_of = st.one_of(
@@ -106,8 +115,13 @@ class Index(RuleBasedStateMachine):
             text += tokens[: WIDTH - len(text)]
             self.token_ids[row, : len(text)] = text
 
-    @rule(row=rows, ahead=st.lists(st.integers(0, 2), max_size=3), most=st.integers(1, 20))
-    def propose(self, row: int, ahead: list[int], most: int) -> None:
+    @rule(
+        row=rows,
+        ahead=st.lists(st.integers(0, 2), max_size=3),
+        most=st.integers(1, 20),
+        least=st.sampled_from([0.0, 0.02, 0.31]),
+    )
+    def propose(self, row: int, ahead: list[int], most: int, least: float) -> None:
         if row not in self.texts:
             return
         text, space = self.texts[row], self.spaces[row]
@@ -117,10 +131,9 @@ class Index(RuleBasedStateMachine):
         others: Sequence[list[int]] = ()
         if space in self.corpora:
             others = self.corpora[space] = self.corpora.pop(space)
-        assert self.index.propose(row, len(text), most, ahead) == (
-            *guess(own, others, text, ahead, most)[:2],
-            pytest.approx(guess(own, others, text, ahead, most)[2]),
-        )
+        tokens, chances = guess(own, others, text, ahead, most, least)
+        found = self.index.propose([(row, len(text), most)], least, ahead)
+        assert found == [(tokens, pytest.approx(chances))]
 
     @rule(row=consumes(rows), data=st.data())
     def forget(self, row: int, data: st.DataObject) -> None:
@@ -190,5 +203,5 @@ def test_bytes_of_a_token() -> None:
     for count in (1000, 10_000, width):
         index = Suffixes(token_ids, 1 << 20, 1 << 20, 1 << 20)
         index.begin(0, b"")
-        index.propose(0, count, 8)
+        index.propose([(0, count, 8)])
         assert index.bytes <= 100 * count

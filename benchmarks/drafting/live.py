@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from drafting.work import WORK, Task
+from drafting import work
+from drafting.work import Task
 
 # Those of the tests.
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
@@ -58,9 +59,9 @@ def load(
 
 
 class Run:
-    """Tasks that an engine answers, `batch` at a time; group: answers of others are drafted from in the
-    same one alone, prompts are cached for all. They and first tokens are not timed: the clock runs while
-    all have begun, which nobody who reads along delays."""
+    """Tasks that an engine answers, `batch` at a time: where one ends the next begins; group: answers of
+    others are drafted from in the same one alone, prompts are cached for all. They and first tokens are not
+    timed, nor is what is left when no task comes any more: the clock runs while `batch` have begun."""
 
     def __init__(self, engine: Engine, tasks: Sequence[Task], batch: int, group: str) -> None:
         self.answers: list[list[int]] = []
@@ -86,22 +87,27 @@ class Run:
             start(rows, replace(started, namespace=self._group))
 
         rows.start = start_in_group  # type: ignore[method-assign]
-        for at in range(0, len(tasks), batch):
-            prompts = [engine.tokenizer.encode(task.prompt) for task in tasks[at : at + batch]]
-            own: dict[str, list[int]] = {}
-            for ids, task in zip(prompts, tasks[at:], strict=False):
-                own[engine.add(ids, task.params, handling=OFFLINE)] = []
-            while engine.has_work:
-                is_decoding, began = all(own.values()), time.perf_counter()
-                deltas = engine.step()
-                if is_decoding:
-                    self.seconds += time.perf_counter() - began
-                    self.tokens += sum(len(delta.token_ids) for delta in deltas)
-                for delta in deltas:
-                    own[delta.request_id] += delta.token_ids
-                yield True
-            self.answers += own.values()
-            self.sequences += map(add, prompts, own.values())
+        prompts = [engine.tokenizer.encode(task.prompt) for task in tasks]
+        own: dict[str, list[int]] = {}
+        waiting, live = list(zip(prompts, tasks, strict=True))[::-1], set[str]()
+        while waiting or live:
+            while waiting and len(live) < batch:
+                ids, task = waiting.pop()
+                live.add(request := engine.add(ids, task.params, handling=OFFLINE))
+                own[request] = []
+            is_timed = len(live) == batch and all(own[request] for request in live)
+            began = time.perf_counter()
+            deltas = engine.step()
+            if is_timed:
+                self.seconds += time.perf_counter() - began
+                self.tokens += sum(len(delta.token_ids) for delta in deltas)
+            for delta in deltas:
+                own[delta.request_id] += delta.token_ids
+                if delta.finish_reason is not None:
+                    live.discard(delta.request_id)
+            yield True
+        self.answers = list(own.values())
+        self.sequences = list(map(add, prompts, self.answers))
 
 
 SLICE = 16
@@ -133,8 +139,8 @@ def measure(
         for name in ("off", *drafters)
     }
     for kind in kinds:
-        tasks = list(WORK[kind]())
         for batch in batches:
+            tasks = work.some(kind, work.FEW if batch == 1 else work.MOST)
             rates: dict[str, list[float]] = {name: [] for name in engines}
             drafted = {name: _counts(engine) for name, engine in engines.items()}
             for number in range(rounds + 1):

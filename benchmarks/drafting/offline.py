@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from drafting import asked, costs, trees
+from drafting import asked, costs, trees, work
 from drafting.live import Run, in_turn, load
 from drafting.trees import Grown, Text
-from drafting.work import WORK
 from elinvar.engine.core import Engine
 from elinvar.run.drafters.suffix import SuffixDrafter
 
@@ -56,7 +55,7 @@ def _kinds(
     replays: dict[float, Replay],
 ) -> Iterator[Line]:
     for kind in kinds:
-        tasks = list(WORK[kind]())
+        tasks = work.some(kind, work.FEW)
         run = Run(engine, tasks, 8, kind)
         in_turn([run], 8)
         answers = run.answers
@@ -77,7 +76,7 @@ def _kinds(
         told = [(p, a) for p, a in zip(prompts, answers, strict=True)]
         yield {
             "work": kind,
-            "policy": {share: replay.gain(told[:8]) for share, replay in replays.items()},
+            "policy": {share: replay.gain(told) for share, replay in replays.items()},
         }
 
 

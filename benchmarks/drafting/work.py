@@ -6,18 +6,30 @@ real: functions of Python's standard library, pages of docs/, and letters made f
 
 from __future__ import annotations
 
+import base64
 import colorsys
 import difflib
+import functools
+import getopt
+import gettext
+import glob
 import heapq
 import inspect
+import ipaddress
 import json
+import linecache
 import random
 import re
 import shlex
+import shutil
 import statistics
+import tempfile
 import textwrap
+import tokenize
+import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +38,8 @@ from elinvar.base.sampling import SamplingParams
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 MAX_TOKENS = 192
+FEW, MOST = 8, 24
+"""Tasks of a kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +64,22 @@ _CODE: list[tuple[Callable[..., Any], str, str]] = [
     (difflib.get_close_matches, "cutoff", "least"),
     (heapq.nsmallest, "result", "found"),
     (statistics.fmean, "weights", "shares"),
+    (urllib.parse.unquote, "encoding", "charset"),
+    (functools.update_wrapper, "wrapped", "inner"),
+    (tempfile.mkdtemp, "suffix", "ending"),
+    (ipaddress.ip_network, "strict", "exact"),
+    (gettext.find, "languages", "tongues"),
+    (linecache.checkcache, "entry", "record"),
+    (base64.b64decode, "altchars", "others"),
+    (shutil.copymode, "follow_symlinks", "through_links"),
+    (tokenize.untokenize, "iterable", "source"),
+    (difflib.restore, "which", "side"),
+    (statistics.covariance, "xbar", "meanx"),
+    (tempfile.mkstemp, "prefix", "opening"),
+    (statistics.multimode, "counts", "tally"),
+    (getopt.getopt, "longopts", "names"),
+    (glob.iglob, "root_dir", "base"),
+    (urllib.parse.urldefrag, "frag", "anchor"),
 ]
 
 
@@ -76,13 +106,16 @@ def edits() -> Iterator[Task]:
     """A function with one name changed."""
     _, code, old, new = _code(0)
     example = f"{_edit(0)}{_renamed(code, old, new)}\n```\n\n"
-    for number in range(1, len(_CODE)):
+    for number in range(1, MOST + 1):
         yield Task(example + _edit(number), _greedy(stop=("```",)))
 
 
 # ---- summarise with quotes -------------------------------------------------------------------------
 
-_PAGES = "002", "003", "005", "006", "009", "015", "017", "019", "024", "030"
+_PAGES = (
+    *("002", "003", "005", "006", "009", "015", "017", "019", "024", "030", "007", "008", "010"),
+    *("020", "021", "022", "025", "028", "031", "036", "038", "039", "041", "045", "012"),
+)
 
 
 def _sentences(page: str) -> list[str]:
@@ -104,7 +137,7 @@ def quotes() -> Iterator[Task]:
         f'The text begins: "{first[0]}" It goes on: "{first[1]}" Then it explains: "{first[2]}" '
         f'The end of it is: "{first[-1]}"\n\n'
     )
-    for page in _PAGES[1:9]:
+    for page in _PAGES[1 : MOST + 1]:
         yield Task(_quoting(first) + shown + _quoting(_sentences(page)), _greedy(stop=("###",)))
 
 
@@ -154,7 +187,7 @@ def _letter(rng: random.Random) -> tuple[str, dict[str, str]]:
 def extractions(examples: int = 2) -> Iterator[Task]:
     """Fields of a letter, by a schema."""
     rng = random.Random(4)
-    for _ in range(8):
+    for _ in range(MOST):
         shown = []
         for _ in range(examples):
             text, found = _letter(rng)
@@ -192,7 +225,7 @@ def _turns(number: int) -> list[str]:
 def agents() -> Iterator[Task]:
     """The last turn of such a conversation, after another one."""
     example = "".join(_turns(3))
-    for number in (1, 2, 4, 5, 6, 7, 8, 0):
+    for number in (1, 2, 4, 5, 6, 7, 8, 0, *range(9, MOST + 1)):
         *turns, last = _turns(number)
         opened = last.split("\n", 3)
         yield Task(
@@ -211,6 +244,22 @@ _STORIES = (
     "If I could give one piece of advice to a young carpenter, it would be this:",
     "The train stopped between two stations, and nobody knew why.",
     "Most people think that the desert is silent. Those who have slept there know that",
+    "Every village has a man who repairs clocks, and in ours he",
+    "The first winter on the farm taught us three things. The first was",
+    "Nobody remembers who planted the walnut tree behind the school, but",
+    "A good map leaves things out. The cartographer must decide",
+    "On the morning of the regatta the wind had turned, and my uncle",
+    "There is a kind of silence that only libraries have. It",
+    "When the river froze, the children of the lower town",
+    "I have worked in hotel kitchens for thirty years, and what guests never see is",
+    "The violin had been in the family since 1870, though none of us",
+    "Coffee came to the port before it came to the capital. Sailors",
+    "My neighbour keeps bees on the roof. Every evening in June",
+    "It is often said that chess is a game of patience. In truth",
+    "The letter was addressed to a street that no longer existed, so the postman",
+    "To learn a language late in life is like",
+    "The museum closes at six, but the guard always",
+    "Long before the bridge was built, people crossed the strait",
 )
 
 
@@ -218,6 +267,10 @@ def prose() -> Iterator[Task]:
     """Free text at temperature 0.8: at 0 models this small repeat themselves, which is copying."""
     for seed, text in enumerate(_STORIES):
         yield Task(text, SamplingParams(max_tokens=MAX_TOKENS, temperature=0.8, seed=seed))
+
+
+def some(kind: str, count: int) -> list[Task]:
+    return list(islice(WORK[kind](), count))
 
 
 WORK: dict[str, Callable[[], Iterator[Task]]] = {

@@ -194,24 +194,28 @@ class Chances:
     def __init__(self) -> None: ...
     def of(
         self,
-        row: int,
-        space: int,
-        last: int,
-        tokens: Sequence[int],
-        said: Sequence[float],
+        behind: Sequence[tuple[int, int, int]],
+        tokens: Sequence[Sequence[int]],
+        said: Sequence[Sequence[float]],
         least: float,
-    ) -> list[float]: ...
+    ) -> list[list[float]]: ...
     def expected(self, row: int, count: int, at_first: float) -> list[float]: ...
     def learn(
         self,
-        row: int,
-        space: int,
-        last: int,
-        tokens: Sequence[int],
-        said: Sequence[float],
-        came: Sequence[int],
+        behind: Sequence[tuple[int, int, int]],
+        tokens: Sequence[Sequence[int]],
+        said: Sequence[Sequence[float]],
+        came: Sequence[Sequence[int]],
     ) -> None: ...
     def forget(self, row: int) -> None: ...
+
+def best_counts(
+    chances: Sequence[Sequence[float]],
+    seconds: Sequence[float],
+    rows: int,
+    margin: float,
+    slow_down: float,
+) -> list[int]: ...
 
 class Suffixes:
     def __init__(
@@ -219,10 +223,8 @@ class Suffixes:
     ) -> None: ...
     def begin(self, row: int, space: bytes) -> None: ...
     def propose(
-        self, row: int, num_tokens: int, most: int, ahead: Sequence[int]
-    ) -> tuple[list[int], int, list[float]]:
-        """Tokens, the length of the match that they follow, and of each the share of places."""
-
+        self, asks: Sequence[tuple[int, int, int]], least: float, ahead: Sequence[int]
+    ) -> list[tuple[list[int], list[float]]]: ...
     def forget(self, row: int, start: int, stop: int) -> None: ...
     def num_kept(self) -> int: ...
     def num_running(self) -> int: ...

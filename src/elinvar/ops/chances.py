@@ -29,21 +29,43 @@ class Chances:
         self._chances = _cpu.Chances()
 
     def of(
-        self, behind: Behind, tokens: Sequence[int], said: Sequence[float], least: float = 0.0
-    ) -> list[float]:
-        """Of each draft of a chain: that it and those before it are accepted; as long as that is at
+        self,
+        behind: Sequence[Behind],
+        tokens: Sequence[Sequence[int]],
+        said: Sequence[Sequence[float]],
+        least: float = 0.0,
+    ) -> list[list[float]]:
+        """Of each draft of each chain: that it and those before it are accepted; as long as that is at
         least so likely."""
-        return self._chances.of(*behind, tokens, said, least)
+        return self._chances.of(behind, tokens, said, least)
 
     def expected(self, row: int, count: int, at_first: float = 0.7) -> list[float]:
         """The same of a chain that is not made yet."""
         return self._chances.expected(row, count, at_first)
 
     def learn(
-        self, behind: Behind, tokens: Sequence[int], said: Sequence[float], came: Sequence[int]
+        self,
+        behind: Sequence[Behind],
+        tokens: Sequence[Sequence[int]],
+        said: Sequence[Sequence[float]],
+        came: Sequence[Sequence[int]],
     ) -> None:
         """These tokens came; of drafts behind the first wrong one nothing is known."""
-        self._chances.learn(*behind, tokens, said, came)
+        self._chances.learn(behind, tokens, said, came)
 
     def forget(self, row: int) -> None:
         self._chances.forget(row)
+
+
+def best_counts(
+    chances: Sequence[Sequence[float]],
+    seconds: Sequence[float],
+    rows: int,
+    margin: float,
+    slow_down: float,
+) -> list[int]:
+    """How many drafts of each chain to verify: the likeliest ones, as many as bring the most tokens a
+    second. seconds: of a step of so many rows with 0, 1, 2, ... drafts. margin: what they must promise, in
+    times what a step without promises; slow_down: of the best number so far, when more of them promise
+    less than that, no one is looked for."""
+    return _cpu.best_counts(chances, seconds, rows, margin, slow_down)

@@ -28,12 +28,12 @@ class Suffixes:
         self._index.begin(row, namespace)
 
     def propose(
-        self, row: int, num_tokens: int, most: int, ahead: Sequence[int] = ()
-    ) -> tuple[list[int], int, list[float]]:
-        """What followed the longest matches with the end of the row's first num_tokens tokens, and
-        `ahead` after them: the tokens, how long the matches are (at most 64), and which
-        share of them went on by each token."""
-        return self._index.propose(row, num_tokens, most, ahead)
+        self, asks: Sequence[tuple[int, int, int]], least: float = 0.0, ahead: Sequence[int] = ()
+    ) -> list[tuple[list[int], list[float]]]:
+        """asks: rows, how many of their first tokens are known, and how many are wanted at most. Of each
+        what followed the longest matches with the end of these tokens, and of `ahead` after them: the tokens,
+        and of each how likely it comes if those before it do, as long as the whole is at least so likely."""
+        return self._index.propose(asks, least, ahead)
 
     def forget(self, row: int, start: int, stop: int) -> None:
         """The row's text has ended. Its tokens at start .. stop - 1 are for its namespace."""

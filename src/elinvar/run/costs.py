@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from itertools import accumulate, pairwise
 
 SLOPE = 0.1
 """Of a step without drafts, what one more costs where nothing is measured."""
@@ -115,21 +114,22 @@ class Curve:
         assert self._plain is not None
         for drafts in [d for d, mean in self._shares.items() if self._now - mean.at > OLD]:
             del self._shares[drafts]
-        shares = {0: 1.0} | {
-            drafts: mean.value
-            for drafts, mean in self._shares.items()
+        plain, share = self._plain.value, 1.0
+        found = [plain]
+        for drafts, mean in sorted(self._shares.items()):
             # Not yet of a first time that was slower than steps like it.
-            if mean.is_settled or mean.value < 1 + self._slope * drafts
-        }
-        known = sorted(shares)
-        found: list[float] = []
-        for low, high in pairwise([*known, max(most, known[-1]) + 1]):
-            begin, rise = shares[low], self._slope
-            if high in shares:
-                rise = (shares[high] - begin) / (high - low)
-            found += [begin + rise * i for i in range(high - low)]
-        plain = self._plain.value
-        return [plain * share for share in accumulate(found[: most + 1], max)]
+            if not mean.is_settled and mean.value >= 1 + self._slope * drafts:
+                continue
+            if len(found) > most:
+                break
+            begin, share = share, max(share, mean.value)
+            between = drafts + 1 - len(found)
+            rise = (share - begin) / between
+            found += [plain * (begin + rise * i) for i in range(1, between)]
+            found.append(plain * share)
+        beyond = range(1, most + 2 - len(found))
+        found += [plain * (share + self._slope * i) for i in beyond]
+        return found[: most + 1]
 
 
 def grid(drafts: int) -> int:

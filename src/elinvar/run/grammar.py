@@ -116,6 +116,9 @@ class Masks:
             self._worker = ThreadPoolExecutor(1, "elinvar-masks")
         return self._worker.submit(self._compute, work)
 
+    def has_grammar(self, row: int) -> bool:
+        return row in self._rows
+
     def num_valid(self, row: int, position: int, tokens: Sequence[int], token_ids: I32) -> int:
         """How many of these may follow in the row, of which what is before `position` is known."""
         matcher = self.matcher_at(row, position, token_ids)

@@ -11,13 +11,13 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, takewhile
 
 from elinvar.base.batch import DecodeBatch, ForwardBatch
 from elinvar.base.drafts import DraftStats
 from elinvar.base.plan import PlanItem, RowStart, StepOutput
 from elinvar.ops.api import F32
-from elinvar.ops.chances import Behind
+from elinvar.ops.chances import Behind, best_counts
 from elinvar.run.costs import Costs, Curve
 from elinvar.run.drafters.api import Ask, Drafter, Guess, Seen
 from elinvar.run.grammar import Masks
@@ -57,10 +57,6 @@ class _Chain:
         """Tokens, if all are verified."""
         return sum(self.chances)
 
-    def learn(self, came: Sequence[int]) -> None:
-        tokens, said = self.guess.tokens, self.guess.chances
-        self.source.chances.learn(self.behind, tokens, said, came)
-
 
 @dataclass(slots=True)
 class _Step:
@@ -73,6 +69,8 @@ class _Step:
     num_drafts: int = 0
     hopeful: set[Source] = field(default_factory=set)
     """For whom the step before was waited for, where it need not have been."""
+    expected_s: float = 0.0
+    """That it takes with these drafts."""
     chosen_s: float = 0.0
     """Seconds until it was known what to verify."""
 
@@ -190,6 +188,7 @@ class Speculator:
         counts = _best(step.chains, len(items), seconds)
         if not counts:
             return _plain(items)
+        step.expected_s = seconds[sum(counts.values())]
         return [
             self._verify(item, step, i, counts[i]) if i in counts else item
             for i, item in enumerate(_plain(items))
@@ -199,16 +198,9 @@ class Speculator:
         """What it guesses, where it promises more than what others did; nothing where it fails."""
         began = time.perf_counter()
         try:
-            guesses = source.drafter.propose(list(asks.values()))
-            if len(guesses) != len(asks):
-                raise ValueError(f"{len(guesses)} guesses for {len(asks)} rows")
-            better: dict[int, _Chain] = {}
-            for (i, ask), guess in zip(asks.items(), guesses, strict=True):
-                if guess.tokens:
-                    chain = self._chain(source, ask, guess)
-                    if i not in step.chains or chain.promised > step.chains[i].promised:
-                        better[i] = chain
-            step.chains |= better
+            for i, chain in self._chains(source, asks).items():
+                if i not in step.chains or chain.promised > step.chains[i].promised:
+                    step.chains[i] = chain
         except Exception:
             self._switch_off(source)
         step.proposed_s[source] = time.perf_counter() - began
@@ -218,21 +210,42 @@ class Speculator:
         if source in self._sources:
             self._sources.remove(source)
 
-    def _chain(self, source: Source, ask: Ask, guess: Guess) -> _Chain:
+    def _chains(self, source: Source, asks: dict[int, Ask]) -> dict[int, _Chain]:
+        """What it guesses, where it does."""
+        guesses = source.drafter.propose(list(asks.values()))
+        if len(guesses) != len(asks):
+            raise ValueError(f"{len(guesses)} guesses for {len(asks)} rows")
+        said = {
+            i: guess.first(ask.most)
+            for (i, ask), guess in zip(asks.items(), guesses, strict=True)
+            if guess.tokens
+        }
+        if not said:
+            return {}
+        behind = [self._behind(asks[i]) for i in said]
+        tokens, chances = [g.tokens for g in said.values()], [g.chances for g in said.values()]
+        least = min(asks[i].least for i in said)
+        found = source.chances.of(behind, tokens, chances, least)
+        return {
+            i: self._chain(source, asks[i], *known)
+            for i, known in zip(said, zip(behind, said.values(), found, strict=True), strict=True)
+        }
+
+    def _behind(self, ask: Ask) -> Behind:
+        last = self._rows.token_ids.item(ask.row, ask.num_tokens - 1)
+        return Behind(ask.row, hash(self._rows.namespaces[ask.row]), last)
+
+    def _chain(
+        self, source: Source, ask: Ask, behind: Behind, guess: Guess, chances: list[float]
+    ) -> _Chain:
         """Tokens that there are and that grammars allow."""
-        known = self._rows.token_ids
-        last = known.item(ask.row, ask.num_tokens - 1)
-        behind = Behind(ask.row, hash(self._rows.namespaces[ask.row]), last)
-        guess = Guess(guess.tokens[: ask.most], guess.chances[: ask.most], guess.is_allowed)
-        chances = source.chances.of(behind, guess.tokens, guess.chances, ask.least)
         # What is not verified is not looked at, but for the first.
         count = max(1, len(chances))
         tokens = guess.tokens[:count]
-        for place, token in enumerate(tokens):
-            if not 0 <= token < self._vocab_size:
-                tokens = tokens[:place]
-                break
+        if min(tokens) < 0 or max(tokens) >= self._vocab_size:
+            tokens = list(takewhile(lambda token: 0 <= token < self._vocab_size, tokens))
         if tokens and self._masks is not None and not guess.is_allowed:
+            known = self._rows.token_ids
             tokens = tokens[: self._masks.num_valid(ask.row, ask.num_tokens, tokens, known)]
         if len(tokens) < count:
             guess = Guess(tokens, guess.chances[: len(tokens)])
@@ -289,7 +302,10 @@ class Speculator:
         known = chain.ask.num_tokens
         self._rows.token_ids[item.row, known : known + count] = chain.guess.tokens[:count]
         step.num_drafts += count
-        return replace(item, num_tokens=1 + count, num_drafts=count)
+        # As dataclasses.replace, which takes ten times as long.
+        return PlanItem(
+            item.request_id, item.row, item.start, 1 + count, item.sample, item.new_blocks, count
+        )
 
     # ---- after it ---------------------------------------------------------------------------
 
@@ -324,15 +340,16 @@ class Speculator:
         curve.book(step.num_drafts, took, _length(items))
         plain = curve.plain or seconds
         began = time.perf_counter()
-        for i, chain in step.chains.items():
-            chain.learn(output.sampled[i])
+        for source in step.proposed_s:
+            mine = {i: chain for i, chain in step.chains.items() if chain.source is source}
+            _learn(source, mine, output.sampled)
         asked, spent_s = step.proposed_s, step.chosen_s + time.perf_counter() - began
-        # Who was asked shares what choosing among them and learning took.
-        share = (spent_s - sum(asked.values())) / max(1, len(asked))
-        gained = {source: -spent - share for source, spent in asked.items()}
-        excess = -plain
-        if curve.plain is not None:
-            excess += min(took, HICCUP * curve.upto(step.num_drafts)[-1])
+        gained = {source: -spent for source, spent in asked.items()}
+        # Who had something to say shares what choosing among them and learning took.
+        sharing = {chain.source for chain in step.chains.values()} or asked.keys()
+        for source in sharing:
+            gained[source] -= (spent_s - sum(asked.values())) / len(sharing)
+        excess = min(took, HICCUP * (step.expected_s or plain)) - plain
         for i, chain in step.chains.items():
             count, source = items[i].num_drafts, chain.source
             if not count:
@@ -364,6 +381,16 @@ class Speculator:
                 self._switch_off(source)
 
 
+def _learn(source: Source, chains: dict[int, _Chain], sampled: Sequence[Sequence[int]]) -> None:
+    guesses = [chain.guess for chain in chains.values()]
+    source.chances.learn(
+        [chain.behind for chain in chains.values()],
+        [guess.tokens for guess in guesses],
+        [guess.chances for guess in guesses],
+        [sampled[i] for i in chains],
+    )
+
+
 def _length(items: Sequence[PlanItem]) -> int:
     """Of their texts, on average."""
     return sum(item.start for item in items) // len(items)
@@ -379,24 +406,9 @@ def _plain(items: Sequence[PlanItem]) -> Sequence[PlanItem]:
 def _best(chains: dict[int, _Chain], rows: int, seconds: Sequence[float]) -> dict[int, int]:
     """How many drafts of each chain to verify: the likeliest ones, as many as bring the most tokens a
     second. seconds: of a step with 0, 1, 2, ... drafts."""
-    # Chances of a chain fall, so a draft comes after those before it.
-    ordered = sorted(
-        (-chance, place, i)
-        for i, chain in chains.items()
-        for place, chance in enumerate(chain.chances)
-    )
-    tokens, best, count = float(rows), MARGIN * rows / seconds[0], 0
-    for number, (chance, _, _) in enumerate(ordered, 1):
-        tokens -= chance
-        rate = tokens / seconds[number]
-        if rate > best:
-            best, count = rate, number
-        elif rate < SLOW_DOWN * best:
-            break
-    counts: dict[int, int] = {}
-    for _, _, i in ordered[:count]:
-        counts[i] = counts.get(i, 0) + 1
-    return counts
+    chances = [chain.chances for chain in chains.values()]
+    counts = best_counts(chances, seconds, rows, MARGIN, SLOW_DOWN)
+    return {i: count for i, count in zip(chains, counts, strict=True) if count}
 
 
 def _rate(chains: dict[int, _Chain], rows: int, seconds: Sequence[float]) -> float:

@@ -41,6 +41,12 @@ class Guess:
     is_allowed: bool = False
     """The row's grammar was asked, and allows these tokens."""
 
+    def first(self, count: int) -> Guess:
+        """So many of them."""
+        if len(self.tokens) <= count:
+            return self
+        return Guess(self.tokens[:count], self.chances[:count], self.is_allowed)
+
 
 @dataclass(slots=True)
 class Seen:

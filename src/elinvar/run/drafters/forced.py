@@ -58,7 +58,7 @@ class ForcedDrafter:
         """By row."""
 
     def propose(self, asks: Sequence[Ask]) -> list[Guess]:
-        return [self._propose(ask) for ask in asks]
+        return [self._propose(ask) if self._masks.has_grammar(ask.row) else Guess() for ask in asks]
 
     def _propose(self, ask: Ask) -> Guess:
         ahead, known = self._ahead.get(ask.row), list[int]()
@@ -76,8 +76,7 @@ class ForcedDrafter:
     def _look(self, ask: Ask) -> _Ahead | None:
         """None: nothing is known of what follows."""
         known = self._masks.matcher_at(ask.row, ask.num_tokens, self._token_ids)
-        if known is None:
-            return None
+        assert known is not None
         tokens, said = known.forced(), Guess()  # said: by the other drafter
         if not tokens:
             said = self._follow(ask, (), ask.most)

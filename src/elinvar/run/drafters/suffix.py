@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 from elinvar.ops.suffixes import Suffixes
 from elinvar.run.drafters.api import Ask, Guess, Seen
@@ -51,12 +52,9 @@ class SuffixDrafter:
         """By row: the number of tokens for which another has said what it would."""
 
     def propose(self, asks: Sequence[Ask]) -> list[Guess]:
-        return [
-            Guess()
-            if self._spoken.get(ask.row) == ask.num_tokens
-            else self.follow(ask, (), ask.most)
-            for ask in asks
-        ]
+        is_mine = [self._spoken.get(ask.row) != ask.num_tokens for ask in asks]
+        found = iter(self._look(list(compress(asks, is_mine))))
+        return [next(found) if mine else Guess() for mine in is_mine]
 
     def spoken_for(self, ask: Ask) -> None:
         """Another drafter's guess holds what it would say."""
@@ -64,16 +62,17 @@ class SuffixDrafter:
 
     def follow(self, ask: Ask, ahead: Sequence[int], most: int) -> Guess:
         """What may follow the row's known tokens and, if they come, those ahead."""
-        self._extend(ask.row, ask.num_tokens - 1, ask.num_tokens)
-        tokens, length, support = self._index.propose(ask.row, ask.num_tokens, most, ahead)
-        likely, chances, least = 1.0, list[float](), max(LEAST, ask.least / 2)
-        for accepted, share in enumerate(support):
-            chance = _chance(length + accepted, share)
-            likely *= chance
-            if likely < least:
-                break
-            chances.append(chance)
-        return Guess(tokens[: len(chances)], chances)
+        return self._look([Ask(ask.row, ask.num_tokens, most, ask.least)], ahead)[0]
+
+    def _look(self, asks: Sequence[Ask], ahead: Sequence[int] = ()) -> list[Guess]:
+        if not asks:
+            return []
+        for ask in asks:
+            if ask.row not in self._answers:
+                self._extend(ask.row, ask.num_tokens - 1, ask.num_tokens)
+        least = max(LEAST, min(ask.least for ask in asks) / 2)
+        wanted = [(ask.row, ask.num_tokens, ask.most) for ask in asks]
+        return [Guess(*found) for found in self._index.propose(wanted, least, ahead)]
 
     def observe(self, seen: Seen) -> None:
         for item, sampled in zip(seen.items, seen.sampled, strict=True):
@@ -93,9 +92,3 @@ class SuffixDrafter:
         else:
             self._index.begin(row, self._namespaces[row])
             self._answers[row] = _Answer(start, stop)
-
-
-def _chance(length: int, share: float) -> float:
-    """As it was in recorded answers (benchmarks/speculation.py --offline): of those that all matches of
-    1, 2, 4, 10, 30 tokens agreed in, 0.4, 0.5, 0.8, 0.9, 0.98 came."""
-    return share * (1 - 1 / (length + 0.6))

@@ -5,6 +5,10 @@
 // q5 is q4 with a plane of fifth bits behind: bits c and 4 + c of byte (n, j) = k 8c + j, 8c + 4 +
 // j.
 
+// Of a tile: packed ones; packed ones that it leaves as bytes, [step][column][j], for the tiles
+// behind it; those bytes.
+enum class Codes { packed, packed_for_all, bytes };
+
 #if defined(ELINVAR_AVX512)
 
 // A value that stays in its register: GCC else loads it again for every use, 5 % of a q5 product.
@@ -17,8 +21,8 @@ EL_INLINE __m512i broadcast4(const int8_t* p) {
     std::memcpy(&v, p, 4);
     return _mm512_set1_epi32(v);
 }
-template <Kind kind, int MR>
-EL_INLINE void nibble_group(const uint8_t* codes, const QuantGroup* x, I* dots) {
+template <Kind kind, int MR, Codes from>
+EL_INLINE void nibble_group(const uint8_t* codes, uint8_t*, const QuantGroup* x, I* dots) {
     const __m512i mask = _mm512_set1_epi8(15), fifth = _mm512_set1_epi8(16);
     __m512i plane;
     if constexpr (kind == Kind::q5) plane = pinned(_mm512_loadu_si512(codes + 256));
@@ -57,6 +61,7 @@ EL_INLINE void q8_group(const int8_t* codes, const QuantGroup* x, I* dots) {
     }
 }
 constexpr int kQuantRows = 8;
+constexpr bool kSharesCodes = false;  // to unpack them takes little
 
 #elif defined(ELINVAR_AVX2)
 
@@ -75,7 +80,7 @@ EL_INLINE __m256i pinned(__m256i sum) {
 }
 // Step c of 8: codes k 4c + j, of columns 0 to 7 or (at = 32) 8 to 15.
 template <Kind kind>
-EL_INLINE __m256i step_codes(const uint8_t* codes, int c, int at) {
+EL_INLINE __m256i unpacked(const uint8_t* codes, int c, int at) {
     const __m256i b = load_bytes(codes + c / 2 * 64 + at);
     const __m256i w = _mm256_and_si256(c % 2 ? _mm256_srli_epi16(b, 4) : b, _mm256_set1_epi8(15));
     if constexpr (kind == Kind::q4) return w;
@@ -84,8 +89,16 @@ EL_INLINE __m256i step_codes(const uint8_t* codes, int c, int at) {
         c % 2 ? _mm256_srli_epi16(plane, c / 2) : _mm256_slli_epi16(plane, 4 - c / 2);
     return _mm256_or_si256(w, _mm256_and_si256(bit, _mm256_set1_epi8(16)));
 }
-template <Kind kind, int MR>
-EL_INLINE void nibble_group(const uint8_t* codes, const QuantGroup* x, I* dots) {
+template <Kind kind, Codes from>
+EL_INLINE __m256i step_codes(const uint8_t* codes, uint8_t* bytes, int c, int at) {
+    auto* own = reinterpret_cast<__m256i*>(bytes + 64 * c + at);
+    if constexpr (from == Codes::bytes) return _mm256_load_si256(own);
+    const __m256i w = unpacked<kind>(codes, c, at);
+    if constexpr (from == Codes::packed_for_all) _mm256_store_si256(own, w);
+    return w;
+}
+template <Kind kind, int MR, Codes from>
+EL_INLINE void nibble_group(const uint8_t* codes, uint8_t* bytes, const QuantGroup* x, I* dots) {
     // 16-bit sums are exact: 8 steps of 2 products of at most 15 * 127 make 30,480, 4 of at most
     // 31 * 127 make 31,496.
     constexpr int kSteps = kind == Kind::q4 ? 8 : 4;
@@ -97,7 +110,8 @@ EL_INLINE void nibble_group(const uint8_t* codes, const QuantGroup* x, I* dots) 
         for (int r = 0; r < MR; ++r) sums[r] = int_set1(0);
         EL_UNROLL
         for (int c = first; c < first + kSteps; ++c) {
-            const __m256i w0 = step_codes<kind>(codes, c, 0), w1 = step_codes<kind>(codes, c, 32);
+            const __m256i w0 = step_codes<kind, from>(codes, bytes, c, 0);
+            const __m256i w1 = step_codes<kind, from>(codes, bytes, c, 32);
             EL_UNROLL
             for (int r = 0; r < MR; ++r) {
                 const __m256i a = broadcast4(x[r].codes + 4 * c);
@@ -133,6 +147,7 @@ EL_INLINE void q8_group(const int8_t* codes, const QuantGroup* x, I* dots) {
     }
 }
 constexpr int kQuantRows = 4;
+constexpr bool kSharesCodes = true;
 
 #elif defined(ELINVAR_NEON)
 
@@ -141,8 +156,8 @@ EL_INLINE int8x16_t broadcast4(const int8_t* p) {
     std::memcpy(&v, p, 4);
     return vreinterpretq_s8_s32(vdupq_n_s32(v));
 }
-template <Kind kind, int MR>
-EL_INLINE void nibble_group(const uint8_t* codes, const QuantGroup* x, I* dots) {
+template <Kind kind, int MR, Codes from>
+EL_INLINE void nibble_group(const uint8_t* codes, uint8_t*, const QuantGroup* x, I* dots) {
     EL_UNROLL
     for (int r = 0; r < MR; ++r) dots[r] = int_set1(0);
     EL_UNROLL
@@ -181,11 +196,12 @@ EL_INLINE void q8_group(const int8_t* codes, const QuantGroup* x, I* dots) {
     }
 }
 constexpr int kQuantRows = 4;
+constexpr bool kSharesCodes = false;
 
 #else
 
-template <Kind kind, int MR>
-EL_INLINE void nibble_group(const uint8_t* codes, const QuantGroup* x, I* dots) {
+template <Kind kind, int MR, Codes from>
+EL_INLINE void nibble_group(const uint8_t* codes, uint8_t*, const QuantGroup* x, I* dots) {
     EL_UNROLL
     for (int r = 0; r < MR; ++r)
         for (int n = 0; n < 16; ++n) {
@@ -216,5 +232,6 @@ EL_INLINE void q8_group(const int8_t* codes, const QuantGroup* x, I* dots) {
         }
 }
 constexpr int kQuantRows = 1;
+constexpr bool kSharesCodes = false;
 
 #endif

@@ -20,7 +20,9 @@ from sweeps import BASE, CPUS, KINDS, LEVELS, REF, ROWS, close, normal, same, we
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("n", "k"), [(16, 32), (1, 32), (40, 96), (131, 576), (257, 160)])
+@pytest.mark.parametrize(
+    ("n", "k"), [(16, 32), (1, 32), (40, 96), (131, 576), (257, 160), (20, 1088)]
+)
 def test_linear(kind: WeightKind, n: int, k: int) -> None:
     rng = np.random.default_rng(n * k)
     ws = [weight(rng, kind, n, k), weight(rng, kind, 24, k)]

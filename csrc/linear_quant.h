@@ -57,7 +57,7 @@ void quant_tile(const Groups& groups, const QuantGroup* x, ptrdiff_t step, const
             if (groups.go_on) acc[r] = out.count >= 16 ? load(so_far) : load_n(so_far, out.count);
         }
     }
-    for (ptrdiff_t g = 0; g < groups.count; ++g, group += kGroup, bytes += kShared, x += step) {
+    for (ptrdiff_t g = 0; g < groups.count; ++g, group += kGroup, x += step) {
         if constexpr (from != Codes::bytes) {
             EL_UNROLL
             for (ptrdiff_t line = 0; line < kGroup; line += 64)
@@ -69,6 +69,7 @@ void quant_tile(const Groups& groups, const QuantGroup* x, ptrdiff_t step, const
             q8_group<MR>(reinterpret_cast<const int8_t*>(group), x, dots);
         else
             nibble_group<kind, MR, from>(group, bytes, x, dots);
+        if constexpr (from != Codes::packed) bytes += kShared;
         const V scale = load_half(scales);
         V min;
         if constexpr (elinvar::has_mins(kind)) min = load_half(scales + 16);

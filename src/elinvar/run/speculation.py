@@ -340,13 +340,14 @@ class Speculator:
         curve.book(step.num_drafts, took, _length(items))
         plain = curve.plain or seconds
         began = time.perf_counter()
-        for source in step.proposed_s:
+        heard = {chain.source for chain in step.chains.values()}
+        for source in heard:
             mine = {i: chain for i, chain in step.chains.items() if chain.source is source}
             _learn(source, mine, output.sampled)
         asked, spent_s = step.proposed_s, step.chosen_s + time.perf_counter() - began
         gained = {source: -spent for source, spent in asked.items()}
         # Who had something to say shares what choosing among them and learning took.
-        sharing = {chain.source for chain in step.chains.values()} or asked.keys()
+        sharing = heard or asked.keys()
         for source in sharing:
             gained[source] -= (spent_s - sum(asked.values())) / len(sharing)
         excess = min(took, HICCUP * (step.expected_s or plain)) - plain

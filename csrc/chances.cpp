@@ -3,6 +3,7 @@
 #include "chances.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace elinvar {
 namespace {

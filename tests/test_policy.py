@@ -90,26 +90,31 @@ def gains(
     thought_s: float = 0.0,
 ) -> list[float]:
     """Of each, one after the other, in a name of its own; thought_s: between two looks at the clock, where
-    a step without drafts takes 1."""
-    replay = Replay(monkeypatch, lambda r: [SuffixDrafter(r)], line(share, rows), Clock(thought_s))
-    found = []
-    for number, kind in enumerate(kinds):
-        told = kind(random.Random(number))
-        parts = [told[at : at + rows] for at in range(0, len(told), rows)]
-        found.append(statistics.fmean(replay.gain(part, b"%d" % number) for part in parts))
-    return found
+    a step without drafts takes 1. A name decides which tokens share a place of the chances' table, and that
+    about some per cent of what short answers gain: means over several."""
+    found: list[list[float]] = [[] for _ in kinds]
+    for name in NAMES:
+        drafters, cost = (lambda rows: [SuffixDrafter(rows)]), line(share, rows)
+        replay = Replay(monkeypatch, drafters, cost, Clock(thought_s))
+        for number, kind in enumerate(kinds):
+            told = kind(random.Random(number))
+            parts = [told[at : at + rows] for at in range(0, len(told), rows)]
+            space = b"%s %d" % (name, number)
+            found[number].append(statistics.fmean(replay.gain(part, space) for part in parts))
+    return [statistics.fmean(gains) for gains in found]
 
 
+NAMES = b"a", b"b", b"c", b"d"
 KINDS = edits, letters, prose, noise
 
 
 @pytest.mark.parametrize(
     ("share", "rows", "least"),
     [
-        (0.05, 8, (2.2, 1.15, 0.98, 0.98)),
-        (0.065, 8, (1.8, 1.0, 0.98, 0.98)),
-        (0.08, 8, (1.45, 0.93, 0.98, 0.98)),
-        (0.1, 8, (1.15, 0.88, 0.98, 0.98)),
+        (0.05, 8, (2.2, 1.2, 0.98, 0.98)),
+        (0.065, 8, (1.8, 1.05, 0.98, 0.98)),
+        (0.08, 8, (1.45, 1.0, 0.98, 0.98)),
+        (0.1, 8, (1.15, 0.9, 0.98, 0.98)),
         (0.1, 1, (2.9, 2.5, 1.1, 0.98)),
     ],
 )
@@ -117,8 +122,7 @@ def test_copies_gain_and_the_rest_loses_nothing(
     monkeypatch: pytest.MonkeyPatch, share: float, rows: int, least: Sequence[float]
 ) -> None:
     """Where a token more is a tenth of a step of 8 rows, hardly anything is left to gain; the letters, of some 30
-    steps, may then cost three of those that edits gained; which of their tokens share a place of the table decides
-    about some per cent of so few."""
+    steps, may then cost three of those that edits gained."""
     found = gains(monkeypatch, KINDS, share, rows)
     assert all(gain >= bound for gain, bound in zip(found, least, strict=True)), found
 
@@ -131,7 +135,7 @@ def test_what_came_before_is_no_burden(
 ) -> None:
     """Also where thinking takes time."""
     found = gains(monkeypatch, order, 0.065, thought_s=0.001)
-    least: dict[Kind, float] = {edits: 1.75, letters: 1.0, prose: 0.98, noise: 0.98}
+    least: dict[Kind, float] = {edits: 1.75, letters: 1.03, prose: 0.98, noise: 0.98}
     assert all(gain >= least[kind] for gain, kind in zip(found, order, strict=True)), found
 
 

@@ -227,8 +227,8 @@ class Speculator:
         least = min(asks[i].least for i in said)
         found = source.chances.of(behind, tokens, chances, least)
         return {
-            i: self._chain(source, asks[i], *known)
-            for i, known in zip(said, zip(behind, said.values(), found, strict=True), strict=True)
+            i: self._chain(source, asks[i], place, said[i], likely)
+            for i, place, likely in zip(said, behind, found, strict=True)
         }
 
     def _behind(self, ask: Ask) -> Behind:

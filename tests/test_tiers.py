@@ -337,6 +337,25 @@ def test_host_memory_full_of_pins_ends_tickets_early(make: Make) -> None:
     tiers._host.check()
 
 
+def test_the_last_keys_make_room_for_the_first(make: Make) -> None:
+    class LateFirst(FakeTier):
+        def read(self, name: bytes, into: memoryview) -> bool:
+            if name == key(MANY[0]):
+                wait_for(lambda: where(tiers, *MANY).count(HOST) == 5)
+            return super().read(name, into)
+
+    far = LateFirst()
+    for n in MANY:
+        far.contents[key(n)] = content(n)
+    tiers = make(far)
+    ticket = fetched(tiers, *MANY)
+    assert ticket.num_ready == 5
+    assert all(get(tiers, n) for n in MANY[:5])
+    ticket.release()
+    assert tiers._host.num_pinned() == 0
+    tiers._host.check()
+
+
 def test_what_is_lost_before_it_was_written_is_counted(make: Make) -> None:
     clock, far = Clock(), FakeTier()
     tiers = make(far, clock=clock)

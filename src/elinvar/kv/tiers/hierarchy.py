@@ -163,7 +163,11 @@ class Tiers:
         """A thread has read it, or not."""
         with self._lock:
             content, want.content = want.content or self._host.pin(want.key), None
+            lacks_room, want.lacks_room = want.lacks_room, False
             if content is None:
+                # Those behind it may have come before it and taken its room.
+                if lacks_room and [t for t, index in want.waiters if t.gave_up_last(index)]:
+                    want.levels.insert(0, want.level)
                 self._pass_on(want)
                 return
             self._end(want)

@@ -36,6 +36,8 @@ class Want:
     waiters: list[tuple[Ticket, int]] = field(default_factory=list)
     content: Content | None = None
     """What was read, pinned once."""
+    lacks_room: bool = False
+    """It was read, and host memory had no room that is not pinned."""
 
     @property
     def is_wanted(self) -> bool:
@@ -225,6 +227,7 @@ class Lane:
             view, began = buffer.view(want.num_bytes), self._clock()
             if self.tier.read(want.key, view):
                 want.content = self._host.put_pinned(want.key, view)
+                want.lacks_room = want.content is None
                 self.tier.took(want.num_bytes, began)
 
     def _ask(

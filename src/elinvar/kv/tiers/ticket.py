@@ -74,6 +74,19 @@ class Ticket:
             self.num_ready += 1
         self._settle()
 
+    def gave_up_last(self, index: int) -> bool:
+        """There is no room for key `index`: the last key behind it that is held will not come, and
+        makes some. False: it is not wanted, or none is held behind it."""
+        if not self.wants(index):
+            return False
+        for last in range(self._end - 1, index, -1):
+            if self._held[last] is not None:
+                self._end = last
+                self._unpin([self._held[last]])
+                self._held[last] = None
+                return True
+        return False
+
     def failed(self, index: int) -> None:
         """Key `index` will not come, so that those after it are of no use."""
         self._end = min(self._end, index)

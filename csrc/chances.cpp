@@ -26,11 +26,23 @@ std::size_t Chances::like(double said) {
     return std::upper_bound(kBounds.begin(), kBounds.end(), said) - kBounds.begin();
 }
 
-std::size_t Chances::place(int64_t space, int64_t last, int64_t token) {
+uint64_t Chances::hash(int64_t space, int64_t last, int64_t token) {
     uint64_t hash = static_cast<uint64_t>(space);
     for (const int64_t part : {last, token})
         hash = (hash ^ static_cast<uint64_t>(part)) * 0x9e3779b97f4a7c15u, hash ^= hash >> 32;
-    return hash % kTokens;
+    return hash;
+}
+
+Chances::Counts Chances::behind(uint64_t hash) const {
+    const Place& place = tokens_[hash % kTokens];
+    return place.whose == hash >> 32 ? Counts{place.hits, place.trials} : Counts{};
+}
+
+void Chances::came(uint64_t hash, bool hit) {
+    Counts counts = behind(hash);
+    counts.add(hit, kFadeToken);
+    tokens_[hash % kTokens] = {static_cast<uint32_t>(hash >> 32), static_cast<float>(counts.hits),
+                               static_cast<float>(counts.trials)};
 }
 
 const Chances::Row* Chances::row(int row) const {
@@ -47,9 +59,9 @@ std::vector<double> Chances::of(const Behind& behind, std::span<const int64_t> t
     for (std::size_t i = 0; i < std::min(tokens.size(), said.size()); ++i) {
         const double value = chance(said[i]);
         double expected = said_[like(value)].beside(value, kPrior);
-        const Counts* seen = &tokens_[place(behind.space, last, tokens[i])];
-        if (seen->trials == 0) seen = &tokens_[place(behind.space, kAnywhere, tokens[i])];
-        expected = seen->beside(expected, kPrior);
+        Counts seen = this->behind(hash(behind.space, last, tokens[i]));
+        if (seen.trials == 0) seen = this->behind(hash(behind.space, kAnywhere, tokens[i]));
+        expected = seen.beside(expected, kPrior);
         if (own)
             expected = (*own)[std::min<std::size_t>(i, kPlaces - 1)].beside(expected, kPriorRow);
         all *= expected;
@@ -83,8 +95,8 @@ void Chances::learn(const Behind& behind, std::span<const int64_t> tokens,
         const bool hit = tokens[i] == came[i];
         const int at = std::min<int>(static_cast<int>(i), kPlaces - 1);
         said_[like(chance(said[i]))].add(hit, kFade);
-        tokens_[place(behind.space, last, tokens[i])].add(hit, kFadeToken);
-        tokens_[place(behind.space, kAnywhere, tokens[i])].add(hit, kFadeToken);
+        this->came(hash(behind.space, last, tokens[i]), hit);
+        this->came(hash(behind.space, kAnywhere, tokens[i]), hit);
         places_[at].add(hit, kFade);
         own[at].add(hit, 1, at == kPlaces - 1 ? kFar : 1);
         if (!hit) break;

@@ -49,18 +49,24 @@ class Chances {
     // decides about a long chain.
     static constexpr std::array kBounds = {0.2,  0.4, 0.5,  0.6,  0.7,  0.8,
                                            0.85, 0.9, 0.93, 0.95, 0.97, 0.98};
-    // Those that share a place are held to be alike.
-    static constexpr std::size_t kTokens = 1 << 13;
+    // What came of one draft behind another, where no later one took its place.
+    struct Place {
+        uint32_t whose = 0;
+        float hits = 0, trials = 0;
+    };
+    static constexpr std::size_t kTokens = 1 << 15;
     // That a row counts apart: the first ones of a chain, and all behind them.
     static constexpr int kPlaces = 4;
     using Row = std::array<Counts, kPlaces>;
 
     static std::size_t like(double said);
-    static std::size_t place(int64_t space, int64_t last, int64_t token);
+    static uint64_t hash(int64_t space, int64_t last, int64_t token);
+    Counts behind(uint64_t hash) const;
+    void came(uint64_t hash, bool hit);
     const Row* row(int row) const;
 
     std::array<Counts, kBounds.size() + 1> said_{};
-    std::vector<Counts> tokens_;
+    std::vector<Place> tokens_;
     Row places_{};
     std::unordered_map<int, Row> rows_;
 };

@@ -49,6 +49,6 @@ def draft_model(
     return DraftModel(rows, model, ops, specs, counts, MAX_CONTEXT, vocab_size, **options)
 
 
-def guess(drafter: Drafter, row: int, num_known: int, most: int) -> Guess:
-    [found] = drafter.propose([Ask(row, num_known, most)])
+def guess(drafter: Drafter, row: int, num_known: int, most: int, least: float = 0.0) -> Guess:
+    [found] = drafter.propose([Ask(row, num_known, most, least)])
     return found

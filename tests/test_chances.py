@@ -171,6 +171,20 @@ def test_what_came_of_a_token_is_known_where_it_was_drafted() -> None:
     assert of(chances, behind(9, 2), [5, 8, 5], [0.7, 0.7, 0.7], least=0.3)[0] == always
 
 
+def test_what_came_of_one_token_is_believed_of_no_other() -> None:
+    """However many share a place of the table."""
+    chances = Chances()
+    for token in range(40_000):
+        learn(chances, behind(0, token), [token], [0.7], [token if token % 2 else -1])
+    for token in range(80_000, 90_000):  # nobody has seen them
+        assert of(chances, behind(9, token), [token], [0.7]) == of(chances, behind(9), [-2], [0.7])
+    odd, even = (
+        sum(of(chances, behind(9, token), [token], [0.7])[0] for token in range(first, 40_000, 2))
+        for first in (1, 0)
+    )
+    assert odd > 1.2 * even
+
+
 def test_behind_the_first_wrong_one_nothing_is_learned() -> None:
     chances = Chances()
     before = of(chances, behind(9, 3), [4], [0.55])

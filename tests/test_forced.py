@@ -16,7 +16,7 @@ from elinvar.base.grammar import JsonSchema
 from elinvar.base.plan import RowStart
 from elinvar.base.sampling import SamplingParams
 from elinvar.engine.grammars import Grammars
-from elinvar.run.drafters.forced import ForcedDrafter
+from elinvar.run.drafters.forced import DEAR, ForcedDrafter
 from elinvar.run.drafters.suffix import SuffixDrafter
 from elinvar.run.grammar import Masks
 from elinvar.run.rows import Rows
@@ -110,6 +110,23 @@ def test_a_row_is_drafted_for_once(grammars: Grammars) -> None:
     start(rows, 1, prompt + b'"o')
     assert guess(drafter, 1, known, 6).tokens == []
     assert guess(suffix, 1, known, 6).tokens == alone
+
+
+def test_where_drafts_are_dear_the_other_speaks(grammars: Grammars) -> None:
+    rows, prompt = rows_for(1), b'"one two" '
+    drafter = forced_of(grammars, rows, {"type": "string"}, prompt)
+    suffix, known = drafter._suffix, len(prompt) + 2
+    assert suffix is not None
+    rows.token_ids[0, len(prompt) : known] = list(b'"o')
+    assert guess(drafter, 0, known, 6, least=1.1 * DEAR).tokens == []
+    assert guess(suffix, 0, known, 6, least=1.1 * DEAR).tokens == list(b"ne two")
+    assert guess(drafter, 0, known, 6, least=0.9 * DEAR).tokens == list(b"ne two")
+    # Alone it speaks at any price.
+    alone = ForcedDrafter(rows, drafter._masks)
+    start(rows, 0, prompt, grammar=(grammar := JsonSchema('{"const": "one two"}')))
+    params = SamplingParams(seed=0, grammar=grammar)
+    drafter._masks.start(RowStart("", 0, list(prompt), params, [], -1, len(prompt)))
+    assert guess(alone, 0, len(prompt), 6, least=1.1 * DEAR).tokens == list(b'"one t')
 
 
 def test_what_was_seen_ahead_serves_while_it_comes_true(

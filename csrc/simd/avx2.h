@@ -17,11 +17,13 @@ EL_INLINE void store(float* p, V x) {
     _mm256_storeu_ps(p + 8, x.b);
 }
 EL_INLINE V load_n(const float* p, int n) {
+    if (n == 16) return load(p);
     float t[16] = {};
     for (int i = 0; i < n; ++i) t[i] = p[i];
     return load(t);
 }
 EL_INLINE void store_n(float* p, V x, int n) {
+    if (n == 16) return store(p, x);
     float t[16];
     store(t, x);
     for (int i = 0; i < n; ++i) p[i] = t[i];

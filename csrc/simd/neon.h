@@ -28,11 +28,13 @@ EL_INLINE void store(float* p, V a) {
     for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, a.v[i]);
 }
 EL_INLINE V load_n(const float* p, int n) {
+    if (n == 16) return load(p);
     float t[16] = {};
     for (int i = 0; i < n; ++i) t[i] = p[i];
     return load(t);
 }
 EL_INLINE void store_n(float* p, V a, int n) {
+    if (n == 16) return store(p, a);
     float t[16];
     store(t, a);
     for (int i = 0; i < n; ++i) p[i] = t[i];

@@ -1,7 +1,7 @@
 """How likely drafts are to be accepted: what drafters say of them, held against what came (csrc/chances.cpp).
 
 Learned while serving, with short memories, from all that was proposed, verified or not: the tokens that came
-tell. Nothing here changes an answer. Of a chain of eight drafts to ask and to learn takes 1 us each, 130 KB a
+tell. Nothing here changes an answer. Of a chain of eight drafts to ask and to learn takes 1 us each, 0.4 MB a
 drafter.
 """
 

@@ -447,7 +447,8 @@ def test_a_model_may_be_a_path(tmp_path: Path) -> None:
 
 
 def test_requests_over_their_tenants_rate_wait_and_are_answered() -> None:
-    engine = tiny_engine(tenants={"slow": TenantLimits(tokens_per_s=500.0, burst_s=0.01)})
+    # Half a second to wait for: longer than a busy machine stands still between two lines.
+    engine = tiny_engine(tenants={"slow": TenantLimits(tokens_per_s=20.0, burst_s=0.01)})
     params, slow = SamplingParams(8, seed=1, ignore_eos=True), Handling(tenant="slow")
     first = engine.add([1, 2, 3], params, handling=slow)
     while engine.has_work:
@@ -461,7 +462,7 @@ def test_requests_over_their_tenants_rate_wait_and_are_answered() -> None:
         waits.append(engine.idle_s)
     assert first not in ends and ends == [other, second]
     assert engine.scheduler.num_held_up == 1
-    assert all(0 <= wait < 0.1 for wait in waits)
+    assert all(0 <= wait < 2 for wait in waits)
 
 
 def test_who_has_enough_waiting_is_told_when_to_come_back() -> None:

@@ -20,6 +20,7 @@ from elinvar.run.drafters.forced import DEAR, ForcedDrafter
 from elinvar.run.drafters.suffix import SuffixDrafter
 from elinvar.run.grammar import Masks
 from elinvar.run.rows import Rows
+from elinvar.run.sources import Source
 from test_grammars import NUM_TOKENS, SCHEMAS, SPELLINGS, allowed, grammars
 
 __all__ = ["grammars"]
@@ -106,8 +107,10 @@ def test_a_row_is_drafted_for_once(grammars: Grammars) -> None:
     assert guess(suffix, 0, known, 6).tokens == []
     rows.token_ids[0, known] = ord("n")
     assert guess(suffix, 0, known + 1, 5).tokens == alone[1:]
-    # Of a row without a grammar the other has nothing to say.
+    # Of a row without a grammar the other has nothing to say, and is not asked in steps of such rows.
     start(rows, 1, prompt + b'"o')
+    assert [Source(drafter).may_guess(row) for row in (0, 1)] == [True, False]
+    assert Source(suffix).may_guess(1)
     assert guess(drafter, 1, known, 6).tokens == []
     assert guess(suffix, 1, known, 6).tokens == alone
 

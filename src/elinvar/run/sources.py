@@ -30,6 +30,7 @@ class Source:
         """How often it was thought of."""
         self._followed: set[int] = set()
         """Rows whose states it reads."""
+        self._may_guess: Callable[[int], bool] | None = getattr(drafter, "may_guess", None)
 
     def start(self, row: int) -> None:
         if self.drafter.reads_hidden and self.account.can_begin:
@@ -57,8 +58,11 @@ class Source:
             self._took.add(seconds / most, self._thought, 0.125)
 
     def follows(self, row: int) -> bool:
-        """Whether it may have a guess there."""
         return not self.drafter.reads_hidden or row in self._followed
+
+    def may_guess(self, row: int) -> bool:
+        """Whether it is worth asking of this row at all."""
+        return self.follows(row) and (self._may_guess is None or self._may_guess(row))
 
     def reads(self, row: int) -> bool:
         return row in self._followed

@@ -162,7 +162,7 @@ class Speculator:
         return [
             source
             for source in self._sources
-            if source.account.is_open and any(source.follows(item.row) for item in items)
+            if source.account.is_open and any(source.may_guess(item.row) for item in items)
         ]
 
     def _choose(
@@ -339,6 +339,9 @@ class Speculator:
         curve = self._costs.of(rows)
         curve.book(step.num_drafts, took, _length(items))
         plain = curve.plain or seconds
+        if not step.proposed_s and not step.hopeful:  # nobody was asked
+            self._pass_by(seconds, plain)
+            return
         began = time.perf_counter()
         heard = {chain.source for chain in step.chains.values()}
         for source in heard:

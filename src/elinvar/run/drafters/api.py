@@ -64,6 +64,9 @@ class Seen:
 
 
 class Drafter(Protocol):
+    """Who has a method `may_guess(row) -> bool` besides is asked in steps alone where it is true of some row:
+    to be asked and say nothing takes time, too."""
+
     name: str
     """In metrics and records."""
     is_instant: bool

@@ -61,12 +61,16 @@ class ForcedDrafter:
         self._ahead: dict[int, _Ahead] = {}
         """By row."""
 
+    def may_guess(self, row: int) -> bool:
+        """Where no row has a grammar it is not even asked."""
+        return self._masks.has_grammar(row)
+
     def propose(self, asks: Sequence[Ask]) -> list[Guess]:
         return [self._propose(ask) if self._is_worth_a_look(ask) else Guess() for ask in asks]
 
     def _is_worth_a_look(self, ask: Ask) -> bool:
         is_dear = self._suffix is not None and ask.least > DEAR
-        return self._masks.has_grammar(ask.row) and not is_dear
+        return self.may_guess(ask.row) and not is_dear
 
     def _propose(self, ask: Ask) -> Guess:
         ahead, known = self._ahead.get(ask.row), list[int]()

@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/speculation.py smollm2-135m --work json --drafters suffix
     .venv/bin/python benchmarks/speculation.py smollm2-135m --offline
 
-Engines with and without it take turns of a few steps and their tokens are compared; ratios are medians over
+Engines with it and two without take turns of a few steps and their tokens are compared; ratios are medians over
 the rounds, with their range. --offline records the answers once and asks what chains and trees of drafts would
 have come to, with steps of so many rows as this machine computes them. Wants an idle machine.
 """

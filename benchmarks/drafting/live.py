@@ -6,9 +6,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from operator import add
+from operator import add, truediv
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ from elinvar.engine.drafts import Drafting, Given
 
 Line = dict[str, Any]
 RIGHT = "right"
+OFF, TWIN = "off", "off again"
+"""Loaded first and last: of engines in one process those loaded earlier are quicker by up to 2 %."""
 HARMFUL = {make.__name__: make for make in ADVERSARIES}
 
 
@@ -132,11 +134,14 @@ def measure(
     draft_model: str | None = None,
 ) -> Iterator[Line]:
     """A line for each kind of work, number of rows and set of drafters. Ratios are of engines that took
-    turns; the first round is not counted. Raises AssertionError where an answer differs."""
+    turns, to the mean of two without speculation; the first round is not counted. Raises AssertionError
+    where an answer differs."""
     coming: list[I32] = []
     engines = {
-        name: load(model, name, threads, draft_model=draft_model, coming=coming)
-        for name in ("off", *drafters)
+        name: load(
+            model, OFF if name == TWIN else name, threads, draft_model=draft_model, coming=coming
+        )
+        for name in (OFF, *drafters, TWIN)
     }
     for kind in kinds:
         for batch in batches:
@@ -147,26 +152,29 @@ def measure(
                 group = f"{kind} {batch} {number}"
                 runs = {n: Run(engine, tasks, batch, group) for n, engine in engines.items()}
                 in_turn(list(runs.values()), batch)
-                coming[:] = [np.array(ids, np.int32) for ids in runs["off"].sequences]
+                coming[:] = [np.array(ids, np.int32) for ids in runs[OFF].sequences]
                 for name, run in runs.items():
-                    assert run.answers == runs["off"].answers, f"{name} changed an answer of {kind}"
+                    assert run.answers == runs[OFF].answers, f"{name} changed an answer of {kind}"
                     if number:
                         rates[name].append(run.tokens / run.seconds)
+            off = [mean(both) for both in zip(rates[OFF], rates[TWIN], strict=True)]
+            twin = median(map(truediv, rates[TWIN], rates[OFF]))
             for name in drafters:
                 tried, kept = (
                     now - then
                     for now, then in zip(_counts(engines[name]), drafted[name], strict=True)
                 )
-                ratios = sorted(on / off for on, off in zip(rates[name], rates["off"], strict=True))
+                ratios = sorted(map(truediv, rates[name], off))
                 yield {
                     "model": model,
                     "work": kind,
                     "batch": batch,
                     "drafters": name,
-                    "off": median(rates["off"]),
+                    "off": median(off),
                     "on": median(rates[name]),
                     "ratio": median(ratios),
                     "range": [ratios[0], ratios[-1]],
+                    "twin": twin,
                     "accepted": kept / tried if tried else None,
                 }
     for engine in engines.values():
@@ -184,11 +192,11 @@ def show(line: Line) -> str:
     accepted = "-" if line["accepted"] is None else f"{line['accepted']:.0%}"
     return (
         f"| {line['work']} | {line['batch']} | {line['drafters']} | {line['off']:.0f} | {line['on']:.0f} "
-        f"| {line['ratio']:.2f} | {low:.2f} - {high:.2f} | {accepted} |"
+        f"| {line['ratio']:.2f} | {low:.2f} - {high:.2f} | {accepted} | {line['twin']:.2f} |"
     )
 
 
 HEAD = (
-    "| work | rows | drafters | off, tokens/s | on | ratio | range | accepted |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| work | rows | drafters | off, tokens/s | on | ratio | range | accepted | off again / off |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )

@@ -349,8 +349,9 @@ def test_the_last_keys_make_room_for_the_first(make: Make) -> None:
         far.contents[key(n)] = content(n)
     tiers = make(far)
     ticket = fetched(tiers, *MANY)
-    assert ticket.num_ready == 5
-    assert all(get(tiers, n) for n in MANY[:5])
+    # Two other threads may each hold one that nobody wants any more, just when the first looks for room.
+    assert 3 <= ticket.num_ready <= 5
+    assert all(get(tiers, n) for n in MANY[: ticket.num_ready])
     ticket.release()
     assert tiers._host.num_pinned() == 0
     tiers._host.check()

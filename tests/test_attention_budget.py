@@ -19,12 +19,16 @@ from elinvar.base.errors import InputError
 from elinvar.base.plan import StepOutput
 from elinvar.base.sampling import WATCHED, SamplingParams
 from elinvar.engine.core import Engine
+from elinvar.engine.drafts import Given
 from elinvar.engine.output import CompletionBuilder
 from elinvar.models.registry import FAMILIES as REGISTRY
 from elinvar.ops.ref_attention import read_keys
 from elinvar.run.ahead import Begun
+from elinvar.run.drafters.api import Drafter
+from elinvar.run.runner import Runner
 from elinvar.run.watches import most_seen
 from engines import ENGINES, VOCAB, Answer, answers, provider, tiny_engine
+from oracles import Oracle, verify_all
 
 FAMILIES = ("llama", "gemma3", "qwen3_next", "deepseek")
 """Full attention alone, beside windows, beside recurrent states, over latents."""
@@ -194,6 +198,25 @@ def test_prompts_whose_tokens_are_scored() -> None:
     scored = [replace(p, prompt_logprobs=1) for p in PARAMS]
     for _ in range(2):
         assert answers(engine, PROMPTS, scored) == expected("llama")[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_drafts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a last token that is computed by itself, as any that decodes, there are none: what they would
+    see is not chosen yet."""
+    verify_all(monkeypatch)
+    known = [p + a[0] for p, a in zip(PROMPTS, expected(family)[0], strict=True)]
+
+    def make(runner: Runner) -> Drafter:
+        return Oracle(runner.rows, known, lambda index: index % 5 == 3)
+
+    for alone in (0, 1):  # tokens in the last chunk of the first prompt, and of the second
+        options = {"prefix_cache": False, "max_step_tokens": (17, 33)[alone], "max_rows": 1}
+        engine = tiny_engine(family, drafting=Given(make), **options)
+        for _ in range(2):  # the second time it is known how long steps take
+            assert answers(engine, PROMPTS, PARAMS) == expected(family)[0]
+        accepted = engine.runner.speculator.stats[0].num_accepted
+        assert accepted > 0 or family == "qwen3_next"
 
 
 @pytest.mark.parametrize("dtype", ["int8", "f32"])

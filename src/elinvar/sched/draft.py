@@ -58,9 +58,12 @@ class Draft:
 
     def leave_room(self, most: int) -> None:
         """For so many drafts behind each item, all of which decode, as far as blocks are free beyond
-        those that somebody may need in the next step: nobody has to go for a guess."""
+        those that somebody may need in the next step: nobody has to go for a guess. Nothing is drafted
+        behind a prompt of which the answer is to see a part that is not chosen yet."""
         kv, running = self.roster.kv, len(self.roster.running)
         for item, request in zip(self.plan.items, self.roster.planned, strict=True):
+            if request.reads_all:
+                continue
             end = min(request.num_tokens + most, request.max_total_tokens - 1)
             if end > request.kv.capacity and kv.num_free > running:
                 allocation = kv.prepare(request.kv, item.start, end)

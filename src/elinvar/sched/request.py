@@ -106,11 +106,15 @@ class Request:
         return len(self.token_ids)
 
     @property
+    def reads_all(self) -> bool:
+        """Its next tokens see the whole prompt, of which its answer will see a part."""
+        return self.sees_part and self.num_computed_tokens < self.num_prompt_tokens
+
+    @property
     def reach(self) -> int:
         """Where its next span ends at the latest: an answer that sees less than its prompt did is
         computed when that has been."""
-        amid_prompt = self.num_computed_tokens < self.num_prompt_tokens
-        return self.num_prompt_tokens if self.sees_part and amid_prompt else len(self.token_ids)
+        return self.num_prompt_tokens if self.reads_all else len(self.token_ids)
 
     @property
     def output_token_ids(self) -> list[int]:

@@ -94,13 +94,19 @@ def test_a_name_its_value_and_the_next_name(grammars: Grammars) -> None:
     assert guess(drafter, 0, len(prompt) + len(answer), 4).tokens == chain.tokens[:4]
 
 
-def test_a_row_is_drafted_for_once(grammars: Grammars) -> None:
-    """Who looks ahead asks the other drafter, which has no more to say then; alone it speaks for itself."""
+def both(grammars: Grammars) -> tuple[Rows, bytes, ForcedDrafter, SuffixDrafter, int]:
+    """Who look ahead through a grammar and in the text, amid a word that the prompt has."""
     rows, prompt = rows_for(2), b'"one two" '
     drafter = forced_of(grammars, rows, {"type": "string"}, prompt)
-    suffix, known = drafter._suffix, len(prompt) + 2
-    assert suffix is not None
+    known = len(prompt) + 2
     rows.token_ids[0, len(prompt) : known] = list(b'"o')
+    assert drafter._suffix is not None
+    return rows, prompt, drafter, drafter._suffix, known
+
+
+def test_a_row_is_drafted_for_once(grammars: Grammars) -> None:
+    """Who looks ahead asks the other drafter, which has no more to say then; alone it speaks for itself."""
+    rows, prompt, drafter, suffix, known = both(grammars)
     alone = guess(suffix, 0, known, 6).tokens
     assert alone == list(b"ne two")
     assert guess(drafter, 0, known, 6).tokens == alone
@@ -116,11 +122,7 @@ def test_a_row_is_drafted_for_once(grammars: Grammars) -> None:
 
 
 def test_where_drafts_are_dear_the_other_speaks(grammars: Grammars) -> None:
-    rows, prompt = rows_for(1), b'"one two" '
-    drafter = forced_of(grammars, rows, {"type": "string"}, prompt)
-    suffix, known = drafter._suffix, len(prompt) + 2
-    assert suffix is not None
-    rows.token_ids[0, len(prompt) : known] = list(b'"o')
+    rows, prompt, drafter, suffix, known = both(grammars)
     assert guess(drafter, 0, known, 6, least=1.1 * DEAR).tokens == []
     assert guess(suffix, 0, known, 6, least=1.1 * DEAR).tokens == list(b"ne two")
     assert guess(drafter, 0, known, 6, least=0.9 * DEAR).tokens == list(b"ne two")

@@ -4,10 +4,11 @@ kind that a step treats in its own way."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -38,6 +39,8 @@ KINDS: list[dict[str, Any]] = [
     {"temperature": 0, "logprobs": 3},
     {"top_p": 0.9, "stop": ("a",), "logprobs": 0},
 ]
+WAITED_FOR = 4, 5
+"""Nothing begins ahead of their tokens."""
 PARAMS = [
     SamplingParams(**{"seed": i, "max_tokens": 36, "ignore_eos": True, **kind})
     for i, kind in enumerate(KINDS)
@@ -67,7 +70,7 @@ def asked_of(engine: Engine) -> list[SamplingParams]:
 def answered(
     engine: Engine, prompts: Sequence[list[int]], params: Sequence[SamplingParams], rng: Random
 ) -> Answers:
-    """They come one after the other, and now and then one has to go for a while."""
+    """They come by and by, and now and then one has to go for a while."""
     waiting = list(zip(prompts, params, strict=True))
     builders: dict[str, CompletionBuilder] = {}
     done: dict[str, tuple[Any, ...]] = {}
@@ -76,22 +79,36 @@ def answered(
             ids, one = waiting.pop(0)
             builders[engine.add(ids, one)] = CompletionBuilder(ids)
         for delta in engine.step():
-            if one := builders[delta.request_id].push(delta):
-                done[delta.request_id] = one.token_ids, one.logprobs, one.prompt_logprobs, one.text
+            if end := builders[delta.request_id].push(delta):
+                done[delta.request_id] = end.token_ids, end.logprobs, end.prompt_logprobs, end.text
         running = [i for i in builders if i not in done]
-        if running and rng.random() < 0.05:
+        if running and rng.random() < 0.1:
             engine.scheduler.preempt(rng.choice(running))
         engine.scheduler.check()
     return [done[i] for i in builders]
 
 
-def decide_by(rng: Random, monkeypatch: pytest.MonkeyPatch) -> None:
+class Calm(Random):
+    """Nothing happens."""
+
+    def random(self) -> float:
+        return 1.0
+
+
+def decide_by(rng: Random, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often what was decided."""
+    count: Counter[str] = Counter()
+
     def best(chains: dict[int, Any], rows: int, seconds: Sequence[float]) -> dict[int, int]:
+        if rng.random() < 0.4:
+            return {}
         counts = {i: rng.randint(0, len(chain.chances)) for i, chain in chains.items()}
-        return {i: count for i, count in counts.items() if count}
+        return {i: many for i, many in counts.items() if many}
 
     def reach(self: Chunks, limit: float | None, num_tokens: int, first: int) -> int:
-        return self.num_layers if limit is None else rng.randint(first + 1, self.num_layers)
+        end = self.num_layers if limit is None else rng.randint(first + 1, self.num_layers)
+        count["steps that end amid the layers"] += end < self.num_layers
+        return end
 
     verify_all(monkeypatch)
     monkeypatch.setattr(speculation, "_best", best)
@@ -105,6 +122,7 @@ def decide_by(rng: Random, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name, decision in decided.items():
         monkeypatch.setattr(Chunks, name, decision)
+    return count
 
 
 _alone: dict[str, Answers] = {}
@@ -114,7 +132,7 @@ def expected(family: str) -> Answers:
     if family not in _alone:
         engine = tiny_engine(family, prefix_cache=False, speculation="off")
         asked = zip(PROMPTS, asked_of(engine), strict=True)
-        _alone[family] = [answered(engine, [p], [s], Random(1.0))[0] for p, s in asked]
+        _alone[family] = [answered(engine, [p], [s], Calm())[0] for p, s in asked]
     return _alone[family]
 
 
@@ -129,16 +147,24 @@ def expected(family: str) -> Answers:
 )
 def test_whatever_clocks_say(family: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     want, rng = expected(family), Random(seed)
-    decide_by(rng, monkeypatch)
+    count = decide_by(rng, monkeypatch)
     known = [p + a[0] for p, a in zip(PROMPTS, want, strict=True)]
 
     def make(runner: Runner) -> Drafter:
         return Oracle(runner.rows, known, lambda index: rng.random() < 0.2)
 
-    ops: Any = LateOps() if seed % 2 else None
-    engine = tiny_engine(family, ops=ops, drafting=Given(make), **OPTIONS[seed])
+    late = LateOps()
+    engine = tiny_engine(
+        family, ops=cast("Any", late if seed % 2 else None), drafting=Given(make), **OPTIONS[seed]
+    )
     params = asked_of(engine)
+    asked = [i for i in range(len(PROMPTS)) if seed % 2 == 0 or i not in WAITED_FOR]
     for _ in range(2):
-        order = rng.sample(range(len(PROMPTS)), len(PROMPTS))
+        order = rng.sample(asked, len(asked))
         found = answered(engine, [PROMPTS[i] for i in order], [params[i] for i in order], rng)
         assert found == [want[i] for i in order]
+    assert count["steps that end amid the layers"] > 0 < engine.metrics.preemptions
+    if not engine.scheduler.kv.has_states:
+        [stats] = engine.runner.speculator.stats
+        assert stats.num_drafted > stats.num_accepted > 0
+        assert (late.num_ahead > 0) == bool(seed % 2)

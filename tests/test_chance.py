@@ -49,7 +49,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"max_step_tokens": 33},
     {"prefix_cache": False, "max_rows": 3},
     {"max_step_tokens": 70, "num_blocks": 24, "max_context": 400},
-    {"prefix_cache": False, "max_step_tokens": 48, "max_rows": 6},
+    {"prefix_cache": False, "max_step_tokens": 48, "max_rows": 2},
 ]
 OFTEN = "llama", "gemma3", "qwen3_next", "deepseek"
 """Full attention alone, beside windows, beside recurrent states, over latents."""
@@ -95,12 +95,12 @@ class Calm(Random):
         return 1.0
 
 
-def decide_by(rng: Random, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often what was decided."""
+def decide_by(rng: Random, plain: float, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often what was decided. plain: share of the steps for which drafts promise nothing."""
     count: Counter[str] = Counter()
 
     def best(chains: dict[int, Any], rows: int, seconds: Sequence[float]) -> dict[int, int]:
-        if rng.random() < 0.4:
+        if rng.random() < plain:
             return {}
         counts = {i: rng.randint(0, len(chain.chances)) for i, chain in chains.items()}
         return {i: many for i, many in counts.items() if many}
@@ -110,12 +110,15 @@ def decide_by(rng: Random, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         count["steps that end amid the layers"] += end < self.num_layers
         return end
 
+    def in_wave(self: Chunks, limit: float) -> int:
+        return int(limit) if rng.random() < 0.7 else rng.randint(1, 300)
+
     verify_all(monkeypatch)
     monkeypatch.setattr(speculation, "_best", best)
     limits = None, 0, 1, 2, 3, 7, 16, 33, 50, 200
     decided: dict[str, Callable[..., Any]] = {
         "limit": lambda *rest: rng.choice(limits),
-        "in_wave": lambda self, limit: rng.choice([int(limit), rng.randint(1, 300)]),
+        "in_wave": in_wave,
         "reach": reach,
         "beside_first": lambda *rest: rng.choice([None, 1, 5, 50]),
         "knows_quiet": lambda *rest: rng.random() < 0.8,
@@ -147,7 +150,8 @@ def expected(family: str) -> Answers:
 )
 def test_whatever_clocks_say(family: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     want, rng = expected(family), Random(seed)
-    count = decide_by(rng, monkeypatch)
+    is_late = bool(seed % 2)
+    count = decide_by(rng, 0.7 if is_late else 0.25, monkeypatch)
     known = [p + a[0] for p, a in zip(PROMPTS, want, strict=True)]
 
     def make(runner: Runner) -> Drafter:
@@ -155,10 +159,10 @@ def test_whatever_clocks_say(family: str, seed: int, monkeypatch: pytest.MonkeyP
 
     late = LateOps()
     engine = tiny_engine(
-        family, ops=cast("Any", late if seed % 2 else None), drafting=Given(make), **OPTIONS[seed]
+        family, ops=cast("Any", late if is_late else None), drafting=Given(make), **OPTIONS[seed]
     )
     params = asked_of(engine)
-    asked = [i for i in range(len(PROMPTS)) if seed % 2 == 0 or i not in WAITED_FOR]
+    asked = [i for i in range(len(PROMPTS)) if not is_late or i not in WAITED_FOR]
     for _ in range(2):
         order = rng.sample(asked, len(asked))
         found = answered(engine, [PROMPTS[i] for i in order], [params[i] for i in order], rng)
@@ -167,4 +171,4 @@ def test_whatever_clocks_say(family: str, seed: int, monkeypatch: pytest.MonkeyP
     if not engine.scheduler.kv.has_states:
         [stats] = engine.runner.speculator.stats
         assert stats.num_drafted > stats.num_accepted > 0
-        assert (late.num_ahead > 0) == bool(seed % 2)
+        assert (late.num_ahead > 0) == is_late

@@ -210,8 +210,8 @@ def test_drafts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(runner: Runner) -> Drafter:
         return Oracle(runner.rows, known, lambda index: index % 5 == 3)
 
-    for alone in (0, 1):  # tokens in the last chunk of the first prompt, and of the second
-        options = {"prefix_cache": False, "max_step_tokens": (17, 33)[alone], "max_rows": 1}
+    for chunk in (17, 33):  # they leave one token of the first prompt, and one of the second
+        options = {"prefix_cache": False, "max_step_tokens": chunk, "max_rows": 1}
         engine = tiny_engine(family, drafting=Given(make), **options)
         for _ in range(2):  # the second time it is known how long steps take
             assert answers(engine, PROMPTS, PARAMS) == expected(family)[0]
